@@ -1,0 +1,131 @@
+//! The two traits: [`Hypervisor`] boots, [`Vm`] is what runs then.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use kata_channel::ChannelStream;
+
+use crate::{Capabilities, Console, VmSpec};
+
+/// Boots virtual machines of one kind.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + fmt::Debug {
+    /// The driver's name as in the configuration: `qemu`, `clh`, ….
+    fn name(&self) -> &'static str;
+
+    /// What this driver can do on this host. Pure: no side effects, the same answer every time.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Starts the VMM and returns when it has said hello on its control channel; the guest is then running its first
+    /// instructions. The file servers of `spec.shares` must be listening. On error nothing of the VM is left.
+    ///
+    /// The VMM is a child of the calling thread and dies with it (`PR_SET_PDEATHSIG`, prctl(2)), so call this from the thread that
+    /// lives as long as the sandbox does.
+    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError>;
+}
+
+/// A virtual machine that has been started. All methods may be called from several tasks and after the VM's end.
+#[async_trait]
+pub trait Vm: Send + Sync + fmt::Debug {
+    /// The VMM's process id on the host.
+    fn pid(&self) -> u32;
+
+    /// The guest's console.
+    fn console(&self) -> Console;
+
+    /// The last lines that the VMM itself wrote to its stderr, oldest first; empty when it wrote none.
+    fn stderr(&self) -> Vec<String>;
+
+    /// Opens a stream to `port` of the guest. Resolves when the guest has accepted it, however long that takes: whoever calls
+    /// bounds it with the boot stage's deadline and with [`Vm::exited`].
+    async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError>;
+
+    /// Resolves when the VMM process has ended and been reaped, with how it ended; at once if it already has.
+    async fn exited(&self) -> VmExit;
+
+    /// Stops the guest's CPUs. Refused with [`HypervisorError::Unsupported`] where [`Capabilities::pause`] is false.
+    async fn pause(&self) -> Result<(), HypervisorError>;
+
+    /// Lets the guest's CPUs run again after [`Vm::pause`].
+    async fn resume(&self) -> Result<(), HypervisorError>;
+
+    /// Ends the VM without asking the guest, and returns when the VMM is gone and reaped. May be repeated.
+    async fn stop(&self);
+}
+
+/// How a VMM process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmExit {
+    /// The process's exit code, or `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+    /// Why, as far as the VMM said so on its control channel (`guest-panic`, `guest-shutdown`, …).
+    pub reason: Option<String>,
+}
+
+impl fmt::Display for VmExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.signal, self.code) {
+            (Some(signal), _) => write!(f, "killed by signal {signal}")?,
+            (None, Some(code)) => write!(f, "exited with status {code}")?,
+            (None, None) => f.write_str("ended")?,
+        }
+        match &self.reason {
+            Some(reason) => write!(f, " ({reason})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a driver could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HypervisorError {
+    /// The VMM's program could not be run at all.
+    #[error("cannot start the hypervisor {program}; install it or set `path` in the configuration")]
+    Spawn {
+        /// The program as configured.
+        program: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The VMM ended before it said hello.
+    #[error("the hypervisor {program} {exit} before the guest could start: {stderr}")]
+    Died {
+        /// The program as configured.
+        program: String,
+        /// How it ended.
+        exit: VmExit,
+        /// Its last words.
+        stderr: String,
+    },
+    /// Something on the host that the VM needs could not be set up.
+    #[error("cannot set up {what} for the VM")]
+    Setup {
+        /// What: a socket, a memory file, ….
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The control channel broke or the VMM refused a command.
+    #[error("the hypervisor refused `{command}`: {reason}")]
+    Control {
+        /// The command.
+        command: &'static str,
+        /// The VMM's words.
+        reason: String,
+    },
+    /// The channel to the guest broke.
+    #[error("the channel to the guest's agent is closed")]
+    ChannelClosed,
+    /// The driver cannot do it.
+    #[error("the {driver} driver does not support {what}")]
+    Unsupported {
+        /// The driver's name.
+        driver: &'static str,
+        /// What was asked.
+        what: &'static str,
+    },
+}
