@@ -1,1 +1,15 @@
-//! To be written.
+//! The one place where configuration, OCI spec and driver come together.
+//!
+//! A [`Runtime`] is a loaded configuration with the driver that it names. It turns a bundle into plans (plain data, decided without
+//! touching anything), which `kata-sandbox` then carries out. Everything that this version cannot do is refused here, before
+//! anything has started.
+
+mod guest_spec;
+mod plan;
+mod role;
+mod runtime;
+
+pub use guest_spec::SpecError;
+pub use plan::RUN_DIR;
+pub use role::{ContainerRole, role_of};
+pub use runtime::{Runtime, RuntimeError};

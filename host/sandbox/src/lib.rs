@@ -1,1 +1,30 @@
-//! To be written.
+//! The sandbox: one virtual machine, the agent in it, and the containers that they run.
+//!
+//! [`Sandbox::boot`] takes a [`SandboxPlan`], in which everything has been decided, and brings the VM to the point where its
+//! agent answers. From then on the [`Sandbox`] owns the VM, the agent's channel, the shared directory and its file server, and
+//! the [`Ledger`] of processes. Callers ask; what happens by itself comes out through an [`EventSink`].
+//!
+//! ```text
+//!             boot                        stop, or the last container deleted
+//!   (plan) ─────────▶ up ──────────────────────────────────────────────▶ gone
+//!      │              │  VMM, file server or agent lost                    ▲
+//!      │ BootError    └───────────────▶ failed (every process: 137) ──────┘
+//!      ▼
+//!   (nothing left)
+//! ```
+
+mod boot;
+mod error;
+mod footprint;
+mod ledger;
+mod plan;
+mod process;
+mod sandbox;
+mod stdio;
+
+pub use error::{BootError, BootStage, SandboxError};
+pub use footprint::{Footprint, FootprintError, sweep};
+pub use ledger::{Exit, Ledger, ProcessKey, Refusal, Status};
+pub use plan::{ContainerPlan, Deadlines, SandboxPlan};
+pub use sandbox::Sandbox;
+pub use stdio::{AttachedStdio, EventSink, GuestProcess, SandboxEvent, Stdio};

@@ -1,1 +1,27 @@
-//! To be written.
+//! What a container sees of the host's files, as plain data and mounts.
+//!
+//! ```text
+//!   containerd's rootfs mounts ──mount_rootfs──▶ <bundle>/rootfs ──Share::add_rootfs──▶ <shared>/<cid>/rootfs ─┐
+//!   OCI spec ──plan_mounts──▶ GuestMounts ──┬─ host_binds ──Share::add_mount──▶ <shared>/<cid>/mounts/<n> ─────┤
+//!                                           └─ everything else: made by the guest itself                      ▼
+//!                                                                   FileServer: <shared> read-only, jailed ──▶ VM
+//! ```
+//!
+//! All mounts live in the mount namespace of the calling process, which must be a private one
+//! ([`kata_linux::mount::unshare_mount_namespace`]): they vanish with the last process in it, however that ended.
+//!
+//! The guest is not trusted, and everything below a shared mount is the guest's to change. So the host never resolves a path
+//! there: it acts on file descriptors of the [`Share`]'s own directories, which the guest sees but cannot write to.
+
+mod error;
+mod plan;
+mod rootfs;
+mod server;
+mod share;
+mod source;
+
+pub use error::StorageError;
+pub use plan::{GuestMounts, HostBind, plan_mounts};
+pub use rootfs::{RootfsMount, mount_rootfs};
+pub use server::{FileServer, FileServerSpec};
+pub use share::{GUEST_SHARE, Share};

@@ -1,1 +1,22 @@
-//! To be written.
+//! containerd's Task API for one sandbox: what the shim serves, and what is left to do when the shim is dead.
+//!
+//! [`serve`] answers requests until the engine says shut down; [`cleanup`] removes what a killed shim left behind.
+//!
+//! ```text
+//!   ttrpc ─▶ service (one method each) ─▶ owner (sandbox, records) ─▶ kata-sandbox
+//!                                            ▲   │ stdio: fifos, files, log programs
+//!   containerd ◀─ events (queue, retry) ─────┘   ▼
+//! ```
+
+mod adapter;
+mod error;
+mod events;
+mod metrics;
+mod owner;
+mod processes;
+mod serve;
+mod service;
+mod stdio;
+mod times;
+
+pub use serve::{ServeOptions, cleanup, serve};

@@ -1,1 +1,29 @@
-//! To be written.
+//! Builds what a guest boots from a distribution's kernel package: an initrd with the agent and
+//! the modules that a container guest needs, and the kernel in the form that boots fastest.
+//!
+//! ```text
+//!  kernel.deb --package--> release, vmlinuz, modules, list of built-ins
+//!                            |          |
+//!                         kernel     modules (which, in which order)
+//!                            |          |
+//!                         vmlinux    initrd <-- the agent
+//!                                       |
+//!                                     cpio
+//! ```
+//!
+//! Nothing here needs root, and the same input gives the same bytes.
+
+mod apt;
+mod compression;
+mod cpio;
+mod initrd;
+mod kernel;
+mod modinfo;
+mod modules;
+mod package;
+
+pub use apt::{FetchError, fetch_kernel_package};
+pub use initrd::{InitrdError, build_initrd};
+pub use kernel::{KernelError, extract_vmlinux};
+pub use modules::{GUEST_MODULES, ModuleError};
+pub use package::{KernelPackage, PackageError};

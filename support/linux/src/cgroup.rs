@@ -1,1 +1,343 @@
-//! To be written.
+//! One group of processes in every cgroup hierarchy of the host: v2 alone, v1 alone, or both side by side.
+//!
+//! The group is only for membership (accounting, and finding every process again); limits are set where the
+//! workload runs. Sources: cgroups(7), Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use thiserror::Error;
+
+/// Why a cgroup could not be used.
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    /// The path is empty, or climbs out of the hierarchy.
+    #[error(
+        "`{0}` is not a usable cgroup path; give an absolute one without `..`, or slice:prefix:name"
+    )]
+    Path(String),
+    /// A file or directory of the hierarchy refused.
+    #[error("cannot {action} cgroup {path}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which directory or file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// One mounted cgroup hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hierarchy {
+    mount_point: PathBuf,
+    /// v1 controllers (`memory`, `name=systemd`, …); empty for v2.
+    controllers: Vec<String>,
+}
+
+/// The same cgroup in every hierarchy that is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostCgroup {
+    dirs: Vec<PathBuf>,
+}
+
+impl HostCgroup {
+    /// Makes the cgroup `path` in every mounted hierarchy, with its parents, and nothing in it. One that exists is taken
+    /// over. `path` is as in the OCI runtime spec's `cgroupsPath`: `/a/b`, or systemd's `slice:prefix:name`.
+    pub fn create(path: &str) -> Result<Self, CgroupError> {
+        let relative = relative_path(path)?;
+        let dirs = hierarchies()?
+            .into_iter()
+            .map(|one| make(&one, &relative))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { dirs })
+    }
+
+    /// The cgroup whose directories are already known, to enter or remove it; they need not exist.
+    #[must_use]
+    pub fn from_dirs(dirs: Vec<PathBuf>) -> Self {
+        Self { dirs }
+    }
+
+    /// Its directories, one a hierarchy.
+    #[must_use]
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+
+    /// Moves the calling process with all its threads into the cgroup; children that it starts from now on are born there.
+    pub fn enter(&self) -> Result<(), CgroupError> {
+        self.dirs.iter().try_for_each(|dir| join(dir))
+    }
+
+    /// Removes the cgroup from every hierarchy. One that is gone already is fine; one that still has processes is an
+    /// error, after the others have been removed.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        let mut result = Ok(());
+        for dir in &self.dirs {
+            match fs::remove_dir(dir) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    result = Err(CgroupError::Io { action: "remove", path: dir.clone(), source });
+                }
+                _ => {}
+            }
+        }
+        result
+    }
+
+    /// The ids of all processes that are in it now.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let mut pids: Vec<u32> = self
+            .dirs
+            .iter()
+            .filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok())
+            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+}
+
+/// Where a process was before it entered another cgroup.
+#[derive(Debug, Clone)]
+pub struct Membership(Vec<PathBuf>);
+
+impl Membership {
+    /// The cgroups of the calling process now.
+    pub fn of_this_process() -> Result<Self, CgroupError> {
+        let path = PathBuf::from("/proc/self/cgroup");
+        let text = fs::read_to_string(&path).map_err(|source| CgroupError::Io {
+            action: "read",
+            path,
+            source,
+        })?;
+        Ok(Self(membership_dirs(&text, &hierarchies()?)))
+    }
+
+    /// Moves the calling process back there.
+    pub fn restore(&self) -> Result<(), CgroupError> {
+        self.0.iter().try_for_each(|dir| join(dir))
+    }
+}
+
+/// Whether the host's cgroups are v2 alone (the unified hierarchy at `/sys/fs/cgroup`).
+#[must_use]
+pub fn is_unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+fn join(dir: &Path) -> Result<(), CgroupError> {
+    let path = dir.join("cgroup.procs");
+    fs::write(&path, "0").map_err(|source| CgroupError::Io { action: "join", path, source })
+}
+
+fn make(hierarchy: &Hierarchy, relative: &Path) -> Result<PathBuf, CgroupError> {
+    let is_cpuset = hierarchy.controllers.iter().any(|name| name == "cpuset");
+    let mut dir = hierarchy.mount_point.clone();
+    for component in relative.components() {
+        let parent = dir.clone();
+        dir.push(component);
+        match fs::create_dir(&dir) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(CgroupError::Io { action: "create", path: dir, source });
+            }
+            _ => {}
+        }
+        if is_cpuset {
+            inherit_cpuset(&parent, &dir)?;
+        }
+    }
+    Ok(dir)
+}
+
+/// A v1 cpuset is born empty and refuses every process until it has processors and memory nodes.
+fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), CgroupError> {
+    for (file, prefixed) in [("cpus", "cpuset.cpus"), ("mems", "cpuset.mems")] {
+        // A hierarchy mounted with `noprefix` calls them by the short name.
+        let name = if dir.join(prefixed).exists() { prefixed } else { file };
+        let path = dir.join(name);
+        let read = |path: &Path| {
+            fs::read_to_string(path).map_err(|source| CgroupError::Io {
+                action: "read",
+                path: path.to_owned(),
+                source,
+            })
+        };
+        if read(&path)?.trim().is_empty() {
+            let inherited = read(&parent.join(name))?;
+            fs::write(&path, inherited.trim()).map_err(|source| CgroupError::Io {
+                action: "set up",
+                path,
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn hierarchies() -> Result<Vec<Hierarchy>, CgroupError> {
+    let path = PathBuf::from("/proc/self/mountinfo");
+    let text = fs::read_to_string(&path).map_err(|source| CgroupError::Io {
+        action: "read",
+        path,
+        source,
+    })?;
+    Ok(parse_hierarchies(&text))
+}
+
+/// The cgroup mounts of a mountinfo text (proc_pid_mountinfo(5)), the first mount of each hierarchy.
+fn parse_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let mut tail = after.split(' ');
+        let (Some(fstype), Some(options)) = (tail.next(), tail.nth(1)) else { continue };
+        let Some(mount_point) = before.split(' ').nth(4) else { continue };
+        let controllers = match fstype {
+            "cgroup2" => Vec::new(),
+            "cgroup" => controllers_of(options),
+            _ => continue,
+        };
+        if found.iter().all(|known| known.controllers != controllers) {
+            found.push(Hierarchy { mount_point: PathBuf::from(mount_point), controllers });
+        }
+    }
+    found
+}
+
+/// The controllers among a v1 mount's super block options.
+fn controllers_of(options: &str) -> Vec<String> {
+    const NOT_CONTROLLERS: [&str; 5] = ["rw", "ro", "clone_children", "xattr", "noprefix"];
+    let mut controllers: Vec<String> = options
+        .split(',')
+        .filter(|option| !NOT_CONTROLLERS.contains(option) && !option.starts_with("release_agent="))
+        .map(str::to_owned)
+        .collect();
+    controllers.sort();
+    controllers
+}
+
+/// The directories that a `/proc/PID/cgroup` text names (cgroups(7)), as far as they are mounted.
+fn membership_dirs(text: &str, hierarchies: &[Hierarchy]) -> Vec<PathBuf> {
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            let mut controllers: Vec<&str> =
+                controllers.split(',').filter(|name| !name.is_empty()).collect();
+            controllers.sort_unstable();
+            let hierarchy = hierarchies.iter().find(|one| one.controllers == controllers)?;
+            Some(hierarchy.mount_point.join(path.trim_start_matches('/')))
+        })
+        .collect()
+}
+
+/// `cgroupsPath` as a path below the hierarchy's root.
+fn relative_path(path: &str) -> Result<PathBuf, CgroupError> {
+    let refused = || CgroupError::Path(path.to_owned());
+    let expanded = match path.split(':').collect::<Vec<_>>()[..] {
+        [plain] => PathBuf::from(plain.trim_start_matches('/')),
+        [slice, prefix, name] => {
+            slice_path(slice).ok_or_else(refused)?.join(scope_name(prefix, name))
+        }
+        _ => return Err(refused()),
+    };
+    let is_plain = expanded.components().all(|part| matches!(part, Component::Normal(_)));
+    if expanded.as_os_str().is_empty() || !is_plain { Err(refused()) } else { Ok(expanded) }
+}
+
+fn scope_name(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") }
+}
+
+/// `a-b.slice` lives in `a.slice/a-b.slice` (systemd.slice(5)); an empty slice is `system.slice`.
+fn slice_path(slice: &str) -> Option<PathBuf> {
+    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let name = slice.strip_suffix(".slice")?;
+    if name == "-" {
+        return Some(PathBuf::new());
+    }
+    let mut path = PathBuf::new();
+    let mut prefix = String::new();
+    for part in name.split('-') {
+        if part.is_empty() || part.contains('/') {
+            return None;
+        }
+        if !prefix.is_empty() {
+            prefix.push('-');
+        }
+        prefix.push_str(part);
+        path.push(format!("{prefix}.slice"));
+    }
+    Some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+25 24 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+26 25 0:23 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+27 25 0:24 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpuacct,cpu
+28 25 0:25 / /sys/fs/cgroup/unified rw,relatime - cgroup2 none rw
+29 25 0:26 / /elsewhere rw,relatime - cgroup cgroup rw,memory";
+
+    #[test]
+    fn hierarchies_are_found_once_each() {
+        let found = parse_hierarchies(HYBRID);
+        let points: Vec<_> = found.iter().map(|one| one.mount_point.to_str().unwrap()).collect();
+        assert_eq!(
+            points,
+            ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/unified"]
+        );
+    }
+
+    #[test]
+    fn membership_finds_each_hierarchy_by_its_controllers() {
+        let dirs = membership_dirs(
+            "3:cpu,cpuacct:/a\n2:memory:/\n0::/b/c\n9:pids:/x",
+            &parse_hierarchies(HYBRID),
+        );
+        let dirs: Vec<_> = dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
+        assert_eq!(
+            dirs,
+            [
+                "/sys/fs/cgroup/cpu,cpuacct/a",
+                "/sys/fs/cgroup/memory/",
+                "/sys/fs/cgroup/unified/b/c"
+            ]
+        );
+    }
+
+    #[test]
+    fn cgroup_paths_stay_below_the_root() {
+        assert_eq!(relative_path("/default/c1").unwrap(), Path::new("default/c1"));
+        assert_eq!(
+            relative_path("machine-kata.slice:cri:c1").unwrap(),
+            Path::new("machine.slice/machine-kata.slice/cri-c1.scope")
+        );
+        for bad in ["", "/", "/a/../b", "a:b", "a--b.slice:x:y", "s.slice:../x:y"] {
+            assert!(relative_path(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cgroup_is_made_entered_and_removed() {
+        let path = format!("/kata-test-{}", std::process::id());
+        let before = Membership::of_this_process().unwrap();
+        let cgroup = HostCgroup::create(&path).unwrap();
+        cgroup.enter().unwrap();
+        assert!(cgroup.processes().contains(&std::process::id()));
+        before.restore().unwrap();
+        assert!(cgroup.processes().is_empty());
+        cgroup.remove().unwrap();
+        cgroup.remove().unwrap();
+        assert!(cgroup.dirs().iter().all(|dir| !dir.exists()));
+    }
+}

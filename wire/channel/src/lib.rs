@@ -1,9 +1,48 @@
-//! To be written: yamux over one serial port, hybrid-vsock handshake. Contract:
+//! How host and guest reach each other: one `dial(port)`, one `accept()`, whatever carries the bytes.
+//!
+//! Where there is no vsock, one virtio-serial port carries many streams through [yamux]. The host is yamux's client and opens every
+//! stream, the guest is its server. A stream begins with the handshake of hybrid vsock ([`handshake`]), so that a dialler for
+//! Firecracker's and Cloud Hypervisor's unix sockets speaks the same words.
+//!
+//! ```text
+//!  host                                         guest
+//!  SerialDialer::dial(1024) ── CONNECT 1024\n ─▶ SerialListener::accept() -> PendingStream { port: 1024 }
+//!        Ok(ChannelStream) ◀─────── OK 1024\n ── PendingStream::accept() -> ChannelStream
+//!             Err(Refused) ◀── closed ────────── PendingStream::refuse()
+//! ```
+//!
+//! Neither side trusts the other with its memory: streams, windows and line lengths have limits ([`MAX_STREAMS`]).
+//!
+//! [yamux]: https://github.com/hashicorp/yamux/blob/master/spec.md
+
+mod dial;
+mod error;
+pub mod handshake;
+mod listen;
+mod mux;
+
 use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use dial::SerialDialer;
+pub use error::ChannelError;
+pub use listen::{PendingStream, SerialListener};
+pub use mux::MAX_STREAMS;
+
+/// The name of the virtio-serial port that carries the channel, as the guest finds it in `/sys/class/virtio-ports/*/name`.
+pub const SERIAL_PORT_NAME: &str = "agent.channel.0";
+
+/// The port on which the agent serves ttrpc.
+pub const AGENT_PORT: u32 = 1024;
+/// The port on which the agent hands out its log.
+pub const LOG_PORT: u32 = 1025;
+/// The port on which the agent offers a shell, where the administrator allowed one.
+pub const DEBUG_CONSOLE_PORT: u32 = 1026;
 
 /// Anything that can carry a ttrpc connection.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
 
-/// One byte stream between host and guest.
+/// One byte stream between host and guest. Shutting its writing half down is seen by the other side as the end of the
+/// file, while the other direction stays open. Dropping it without a shutdown aborts both directions; what was written
+/// before still arrives.
 pub type ChannelStream = Box<dyn Duplex>;

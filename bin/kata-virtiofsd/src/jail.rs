@@ -1,0 +1,140 @@
+//! The walls around the server. The guest speaks to it in raw FUSE requests, so it is taken to be lost: what is left then
+//! is a process without network, without privileges over the host's processes, that sees no file but the shared ones.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use kata_linux::mount::{DetachedMount, MountAttributes, Propagation, unshare_mount_namespace};
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use rustix::process::{Signal, getpid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
+
+use crate::options::{Sandbox, Seccomp};
+
+/// What is seen from inside.
+#[derive(Debug)]
+pub(crate) struct View {
+    /// The shared directory.
+    pub(crate) root: PathBuf,
+    /// The process's own `/proc/self/fd`, a mount of its own from which no way leads up.
+    pub(crate) proc_self_fd: File,
+}
+
+/// All that acting on behalf of the guest's users takes. `DAC_READ_SEARCH` is left out on purpose: with it, a file could be
+/// opened by its handle wherever it is (open_by_handle_at(2)).
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP);
+
+/// Asks the kernel to kill this process when the thread that started it ends.
+pub(crate) fn die_with_parent() -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("cannot tie its life to its parent's")
+}
+
+/// Shuts the process in as told. The process must have one thread only.
+pub(crate) fn enter(sandbox: Sandbox, shared_dir: &Path, readonly: bool) -> anyhow::Result<View> {
+    let shared = open_directory(shared_dir)?;
+    let proc_self_fd = open_directory(Path::new("/proc/self/fd"))?;
+    let own_fds = |proc_self_fd: &File| {
+        DetachedMount::clone_of(proc_self_fd, false).map(DetachedMount::into_root).context("cannot cut /proc/self/fd out")
+    };
+    match sandbox {
+        Sandbox::Namespace => {
+            if getpid() != rustix::process::Pid::INIT {
+                bail!(
+                    "it is not process 1 of a PID namespace; start it with `unshare --pid --fork`, or use --sandbox=chroot"
+                );
+            }
+            // Another mount namespace has other mounts: what was opened in the old one cannot be copied in the new.
+            drop((shared, proc_self_fd));
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)
+                .context("cannot leave the host's network")?;
+            unshare_mount_namespace()?;
+            let own_fds = own_fds(&open_directory(Path::new("/proc/self/fd"))?)?;
+            keep_only(shared_dir, readonly)?;
+            Ok(View { root: "/".into(), proc_self_fd: own_fds.into() })
+        }
+        Sandbox::Chroot => {
+            let own_fds = own_fds(&proc_self_fd)?;
+            rustix::process::fchdir(&shared).context("cannot change to it")?;
+            rustix::process::chroot(".").context("cannot make it the root directory")?;
+            Ok(View { root: "/".into(), proc_self_fd: own_fds.into() })
+        }
+        Sandbox::None => Ok(View { root: shared_dir.to_owned(), proc_self_fd }),
+    }
+}
+
+/// Makes the directory the root of this mount namespace and lets go of all other mounts. It stays a slave of the original: what
+/// is mounted there later appears here too.
+fn keep_only(shared_dir: &Path, readonly: bool) -> anyhow::Result<()> {
+    let target = open_directory(shared_dir)?;
+    let tree = DetachedMount::clone_of(&target, true).context("cannot copy its mounts")?;
+    let attributes = MountAttributes {
+        readonly,
+        nosuid: true,
+        nodev: true,
+        noexec: true,
+        propagation: Some(Propagation::Slave),
+    };
+    tree.set(attributes).context("cannot restrict its mounts")?;
+    let root = tree.attach(&target).context("cannot put its mounts in place")?;
+    rustix::process::fchdir(root.as_fd()).context("cannot change to it")?;
+    // With both the same, the old root ends up on top of the new one (pivot_root(2)), and is what `.` unmounts.
+    rustix::process::pivot_root(".", ".").context("cannot make it the root directory")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).context("cannot let go of the host's mounts")?;
+    rustix::process::chdir("/").context("cannot change to its root directory")
+}
+
+/// Leaves the process, and whatever it may become, with nothing but [`CAPABILITIES`] and without supplementary groups.
+pub(crate) fn drop_capabilities() -> anyhow::Result<()> {
+    nix::unistd::setgroups(&[]).context("cannot leave its supplementary groups; it must be started as root")?;
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if CAPABILITIES.contains(capability) {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // The first number that this kernel has no capability for.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno).context("cannot drop capabilities for good"),
+        }
+    }
+    rustix::thread::clear_ambient_capability_set().context("cannot clear ambient capabilities")?;
+    let sets = CapabilitySets {
+        effective: CAPABILITIES,
+        permitted: CAPABILITIES,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets).context("cannot drop capabilities")?;
+    rustix::thread::set_no_new_privs(true).context("cannot give new privileges up")
+}
+
+/// Restricts the process to the system calls that serving files takes.
+pub(crate) fn filter_system_calls(seccomp: Seccomp) -> anyhow::Result<()> {
+    let action = match seccomp {
+        Seccomp::Kill => SeccompAction::Kill,
+        Seccomp::Log => SeccompAction::Log,
+        Seccomp::None => return Ok(()),
+    };
+    enable_seccomp(action, false).context("cannot filter system calls")
+}
+
+fn open_directory(path: &Path) -> anyhow::Result<File> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .map(File::from)
+        .with_context(|| format!("cannot open directory {}", path.display()))
+}

@@ -1,0 +1,182 @@
+//! What the specification's resources, which speak cgroup version 1, mean in version 2's files.
+
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice,
+};
+
+/// A value for a file of the group.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) file: String,
+    pub(super) value: String,
+    /// Whether the file may be missing, since the value asks for no limit.
+    pub(super) optional: bool,
+}
+
+fn setting(file: &str, value: impl ToString) -> Setting {
+    let value = value.to_string();
+    let optional = value == "max";
+    Setting { file: file.to_owned(), value, optional }
+}
+
+/// Everything that `resources` asks for, in the order in which it can be written.
+pub(super) fn settings(resources: &LinuxResources) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    if let Some(memory) = resources.memory() {
+        memory_settings(memory, &mut settings);
+    }
+    if let Some(cpu) = resources.cpu() {
+        cpu_settings(cpu, &mut settings);
+    }
+    if let Some(pids) = resources.pids() {
+        match pids.limit() {
+            0 => {}
+            limit if limit < 0 => settings.push(setting("pids.max", "max")),
+            limit => settings.push(setting("pids.max", limit)),
+        }
+    }
+    if let Some(io) = resources.block_io() {
+        io_settings(io, &mut settings);
+    }
+    for limit in resources.hugepage_limits().iter().flatten() {
+        let file = format!("hugetlb.{}.max", limit.page_size());
+        settings.push(setting(&file, limit.limit()));
+    }
+    settings
+}
+
+/// The specification's swap is memory and swap together; version 2 counts swap alone. 0 is what an
+/// unset number looks like on the wire.
+fn memory_settings(memory: &LinuxMemory, settings: &mut Vec<Setting>) {
+    let limit = memory.limit().filter(|limit| *limit != 0);
+    match (memory.swap().filter(|swap| *swap != 0), limit) {
+        (Some(swap), _) if swap < 0 => settings.push(setting("memory.swap.max", "max")),
+        (Some(swap), Some(limit)) if limit > 0 => {
+            let mut alone = setting("memory.swap.max", swap.saturating_sub(limit).max(0));
+            // A kernel without swap accounting has no swap to give either.
+            alone.optional = true;
+            settings.push(alone);
+        }
+        _ => {}
+    }
+    if let Some(reservation) = memory.reservation().filter(|reservation| *reservation != 0) {
+        settings.push(setting("memory.low", or_max(reservation)));
+    }
+    if let Some(limit) = limit {
+        settings.push(setting("memory.max", or_max(limit)));
+    }
+}
+
+fn or_max(value: i64) -> String {
+    if value < 0 { "max".to_owned() } else { value.to_string() }
+}
+
+fn cpu_settings(cpu: &LinuxCpu, settings: &mut Vec<Setting>) {
+    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+        settings.push(setting("cpu.weight", weight_of_shares(shares)));
+    }
+    let quota = cpu.quota().filter(|quota| *quota != 0);
+    let period = cpu.period().filter(|period| *period != 0);
+    if quota.is_some() || period.is_some() {
+        let quota = quota.map_or("max".to_owned(), or_max);
+        // The kernel's own default.
+        let period = period.unwrap_or(100_000);
+        settings.push(setting("cpu.max", format!("{quota} {period}")));
+    }
+    for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+        if let Some(list) = list.as_deref().filter(|list| !list.is_empty()) {
+            settings.push(setting(file, list));
+        }
+    }
+}
+
+/// Maps shares 2..=262144 onto weights 1..=10000 in a straight line, as other runtimes do.
+fn weight_of_shares(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+fn io_settings(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
+    if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
+        let weight = 1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990;
+        settings.push(setting("io.weight", format!("default {weight}")));
+    }
+    for device in io.weight_device().iter().flatten() {
+        if let Some(weight) = device.weight().filter(|weight| *weight != 0) {
+            let weight = 1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990;
+            let value = format!("{}:{} {weight}", device.major(), device.minor());
+            settings.push(setting("io.weight", value));
+        }
+    }
+    let throttles: [(&str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
+        ("rbps", io.throttle_read_bps_device()),
+        ("wbps", io.throttle_write_bps_device()),
+        ("riops", io.throttle_read_iops_device()),
+        ("wiops", io.throttle_write_iops_device()),
+    ];
+    for (key, devices) in throttles {
+        for device in devices.iter().flatten() {
+            let rate = match device.rate() {
+                0 => "max".to_owned(),
+                rate => rate.to_string(),
+            };
+            let value = format!("{}:{} {key}={rate}", device.major(), device.minor());
+            settings.push(setting("io.max", value));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn settings_of(resources: serde_json::Value) -> Vec<(String, String)> {
+        let resources: LinuxResources = serde_json::from_value(resources).unwrap();
+        settings(&resources).into_iter().map(|setting| (setting.file, setting.value)).collect()
+    }
+
+    fn pair(file: &str, value: &str) -> (String, String) {
+        (file.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn settings_memory_swap_is_counted_alone() {
+        let settings = settings_of(json!({"memory": {"limit": 1000, "swap": 1500}}));
+        assert_eq!(settings, [pair("memory.swap.max", "500"), pair("memory.max", "1000")]);
+        let settings = settings_of(json!({"memory": {"limit": -1, "swap": -1}}));
+        assert_eq!(settings, [pair("memory.swap.max", "max"), pair("memory.max", "max")]);
+        assert_eq!(settings_of(json!({"memory": {"limit": 0, "swap": 0}})), []);
+    }
+
+    #[test]
+    fn settings_cpu_quota_and_period_share_a_file() {
+        let cpu = |cpu| settings_of(json!({"cpu": cpu}));
+        assert_eq!(cpu(json!({"quota": 50000, "period": 100_000})), [pair("cpu.max", "50000 100000")]);
+        assert_eq!(cpu(json!({"quota": -1})), [pair("cpu.max", "max 100000")]);
+        assert_eq!(cpu(json!({"shares": 1024})), [pair("cpu.weight", "39")]);
+        assert_eq!(cpu(json!({"cpus": "0-1", "mems": ""})), [pair("cpuset.cpus", "0-1")]);
+    }
+
+    #[test]
+    fn settings_pids_and_io() {
+        assert_eq!(settings_of(json!({"pids": {"limit": -1}})), [pair("pids.max", "max")]);
+        assert_eq!(settings_of(json!({"pids": {"limit": 7}})), [pair("pids.max", "7")]);
+        let io = json!({"blockIO": {"weight": 500,
+            "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}]}});
+        assert_eq!(
+            settings_of(io),
+            [pair("io.weight", "default 4950"), pair("io.max", "8:0 rbps=1024")]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn weight_is_in_the_kernels_range_and_monotonic(a: u64, b: u64) {
+            let (low, high) = (a.min(b), a.max(b));
+            prop_assert!((1..=10_000).contains(&weight_of_shares(a)));
+            prop_assert!(weight_of_shares(low) <= weight_of_shares(high));
+        }
+    }
+}

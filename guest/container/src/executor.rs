@@ -1,0 +1,86 @@
+//! What libcontainer calls in a container's init, in place of its own way to run the command.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+
+use crate::command;
+use crate::environment::Environment;
+
+/// A command with its environment, ready to be looked up and executed inside of the container.
+#[derive(Debug, Clone)]
+pub(crate) struct Command {
+    args: Vec<String>,
+    environment: Environment,
+    uid: u32,
+    /// Filled by [`Command::resolve`].
+    resolved: RefCell<Option<PathBuf>>,
+}
+
+impl Command {
+    /// `environment` is the specification's, without the default for `$HOME`.
+    pub(crate) fn new(args: Vec<String>, environment: Environment, uid: u32) -> Self {
+        Self { args, environment, uid, resolved: RefCell::new(None) }
+    }
+
+    /// Finds the file. The container's root must be this process's.
+    pub(crate) fn resolve(&self) -> Result<(), command::CommandError> {
+        let name = self.args.first().map_or("", String::as_str);
+        let path = command::find(name, self.environment.get("PATH"))?;
+        *self.resolved.borrow_mut() = Some(path);
+        Ok(())
+    }
+
+    /// Replaces this process; returns only to say why it could not.
+    pub(crate) fn execute(&self) -> io::Error {
+        let resolved = self.resolved.borrow();
+        let path = resolved.as_deref().unwrap_or(Path::new(""));
+        let mut environment = self.environment.clone();
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        environment.default_home(&passwd, self.uid);
+
+        let Ok(file) = CString::new(path.as_os_str().as_bytes()) else {
+            return io::ErrorKind::InvalidInput.into();
+        };
+        let args: Result<Vec<_>, _> = self.args.iter().map(|arg| CString::new(arg.as_str())).collect();
+        let Ok(args) = args else { return io::ErrorKind::InvalidInput.into() };
+        match nix::unistd::execve(&file, &args, &environment.to_strings()) {
+            Ok(never) => match never {},
+            Err(errno) => errno.into(),
+        }
+    }
+
+    /// After a failed [`Command::execute`]: says so on the process's standard error, as runc does,
+    /// for nobody else listens any more, and exits.
+    pub(crate) fn fail(&self, error: &io::Error) -> ! {
+        let resolved = self.resolved.borrow();
+        let path = resolved.as_deref().unwrap_or(Path::new("")).display().to_string();
+        let text = format!("exec {path}: {}\n", command::in_words(error));
+        let _ = nix::unistd::write(io::stderr(), text.as_bytes());
+        crate::fork::exit(1)
+    }
+}
+
+impl Executor for Command {
+    fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
+        let error = self.execute();
+        self.fail(&error)
+    }
+
+    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        self.resolve().map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
+    }
+
+    /// The environment goes to `execve` directly, in its order; this process's own is not its.
+    fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+}

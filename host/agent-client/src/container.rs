@@ -1,0 +1,96 @@
+//! Containers.
+
+use kata_agent_api::{agent, convert};
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use crate::client::request;
+use crate::sandbox::storage_message;
+use crate::{AgentClient, AgentError, ContainerStats, GuestStorage};
+
+/// The longest that the agent may take to clean up after a container, in seconds.
+const REMOVE_TIMEOUT_SECS: u32 = 10;
+
+/// A container to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestContainer {
+    /// Names the container, and its init process.
+    pub id: String,
+    /// Its configuration with the guest's paths. What only the host is to know must be gone.
+    pub spec: Spec,
+    /// What to mount for it, in this order.
+    pub storages: Vec<GuestStorage>,
+    /// Whether it joins the sandbox's shared PID namespace.
+    pub shared_pid_namespace: bool,
+}
+
+impl AgentClient {
+    /// Makes a container whose init process waits for [`Self::start_container`].
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Convert`] when the specification says what the protocol cannot carry.
+    pub async fn create_container(&self, container: &GuestContainer) -> Result<(), AgentError> {
+        let message = agent::CreateContainerRequest {
+            container_id: container.id.clone(),
+            exec_id: container.id.clone(),
+            storages: container.storages.iter().map(storage_message).collect(),
+            OCI: Some(convert::spec_to_wire(&container.spec)?).into(),
+            sandbox_pidns: container.shared_pid_namespace,
+            ..Default::default()
+        };
+        request!(self, agent.create_container, "CreateContainer", message).map(drop)
+    }
+
+    /// Lets a created container run the user's program.
+    pub async fn start_container(&self, id: &str) -> Result<(), AgentError> {
+        let message =
+            agent::StartContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        request!(self, agent.start_container, "StartContainer", message).map(drop)
+    }
+
+    /// Kills what is left of a container and removes it.
+    pub async fn remove_container(&self, id: &str) -> Result<(), AgentError> {
+        let message = agent::RemoveContainerRequest {
+            container_id: id.to_owned(),
+            timeout: REMOVE_TIMEOUT_SECS,
+            ..Default::default()
+        };
+        request!(self, agent.remove_container, "RemoveContainer", message).map(drop)
+    }
+
+    /// Changes a container's limits; what is absent stays.
+    pub async fn update_container(
+        &self,
+        id: &str,
+        resources: &LinuxResources,
+    ) -> Result<(), AgentError> {
+        let message = agent::UpdateContainerRequest {
+            container_id: id.to_owned(),
+            resources: Some(convert::resources_to_wire(resources)?).into(),
+            ..Default::default()
+        };
+        request!(self, agent.update_container, "UpdateContainer", message).map(drop)
+    }
+
+    /// Reads a container's cgroup counters. They are the guest's word.
+    pub async fn stats_container(&self, id: &str) -> Result<ContainerStats, AgentError> {
+        let message =
+            agent::StatsContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        let answer = request!(self, agent.stats_container, "StatsContainer", message)?;
+        Ok(answer.cgroup_stats.unwrap_or_default().into())
+    }
+
+    /// Freezes all processes of a container.
+    pub async fn pause_container(&self, id: &str) -> Result<(), AgentError> {
+        let message =
+            agent::PauseContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        request!(self, agent.pause_container, "PauseContainer", message).map(drop)
+    }
+
+    /// Thaws a paused container.
+    pub async fn resume_container(&self, id: &str) -> Result<(), AgentError> {
+        let message =
+            agent::ResumeContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        request!(self, agent.resume_container, "ResumeContainer", message).map(drop)
+    }
+}

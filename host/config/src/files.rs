@@ -1,0 +1,231 @@
+//! Which files make up the configuration, and whether root may trust them.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::ConfigError;
+
+/// Where the file lies below a prefix.
+const BELOW_PREFIX: &str = "share/defaults/kata-containers/configuration.toml";
+
+/// The directory of drop-ins, beside the file.
+const DROP_INS: &str = "config.d";
+
+/// No sensible configuration comes near it; a mistaken path to something huge stops here.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// A file's name and content.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) file: Arc<PathBuf>,
+    pub(crate) text: String,
+}
+
+/// The installation prefix of a program that is installed as `<prefix>/bin/…`; `/usr/local` when the path is too
+/// short to tell.
+#[must_use]
+pub fn prefix_of(program: &Path) -> PathBuf {
+    let prefix = program.parent().and_then(Path::parent).filter(|prefix| prefix.is_absolute());
+    prefix.unwrap_or(Path::new("/usr/local")).to_path_buf()
+}
+
+/// The files that are looked for when none is named, first choice first: the host's own, then the one installed
+/// under `prefix` and under the usual prefixes.
+#[must_use]
+pub fn candidates(prefix: &Path) -> Vec<PathBuf> {
+    let mut files = vec![PathBuf::from("/etc/kata-containers/configuration.toml")];
+    for prefix in [prefix, Path::new("/usr/local"), Path::new("/usr"), Path::new("/opt/kata")] {
+        let file = prefix.join(BELOW_PREFIX);
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    files
+}
+
+/// Finds the configuration file: the one named by the environment (`KATA_CONF_FILE`), else the one named by the
+/// shim's option (`ConfigPath`), else the first of [`candidates`] that exists, else `None`: the defaults hold.
+///
+/// A named file must exist. An empty name counts as none. The result has no symbolic links, so that drop-ins are looked for
+/// beside the real file.
+pub fn locate(
+    option: Option<&Path>,
+    env: Option<&Path>,
+    prefix: &Path,
+) -> Result<Option<PathBuf>, ConfigError> {
+    for (named, by) in [(env, "KATA_CONF_FILE"), (option, "ConfigPath")] {
+        let Some(path) = named.filter(|path| !path.as_os_str().is_empty()) else { continue };
+        let path = path.to_path_buf();
+        if !path.is_absolute() {
+            return Err(ConfigError::Relative { path, by });
+        }
+        return match path.canonicalize() {
+            Ok(real) => Ok(Some(real)),
+            Err(source) => Err(ConfigError::Missing { path, by, source }),
+        };
+    }
+    for path in candidates(prefix) {
+        match path.canonicalize() {
+            Ok(real) => return Ok(Some(real)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        }
+    }
+    Ok(None)
+}
+
+/// Reads the file and its drop-ins (`config.d/*.toml` beside it, in byte order of their names; symbolic links are
+/// followed, other names are not looked at).
+pub(crate) fn read_with_drop_ins(base: &Path) -> Result<Vec<Source>, ConfigError> {
+    let mut sources = vec![read(base)?];
+    let Some(directory) = base.parent().map(|parent| parent.join(DROP_INS)) else {
+        return Ok(sources);
+    };
+    for path in drop_ins(&directory)? {
+        sources.push(read(&path)?);
+    }
+    Ok(sources)
+}
+
+fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let failed = |source| ConfigError::Read { path: directory.to_path_buf(), source };
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let metadata = directory.metadata().map_err(failed)?;
+    check_trust(directory, metadata.uid(), metadata.mode(), rustix::process::geteuid().is_root())?;
+
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+    Ok(files)
+}
+
+/// Reads one file. It is opened once and checked open, so that what was checked is what is read.
+fn read(path: &Path) -> Result<Source, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_path_buf(), source };
+    // Not blocking, for a fifo of that name would otherwise hold us for ever.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let open =
+        rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+    let open = File::from(open);
+    let metadata = open.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(failed(std::io::Error::other("it is not a regular file")));
+    }
+    check_trust(path, metadata.uid(), metadata.mode(), rustix::process::geteuid().is_root())?;
+
+    let mut text = String::new();
+    open.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(failed(std::io::Error::other("it is larger than 1 MiB")));
+    }
+    Ok(Source { file: Arc::new(path.to_path_buf()), text })
+}
+
+/// When running as root, only root may be able to write what decides which programs run.
+fn check_trust(path: &Path, owner: u32, mode: u32, as_root: bool) -> Result<(), ConfigError> {
+    let shown = path.display();
+    let (problem, remedy) = if !as_root {
+        return Ok(());
+    } else if owner != 0 {
+        (format!("belongs to user {owner}"), format!("run: chown root {shown}"))
+    } else if mode & 0o022 != 0 {
+        let bits = mode & 0o7777;
+        (
+            format!("is writable by group or others (mode {bits:04o})"),
+            format!("run: chmod go-w {shown}"),
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::Untrusted { path: path.to_path_buf(), problem, remedy })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn environment_wins_over_option() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let (env, option) = (dir.join("env.toml"), dir.join("option.toml"));
+        std::fs::write(&env, "").unwrap();
+        std::fs::write(&option, "").unwrap();
+
+        assert_eq!(locate(Some(&option), Some(&env), &dir).unwrap(), Some(env.clone()));
+        assert_eq!(locate(Some(&option), None, &dir).unwrap(), Some(option.clone()));
+        assert_eq!(locate(Some(&option), Some(Path::new("")), &dir).unwrap(), Some(option));
+    }
+
+    #[test]
+    fn named_file_must_exist_and_be_absolute() {
+        let prefix = Path::new("/usr/local");
+        let error = locate(None, Some(Path::new("/nowhere/x.toml")), prefix).unwrap_err();
+        assert!(error.to_string().contains("KATA_CONF_FILE"), "{error}");
+        let error = locate(Some(Path::new("x.toml")), None, prefix).unwrap_err();
+        assert!(error.to_string().contains("not an absolute path"), "{error}");
+    }
+
+    #[test]
+    fn candidates_begin_with_etc_then_the_own_prefix_each_once() {
+        let files = candidates(Path::new("/usr"));
+        assert_eq!(files.len(), 4);
+        assert_eq!(files[0], Path::new("/etc/kata-containers/configuration.toml"));
+        assert_eq!(files[1], Path::new("/usr").join(BELOW_PREFIX));
+    }
+
+    #[test]
+    fn prefix_is_two_above_the_program() {
+        assert_eq!(prefix_of(Path::new("/opt/k/bin/shim")), Path::new("/opt/k"));
+        assert_eq!(prefix_of(Path::new("shim")), Path::new("/usr/local"));
+    }
+
+    #[test]
+    fn drop_ins_come_in_byte_order_and_only_toml() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("configuration.toml");
+        let drop_ins = dir.path().join(DROP_INS);
+        std::fs::create_dir(&drop_ins).unwrap();
+        std::fs::write(&base, "").unwrap();
+        for name in ["b.toml", "10-a.toml", "Z.toml", "9.toml", "note.txt", "b.toml~"] {
+            std::fs::write(drop_ins.join(name), "").unwrap();
+        }
+
+        let sources = read_with_drop_ins(&base).unwrap();
+        let names: Vec<_> =
+            sources.iter().map(|source| source.file.file_name().unwrap().to_owned()).collect();
+        assert_eq!(names, ["configuration.toml", "10-a.toml", "9.toml", "Z.toml", "b.toml"]);
+    }
+
+    #[test]
+    fn root_refuses_what_others_could_have_written() {
+        let check = |owner, mode, as_root| check_trust(Path::new("/f"), owner, mode, as_root);
+        assert!(check(0, 0o100_644, true).is_ok());
+        assert!(check(1000, 0o100_666, false).is_ok());
+        let error = check(1000, 0o100_644, true).unwrap_err().to_string();
+        assert!(error.contains("user 1000") && error.contains("chown root /f"), "{error}");
+        let error = check(0, 0o100_664, true).unwrap_err().to_string();
+        assert!(error.contains("mode 0664") && error.contains("chmod go-w /f"), "{error}");
+    }
+
+    #[test]
+    fn directory_in_place_of_the_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(read(dir.path()), Err(ConfigError::Read { .. })));
+    }
+}

@@ -1,0 +1,254 @@
+//! From files to [`HostConfig`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::agent::Agent;
+use crate::error::closest;
+use crate::files::{Source, read_with_drop_ins};
+use crate::off::OffKey;
+use crate::qemu::{FACTORY, Qemu};
+use crate::runtime::{InternetworkingModel, Runtime};
+use crate::section::Section;
+use crate::setting::Input;
+use crate::tree::{Entry, Table, Value};
+use crate::{ConfigError, Origin};
+
+/// The whole configuration of the host's side.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostConfig {
+    /// `[hypervisor.qemu]`.
+    pub qemu: Qemu,
+    /// `[agent.kata]`.
+    pub agent: Agent,
+    /// `[runtime]`.
+    pub runtime: Runtime,
+}
+
+/// Hypervisors of upstream, whose sections may stand in a file as long as they are not chosen.
+const OTHER_HYPERVISORS: &[&str] = &[
+    "clh",
+    "cloud-hypervisor",
+    "dragonball",
+    "firecracker",
+    "openvmm",
+    "remote",
+    "stratovirt",
+    "acrn",
+];
+
+impl HostConfig {
+    /// The built-in defaults for an installation under `prefix`.
+    #[must_use]
+    pub fn defaults(prefix: &Path) -> Self {
+        Self {
+            qemu: Qemu::defaults(prefix),
+            agent: Agent::defaults(prefix),
+            runtime: Runtime::defaults(prefix),
+        }
+    }
+
+    /// Loads `file` (as [`crate::locate`] found it) with its drop-ins over the defaults; without a file, the defaults.
+    pub fn load(file: Option<&Path>, prefix: &Path) -> Result<Self, ConfigError> {
+        match file {
+            Some(file) => Self::from_sources(&read_with_drop_ins(file)?, prefix),
+            None => Ok(Self::defaults(prefix)),
+        }
+    }
+
+    /// Reads `text` as if it were the file `name`, without drop-ins.
+    pub fn parse(text: &str, name: &Path, prefix: &Path) -> Result<Self, ConfigError> {
+        let source = Source { file: Arc::new(name.to_path_buf()), text: text.to_owned() };
+        Self::from_sources(&[source], prefix)
+    }
+
+    pub(crate) fn from_sources(sources: &[Source], prefix: &Path) -> Result<Self, ConfigError> {
+        let mut root = Table::default();
+        for source in sources {
+            root.merge(Table::parse(&source.file, &source.text)?);
+        }
+        rename_old_keys(&mut root)?;
+        let mut config = Self::defaults(prefix);
+        check_choice(&root)?;
+        for entry in &root.entries {
+            match entry.name.as_str() {
+                "hypervisor" => config.apply_hypervisors(entry)?,
+                "agent" => config.apply_agents(entry)?,
+                "runtime" => apply(&mut config.runtime, entry)?,
+                "factory" => check_off_table(entry, FACTORY)?,
+                _ => return Err(unknown(entry, ["hypervisor", "agent", "runtime", "factory"])),
+            }
+        }
+        Ok(config)
+    }
+
+    fn apply_hypervisors(&mut self, entry: &Entry) -> Result<(), ConfigError> {
+        for section in &table_of(entry)?.entries {
+            match section.name.as_str() {
+                "qemu" => apply(&mut self.qemu, section)?,
+                name if OTHER_HYPERVISORS.contains(&name) => {
+                    table_of(section)?;
+                }
+                _ => {
+                    return Err(unknown(
+                        section,
+                        OTHER_HYPERVISORS.iter().copied().chain(["qemu"]),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_agents(&mut self, entry: &Entry) -> Result<(), ConfigError> {
+        for section in &table_of(entry)?.entries {
+            match section.name.as_str() {
+                "kata" => apply(&mut self.agent, section)?,
+                _ => return Err(unknown(section, ["kata"])),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a hypervisor that has no driver here, whether it was chosen by name or by being the only one.
+fn check_choice(root: &Table) -> Result<(), ConfigError> {
+    if let Some(chosen) = find(root, "runtime", "hypervisor_name") {
+        return match &chosen.value {
+            Value::Text(name) if OTHER_HYPERVISORS.contains(&name.as_str()) => {
+                let problem = format!(
+                    "= \"{name}\" chooses a hypervisor that is not built into this version; set it to \"qemu\""
+                );
+                Err(invalid(chosen, problem))
+            }
+            // Everything else is judged when the key is read.
+            _ => Ok(()),
+        };
+    }
+    let Some(Value::Table(sections)) = root.get("hypervisor").map(|entry| &entry.value) else {
+        return Ok(());
+    };
+    match sections.entries.as_slice() {
+        [only] if OTHER_HYPERVISORS.contains(&only.name.as_str()) => {
+            let problem = "is the only hypervisor configured, and is not built into this version; add [hypervisor.qemu] or set runtime.hypervisor_name = \"qemu\"";
+            Err(invalid(only, problem.to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Sets the keys of one section.
+fn apply<S: Section>(section: &mut S, entry: &Entry) -> Result<(), ConfigError> {
+    for key in &table_of(entry)?.entries {
+        let name = key.name.as_str();
+        let input = Input::File(&key.value);
+        if section.set(name, input).map_err(|problem| invalid(key, problem))? {
+            continue;
+        }
+        if let Some(off) = S::OFF.iter().find(|off| off.name == name) {
+            off.check(input).map_err(|problem| invalid(key, problem))?;
+        } else if let Some((_, keys)) = S::OFF_TABLES.iter().find(|(table, _)| *table == name) {
+            check_off_table(key, keys)?;
+        } else {
+            let known = section.keys().into_iter().map(|key| key.name);
+            let off = S::OFF.iter().map(|off| off.name);
+            let tables = S::OFF_TABLES.iter().map(|(table, _)| *table);
+            return Err(unknown(key, known.chain(off).chain(tables)));
+        }
+    }
+    Ok(())
+}
+
+/// Checks a table that only holds keys of missing features.
+fn check_off_table(entry: &Entry, keys: &[OffKey]) -> Result<(), ConfigError> {
+    for key in &table_of(entry)?.entries {
+        let Some(off) = keys.iter().find(|off| off.name == key.name) else {
+            return Err(unknown(key, keys.iter().map(|off| off.name)));
+        };
+        off.check(Input::File(&key.value)).map_err(|problem| invalid(key, problem))?;
+    }
+    Ok(())
+}
+
+/// Gives keys of the Go runtime the names and places that they have now. Their origins stay, so errors name what is
+/// in the file.
+fn rename_old_keys(root: &mut Table) -> Result<(), ConfigError> {
+    if let Some(qemu) = root.table_mut("hypervisor").and_then(|table| table.table_mut("qemu"))
+        && let Some(old) = qemu.take("seccompsandbox")
+    {
+        put(qemu, "seccomp_sandbox", old)?;
+    }
+    let timeout =
+        root.table_mut("runtime").and_then(|runtime| runtime.take("create_container_timeout"));
+    if let Some(timeout) = timeout {
+        let agent = subtable(root, "agent", &timeout.origin)?;
+        put(subtable(agent, "kata", &timeout.origin)?, "create_container_timeout", timeout)?;
+    }
+    if let Some(kata) = root.table_mut("agent").and_then(|table| table.table_mut("kata"))
+        && let Some(mut old) = kata.take("dial_timeout")
+    {
+        // Seconds become milliseconds; what is no number is refused later, as what it is.
+        if let Value::Integer(seconds) = old.value {
+            old.value = Value::Integer(seconds.saturating_mul(1000));
+        }
+        put(kata, "reconnect_timeout_ms", old)?;
+    }
+    Ok(())
+}
+
+/// Puts `entry` into `table` under another name, unless that is there too.
+fn put(table: &mut Table, name: &str, mut entry: Entry) -> Result<(), ConfigError> {
+    if let Some(new) = table.get(name) {
+        let problem = format!("is the older form of {}; keep one of the two", new.origin);
+        return Err(invalid(&entry, problem));
+    }
+    name.clone_into(&mut entry.name);
+    table.entries.push(entry);
+    Ok(())
+}
+
+/// The table `name` in `table`, made where it is missing.
+fn subtable<'a>(
+    table: &'a mut Table,
+    name: &str,
+    origin: &Origin,
+) -> Result<&'a mut Table, ConfigError> {
+    if table.get(name).is_none() {
+        let value = Value::Table(Table::default());
+        table.entries.push(Entry { name: name.to_owned(), origin: origin.clone(), value });
+    }
+    if let Some(Entry { value, .. }) = table.get(name)
+        && !matches!(value, Value::Table(_))
+    {
+        let problem = format!("must be a table, not {}", value.shown());
+        return Err(ConfigError::Invalid { origin: origin.clone(), problem });
+    }
+    Ok(table.table_mut(name).expect("it was just made or checked to be a table"))
+}
+
+fn table_of(entry: &Entry) -> Result<&Table, ConfigError> {
+    match &entry.value {
+        Value::Table(table) => Ok(table),
+        other => Err(invalid(entry, format!("must be a table, not {}", other.shown()))),
+    }
+}
+
+fn find<'a>(root: &'a Table, table: &str, key: &str) -> Option<&'a Entry> {
+    match root.get(table).map(|entry| &entry.value) {
+        Some(Value::Table(table)) => table.get(key),
+        _ => None,
+    }
+}
+
+fn invalid(entry: &Entry, problem: String) -> ConfigError {
+    ConfigError::Invalid { origin: entry.origin.clone(), problem }
+}
+
+fn unknown<'a>(entry: &Entry, known: impl IntoIterator<Item = &'a str>) -> ConfigError {
+    ConfigError::Unknown { origin: entry.origin.clone(), suggestion: closest(&entry.name, known) }
+}
+
+fn nowhere(sources: &[Source], key: &str) -> Origin {
+    let file = sources.first().map_or_else(|| Arc::new(PathBuf::new()), |s| Arc::clone(&s.file));
+    Origin { file, line: 1, key: format!("runtime.{key}") }
+}

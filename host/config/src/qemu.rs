@@ -1,0 +1,237 @@
+//! `[hypervisor.qemu]`.
+
+use std::path::{Path, PathBuf};
+
+use crate::annotation_names::check_enabled;
+use crate::off::{
+    OffKey, any_list, any_number, any_text, either, empty_list, number, off, on, text,
+};
+use crate::section::{at_least, not_negative, section};
+use crate::setting::{LogLevel, choice};
+
+section! {
+    /// The virtual machine and the QEMU that runs it.
+    pub struct Qemu = "hypervisor.qemu", off OFF, off_tables &[("factory", FACTORY)], prefix prefix {
+        /// The QEMU program.
+        path: PathBuf = default_program();
+        /// The guest kernel: an uncompressed ELF image or a bzImage.
+        kernel: PathBuf = asset(prefix, "vmlinux.container");
+        /// The initial ramdisk that holds the agent.
+        initrd: PathBuf = asset(prefix, "kata-containers-initrd.img");
+        /// Parameters for the guest kernel, separated by spaces, after the driver's own, so that a later one wins.
+        kernel_params: String = String::new();
+        /// The machine: "microvm", "q35", or "" for the smallest one that can do what the sandbox needs.
+        machine_type: MachineType = MachineType::Auto;
+        /// CPU flags for QEMU's -cpu, separated by commas.
+        cpu_features: String = "pmu=off".to_owned();
+        /// QEMU's own seccomp filter: the value of its -sandbox option; "" runs it without.
+        /// (`seccompsandbox` is the older name of this key.)
+        seccomp_sandbox: String =
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned();
+        /// Virtual CPUs of a sandbox without a CPU limit, rounded up. 0 counts as 1; a negative number or more than the host
+        /// has means as many as the host has. Never more than default_maxvcpus.
+        default_vcpus: f64 = 1.0;
+        /// Most virtual CPUs of any sandbox. 0, or more than the host has, means as many as the host has; 256 at most.
+        default_maxvcpus: u32 = 0;
+        /// Virtual CPUs added to a sandbox's CPU limit for what runs in the guest beside the containers.
+        overhead_vcpus: f64 = 0.2, check not_negative;
+        /// Memory in MiB of a sandbox without a memory limit; at least 64.
+        default_memory: u32 = 2048, check at_least(64);
+        /// Memory in MiB added to a sandbox's memory limit for the guest's kernel, initial ramdisk and agent.
+        overhead_memory: u32 = 128;
+        /// Most memory in MiB of any sandbox. 0, or more than the host has, means as much as the host has.
+        default_maxmemory: u32 = 0;
+        /// How container file systems reach the guest: "virtio-fs".
+        shared_fs: SharedFs = SharedFs::VirtioFs;
+        /// The virtio-fs server; "" uses the one that is installed with this software.
+        virtio_fs_daemon: Option<PathBuf> = None;
+        /// What the guest may cache of shared files: "auto" (data until a file is closed, names for a second), "always", "never",
+        /// or "metadata" (names and attributes, but no data).
+        virtio_fs_cache: VirtioFsCache = VirtioFsCache::Auto;
+        /// Further arguments for the virtio-fs server.
+        virtio_fs_extra_args: Vec<String> = Vec::new();
+        /// The host's source of random numbers for the guest.
+        entropy_source: PathBuf = PathBuf::from("/dev/urandom");
+        /// A directory in the guest with programs to run as OCI hooks, in its folders prestart, poststart and poststop; "" for none.
+        guest_hook_path: String = String::new();
+        /// The annotations that a pod may set, by exact name: of io.katacontainers.config.hypervisor.NAME just NAME; of the others
+        /// with the word before it, as in "runtime.disable_guest_seccomp" and "agent.container_pipe_size".
+        /// Annotations that choose paths, programs, arguments or kernel parameters cannot be listed.
+        enable_annotations: Vec<String> = vec!["default_vcpus".to_owned(), "default_memory".to_owned()],
+            check check_enabled;
+        /// Boot the guest verbosely and let QEMU log what it can.
+        enable_debug: bool = false;
+        /// How much the driver logs: "trace", "debug", "info", "warn" or "error". enable_debug makes it at least "debug".
+        log_level: LogLevel = LogLevel::Info;
+    }
+}
+
+impl Qemu {
+    /// How much the driver logs, with `enable_debug` taken into account.
+    #[must_use]
+    pub fn effective_log_level(&self) -> LogLevel {
+        self.log_level.with_debug(self.enable_debug)
+    }
+}
+
+choice! {
+    /// QEMU's machine.
+    pub enum MachineType {
+        /// Chosen by what the sandbox needs: microvm where nothing needs PCI or hotplug, else q35.
+        Auto = "",
+        /// The minimal machine: virtio over MMIO, nothing else.
+        Microvm = "microvm",
+        /// The PC with PCI Express.
+        Q35 = "q35",
+    }
+}
+
+choice! {
+    /// How container file systems reach the guest.
+    pub enum SharedFs {
+        /// A vhost-user virtio-fs server in a process of its own.
+        VirtioFs = "virtio-fs",
+    }
+}
+
+choice! {
+    /// What the guest may cache of shared files.
+    pub enum VirtioFsCache {
+        /// Data until a file is closed, names and attributes for a second.
+        Auto = "auto",
+        /// Everything for ever.
+        Always = "always",
+        /// Nothing.
+        Never = "never",
+        /// Names and attributes for ever, no data.
+        Metadata = "metadata",
+    }
+}
+
+fn default_program() -> PathBuf {
+    PathBuf::from(format!("/usr/bin/qemu-system-{}", std::env::consts::ARCH))
+}
+
+fn asset(prefix: &Path, name: &str) -> PathBuf {
+    prefix.join("share/kata-containers").join(name)
+}
+
+/// The lists of paths that annotations may choose from (`valid_*`) need no field: no annotation chooses a path.
+const OFF: &[OffKey] = &[
+    // Boot assets.
+    text("image", &[""])
+        .instead("boot from `initrd` and set `image = \"\"`, for the two exclude each other"),
+    text("rootfs_type", &["ext4", "xfs", "erofs"]),
+    text("vm_rootfs_driver", &["virtio-pmem", "virtio-blk-pci", "virtio-blk-mmio"]),
+    text("kernel_verity_params", &[""]),
+    text("firmware", &[""]),
+    text("firmware_volume", &[""]),
+    text("machine_accelerators", &[""]),
+    empty_list("pflashes"),
+    empty_list("guest_extension_images"),
+    any_list("valid_hypervisor_paths"),
+    text("ctlpath", &[""]),
+    any_list("valid_ctlpaths"),
+    text("jailer_path", &[""]),
+    any_list("valid_jailer_paths"),
+    // CPU and memory.
+    number("memory_slots", &[0, 10, 128]),
+    number("memory_offset", &[0]),
+    off("enable_virtio_mem"),
+    off("enable_mem_prealloc"),
+    off("enable_hugepages"),
+    any_text("hugepage_type"),
+    off("reclaim_guest_freed_memory"),
+    off("enable_numa"),
+    empty_list("numa_mapping"),
+    off("enable_guest_swap"),
+    any_text("guest_swap_path"),
+    any_number("guest_swap_size_percent"),
+    any_number("guest_swap_create_threshold_secs"),
+    off("disable_nested_virtualization"),
+    text("file_mem_backend", &[""]),
+    any_list("valid_file_mem_backends"),
+    // Shared file system.
+    any_list("valid_virtio_fs_daemon_paths"),
+    number("virtio_fs_cache_size", &[0]),
+    off("virtio_fs_is_dax"),
+    number("virtio_fs_queue_size", &[1024]),
+    any_number("msize_9p"),
+    text("prefetch_list_path", &[""]),
+    // Block devices: a container's one is mounted on the host and shared.
+    text("block_device_driver", &["virtio-scsi", "virtio-blk-pci", "virtio-blk-mmio"]),
+    text("block_device_aio", &["io_uring", "native", "threads"]),
+    off("block_device_cache_set"),
+    off("block_device_cache_direct"),
+    off("block_device_cache_noflush"),
+    either("disable_block_device_use"),
+    off("enable_iothreads"),
+    number("indep_iothreads", &[0]),
+    any_number("queue_size"),
+    any_number("num_queues"),
+    number("block_device_logical_sector_size", &[0]),
+    number("block_device_physical_sector_size", &[0]),
+    number("disk_rate_limiter_bw_max_rate", &[0]),
+    number("disk_rate_limiter_bw_one_time_burst", &[0]),
+    number("disk_rate_limiter_ops_max_rate", &[0]),
+    number("disk_rate_limiter_ops_one_time_burst", &[0]),
+    off("enable_vhost_user_store"),
+    any_text("vhost_user_store_path"),
+    any_list("valid_vhost_user_store_paths"),
+    number("vhost_user_reconnect_timeout_sec", &[0]),
+    either("disable_image_nvdimm"),
+    // Network, devices, IOMMU.
+    number("network_queues", &[1]),
+    either("disable_vhost_net"),
+    number("rx_rate_limiter_max_rate", &[0]),
+    number("tx_rate_limiter_max_rate", &[0]),
+    number("net_rate_limiter_bw_max_rate", &[0]),
+    number("net_rate_limiter_bw_one_time_burst", &[0]),
+    number("net_rate_limiter_ops_max_rate", &[0]),
+    number("net_rate_limiter_ops_one_time_burst", &[0]),
+    number("default_bridges", &[0, 1]),
+    text("cold_plug_vfio", &["no-port"]),
+    text("hot_plug_vfio", &["no-port"]),
+    off("hotplug_vfio_on_root_bus"),
+    number("pcie_root_port", &[0]),
+    number("pcie_switch_port", &[0]),
+    off("enable_iommu"),
+    off("enable_iommu_platform"),
+    number("default_gpus", &[0]),
+    text("default_gpu_model", &[""]),
+    // Security. No SELinux label is ever set.
+    off("rootless"),
+    either("disable_selinux"),
+    text("selinux_label", &[""]),
+    on("disable_guest_selinux"),
+    off("disable_seccomp").instead("set `seccomp_sandbox = \"\"` to run QEMU without a filter"),
+    off("confidential_guest"),
+    off("sev_snp_guest"),
+    any_number("snp_guest_policy"),
+    text("snp_id_block", &[""]),
+    text("snp_id_auth", &[""]),
+    any_number("tdx_quote_generation_service_socket_port"),
+    text("initdata", &[""]),
+    text("measurement_algo", &[""]),
+    any_list("valid_entropy_sources"),
+    either("disable_nesting_checks"),
+    // Debugging and templates.
+    text("extra_monitor_socket", &[""]),
+    text("dbg_monitor_socket", &[""]),
+    text("guest_memory_dump_path", &[""]),
+    off("guest_memory_dump_paging"),
+    any_number("hypervisor_loglevel"),
+    off("use_legacy_serial"),
+    off("boot_to_be_template"),
+    off("boot_from_template"),
+    text("memory_path", &[""]),
+    text("device_state_path", &[""]),
+];
+
+/// `[hypervisor.qemu.factory]`, and the Go runtime's `[factory]`.
+pub(crate) const FACTORY: &[OffKey] = &[
+    off("enable_template"),
+    any_text("template_path"),
+    number("vm_cache_number", &[0]),
+    any_text("vm_cache_endpoint"),
+];

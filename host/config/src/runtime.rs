@@ -1,0 +1,116 @@
+//! `[runtime]`.
+
+pub use crate::agent::AgentName;
+use crate::off::{OffKey, any_number, any_text, either, empty_list, off, text};
+use crate::section::section;
+use crate::setting::{BindMount, LogLevel, choice};
+
+section! {
+    /// What runs on the host.
+    pub struct Runtime = "runtime", off OFF, off_tables &[], prefix _prefix {
+        /// The kind of runtime: "virt_container".
+        name: RuntimeName = RuntimeName::VirtContainer;
+        /// Which section hypervisor.NAME runs the sandboxes. When it is not set, the only one in the file, else "qemu".
+        hypervisor_name: HypervisorName = HypervisorName::Qemu;
+        /// Which section agent.NAME runs in the guest.
+        agent_name: AgentName = AgentName::Kata;
+        /// Log what helps to find a defect.
+        enable_debug: bool = false;
+        /// How much is logged: "trace", "debug", "info", "warn" or "error". enable_debug makes it at least "debug".
+        log_level: LogLevel = LogLevel::Info;
+        /// How the interfaces of the sandbox's network namespace reach the VM: "tcfilter", "macvtap" or "none".
+        /// This version connects no network: a namespace with interfaces besides lo is refused unless this is "none".
+        internetworking_model: InternetworkingModel = InternetworkingModel::Tcfilter;
+        /// Run containers without the seccomp profile that the engine gives them.
+        disable_guest_seccomp: bool = false;
+        /// Keep everything of a sandbox (shim, VMM, virtio-fs server) in the engine's cgroup on the host. If false it is in
+        /// /kata_overhead/ID instead, where limits that are set on the engine's cgroups do not reach it.
+        sandbox_cgroup_only: bool = true;
+        /// Size the VM once, from the limits known when it is made. If false it has the default size, whatever the limits.
+        static_sandbox_resource_mgmt: bool = true;
+        /// Directories of the host that every guest finds under /run/kata-containers/shared/containers/sandbox-mounts,
+        /// each "PATH", "PATH:ro" or "PATH:rw"; read-only unless it says "rw".
+        sandbox_bind_mounts: Vec<BindMount> = Vec::new();
+        /// How a VFIO device appears in a container, "guest-kernel" or "vfio". This version passes none.
+        vfio_mode: VfioMode = VfioMode::GuestKernel;
+        /// Where a Kubernetes emptyDir lives: "shared-fs", on the host.
+        emptydir_mode: EmptyDirMode = EmptyDirMode::SharedFs;
+    }
+}
+
+impl Runtime {
+    /// How much is logged, with `enable_debug` taken into account.
+    #[must_use]
+    pub fn effective_log_level(&self) -> LogLevel {
+        self.log_level.with_debug(self.enable_debug)
+    }
+}
+
+choice! {
+    /// The kind of runtime.
+    pub enum RuntimeName {
+        /// Linux containers in a virtual machine.
+        VirtContainer = "virt_container",
+    }
+}
+
+choice! {
+    /// The hypervisors that this version has a driver for.
+    pub enum HypervisorName {
+        /// QEMU.
+        Qemu = "qemu",
+    }
+}
+
+choice! {
+    /// How the interfaces of a network namespace reach the VM.
+    pub enum InternetworkingModel {
+        /// Traffic is redirected by tc between interface and tap.
+        Tcfilter = "tcfilter",
+        /// A macvtap on top of the interface.
+        Macvtap = "macvtap",
+        /// They do not.
+        None = "none",
+    }
+}
+
+choice! {
+    /// How a VFIO device appears in a container.
+    pub enum VfioMode {
+        /// As whatever the guest's driver makes of it.
+        GuestKernel = "guest-kernel",
+        /// As a VFIO device again.
+        Vfio = "vfio",
+    }
+}
+
+choice! {
+    /// Where a Kubernetes emptyDir lives.
+    pub enum EmptyDirMode {
+        /// On the host, shared like any other directory.
+        SharedFs = "shared-fs",
+    }
+}
+
+const OFF: &[OffKey] = &[
+    // The VMM always has a network namespace of its own.
+    off("disable_new_netns"),
+    off("enable_vcpus_pinning"),
+    off("enable_tracing"),
+    any_text("jaeger_endpoint"),
+    any_text("jaeger_user"),
+    any_text("jaeger_password"),
+    off("enable_pprof"),
+    empty_list("experimental"),
+    off("keep_abnormal"),
+    any_text("dan_conf"),
+    empty_list("shared_mounts"),
+    off("use_passfd_io"),
+    any_number("passfd_listener_port"),
+    text("pod_resource_api_sock", &[""]),
+    // The Go runtime's.
+    text("guest_selinux_label", &[""]),
+    off("experimental_force_guest_pull"),
+    either("disable_guest_empty_dir"),
+    any_text("kubelet_root_dir"),
+];

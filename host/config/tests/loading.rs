@@ -1,0 +1,210 @@
+//! Loading whole files, as an administrator would write them.
+
+use std::fs;
+use std::path::Path;
+
+use kata_config::{HostConfig, InternetworkingModel, LogLevel, MachineType, VirtioFsCache};
+use proptest::prelude::*;
+
+const PREFIX: &str = "/usr/local";
+
+/// What upstream's two QEMU templates set, as an installation under /opt/kata fills them in.
+const UPSTREAM: &str = include_str!("upstream-qemu.toml");
+
+fn parse(text: &str) -> Result<HostConfig, String> {
+    HostConfig::parse(text, Path::new("f.toml"), Path::new(PREFIX)).map_err(|e| e.to_string())
+}
+
+/// The error for `text`, which must have one.
+fn refused(text: &str) -> String {
+    parse(text).expect_err("this must be refused")
+}
+
+#[test]
+fn empty_file_gives_the_defaults() {
+    assert_eq!(parse("").unwrap(), HostConfig::defaults(Path::new(PREFIX)));
+}
+
+#[test]
+fn keys_of_all_sections_are_read() {
+    let config = parse(
+        r#"
+        [hypervisor.qemu]
+        path = "/opt/qemu"
+        machine_type = "q35"
+        default_vcpus = 1.5
+        virtio_fs_daemon = "/usr/libexec/virtiofsd"
+        virtio_fs_cache = "metadata"
+        enable_debug = true
+        [agent.kata]
+        kernel_modules = ["tun", "e1000e EEE=1"]
+        dial_timeout_ms = 50
+        [runtime]
+        internetworking_model = "none"
+        sandbox_bind_mounts = ["/a", "/b:rw"]
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.qemu.path, Path::new("/opt/qemu"));
+    assert_eq!(config.qemu.machine_type, MachineType::Q35);
+    assert_eq!(config.qemu.default_vcpus, 1.5);
+    assert_eq!(config.qemu.virtio_fs_daemon.as_deref(), Some(Path::new("/usr/libexec/virtiofsd")));
+    assert_eq!(config.qemu.virtio_fs_cache, VirtioFsCache::Metadata);
+    assert_eq!(config.qemu.effective_log_level(), LogLevel::Debug);
+    assert_eq!(config.agent.kernel_modules, ["tun", "e1000e EEE=1"]);
+    assert_eq!(config.agent.dial_timeout_ms, 50);
+    assert_eq!(config.runtime.internetworking_model, InternetworkingModel::None);
+    assert!(!config.runtime.sandbox_bind_mounts[1].read_only);
+}
+
+#[test]
+fn upstreams_file_loads_once_it_boots_from_an_initrd_and_opens_no_kernel_parameters() {
+    let directory = tempfile::tempdir().unwrap();
+    let base = directory.path().join("configuration.toml");
+    let drop_ins = directory.path().join("config.d");
+    fs::write(&base, UPSTREAM).unwrap();
+    let load =
+        || HostConfig::load(Some(&base), Path::new(PREFIX)).map_err(|error| error.to_string());
+
+    // The two things in it that this version refuses, one after the other.
+    let error = load().unwrap_err();
+    assert!(error.contains("qemu.image` = ") && error.contains("boot from `initrd`"), "{error}");
+    fs::create_dir(&drop_ins).unwrap();
+    fs::write(
+        drop_ins.join("10-initrd.toml"),
+        "[hypervisor.qemu]\nimage = \"\"\ninitrd = \"/opt/kata/initrd\"\n",
+    )
+    .unwrap();
+    let error = load().unwrap_err();
+    assert!(error.contains("enable_annotations` lists \"kernel_params\""), "{error}");
+    fs::write(
+        drop_ins.join("20-annotations.toml"),
+        "[hypervisor.qemu]\nenable_annotations = [\"enable_iommu\", \"default_vcpus\"]\n",
+    )
+    .unwrap();
+
+    let config = load().unwrap();
+    assert_eq!(config.qemu.initrd, Path::new("/opt/kata/initrd"));
+    assert_eq!(config.agent.reconnect_timeout_ms, 45_000, "from Go's dial_timeout");
+    assert_eq!(config.agent.create_container_timeout, 60, "from Go's place in [runtime]");
+}
+
+#[test]
+fn errors_name_file_line_and_key() {
+    let error = refused("[hypervisor.qemu]\n\ndefault_vcpu = 1\n");
+    assert!(error.starts_with("f.toml:3: `hypervisor.qemu.default_vcpu` is not known"), "{error}");
+    assert!(error.contains("did you mean `default_vcpus`"), "{error}");
+
+    let error = refused("[hypervisor.qemu]\ndefault_memory = \"2G\"\n");
+    assert!(error.starts_with("f.toml:2: `hypervisor.qemu.default_memory` must be"), "{error}");
+    assert!(error.contains("not \"2G\""), "{error}");
+
+    let error = refused("[hypervisor.qemu]\nenable_iommu = true\n");
+    let expected = "f.toml:2: `hypervisor.qemu.enable_iommu` = true is not supported in this version; remove it";
+    assert_eq!(error, expected);
+
+    let error = refused("[hypervisor.qemu.factory]\nenable_template = true\n");
+    assert!(
+        error.starts_with("f.toml:2: `hypervisor.qemu.factory.enable_template` = true"),
+        "{error}"
+    );
+
+    let error = refused("[runtime]\na = \n");
+    assert!(error.starts_with("f.toml:2: this is not TOML"), "{error}");
+}
+
+#[test]
+fn first_mistake_of_a_file_is_the_one_reported() {
+    let error = refused("[runtime]\nzzz = 1\naaa = 1\n");
+    assert!(error.contains("runtime.zzz"), "{error}");
+}
+
+#[test]
+fn values_out_of_range_are_refused() {
+    for (line, words) in [
+        ("default_memory = 63", "at least 64"),
+        ("default_memory = -1", "whole number"),
+        ("overhead_vcpus = -0.5", "not be negative"),
+        ("default_vcpus = nan", "a number"),
+        ("path = \"qemu\"", "absolute path"),
+        ("initrd = \"\"", "absolute path"),
+        ("kernel_params = \"a\\nb\"", "control characters"),
+        ("machine_type = \"pc\"", "\"microvm\" or \"q35\""),
+        ("shared_fs = \"none\"", "\"virtio-fs\""),
+        ("memory_slots = 3", "not supported"),
+        ("enable_annotations = [\".*\"]", "exact names"),
+    ] {
+        let error = refused(&format!("[hypervisor.qemu]\n{line}\n"));
+        assert!(error.starts_with("f.toml:2: ") && error.contains(words), "{line}: {error}");
+    }
+}
+
+#[test]
+fn hypervisor_without_a_driver_may_stand_there_but_not_be_chosen() {
+    let clh = "[hypervisor.clh]\nwhatever = 1\n";
+    assert!(parse(&format!("{clh}[hypervisor.qemu]\n")).is_ok());
+    assert!(parse(&format!("{clh}[runtime]\nhypervisor_name = \"qemu\"\n")).is_ok());
+
+    let error = refused(&format!("{clh}[runtime]\nhypervisor_name = \"clh\"\n"));
+    assert!(error.starts_with("f.toml:4: `runtime.hypervisor_name` = \"clh\" chooses"), "{error}");
+    let error = refused(clh);
+    assert!(error.starts_with("f.toml:1: `hypervisor.clh` is the only hypervisor"), "{error}");
+    let error = refused("[hypervisor.qemmu]\n");
+    assert!(error.contains("did you mean `qemu`"), "{error}");
+}
+
+#[test]
+fn older_names_are_taken_but_not_beside_the_new_ones() {
+    let config = parse("[hypervisor.qemu]\nseccompsandbox = \"on\"\n").unwrap();
+    assert_eq!(config.qemu.seccomp_sandbox, "on");
+
+    let error = refused("[hypervisor.qemu]\nseccomp_sandbox = \"on\"\nseccompsandbox = \"on\"\n");
+    assert!(
+        error.starts_with("f.toml:3: `hypervisor.qemu.seccompsandbox` is the older"),
+        "{error}"
+    );
+    let error = refused("[agent.kata]\ndial_timeout = \"soon\"\n");
+    assert!(error.starts_with("f.toml:2: `agent.kata.dial_timeout` must be"), "{error}");
+    let error = refused("agent = 1\n[runtime]\ncreate_container_timeout = 1\n");
+    assert!(error.contains("must be a table"), "{error}");
+}
+
+#[test]
+fn drop_in_error_names_the_drop_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let base = directory.path().join("configuration.toml");
+    fs::write(&base, "[runtime]\nenable_debug = true\n").unwrap();
+    fs::create_dir(directory.path().join("config.d")).unwrap();
+    fs::write(directory.path().join("config.d/a.toml"), "[runtime]\nenable_debug = 1\n").unwrap();
+
+    let error = HostConfig::load(Some(&base), Path::new(PREFIX)).unwrap_err().to_string();
+    assert!(error.contains("config.d/a.toml:2: `runtime.enable_debug`"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_loaded_or_refused_but_never_panics(text in ".{0,200}") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn any_value_of_any_key_never_panics(
+        table in prop::sample::select(vec!["hypervisor", "hypervisor.qemu", "hypervisor.qemu.factory", "agent", "agent.kata", "agent.kata.mem_agent", "runtime", "factory", "x"]),
+        key in prop::sample::select(vec!["path", "image", "qemu", "kata", "default_vcpus", "default_memory", "machine_type", "enable_annotations", "enable_iommu", "create_container_timeout", "dial_timeout", "sandbox_bind_mounts", "hypervisor_name", "compact_force_times", "\"\\u001b\"", "a.b"]),
+        value in prop_oneof![
+            any::<i64>().prop_map(|n| n.to_string()),
+            any::<f64>().prop_map(|n| format!("{n:?}").to_lowercase()),
+            any::<bool>().prop_map(|b| b.to_string()),
+            "\"[a-z/:.]{0,8}\"",
+            Just("[]".to_owned()), Just("[[1], {a = 2}]".to_owned()), Just("{ b = 1 }".to_owned()),
+            Just("1979-05-27".to_owned()), Just("18446744073709551615".to_owned()), Just("0xffffffffffffffffffffffffffffffffffffff".to_owned()),
+        ],
+        again in any::<bool>(),
+    ) {
+        let line = format!("[{table}]\n{key} = {value}\n");
+        let _ = parse(&line);
+        if again {
+            let _ = parse(&format!("{line}[runtime]\ncreate_container_timeout = 1\n"));
+        }
+    }
+}

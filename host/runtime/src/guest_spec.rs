@@ -1,0 +1,203 @@
+//! The OCI spec as the guest is to see it: what belongs to the host is taken out, what cannot be kept is refused.
+//!
+//! Pure: the only things it looks at are the spec and, for mounts, what kind of file a source is (through `kata-storage`).
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxNamespaceType, Spec};
+use thiserror::Error;
+
+use crate::ContainerRole;
+
+/// Device nodes of which every guest has its own.
+const GUEST_DEVICES: [&str; 9] = [
+    "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/console", "/dev/ptmx",
+    "/dev/fuse",
+];
+
+/// What of a spec cannot be done in a VM, or not by this version.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// A section is missing that every container has.
+    #[error("the bundle's config.json has no `{0}`; it is not a Linux container's")]
+    Missing(&'static str),
+    /// The container asks for the host's network.
+    #[error(
+        "the host's network cannot be shared with a VM; run without host networking, or under another runtime"
+    )]
+    HostNetwork,
+    /// The container's network namespace has interfaces.
+    #[error(
+        "the network namespace {path} has the interfaces {interfaces}, and networking is not supported in this version; \
+         run without a network"
+    )]
+    Network {
+        /// The namespace.
+        path: PathBuf,
+        /// Its interfaces, loopback excepted.
+        interfaces: String,
+    },
+    /// Hooks are the host's business and not run yet.
+    #[error("the OCI hook {0} cannot be run: hooks are not supported in this version")]
+    Hook(PathBuf),
+    /// A host device.
+    #[error("the device {0} of the host cannot be given to a VM in this version; remove it from the container")]
+    Device(PathBuf),
+    /// A user namespace of the host.
+    #[error("user namespaces are not supported; the container is fenced by its VM instead")]
+    UserNamespace,
+}
+
+/// Whether the guest is to apply the spec's seccomp profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GuestPolicy {
+    pub(crate) drop_seccomp: bool,
+}
+
+/// Turns the engine's spec into the guest's. Mounts and root are left to the caller, who knows where they are.
+pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result<Spec, SpecError> {
+    refuse_hooks(&spec)?;
+    spec.set_hooks(None);
+    if let Some(process) = spec.process_mut() {
+        // Neither is known to the guest's kernel.
+        process.set_apparmor_profile(None);
+        process.set_selinux_label(None);
+    }
+    let mut linux = spec.linux().clone().ok_or(SpecError::Missing("linux"))?;
+    linux.set_mount_label(None);
+    linux.set_intel_rdt(None);
+    linux.set_cgroups_path(Some(guest_cgroup(linux.cgroups_path().as_ref(), id)));
+    if policy.drop_seccomp {
+        linux.set_seccomp(None);
+    }
+    guest_namespaces(&mut linux)?;
+    guest_devices(&mut linux)?;
+    spec.set_linux(Some(linux));
+    Ok(spec)
+}
+
+/// Whether the container joins a process id namespace that others share.
+pub(crate) fn shares_pid_namespace(spec: &Spec, role: &ContainerRole) -> bool {
+    let joins = |linux: &Linux| {
+        linux.namespaces().as_ref().is_some_and(|all| {
+            all.iter().any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_some())
+        })
+    };
+    matches!(role, ContainerRole::PodMember(_)) && spec.linux().as_ref().is_some_and(joins)
+}
+
+/// The network namespace that the engine has prepared: `None` for a fresh and therefore empty one.
+pub(crate) fn network_namespace(spec: &Spec) -> Result<Option<PathBuf>, SpecError> {
+    let linux = spec.linux().as_ref().ok_or(SpecError::Missing("linux"))?;
+    let namespaces = linux.namespaces().as_ref().ok_or(SpecError::Missing("linux.namespaces"))?;
+    let network = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network);
+    network.map(|one| one.path().clone()).ok_or(SpecError::HostNetwork)
+}
+
+fn refuse_hooks(spec: &Spec) -> Result<(), SpecError> {
+    let Some(hooks) = spec.hooks() else { return Ok(()) };
+    #[expect(deprecated, reason = "engines still send prestart hooks, and they have to be seen to be refused")]
+    let lists = [
+        hooks.prestart(),
+        hooks.create_runtime(),
+        hooks.create_container(),
+        hooks.start_container(),
+        hooks.poststart(),
+        hooks.poststop(),
+    ];
+    match lists.into_iter().flatten().flatten().next() {
+        Some(hook) => Err(SpecError::Hook(hook.path().clone())),
+        None => Ok(()),
+    }
+}
+
+/// The guest has one network, its own; paths of the host's namespaces mean nothing there.
+fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
+    let namespaces = linux.namespaces().clone().unwrap_or_default();
+    if namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::User) {
+        return Err(SpecError::UserNamespace);
+    }
+    let kept = namespaces
+        .into_iter()
+        .filter(|one| one.typ() != LinuxNamespaceType::Network)
+        .map(|mut one| {
+            one.set_path(None);
+            one
+        })
+        .collect();
+    linux.set_namespaces(Some(kept));
+    Ok(())
+}
+
+/// Devices that every guest has need no entry; others would name hardware of the host.
+fn guest_devices(linux: &mut Linux) -> Result<(), SpecError> {
+    let is_guests = |device: &LinuxDevice| GUEST_DEVICES.iter().any(|known| device.path().as_os_str() == *known);
+    let devices = linux.devices().clone().unwrap_or_default();
+    if let Some(foreign) = devices.iter().find(|device| !is_guests(device)) {
+        return Err(SpecError::Device(foreign.path().clone()));
+    }
+    linux.set_devices(Some(devices));
+    Ok(())
+}
+
+/// A plain path below the guest's cgroup root; systemd's `slice:prefix:name` means nothing there.
+fn guest_cgroup(path: Option<&PathBuf>, id: &str) -> PathBuf {
+    let is_plain = |path: &&PathBuf| {
+        path.is_absolute() && path.to_str().is_some_and(|text| !text.contains(':') && !text.contains(".."))
+    };
+    path.filter(is_plain).cloned().unwrap_or_else(|| PathBuf::from(format!("/kata/{id}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    const KEEP: GuestPolicy = GuestPolicy { drop_seccomp: false };
+
+    #[test]
+    fn hosts_namespaces_do_not_reach_the_guest() {
+        let spec = spec(
+            r#"{"ociVersion":"1.0.2","linux":{"cgroupsPath":"/default/c","namespaces":[
+                {"type":"pid"},{"type":"network","path":"/run/netns/x"},{"type":"ipc","path":"/proc/1/ns/ipc"}]}}"#,
+        );
+        assert_eq!(network_namespace(&spec).unwrap(), Some(PathBuf::from("/run/netns/x")));
+        let guest = for_guest(spec, "c", KEEP).unwrap();
+        let linux = guest.linux().as_ref().unwrap();
+        let left: Vec<_> = linux.namespaces().as_ref().unwrap().iter().map(|one| (one.typ(), one.path())).collect();
+        assert_eq!(left, [(LinuxNamespaceType::Pid, &None), (LinuxNamespaceType::Ipc, &None)]);
+        assert_eq!(linux.cgroups_path().as_ref().unwrap(), &PathBuf::from("/default/c"));
+    }
+
+    #[test]
+    fn hosts_network_is_refused() {
+        let spec = spec(r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"pid"}]}}"#);
+        assert_eq!(network_namespace(&spec), Err(SpecError::HostNetwork));
+    }
+
+    #[test]
+    fn hosts_devices_are_refused_and_the_guests_own_are_not() {
+        let with = |path: &str| {
+            spec(&format!(
+                r#"{{"ociVersion":"1.0.2","linux":{{"devices":[{{"path":"{path}","type":"c","major":1,"minor":3}}]}}}}"#
+            ))
+        };
+        assert!(for_guest(with("/dev/null"), "c", KEEP).is_ok());
+        assert_eq!(for_guest(with("/dev/sda"), "c", KEEP), Err(SpecError::Device("/dev/sda".into())));
+    }
+
+    #[test]
+    fn hooks_are_refused_by_name() {
+        let spec = spec(r#"{"ociVersion":"1.0.2","hooks":{"poststop":[{"path":"/bin/h"}]},"linux":{}}"#);
+        assert_eq!(for_guest(spec, "c", KEEP), Err(SpecError::Hook("/bin/h".into())));
+    }
+
+    #[test]
+    fn systemd_cgroup_becomes_a_plain_path() {
+        assert_eq!(guest_cgroup(Some(&PathBuf::from("a.slice:cri:c")), "c"), PathBuf::from("/kata/c"));
+        assert_eq!(guest_cgroup(Some(&PathBuf::from("/../c")), "c"), PathBuf::from("/kata/c"));
+    }
+}

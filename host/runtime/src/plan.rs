@@ -1,0 +1,233 @@
+//! From configuration and spec to plans: what is decided here is carried out by `kata-sandbox` without another look at either.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kata_agent_client::{GuestSandbox, GuestStorage};
+use kata_config::{HostConfig, HostResources, InternetworkingModel, LogLevel, MachineType, WorkloadLimits};
+use kata_hypervisor::{ShareSpec, VmSpec};
+use kata_qemu::{Machine, QemuSettings};
+use kata_sandbox::{ContainerPlan, Deadlines, SandboxPlan};
+use kata_storage::{FileServerSpec, RootfsMount};
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use crate::guest_spec::{self, GuestPolicy};
+use crate::{ContainerRole, Runtime, RuntimeError, SpecError, role_of};
+
+/// Where sandboxes keep their run-time state on the host, a directory each.
+pub const RUN_DIR: &str = "/run/kata";
+
+/// The virtio-fs mount tag that both sides rely on (agent protocol).
+const SHARE_TAG: &str = "kataShared";
+
+/// The longest that QEMU takes to say hello on a busy host, and an emulated kernel to reach its init.
+const VMM_DEADLINE: Duration = Duration::from_secs(30);
+const KERNEL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// CRI's annotations for the resources of a whole pod.
+const CRI_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const CRI_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+const CRI_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// The driver's settings of a configuration.
+pub(crate) fn qemu_settings(config: &HostConfig) -> QemuSettings {
+    let qemu = &config.qemu;
+    QemuSettings {
+        program: qemu.path.clone(),
+        machine: match qemu.machine_type {
+            MachineType::Auto => Machine::Auto,
+            MachineType::Microvm => Machine::Microvm,
+            MachineType::Q35 => Machine::Q35,
+        },
+        cpu_features: qemu.cpu_features.clone(),
+        seccomp_sandbox: qemu.seccomp_sandbox.clone(),
+        entropy_source: qemu.entropy_source.clone(),
+        dial_timeout: config.agent.dial_timeout(),
+    }
+}
+
+pub(crate) fn sandbox(runtime: &Runtime, id: &str, spec: &Spec) -> Result<SandboxPlan, RuntimeError> {
+    check_id(id)?;
+    let config = &runtime.config;
+    check_network(config, spec)?;
+    let role = role_of(spec.annotations().as_ref());
+    let run_dir = Path::new(RUN_DIR).join(id);
+    let socket = run_dir.join("virtiofs.sock");
+    let size = kata_config::sandbox_size(config, limits(spec, &role), host(runtime)?)?;
+    readable(&config.qemu.kernel, "guest kernel", "kernel")?;
+    readable(&config.qemu.initrd, "guest's initial ramdisk", "initrd")?;
+    Ok(SandboxPlan {
+        id: id.to_owned(),
+        vm: VmSpec {
+            sandbox: id.to_owned(),
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            kernel: config.qemu.kernel.clone(),
+            initrd: config.qemu.initrd.clone(),
+            kernel_params: kernel_params(config),
+            shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), socket: socket.clone() }],
+            debug: config.qemu.enable_debug,
+            run_dir: run_dir.clone(),
+        },
+        file_server: file_server(runtime, &run_dir, socket),
+        guest: guest_sandbox(config, id, spec),
+        cgroup: cgroup(config, id, spec),
+        deadlines: Deadlines {
+            vmm: VMM_DEADLINE,
+            kernel: KERNEL_DEADLINE,
+            agent: config.agent.connect_deadline(),
+            request: config.agent.request_timeout(),
+        },
+        single_container: role == ContainerRole::Single,
+    })
+}
+
+pub(crate) fn container(
+    runtime: &Runtime,
+    id: &str,
+    spec: Spec,
+    bundle: &Path,
+    rootfs_mounts: Vec<RootfsMount>,
+) -> Result<ContainerPlan, RuntimeError> {
+    check_id(id)?;
+    let role = role_of(spec.annotations().as_ref());
+    let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
+    let readonly_rootfs = root.readonly().unwrap_or_default();
+    // containerd mounts at `rootfs` whatever the spec says; without mounts the spec's path holds, relative to the bundle.
+    let rootfs = if rootfs_mounts.is_empty() { bundle.join(root.path()) } else { bundle.join("rootfs") };
+    let shared_pid_namespace = guest_spec::shares_pid_namespace(&spec, &role);
+    let mounts = kata_storage::plan_mounts(&spec, bundle)?;
+    let policy = GuestPolicy { drop_seccomp: runtime.config.runtime.disable_guest_seccomp };
+    let spec = guest_spec::for_guest(spec, id, policy)?;
+    Ok(ContainerPlan {
+        id: id.to_owned(),
+        spec,
+        rootfs_mounts,
+        rootfs,
+        readonly_rootfs,
+        mounts,
+        shared_pid_namespace,
+    })
+}
+
+/// Ids become file names and parts of socket paths.
+fn check_id(id: &str) -> Result<(), RuntimeError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
+    let is_usable = (1..=128).contains(&id.len()) && id.bytes().all(is_plain) && id != "." && id != "..";
+    if is_usable { Ok(()) } else { Err(RuntimeError::Id(id.to_owned())) }
+}
+
+/// Networking is not there yet, so a namespace that the engine has wired up is refused, not ignored, unless the administrator
+/// wants no network.
+fn check_network(config: &HostConfig, spec: &Spec) -> Result<(), RuntimeError> {
+    let Some(path) = guest_spec::network_namespace(spec)? else { return Ok(()) };
+    if config.runtime.internetworking_model == InternetworkingModel::None {
+        return Ok(());
+    }
+    let interfaces = kata_linux::netns::interfaces(&path)
+        .map_err(|source| RuntimeError::Netns { path: path.clone(), source })?;
+    if interfaces.is_empty() {
+        return Ok(());
+    }
+    Err(SpecError::Network { path, interfaces: interfaces.join(", ") }.into())
+}
+
+fn readable(path: &Path, what: &'static str, key: &'static str) -> Result<(), RuntimeError> {
+    let opened = File::open(path).map(drop);
+    opened.map_err(|source| RuntimeError::Asset { what, path: path.to_owned(), key, source })
+}
+
+fn kernel_params(config: &HostConfig) -> Vec<String> {
+    let agent = &config.agent;
+    let mut params = vec![format!("agent.log={}", agent_log_level(agent.effective_log_level()))];
+    if agent.debug_console_enabled {
+        params.push("agent.debug_console".to_owned());
+        params.push("agent.debug_console_vport=1026".to_owned());
+    }
+    if agent.container_pipe_size > 0 {
+        params.push(format!("agent.container_pipe_size={}", agent.container_pipe_size));
+    }
+    params.extend(config.qemu.kernel_params.split_ascii_whitespace().map(str::to_owned));
+    params
+}
+
+fn agent_log_level(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Trace => "trace",
+        LogLevel::Debug => "debug",
+        LogLevel::Info => "info",
+        LogLevel::Warn => "warn",
+        LogLevel::Error => "error",
+    }
+}
+
+fn file_server(runtime: &Runtime, run_dir: &Path, socket: PathBuf) -> FileServerSpec {
+    let qemu = &runtime.config.qemu;
+    let embedded = || runtime.prefix.join("libexec/kata-containers/kata-virtiofsd");
+    FileServerSpec {
+        external: qemu.virtio_fs_daemon.is_some(),
+        program: qemu.virtio_fs_daemon.clone().unwrap_or_else(embedded),
+        extra_args: qemu.virtio_fs_extra_args.clone(),
+        cache: qemu.virtio_fs_cache.as_str().to_owned(),
+        shared_dir: run_dir.join("shared"),
+        socket,
+        debug: qemu.enable_debug,
+    }
+}
+
+fn guest_sandbox(config: &HostConfig, id: &str, spec: &Spec) -> GuestSandbox {
+    GuestSandbox {
+        id: id.to_owned(),
+        hostname: spec.hostname().clone().unwrap_or_default(),
+        dns: Vec::new(),
+        storages: vec![GuestStorage {
+            driver: "virtio-fs".to_owned(),
+            source: SHARE_TAG.to_owned(),
+            fstype: "virtiofs".to_owned(),
+            options: vec!["nodev".to_owned()],
+            mount_point: kata_storage::GUEST_SHARE.to_owned(),
+            ..GuestStorage::default()
+        }],
+        shared_pid_namespace: false,
+        kernel_modules: config.agent.kernel_modules.clone(),
+        guest_hook_path: config.qemu.guest_hook_path.clone(),
+    }
+}
+
+/// The engine's cgroup, or one of our own where the administrator does not want the engine's.
+fn cgroup(config: &HostConfig, id: &str, spec: &Spec) -> String {
+    let engines = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    match engines {
+        Some(path) if config.runtime.sandbox_cgroup_only => path.display().to_string(),
+        _ => format!("/kata_overhead/{id}"),
+    }
+}
+
+/// The limits that are known when the VM is made: a pod's from CRI's annotations, a lone container's own.
+fn limits(spec: &Spec, role: &ContainerRole) -> WorkloadLimits {
+    if *role != ContainerRole::Single {
+        let annotations = spec.annotations().as_ref();
+        let number = |key: &str| annotations.and_then(|all| all.get(key)).and_then(|text| text.parse::<i64>().ok());
+        let period = number(CRI_PERIOD).and_then(|period| u64::try_from(period).ok());
+        return WorkloadLimits::from_spec(number(CRI_QUOTA), period, number(CRI_MEMORY));
+    }
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let cpu = resources.and_then(|resources: &LinuxResources| resources.cpu().as_ref());
+    let memory = resources.and_then(|resources| resources.memory().as_ref());
+    WorkloadLimits::from_spec(
+        cpu.and_then(|cpu| cpu.quota()),
+        cpu.and_then(|cpu| cpu.period()),
+        memory.and_then(|memory| memory.limit()),
+    )
+}
+
+fn host(runtime: &Runtime) -> Result<HostResources, RuntimeError> {
+    let cpus = std::thread::available_parallelism().map_err(RuntimeError::Host)?;
+    let memory_mib = kata_linux::memory::total_mib().map_err(RuntimeError::Host)?;
+    Ok(HostResources {
+        cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX),
+        memory_mib,
+        driver_max_vcpus: runtime.hypervisor().capabilities().max_vcpus,
+    })
+}

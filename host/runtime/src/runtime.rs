@@ -1,0 +1,114 @@
+//! A loaded configuration with the driver that it names.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kata_config::{ConfigError, HostConfig, SizeError};
+use kata_hypervisor::Hypervisor;
+use kata_qemu::Qemu;
+use kata_sandbox::{ContainerPlan, SandboxPlan};
+use kata_storage::{RootfsMount, StorageError};
+use oci_spec::runtime::Spec;
+use thiserror::Error;
+
+use crate::{SpecError, plan};
+
+/// The environment variable that names the configuration file.
+const CONFIG_VARIABLE: &str = "KATA_CONF_FILE";
+
+/// Why a bundle cannot be run with this configuration. Nothing was started.
+#[derive(Debug, Error)]
+pub enum RuntimeError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The limits that the engine gave make no VM.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// The spec asks for what cannot be done.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A mount of the spec cannot be done.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A file that the VM is made of is missing.
+    #[error("the {what} {path} cannot be read; build it with `make`, or set `{key}` in the configuration")]
+    Asset {
+        /// What it is.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// The configuration's key for it.
+        key: &'static str,
+        /// Why it cannot be read.
+        #[source]
+        source: io::Error,
+    },
+    /// The id cannot be a file name.
+    #[error("`{0}` is not a usable container id; use letters, digits, `_`, `.`, `+` and `-`, at most 128")]
+    Id(String),
+    /// The network namespace cannot be looked into.
+    #[error("cannot look into the network namespace {path}")]
+    Netns {
+        /// Its path in the spec.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Not enough of the host is known to size a VM.
+    #[error("cannot find out how many processors and how much memory this host has")]
+    Host(#[source] io::Error),
+}
+
+/// Everything that sandboxes are made with.
+#[derive(Debug)]
+pub struct Runtime {
+    pub(crate) config: HostConfig,
+    /// Where this software is installed.
+    pub(crate) prefix: PathBuf,
+    hypervisor: Box<dyn Hypervisor>,
+}
+
+impl Runtime {
+    /// Loads the configuration: `option` is the file that the engine named for this sandbox, if any; `KATA_CONF_FILE` wins over it.
+    /// The sandbox's annotations are applied as far as the administrator allows them.
+    pub fn load(
+        option: Option<&Path>,
+        annotations: Option<&HashMap<String, String>>,
+    ) -> Result<Self, RuntimeError> {
+        let program = std::env::current_exe().map_err(RuntimeError::Host)?;
+        let prefix = kata_config::prefix_of(&program);
+        let variable = std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from);
+        let file = kata_config::locate(option, variable.as_deref(), &prefix)?;
+        let mut config = HostConfig::load(file.as_deref(), &prefix)?;
+        if let Some(annotations) = annotations {
+            config = config.with_annotations(annotations)?;
+        }
+        let hypervisor = Box::new(Qemu::new(plan::qemu_settings(&config)));
+        Ok(Self { config, prefix, hypervisor })
+    }
+
+    /// The driver that the configuration names.
+    #[must_use]
+    pub fn hypervisor(&self) -> &dyn Hypervisor {
+        self.hypervisor.as_ref()
+    }
+
+    /// Decides what VM a sandbox gets whose first container is `id` with this spec.
+    pub fn plan_sandbox(&self, id: &str, spec: &Spec) -> Result<SandboxPlan, RuntimeError> {
+        plan::sandbox(self, id, spec)
+    }
+
+    /// Decides how a container of this spec is made. `rootfs_mounts` are the engine's, to be mounted at `<bundle>/rootfs`.
+    pub fn plan_container(
+        &self,
+        id: &str,
+        spec: Spec,
+        bundle: &Path,
+        rootfs_mounts: Vec<RootfsMount>,
+    ) -> Result<ContainerPlan, RuntimeError> {
+        plan::container(self, id, spec, bundle, rootfs_mounts)
+    }
+}

@@ -1,0 +1,145 @@
+//! Bringing a sandbox up: file server and VM side by side, then the agent, each stage with a deadline and with an eye on
+//! everything that may die meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata_agent_client::AgentClient;
+use kata_hypervisor::{Hypervisor, Vm};
+use kata_storage::{FileServer, Share};
+use tokio::time::{sleep_until, Instant};
+
+use crate::{BootError, BootStage, Footprint, SandboxPlan};
+
+/// The agent's port in the guest (agent protocol: vsock port 1024).
+const AGENT_PORT: u32 = 1024;
+
+/// How many of the last lines of the console and of the VMM's stderr an error quotes.
+const QUOTED_LINES: usize = 8;
+
+/// How long the death of a part may take to explain a broken channel, and the last output to be delivered after it.
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
+
+/// How long the guest may take to write its dirty pages out before its VM is ended.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
+
+/// The parts of a sandbox that is up.
+pub(crate) struct Booted {
+    pub(crate) vm: Arc<dyn Vm>,
+    pub(crate) agent: AgentClient,
+    pub(crate) share: Share,
+    pub(crate) file_server: FileServer,
+    pub(crate) footprint: Footprint,
+}
+
+/// Boots what the plan says. On error everything that was started has been taken down again.
+pub(crate) async fn boot(plan: &SandboxPlan, hypervisor: &dyn Hypervisor) -> Result<Booted, BootError> {
+    let footprint = Footprint::make(&plan.id, &plan.vm.run_dir, &plan.cgroup)?;
+    match boot_parts(plan, hypervisor, &footprint).await {
+        Ok((vm, agent, share, file_server)) => Ok(Booted { vm, agent, share, file_server, footprint }),
+        Err(error) => {
+            if let Err(left) = footprint.remove() {
+                tracing::warn!("after the failed boot: {left}");
+            }
+            Err(error)
+        }
+    }
+}
+
+type Parts = (Arc<dyn Vm>, AgentClient, Share, FileServer);
+
+async fn boot_parts(
+    plan: &SandboxPlan,
+    hypervisor: &dyn Hypervisor,
+    footprint: &Footprint,
+) -> Result<Parts, BootError> {
+    let share = Share::create(&plan.vm.run_dir)?;
+    let file_server = FileServer::start(&plan.file_server)?;
+    let vm = match boot_vm(plan, hypervisor).await {
+        Ok(vm) => vm,
+        Err(error) => {
+            file_server.stop().await;
+            return Err(error);
+        }
+    };
+    let reached = match footprint.record(&[vm.pid(), file_server.pid()]) {
+        Ok(()) => reach_agent(plan, vm.as_ref(), &file_server).await,
+        Err(error) => Err(error.into()),
+    };
+    match reached {
+        Ok(agent) => Ok((vm, agent, share, file_server)),
+        Err(error) => {
+            vm.stop().await;
+            file_server.stop().await;
+            Err(error)
+        }
+    }
+}
+
+async fn boot_vm(plan: &SandboxPlan, hypervisor: &dyn Hypervisor) -> Result<Arc<dyn Vm>, BootError> {
+    let after = plan.deadlines.vmm;
+    match tokio::time::timeout(after, hypervisor.boot(&plan.vm)).await {
+        Ok(vm) => Ok(Arc::from(vm?)),
+        Err(_) => Err(BootError::Late { stage: BootStage::Vmm, after, last_words: "it said nothing".into() }),
+    }
+}
+
+/// From a running VM to an agent that has set the sandbox up.
+async fn reach_agent(
+    plan: &SandboxPlan,
+    vm: &dyn Vm,
+    file_server: &FileServer,
+) -> Result<AgentClient, BootError> {
+    let console = vm.console();
+    let hello = async {
+        let stream = vm.dial(AGENT_PORT).await?;
+        let agent = AgentClient::new(stream, plan.deadlines.request);
+        agent.create_sandbox(&plan.guest).await.map_err(BootError::Agent)?;
+        Ok(agent)
+    };
+    let kernel_deadline = Instant::now() + plan.deadlines.kernel;
+    let late = async {
+        tokio::select! {
+            () = console.kernel_up() => {}
+            () = sleep_until(kernel_deadline) => return (BootStage::Kernel, plan.deadlines.kernel),
+        }
+        tokio::time::sleep(plan.deadlines.agent).await;
+        (BootStage::Agent, plan.deadlines.agent)
+    };
+    let stage = || if console.kernel_is_up() { BootStage::Agent } else { BootStage::Kernel };
+    // Biased: when the VM's death has also broken the channel, the death is the cause and the one to tell.
+    tokio::select! {
+        biased;
+        exit = vm.exited() => {
+            Err(BootError::Died { stage: stage(), exit: exit.to_string(), last_words: last_words(vm) })
+        }
+        _ = file_server.exited() => Err(BootError::FileServer {
+            program: plan.file_server.program.clone(),
+            last_words: quote(&file_server.stderr(), "it said nothing"),
+        }),
+        agent = hello => match agent {
+            Err(error) => Err(explain_lost_channel(vm, stage(), error).await),
+            agent => agent,
+        },
+        (stage, after) = late => Err(BootError::Late { stage, after, last_words: last_words(vm) }),
+    }
+}
+
+/// A channel that breaks is most often a VM that dies: wait a moment for the better reason.
+async fn explain_lost_channel(vm: &dyn Vm, stage: BootStage, error: BootError) -> BootError {
+    match tokio::time::timeout(Duration::from_millis(500), vm.exited()).await {
+        Ok(exit) => BootError::Died { stage, exit: exit.to_string(), last_words: last_words(vm) },
+        Err(_) => error,
+    }
+}
+
+/// What VMM and console said last, on one line.
+pub(crate) fn last_words(vm: &dyn Vm) -> String {
+    let vmm = quote(&vm.stderr(), "the hypervisor said nothing");
+    let console = quote(&vm.console().last_lines(QUOTED_LINES), "the guest's console is empty");
+    format!("{vmm}; {console}")
+}
+
+fn quote(lines: &[String], nothing: &str) -> String {
+    if lines.is_empty() { nothing.to_owned() } else { format!("last words: `{}`", lines.join(" | ")) }
+}

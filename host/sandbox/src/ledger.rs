@@ -1,0 +1,501 @@
+//! Who is in the sandbox and how far each process has come: pure bookkeeping, no I/O.
+//!
+//! ```text
+//!   add ──▶ Creating ──created──▶ Created ──begin_start──▶ Starting ──started──▶ Running ──exited──▶ Stopped
+//!              │                     ▲                        │                     │                   │
+//!        create_failed               └──────start_failed──────┘               pause │ resume         delete
+//!              ▼                                                                    ▼                   ▼
+//!            (gone)                                                               Paused              (gone)
+//! ```
+//!
+//! An exec is born Created. Two promises hold whatever the order of calls, and are tested so: an exit is released
+//! exactly once for each process, and an init's exit is released only after those of its execs, as containerd
+//! asks of a shim.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::SystemTime;
+
+use thiserror::Error;
+
+/// A process of the sandbox: a container's init, or one that was added to it by exec.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessKey {
+    /// The container's id.
+    pub container: String,
+    /// The exec's id, unique within its container; `None` is the init process.
+    pub exec: Option<String>,
+}
+
+impl ProcessKey {
+    /// The init process of a container.
+    #[must_use]
+    pub fn init(container: &str) -> Self {
+        Self { container: container.to_owned(), exec: None }
+    }
+
+    /// A process that was added to a container.
+    #[must_use]
+    pub fn exec(container: &str, exec: &str) -> Self {
+        Self { container: container.to_owned(), exec: Some(exec.to_owned()) }
+    }
+}
+
+impl fmt::Display for ProcessKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.exec {
+            Some(exec) => write!(f, "process {exec} of container {}", self.container),
+            None => write!(f, "container {}", self.container),
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit status; 128 + n when signal n ended it.
+    pub status: u32,
+    /// When the host learned of it.
+    pub at: SystemTime,
+}
+
+impl Exit {
+    /// The end of a process that was killed, or whose VM was: 128 + SIGKILL.
+    #[must_use]
+    pub fn killed() -> Self {
+        Self { status: 137, at: SystemTime::now() }
+    }
+}
+
+/// What can be said of a process to the outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Made, not started.
+    Created,
+    /// Running.
+    Running,
+    /// Its container is frozen.
+    Paused,
+    /// Ended, not yet deleted.
+    Stopped(Exit),
+}
+
+/// Why a request does not fit the state. The texts are runc's and containerd's, since their callers match on them.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// No such process.
+    #[error("{0} does not exist: not found")]
+    NotFound(ProcessKey),
+    /// The id is taken.
+    #[error("{0} already exists")]
+    AlreadyExists(ProcessKey),
+    /// It has ended.
+    #[error("process already finished: {0}: not found")]
+    AlreadyFinished(ProcessKey),
+    /// It is in a state in which this cannot be done.
+    #[error("cannot {action} {key}: it is {state}")]
+    WrongState {
+        /// What was asked.
+        action: &'static str,
+        /// Of which process.
+        key: ProcessKey,
+        /// Its state in a word.
+        state: &'static str,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Creating,
+    Created,
+    Starting,
+    Running,
+    /// The guest has reported the end, but it is not released yet: execs of the same container come first.
+    Ending(Exit),
+    Stopped(Exit),
+}
+
+impl Phase {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Creating => "being created",
+            Self::Created => "created",
+            Self::Starting => "being started",
+            Self::Running | Self::Ending(_) => "running",
+            Self::Stopped(_) => "stopped",
+        }
+    }
+
+    fn is_alive(self) -> bool {
+        matches!(self, Self::Starting | Self::Running)
+    }
+}
+
+#[derive(Debug)]
+struct Container {
+    init: Phase,
+    paused: bool,
+    execs: BTreeMap<String, Phase>,
+}
+
+/// The processes of one sandbox.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    containers: BTreeMap<String, Container>,
+}
+
+type Released = Vec<(ProcessKey, Exit)>;
+
+impl Ledger {
+    /// Enters a process: a container's init as being created, an exec as created.
+    pub fn add(&mut self, key: &ProcessKey) -> Result<(), Refusal> {
+        let Some(exec) = &key.exec else {
+            if self.containers.contains_key(&key.container) {
+                return Err(Refusal::AlreadyExists(key.clone()));
+            }
+            let container = Container { init: Phase::Creating, paused: false, execs: BTreeMap::new() };
+            self.containers.insert(key.container.clone(), container);
+            return Ok(());
+        };
+        let container = self.container_mut(key)?;
+        if container.execs.contains_key(exec) {
+            return Err(Refusal::AlreadyExists(key.clone()));
+        }
+        if container.init != Phase::Running || container.paused {
+            let state = if container.paused { "paused" } else { container.init.word() };
+            let key = ProcessKey::init(&key.container);
+            return Err(Refusal::WrongState { action: "exec in", key, state });
+        }
+        container.execs.insert(exec.clone(), Phase::Created);
+        Ok(())
+    }
+
+    /// The guest has made the container.
+    pub fn created(&mut self, key: &ProcessKey) {
+        if let Ok(phase @ Phase::Creating) = self.phase_mut(key) {
+            *phase = Phase::Created;
+        }
+    }
+
+    /// The guest could not make it: it is forgotten.
+    pub fn create_failed(&mut self, key: &ProcessKey) {
+        self.remove(key);
+    }
+
+    /// Asks whether the process may be started, and marks it as being started.
+    pub fn begin_start(&mut self, key: &ProcessKey) -> Result<(), Refusal> {
+        match self.phase_mut(key)? {
+            phase @ Phase::Created => {
+                *phase = Phase::Starting;
+                Ok(())
+            }
+            phase => Err(Refusal::WrongState { action: "start", key: key.clone(), state: phase.word() }),
+        }
+    }
+
+    /// The guest has started it. False when it has ended meanwhile.
+    pub fn started(&mut self, key: &ProcessKey) -> bool {
+        match self.phase_mut(key) {
+            Ok(phase @ Phase::Starting) => {
+                *phase = Phase::Running;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The guest could not start it: it is as before.
+    pub fn start_failed(&mut self, key: &ProcessKey) {
+        if let Ok(phase @ Phase::Starting) = self.phase_mut(key) {
+            *phase = Phase::Created;
+        }
+    }
+
+    /// Enters a process's end, and returns the exits that may be told now, in the order in which to tell them. Empty when the
+    /// end was known already, or is held back until the container's execs have ended.
+    pub fn exited(&mut self, key: &ProcessKey, exit: Exit) -> Released {
+        match self.phase_mut(key) {
+            Ok(phase) if !matches!(phase, Phase::Ending(_) | Phase::Stopped(_)) => *phase = Phase::Ending(exit),
+            _ => return Released::new(),
+        }
+        self.release(&key.container)
+    }
+
+    /// Declares every process of the container that still lives as killed, so that an init's exit is held back no longer.
+    pub fn kill_remaining(&mut self, container: &str, exit: Exit) -> Released {
+        if let Some(entry) = self.containers.get_mut(container) {
+            for phase in entry.execs.values_mut().filter(|phase| phase.is_alive()) {
+                *phase = Phase::Ending(exit);
+            }
+        }
+        self.release(container)
+    }
+
+    /// The VM is gone: everything that has not ended has been killed.
+    pub fn kill_all(&mut self, exit: Exit) -> Released {
+        let mut released = Released::new();
+        let names: Vec<String> = self.containers.keys().cloned().collect();
+        for name in names {
+            if let Some(container) = self.containers.get_mut(&name) {
+                for phase in container.execs.values_mut().chain([&mut container.init]) {
+                    if !matches!(phase, Phase::Ending(_) | Phase::Stopped(_)) {
+                        *phase = Phase::Ending(exit);
+                    }
+                }
+            }
+            released.extend(self.release(&name));
+        }
+        released
+    }
+
+    /// Whether any exec of the container is alive.
+    #[must_use]
+    pub fn has_live_execs(&self, container: &str) -> bool {
+        self.containers
+            .get(container)
+            .is_some_and(|container| container.execs.values().any(|phase| phase.is_alive()))
+    }
+
+    /// Asks whether the container may be frozen.
+    pub fn may_pause(&mut self, container: &str) -> Result<(), Refusal> {
+        self.expect_running(container, false, "pause")
+    }
+
+    /// Asks whether the container may be thawed.
+    pub fn may_resume(&mut self, container: &str) -> Result<(), Refusal> {
+        self.expect_running(container, true, "resume")
+    }
+
+    /// The guest has frozen or thawed the container.
+    pub fn set_paused(&mut self, container: &str, paused: bool) {
+        if let Some(container) = self.containers.get_mut(container) {
+            container.paused = paused;
+        }
+    }
+
+    /// Asks whether the process can get a signal now.
+    pub fn may_signal(&mut self, key: &ProcessKey) -> Result<(), Refusal> {
+        match *self.phase_mut(key)? {
+            Phase::Running | Phase::Starting => Ok(()),
+            Phase::Created if key.exec.is_none() => Ok(()),
+            Phase::Ending(_) | Phase::Stopped(_) => Err(Refusal::AlreadyFinished(key.clone())),
+            phase => Err(Refusal::WrongState { action: "signal", key: key.clone(), state: phase.word() }),
+        }
+    }
+
+    /// Asks whether the process may be deleted; its exit, or `None` when it never ran.
+    pub fn may_delete(&mut self, key: &ProcessKey) -> Result<Option<Exit>, Refusal> {
+        match *self.phase_mut(key)? {
+            Phase::Stopped(exit) => Ok(Some(exit)),
+            Phase::Created => Ok(None),
+            phase => Err(Refusal::WrongState { action: "delete", key: key.clone(), state: phase.word() }),
+        }
+    }
+
+    /// Forgets a process; with an init, its container's execs as well.
+    pub fn remove(&mut self, key: &ProcessKey) {
+        match &key.exec {
+            None => {
+                self.containers.remove(&key.container);
+            }
+            Some(exec) => {
+                if let Some(container) = self.containers.get_mut(&key.container) {
+                    container.execs.remove(exec);
+                }
+            }
+        }
+    }
+
+    /// What can be said of the process.
+    pub fn status(&mut self, key: &ProcessKey) -> Result<Status, Refusal> {
+        let paused = self.container_mut(key)?.paused;
+        Ok(match *self.phase_mut(key)? {
+            Phase::Creating | Phase::Created | Phase::Starting => Status::Created,
+            Phase::Running | Phase::Ending(_) if paused => Status::Paused,
+            Phase::Running | Phase::Ending(_) => Status::Running,
+            Phase::Stopped(exit) => Status::Stopped(exit),
+        })
+    }
+
+    /// The ids of the execs of a container that are alive.
+    #[must_use]
+    pub fn live_execs(&self, container: &str) -> Vec<String> {
+        let Some(container) = self.containers.get(container) else { return Vec::new() };
+        container.execs.iter().filter(|(_, phase)| phase.is_alive()).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// How many containers there are, whatever their state.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.containers.len()
+    }
+
+    /// Whether no container is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty()
+    }
+
+    fn release(&mut self, name: &str) -> Released {
+        let mut released = Released::new();
+        let Some(container) = self.containers.get_mut(name) else { return released };
+        for (exec, phase) in &mut container.execs {
+            if let Phase::Ending(exit) = *phase {
+                *phase = Phase::Stopped(exit);
+                released.push((ProcessKey::exec(name, exec), exit));
+            }
+        }
+        let waits_for_execs = container.execs.values().any(|phase| phase.is_alive());
+        if let (Phase::Ending(exit), false) = (container.init, waits_for_execs) {
+            container.init = Phase::Stopped(exit);
+            container.paused = false;
+            // An exec that was never started can't be any more; its waiters are told too.
+            released.push((ProcessKey::init(name), exit));
+        }
+        released
+    }
+
+    fn expect_running(&mut self, name: &str, paused: bool, action: &'static str) -> Result<(), Refusal> {
+        let key = ProcessKey::init(name);
+        let container = self.container_mut(&key)?;
+        if container.init == Phase::Running && container.paused == paused {
+            return Ok(());
+        }
+        let state = if container.paused { "paused" } else { container.init.word() };
+        Err(Refusal::WrongState { action, key, state })
+    }
+
+    fn container_mut(&mut self, key: &ProcessKey) -> Result<&mut Container, Refusal> {
+        self.containers.get_mut(&key.container).ok_or_else(|| Refusal::NotFound(key.clone()))
+    }
+
+    fn phase_mut(&mut self, key: &ProcessKey) -> Result<&mut Phase, Refusal> {
+        let container = self.container_mut(key)?;
+        match &key.exec {
+            None => Ok(&mut container.init),
+            Some(exec) => container.execs.get_mut(exec).ok_or_else(|| Refusal::NotFound(key.clone())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn running(ledger: &mut Ledger, key: &ProcessKey) {
+        ledger.add(key).unwrap();
+        ledger.created(key);
+        ledger.begin_start(key).unwrap();
+        assert!(ledger.started(key));
+    }
+
+    #[test]
+    fn init_exit_waits_for_its_execs() {
+        let mut ledger = Ledger::default();
+        let (init, exec) = (ProcessKey::init("c"), ProcessKey::exec("c", "e"));
+        running(&mut ledger, &init);
+        running(&mut ledger, &exec);
+        let exit = Exit::killed();
+        assert!(ledger.exited(&init, exit).is_empty());
+        assert_eq!(ledger.status(&init).unwrap(), Status::Running);
+        let released: Vec<_> = ledger.exited(&exec, exit).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(released, [exec, init]);
+    }
+
+    #[test]
+    fn stopped_process_is_killed_with_runcs_words() {
+        let mut ledger = Ledger::default();
+        let init = ProcessKey::init("c");
+        running(&mut ledger, &init);
+        ledger.exited(&init, Exit::killed());
+        let refusal = ledger.may_signal(&init).unwrap_err();
+        assert!(refusal.to_string().starts_with("process already finished"));
+    }
+
+    #[test]
+    fn paused_container_takes_no_exec() {
+        let mut ledger = Ledger::default();
+        running(&mut ledger, &ProcessKey::init("c"));
+        ledger.set_paused("c", true);
+        let refusal = ledger.add(&ProcessKey::exec("c", "e")).unwrap_err();
+        assert_eq!(refusal.to_string(), "cannot exec in container c: it is paused");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Add(u8, u8),
+        Created(u8, u8),
+        Start(u8, u8),
+        Started(u8, u8),
+        StartFailed(u8, u8),
+        Exited(u8, u8),
+        KillRemaining(u8),
+        KillAll,
+        Delete(u8, u8),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let process = || (0..2u8, 0..3u8);
+        let step = prop_oneof![
+            process().prop_map(|(c, e)| Step::Add(c, e)),
+            process().prop_map(|(c, e)| Step::Created(c, e)),
+            process().prop_map(|(c, e)| Step::Start(c, e)),
+            process().prop_map(|(c, e)| Step::Started(c, e)),
+            process().prop_map(|(c, e)| Step::StartFailed(c, e)),
+            process().prop_map(|(c, e)| Step::Exited(c, e)),
+            (0..2u8).prop_map(Step::KillRemaining),
+            Just(Step::KillAll),
+            process().prop_map(|(c, e)| Step::Delete(c, e)),
+        ];
+        prop::collection::vec(step, 0..80)
+    }
+
+    fn key(container: u8, exec: u8) -> ProcessKey {
+        let container = format!("c{container}");
+        if exec == 0 { ProcessKey::init(&container) } else { ProcessKey::exec(&container, &format!("e{exec}")) }
+    }
+
+    proptest! {
+        #[test]
+        fn exits_are_released_once_and_init_last(steps in steps()) {
+            let mut ledger = Ledger::default();
+            let mut released_since_add: HashMap<ProcessKey, u32> = HashMap::new();
+            for step in steps {
+                let released = match step {
+                    Step::Add(c, e) => {
+                        if ledger.add(&key(c, e)).is_ok() {
+                            released_since_add.insert(key(c, e), 0);
+                        }
+                        Vec::new()
+                    }
+                    Step::Created(c, e) => { ledger.created(&key(c, e)); Vec::new() }
+                    Step::Start(c, e) => { let _ = ledger.begin_start(&key(c, e)); Vec::new() }
+                    Step::Started(c, e) => { ledger.started(&key(c, e)); Vec::new() }
+                    Step::StartFailed(c, e) => { ledger.start_failed(&key(c, e)); Vec::new() }
+                    Step::Exited(c, e) => ledger.exited(&key(c, e), Exit::killed()),
+                    Step::KillRemaining(c) => ledger.kill_remaining(&format!("c{c}"), Exit::killed()),
+                    Step::KillAll => ledger.kill_all(Exit::killed()),
+                    Step::Delete(c, e) => {
+                        if ledger.may_delete(&key(c, e)).is_ok() {
+                            ledger.remove(&key(c, e));
+                        }
+                        Vec::new()
+                    }
+                };
+                for (process, _) in released {
+                    let count = released_since_add.entry(process.clone()).or_default();
+                    *count += 1;
+                    prop_assert_eq!(*count, 1, "{} exited twice", process);
+                    if process.exec.is_none() {
+                        prop_assert!(!ledger.has_live_execs(&process.container));
+                    }
+                    prop_assert!(matches!(ledger.status(&process), Ok(Status::Stopped(_))));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Everything that is decided before something happens: plain data, made by the layer above from configuration, OCI spec and
+//! the driver's capabilities.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kata_agent_client::GuestSandbox;
+use kata_hypervisor::VmSpec;
+use kata_storage::{FileServerSpec, GuestMounts, RootfsMount};
+use oci_spec::runtime::Spec;
+
+/// A sandbox to boot.
+#[derive(Debug, Clone)]
+pub struct SandboxPlan {
+    /// The sandbox's id, a plain file name.
+    pub id: String,
+    /// The virtual machine. Its `run_dir` is the sandbox's directory on the host, made at boot and removed at the end.
+    pub vm: VmSpec,
+    /// The file server for the shared directory, which is made at boot below `run_dir`.
+    pub file_server: FileServerSpec,
+    /// What the agent is told first.
+    pub guest: GuestSandbox,
+    /// The cgroup on the host for the VMM, its companions and the calling process, as in the OCI spec's `cgroupsPath`.
+    pub cgroup: String,
+    /// How long each stage of the boot, and each request, may take.
+    pub deadlines: Deadlines,
+    /// There will never be another container: the VM may go as soon as its first one has ended.
+    pub single_container: bool,
+}
+
+/// The longest that each stage may take before it is called failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From executing the VMM to its hello.
+    pub vmm: Duration,
+    /// From there to the agent's first line on the console.
+    pub kernel: Duration,
+    /// From there to the agent's answer.
+    pub agent: Duration,
+    /// One request to the agent, streams and waits excepted.
+    pub request: Duration,
+}
+
+/// A container to make in a sandbox.
+#[derive(Debug, Clone)]
+pub struct ContainerPlan {
+    /// The container's id, a plain file name.
+    pub id: String,
+    /// The spec as the guest is to see it, with `root.path` and the mounts still to be filled in.
+    pub spec: Spec,
+    /// The mounts that make up its root file system, from the engine; empty when `rootfs` is one already.
+    pub rootfs_mounts: Vec<RootfsMount>,
+    /// Where its root file system is on the host.
+    pub rootfs: PathBuf,
+    /// The root file system is read-only on the host's side too.
+    pub readonly_rootfs: bool,
+    /// Its other mounts, and the host's directories and files among them.
+    pub mounts: GuestMounts,
+    /// Whether it joins the sandbox's process id namespace.
+    pub shared_pid_namespace: bool,
+}

@@ -1,0 +1,459 @@
+//! The living sandbox: what may be asked of it, and what it does when something dies.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kata_agent_client::{AgentClient, AgentError, ContainerStats, GuestContainer, ProcessId};
+use kata_hypervisor::{Hypervisor, Vm};
+use kata_storage::{FileServer, Share};
+use oci_spec::runtime::{LinuxResources, Process};
+use tokio::sync::{OnceCell, watch};
+
+use crate::boot::{self, Booted};
+use crate::process::Processes;
+use crate::{
+    BootError, ContainerPlan, EventSink, Exit, Footprint, GuestProcess, ProcessKey, Refusal,
+    SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
+};
+
+/// SIGKILL, which is also what ends every process of a container at once.
+const SIGKILL: u32 = 9;
+
+/// One sandbox. Clones are handles on the same one; all methods may be called from several tasks at once.
+#[derive(Clone)]
+pub struct Sandbox {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sandbox").field("id", &self.shared.id).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    id: String,
+    single_container: bool,
+    vm: Arc<dyn Vm>,
+    agent: AgentClient,
+    file_server: FileServer,
+    // Mutexes and not an owning task: every change is one short, pure step of the ledger, and nothing is awaited while they
+    // are held; events are emitted under the lock, which is what keeps their order.
+    share: Mutex<Option<Share>>,
+    footprint: Footprint,
+    processes: Mutex<Processes>,
+    events: Arc<dyn EventSink>,
+    /// Why the sandbox is gone, once it is.
+    gone: watch::Sender<Option<String>>,
+    taken_down: OnceCell<()>,
+}
+
+impl Sandbox {
+    /// Boots the sandbox and returns when its agent has set it up. Blocks on nothing but the VM.
+    ///
+    /// The calling thread becomes the parent of VMM and file server, which die with it; the calling process enters the
+    /// sandbox's cgroup and must have a mount namespace of its own.
+    pub async fn boot(
+        plan: SandboxPlan,
+        hypervisor: &dyn Hypervisor,
+        events: Arc<dyn EventSink>,
+    ) -> Result<Self, BootError> {
+        let Booted { vm, agent, share, file_server, footprint } = boot::boot(&plan, hypervisor).await?;
+        let shared = Arc::new(Shared {
+            id: plan.id,
+            single_container: plan.single_container,
+            vm,
+            agent,
+            file_server,
+            share: Mutex::new(Some(share)),
+            footprint,
+            processes: Mutex::default(),
+            events,
+            gone: watch::Sender::new(None),
+            taken_down: OnceCell::new(),
+        });
+        tokio::spawn(watch_parts(Arc::clone(&shared)));
+        tokio::spawn(watch_memory(Arc::clone(&shared)));
+        Ok(Self { shared })
+    }
+
+    /// The VMM's process id: the host process that stands for everything in the sandbox.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.shared.vm.pid()
+    }
+
+    /// Whether no container is left in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.shared.processes().ledger.is_empty()
+    }
+
+    /// Makes a container, with its init process waiting to be started and its streams attached.
+    pub async fn create(&self, plan: ContainerPlan, stdio: Box<dyn Stdio>) -> Result<(), SandboxError> {
+        let key = ProcessKey::init(&plan.id);
+        self.shared.processes().add(&key)?;
+        let made = self.create_in_guest(plan).await;
+        let mut processes = self.shared.processes();
+        match made {
+            Ok(()) => {
+                processes.ledger.created(&key);
+                processes.attach(&key, stdio.attach(self.guest_process(&key)));
+                Ok(())
+            }
+            Err(error) => {
+                processes.forget(&key);
+                drop(processes);
+                self.shared.forget_storage(&key.container);
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_in_guest(&self, mut plan: ContainerPlan) -> Result<(), SandboxError> {
+        self.shared.with_share(|share| share_storage(share, &mut plan))?;
+        let container = GuestContainer {
+            id: plan.id,
+            spec: plan.spec,
+            storages: Vec::new(),
+            shared_pid_namespace: plan.shared_pid_namespace,
+        };
+        self.unless_gone(self.shared.agent.create_container(&container)).await
+    }
+
+    /// Registers a process to be added to a running container; [`Sandbox::start`] starts it.
+    pub fn exec(&self, key: &ProcessKey, process: Process, stdio: Box<dyn Stdio>) -> Result<(), SandboxError> {
+        let mut processes = self.shared.processes();
+        processes.add(key)?;
+        processes.hold_exec(key, process, stdio);
+        Ok(())
+    }
+
+    /// Starts a created process. Its start event is out before this returns.
+    pub async fn start(&self, key: &ProcessKey) -> Result<(), SandboxError> {
+        let pending = {
+            let mut processes = self.shared.processes();
+            processes.ledger.begin_start(key)?;
+            processes.take_exec(key)
+        };
+        let started = match &pending {
+            None => self.unless_gone(self.shared.agent.start_container(&key.container)).await,
+            Some(exec) => {
+                let id = guest_id(key);
+                self.unless_gone(self.shared.agent.exec_process(&id, &exec.process)).await
+            }
+        };
+        let mut processes = self.shared.processes();
+        if let Err(error) = started {
+            processes.ledger.start_failed(key);
+            return Err(error);
+        }
+        if let Some(exec) = pending {
+            processes.attach(key, exec.stdio.attach(self.guest_process(key)));
+        }
+        processes.ledger.started(key);
+        self.shared.events.emit(SandboxEvent::Started { process: key.clone() });
+        drop(processes);
+        tokio::spawn(watch_process(Arc::clone(&self.shared), key.clone()));
+        Ok(())
+    }
+
+    /// Sends a signal to one process, or with `all` to every process of the container.
+    pub async fn kill(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<(), SandboxError> {
+        self.shared.processes().ledger.may_signal(key)?;
+        if all {
+            return self.unless_gone(self.shared.agent.signal_all(&key.container, signal)).await;
+        }
+        let sent = self.unless_gone(self.shared.agent.signal_process(&guest_id(key), signal)).await;
+        match sent {
+            // It ended before the signal came, and its exit is on its way.
+            Err(SandboxError::Agent(AgentError::NotFound { .. })) => {
+                Err(Refusal::AlreadyFinished(key.clone()).into())
+            }
+            sent => sent,
+        }
+    }
+
+    /// Resolves when the process has ended and its output has been delivered; at once if it has. May be asked any number of times.
+    pub async fn wait(&self, key: &ProcessKey) -> Result<Exit, SandboxError> {
+        let mut exit = self.shared.processes().subscribe(key)?;
+        let exit = exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
+        exit.ok_or_else(|| Refusal::NotFound(key.clone()).into())
+    }
+
+    /// Deletes a process that has ended or never ran; with an init everything of its container, and with the last container
+    /// the sandbox. Returns how the process ended; `None` when it never ran.
+    pub async fn delete(&self, key: &ProcessKey) -> Result<Option<Exit>, SandboxError> {
+        let exit = self.shared.processes().ledger.may_delete(key)?;
+        if key.exec.is_some() {
+            self.shared.processes().forget(key);
+            return Ok(exit);
+        }
+        let is_last = self.shared.processes().ledger.len() == 1;
+        if is_last {
+            self.stop("its last container was deleted").await;
+        } else {
+            let removed = self.unless_gone(self.shared.agent.remove_container(&key.container)).await;
+            if let Err(error) = removed {
+                tracing::warn!("{key} is deleted although the guest could not remove it: {error}");
+            }
+            self.shared.forget_storage(&key.container);
+        }
+        self.shared.processes().forget(key);
+        Ok(exit)
+    }
+
+    /// Closes a process's stdin, after what is still on its way; before the start it takes effect with it.
+    pub async fn close_stdin(&self, key: &ProcessKey) -> Result<(), SandboxError> {
+        let attached = self.shared.processes().close_stdin(key)?;
+        if let Some(attached) = attached {
+            attached.close_stdin().await;
+        }
+        Ok(())
+    }
+
+    /// Sets the size of a process's terminal; before the start it takes effect with it.
+    pub async fn resize(&self, key: &ProcessKey, rows: u32, columns: u32) -> Result<(), SandboxError> {
+        if self.shared.processes().resize(key, rows, columns)? {
+            self.unless_gone(self.shared.agent.tty_win_resize(&guest_id(key), rows, columns)).await?;
+        }
+        Ok(())
+    }
+
+    /// Freezes a running container.
+    pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
+        self.shared.processes().ledger.may_pause(container)?;
+        self.unless_gone(self.shared.agent.pause_container(container)).await?;
+        self.shared.processes().ledger.set_paused(container, true);
+        Ok(())
+    }
+
+    /// Thaws a frozen container.
+    pub async fn resume(&self, container: &str) -> Result<(), SandboxError> {
+        self.shared.processes().ledger.may_resume(container)?;
+        self.unless_gone(self.shared.agent.resume_container(container)).await?;
+        self.shared.processes().ledger.set_paused(container, false);
+        Ok(())
+    }
+
+    /// Sets a container's limits anew.
+    pub async fn update(&self, container: &str, resources: &LinuxResources) -> Result<(), SandboxError> {
+        self.shared.processes().ledger.status(&ProcessKey::init(container))?;
+        self.unless_gone(self.shared.agent.update_container(container, resources)).await
+    }
+
+    /// What a container uses now.
+    pub async fn stats(&self, container: &str) -> Result<ContainerStats, SandboxError> {
+        self.shared.processes().ledger.status(&ProcessKey::init(container))?;
+        self.unless_gone(self.shared.agent.stats_container(container)).await
+    }
+
+    /// How a process stands.
+    pub fn status(&self, key: &ProcessKey) -> Result<Status, SandboxError> {
+        Ok(self.shared.processes().ledger.status(key)?)
+    }
+
+    /// The ids of the execs of a container that are alive.
+    #[must_use]
+    pub fn live_execs(&self, container: &str) -> Vec<String> {
+        self.shared.processes().ledger.live_execs(container)
+    }
+
+    /// Ends the sandbox: whatever runs is killed, and VM, file server, mounts, cgroup and directory go. Returns when they are gone;
+    /// the first call decides the reason.
+    pub async fn stop(&self, reason: &str) {
+        self.shared.take_down(reason, true).await;
+    }
+
+    fn guest_process(&self, key: &ProcessKey) -> GuestProcess {
+        GuestProcess::new(self.shared.agent.clone(), guest_id(key))
+    }
+
+    async fn unless_gone<T>(
+        &self,
+        request: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, SandboxError> {
+        self.shared.unless_gone(request).await
+    }
+}
+
+impl Shared {
+    fn processes(&self) -> MutexGuard<'_, Processes> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_share<T>(
+        &self,
+        use_it: impl FnOnce(&Share) -> Result<T, SandboxError>,
+    ) -> Result<T, SandboxError> {
+        let share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
+        match share.as_ref() {
+            Some(share) => use_it(share),
+            None => Err(self.gone_error()),
+        }
+    }
+
+    fn forget_storage(&self, container: &str) {
+        let removed = self.with_share(|share| Ok(share.remove_container(container)?));
+        if let Err(error) = removed {
+            tracing::debug!("while container {container} went: {error}");
+        }
+    }
+
+    fn gone_error(&self) -> SandboxError {
+        let reason = self.gone.borrow().clone().unwrap_or_else(|| "it is being taken down".into());
+        SandboxError::Gone { id: self.id.clone(), reason }
+    }
+
+    /// The agent's answer, unless the sandbox goes first.
+    async fn unless_gone<T>(
+        &self,
+        request: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, SandboxError> {
+        let mut gone = self.gone.subscribe();
+        tokio::select! {
+            biased;
+            answer = request => match answer {
+                // A broken channel is the sandbox's end, and whoever notices that first knows the reason.
+                Err(AgentError::Disconnected { .. }) => {
+                    let _ = tokio::time::timeout(boot::GRACE, gone.wait_for(Option::is_some)).await;
+                    Err(self.gone_error())
+                }
+                answer => Ok(answer?),
+            },
+            _ = gone.wait_for(Option::is_some) => Err(self.gone_error()),
+        }
+    }
+
+    /// Enters a process's end and tells what may be told now.
+    fn exited(&self, key: &ProcessKey, exit: Exit) {
+        let mut processes = self.processes();
+        let released = processes.ledger.exited(key, exit);
+        self.publish(&mut processes, released);
+    }
+
+    fn publish(&self, processes: &mut Processes, released: Vec<(ProcessKey, Exit)>) {
+        for (process, exit) in released {
+            self.events.emit(SandboxEvent::Exited { process: process.clone(), exit });
+            processes.tell_exit(&process, exit);
+        }
+    }
+
+    /// Ends everything, once; whoever comes later waits for it. `guest_lives` says whether the guest can still be asked.
+    async fn take_down(&self, reason: &str, guest_lives: bool) {
+        let end = async {
+            self.gone.send_if_modified(|gone| gone.is_none().then(|| *gone = Some(reason.to_owned())).is_some());
+            if guest_lives {
+                // What the guest still holds in its page cache has to reach the host's files first.
+                let farewell = tokio::time::timeout(boot::FAREWELL, self.agent.destroy_sandbox()).await;
+                if let Ok(Err(error)) = farewell {
+                    tracing::debug!("sandbox {}: the agent's farewell: {error}", self.id);
+                }
+            }
+            self.vm.stop().await;
+            self.file_server.stop().await;
+            self.tell_all_killed().await;
+            let share = self.share.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(Err(error)) = share.map(Share::remove) {
+                tracing::warn!("sandbox {}: {error}", self.id);
+            }
+            if let Err(error) = self.footprint.remove() {
+                tracing::warn!("sandbox {}: {error}", self.id);
+            }
+        };
+        self.taken_down.get_or_init(|| end).await;
+    }
+
+    /// Tells the end of every process that has not ended by itself, after the last of its output.
+    async fn tell_all_killed(&self) {
+        let attached = self.processes().all_attached();
+        for stdio in attached {
+            let _ = tokio::time::timeout(boot::GRACE, stdio.drained()).await;
+        }
+        let mut processes = self.processes();
+        let released = processes.ledger.kill_all(Exit::killed());
+        self.publish(&mut processes, released);
+    }
+}
+
+/// Notices the death of the VMM or of the file server, without either of which there is no sandbox.
+async fn watch_parts(shared: Arc<Shared>) {
+    let mut gone = shared.gone.subscribe();
+    let reason = tokio::select! {
+        biased;
+        _ = gone.wait_for(Option::is_some) => return,
+        exit = shared.vm.exited() => {
+            format!("the VM {exit}; {}", boot::last_words(shared.vm.as_ref()))
+        }
+        // A guest whose file system is gone hangs at the next file that it touches, so it is not asked either.
+        _ = shared.file_server.exited() => "its file server ended".to_owned(),
+    };
+    tracing::error!("sandbox {}: {reason}", shared.id);
+    shared.take_down(&reason, false).await;
+}
+
+/// Follows one running process to its end, and its output to the last byte.
+async fn watch_process(shared: Arc<Shared>, key: ProcessKey) {
+    let Ok(status) = shared.unless_gone(shared.agent.wait_process(&guest_id(&key))).await else {
+        // `watch_parts` tells the end of everything.
+        return;
+    };
+    let attached = shared.processes().attached(&key);
+    if let Some(stdio) = attached {
+        stdio.drained().await;
+    }
+    // The guest is not trusted with more than the eight bits that a status has.
+    let exit = Exit { status: u32::from(status.to_le_bytes()[0]), at: std::time::SystemTime::now() };
+    shared.exited(&key, exit);
+    if key.exec.is_none() {
+        end_container(&shared, &key).await;
+    }
+}
+
+/// A container whose init has ended: nothing of it may live on, and a VM that served only it has no more work.
+async fn end_container(shared: &Arc<Shared>, key: &ProcessKey) {
+    if shared.processes().ledger.has_live_execs(&key.container) {
+        let killed = shared.unless_gone(shared.agent.signal_all(&key.container, SIGKILL)).await;
+        if let Err(error) = killed {
+            tracing::debug!("{key}: its remaining processes: {error}");
+        }
+        let init_exit = shared.processes().subscribe(key);
+        if let Ok(mut exit) = init_exit {
+            let _ = tokio::time::timeout(boot::GRACE, exit.wait_for(Option::is_some)).await;
+        }
+        let mut processes = shared.processes();
+        let released = processes.ledger.kill_remaining(&key.container, Exit::killed());
+        shared.publish(&mut processes, released);
+    }
+    if shared.single_container {
+        shared.take_down("its only container has ended", true).await;
+    }
+}
+
+/// Passes on what the guest's kernel killed for want of memory.
+async fn watch_memory(shared: Arc<Shared>) {
+    while let Ok(container) = shared.unless_gone(shared.agent.get_oom_event()).await {
+        let is_known = shared.processes().ledger.status(&ProcessKey::init(&container)).is_ok();
+        if is_known {
+            shared.events.emit(SandboxEvent::OutOfMemory { container });
+        }
+    }
+}
+
+/// Puts the container's root file system and its shared mounts where the guest finds them, and writes those places into its spec.
+fn share_storage(share: &Share, plan: &mut ContainerPlan) -> Result<(), SandboxError> {
+    if !plan.rootfs_mounts.is_empty() {
+        kata_storage::mount_rootfs(&plan.rootfs_mounts, &plan.rootfs)?;
+    }
+    let rootfs = share.add_rootfs(&plan.id, &plan.rootfs, plan.readonly_rootfs)?;
+    let root = plan.spec.root_mut().as_mut().ok_or(SandboxError::Incomplete("root"))?;
+    root.set_path(rootfs);
+    let mounts = share.add_mounts(&plan.id, plan.mounts.clone())?;
+    plan.spec.set_mounts(Some(mounts));
+    Ok(())
+}
+
+/// How the agent knows a process: an init's exec id is its container's id.
+fn guest_id(key: &ProcessKey) -> ProcessId {
+    let exec = key.exec.as_ref().unwrap_or(&key.container);
+    ProcessId { container: key.container.clone(), exec: exec.clone() }
+}

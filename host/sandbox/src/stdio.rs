@@ -1,0 +1,85 @@
+//! What a sandbox needs from whoever uses it: somewhere for a process's streams, and somewhere for events.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kata_agent_client::{AgentClient, AgentError, ProcessId};
+
+use crate::{Exit, ProcessKey};
+
+/// The host's side of a process's standard streams, opened and waiting.
+pub trait Stdio: Send {
+    /// Starts copying between the guest's process and the host. Called once, when the guest knows the process.
+    fn attach(self: Box<Self>, process: GuestProcess) -> Arc<dyn AttachedStdio>;
+}
+
+/// Streams that are being copied.
+#[async_trait]
+pub trait AttachedStdio: Send + Sync {
+    /// Resolves when everything that the process wrote has reached the host's side, or that side is gone.
+    async fn drained(&self);
+
+    /// Closes the process's stdin after what is still on its way to it. May be repeated.
+    async fn close_stdin(&self);
+}
+
+/// One process in the guest, as its streams see it.
+#[derive(Debug, Clone)]
+pub struct GuestProcess {
+    agent: AgentClient,
+    id: ProcessId,
+}
+
+impl GuestProcess {
+    pub(crate) fn new(agent: AgentClient, id: ProcessId) -> Self {
+        Self { agent, id }
+    }
+
+    /// The next bytes of stdout, at most `max`; empty at its end. Waits for as long as there are none.
+    pub async fn read_stdout(&self, max: u32) -> Result<Vec<u8>, AgentError> {
+        self.agent.read_stdout(&self.id, max).await
+    }
+
+    /// The next bytes of stderr, at most `max`; empty at its end, at once for a process with a terminal.
+    pub async fn read_stderr(&self, max: u32) -> Result<Vec<u8>, AgentError> {
+        self.agent.read_stderr(&self.id, max).await
+    }
+
+    /// Writes to stdin and says how much was taken. Waits while the process does not read.
+    pub async fn write_stdin(&self, bytes: Vec<u8>) -> Result<u32, AgentError> {
+        self.agent.write_stdin(&self.id, bytes).await
+    }
+
+    /// Closes stdin: the process sees the end of its input.
+    pub async fn close_stdin(&self) -> Result<(), AgentError> {
+        self.agent.close_stdin(&self.id).await
+    }
+}
+
+/// What happened in the sandbox by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SandboxEvent {
+    /// A process runs. Comes before its exit, and before the answer to whoever asked for the start.
+    Started {
+        /// Which one.
+        process: ProcessKey,
+    },
+    /// A process has ended, and its output has been delivered. Once for each process; an init's after those of its execs.
+    Exited {
+        /// Which one.
+        process: ProcessKey,
+        /// How.
+        exit: Exit,
+    },
+    /// The guest's kernel has killed a process of the container for want of memory.
+    OutOfMemory {
+        /// The container's id.
+        container: String,
+    },
+}
+
+/// Takes events in their order. Must not block.
+pub trait EventSink: Send + Sync {
+    /// One more event.
+    fn emit(&self, event: SandboxEvent);
+}

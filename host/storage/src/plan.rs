@@ -1,0 +1,172 @@
+//! Which of an OCI spec's mounts the guest makes itself, and which are files of the host.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Mount, Spec};
+
+use crate::StorageError;
+use crate::source::{Source, look_at};
+
+/// File systems that the guest's kernel makes out of nothing.
+const GUEST_TYPES: [&str; 16] = [
+    "proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs",
+    "bpf", "configfs", "fusectl", "hugetlbfs", "devtmpfs",
+];
+
+/// How mounts spread is decided on the host's side; in the guest the words would refer to the share.
+const PROPAGATION: [&str; 8] =
+    ["shared", "rshared", "slave", "rslave", "private", "rprivate", "unbindable", "runbindable"];
+
+/// A spec's mounts, sorted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GuestMounts {
+    /// All mounts in the spec's order, as the guest is to make them. Where a [`HostBind`] points, `source` is to be replaced by the
+    /// guest's path of the shared file ([`crate::Share::add_mounts`] does both).
+    pub spec_mounts: Vec<Mount>,
+    /// The mounts whose source is the host's to share.
+    pub host_binds: Vec<HostBind>,
+}
+
+/// A directory or file of the host that a container is to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostBind {
+    /// Which of the spec's mounts it is, from 0.
+    pub index: usize,
+    /// The directory or file, absolute, its links resolved.
+    pub source: PathBuf,
+    /// Where the container sees it. For messages: nothing on the host acts on it.
+    pub destination: PathBuf,
+    /// Nothing can be changed through it, nor through any mount below it. Enforced on the host.
+    pub readonly: bool,
+    /// What is mounted below the source comes along.
+    pub recursive: bool,
+    /// What is mounted below the source later comes along too. Never with `readonly`, since a later mount would be writable.
+    pub follows_host: bool,
+}
+
+/// Sorts a spec's mounts. Relative sources are taken from `bundle`. Changes nothing; looks at the sources of bind mounts only.
+pub fn plan_mounts(spec: &Spec, bundle: &Path) -> Result<GuestMounts, StorageError> {
+    let mut plan = GuestMounts { spec_mounts: Vec::new(), host_binds: Vec::new() };
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let options: &[String] = mount.options().as_deref().unwrap_or_default();
+        refuse_id_mapping(mount, options)?;
+        let is_bind = mount.typ().as_deref() == Some("bind") || has(options, &["bind", "rbind"]);
+        if is_bind {
+            plan_bind(&mut plan, index, mount, options, bundle)?;
+        } else {
+            plan.spec_mounts.push(own_mount(mount, options)?);
+        }
+    }
+    Ok(plan)
+}
+
+fn refuse_id_mapping(mount: &Mount, options: &[String]) -> Result<(), StorageError> {
+    let is_mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list| !list.is_empty());
+    if is_mapped(mount.uid_mappings()) || is_mapped(mount.gid_mappings()) || has(options, &["idmap", "ridmap"]) {
+        return Err(unsupported(mount, "it maps user ids, which the share cannot; leave the mapping out"));
+    }
+    Ok(())
+}
+
+fn plan_bind(
+    plan: &mut GuestMounts,
+    index: usize,
+    mount: &Mount,
+    options: &[String],
+    bundle: &Path,
+) -> Result<(), StorageError> {
+    let Some(source) = mount.source() else {
+        return Err(unsupported(mount, "it is a bind mount without a source"));
+    };
+    let mut in_guest = mount.clone();
+    in_guest.set_typ(Some("bind".to_owned()));
+    in_guest.set_options(Some(guest_options(options)));
+    let found = look_at(&bundle.join(source), mount.destination()).map_err(|error| StorageError::NoSource {
+        origin: source.clone(),
+        destination: mount.destination().clone(),
+        reason: system_words(&error),
+    })?;
+    match found {
+        Source::Host(source) => {
+            let readonly = is_readonly(options);
+            in_guest.set_source(None);
+            plan.host_binds.push(HostBind {
+                index,
+                source,
+                destination: mount.destination().clone(),
+                readonly,
+                recursive: !has(options, &["bind"]) || has(options, &["rbind"]),
+                // Without a word on it, a container's mounts are slaves of the host's.
+                follows_host: !readonly && !has(options, &["private", "rprivate", "unbindable", "runbindable"]),
+            });
+        }
+        Source::Guest(path) => {
+            in_guest.set_source(Some(path));
+        }
+        Source::SharedMemory(size) => in_guest = shared_memory(mount, size),
+        Source::Refused(reason) => return Err(unsupported(mount, &reason)),
+    }
+    plan.spec_mounts.push(in_guest);
+    Ok(())
+}
+
+/// A mount that the guest makes by itself.
+fn own_mount(mount: &Mount, options: &[String]) -> Result<Mount, StorageError> {
+    let fstype = mount.typ().as_deref().unwrap_or_default();
+    if !GUEST_TYPES.contains(&fstype) {
+        let reason = format!(
+            "its file system (type `{fstype}`) is the host's; mount it on the host and bind its directory"
+        );
+        return Err(unsupported(mount, &reason));
+    }
+    let mut in_guest = mount.clone();
+    // The spec's word for both versions; the guest has version 2.
+    if fstype == "cgroup2" {
+        in_guest.set_typ(Some("cgroup".to_owned()));
+    }
+    if mount.options().is_some() {
+        in_guest.set_options(Some(guest_options(options)));
+    }
+    Ok(in_guest)
+}
+
+/// A tmpfs of the guest in place of one of the host, which no process of the VM could share with one of the host.
+fn shared_memory(mount: &Mount, size: u64) -> Mount {
+    let mut in_guest = mount.clone();
+    in_guest.set_typ(Some("tmpfs".to_owned())).set_source(Some("shm".into()));
+    let options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned);
+    let size = (size > 0).then(|| format!("size={size}"));
+    in_guest.set_options(Some(options.into_iter().chain(size).collect()));
+    in_guest
+}
+
+/// The options that mean in the guest what they mean on the host.
+fn guest_options(options: &[String]) -> Vec<String> {
+    let keep = |option: &&String| !PROPAGATION.contains(&option.as_str());
+    let translate = |option: &String| if option == "rro" { "ro".to_owned() } else { option.clone() };
+    options.iter().filter(keep).map(translate).collect()
+}
+
+/// The last one of `ro` and `rw` wins.
+fn is_readonly(options: &[String]) -> bool {
+    let last = options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rro" | "rw"));
+    last.is_some_and(|option| option != "rw")
+}
+
+fn has(options: &[String], any: &[&str]) -> bool {
+    options.iter().any(|option| any.contains(&option.as_str()))
+}
+
+fn unsupported(mount: &Mount, reason: &str) -> StorageError {
+    StorageError::Unsupported { destination: mount.destination().clone(), reason: reason.to_owned() }
+}
+
+/// What went wrong as Go programs print it: `no such file or directory`.
+fn system_words(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests;

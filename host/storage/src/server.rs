@@ -1,0 +1,132 @@
+//! The process that serves a share to the VM.
+
+use std::ffi::OsString;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use kata_linux::jail::{Jail, Resource};
+use kata_linux::process::{Child, Exit, Spawn};
+
+use crate::StorageError;
+
+/// How to run a file server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileServerSpec {
+    /// Our `kata-virtiofsd`, or another virtiofsd (1.5 or newer) with the same command line.
+    pub program: PathBuf,
+    /// Whether it is another one: it then puts up its walls by itself, all of them.
+    pub external: bool,
+    /// Further arguments from the administrator; they come last, and win.
+    pub extra_args: Vec<String>,
+    /// What the guest may cache: `auto`, `always`, `never` or `metadata`.
+    pub cache: String,
+    /// The directory to serve ([`crate::Share::path`]).
+    pub shared_dir: PathBuf,
+    /// Where the VMM connects; at most 107 bytes, must not exist. Removed with the server.
+    pub socket: PathBuf,
+    /// Log every request. Only the last lines are kept.
+    pub debug: bool,
+}
+
+/// A running file server. It serves one VMM, and ends when that disconnects, when the thread that started it ends, or when this value
+/// is dropped.
+#[derive(Debug)]
+pub struct FileServer {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl FileServer {
+    /// Starts the server. On return its socket accepts connections, whether the program is through with its set-up or not.
+    ///
+    /// The server sees what is mounted below the directory in the calling thread's mount namespace, now and later.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(spec: &FileServerSpec) -> Result<Self, StorageError> {
+        let listener = UnixListener::bind(&spec.socket).map_err(|source| StorageError::Io {
+            action: "listen for the VM on",
+            path: spec.socket.clone(),
+            source,
+        })?;
+        let mut spawn = Spawn::new(&spec.program);
+        let fd = spawn.pass_fd(listener);
+        // The namespace of its processes is the one wall that it cannot put up without a second process.
+        let jail = Jail { own_pids: !spec.external, limits: vec![(Resource::Core, 0)], ..Jail::default() };
+        let child = spawn.args(arguments(spec, fd)).jail(jail).spawn().inspect_err(|_| {
+            // Nobody will ever listen there.
+            let _ = std::fs::remove_file(&spec.socket);
+        })?;
+        Ok(Self { child, socket: spec.socket.clone() })
+    }
+
+    /// The server's process id on the host.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Resolves when the server has ended, with how; at once if it already has.
+    pub async fn exited(&self) -> Exit {
+        self.child.exited().await
+    }
+
+    /// Ends the server and returns when it is gone. May be repeated.
+    pub async fn stop(&self) {
+        self.child.end().await;
+        self.remove_socket();
+    }
+
+    /// The last lines that the server has logged, oldest first.
+    #[must_use]
+    pub fn stderr(&self) -> Vec<String> {
+        self.child.stderr()
+    }
+
+    fn remove_socket(&self) {
+        // It may be gone with the sandbox's directory.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+impl Drop for FileServer {
+    fn drop(&mut self) {
+        self.remove_socket();
+    }
+}
+
+fn arguments(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
+    let mut shared_dir = OsString::from("--shared-dir=");
+    shared_dir.push(&spec.shared_dir);
+    let mut arguments = vec![
+        format!("--fd={fd}").into(),
+        shared_dir,
+        format!("--cache={}", spec.cache).into(),
+        // Images carry file capabilities in them.
+        "--xattr".into(),
+        format!("--log-level={}", if spec.debug { "debug" } else { "warn" }).into(),
+    ];
+    arguments.extend(spec.extra_args.iter().map(OsString::from));
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn administrators_arguments_come_last() {
+        let spec = FileServerSpec {
+            program: "virtiofsd".into(),
+            external: false,
+            extra_args: vec!["--thread-pool-size=1".to_owned()],
+            cache: "auto".to_owned(),
+            shared_dir: "/run/x/shared".into(),
+            socket: "/run/x/fs.sock".into(),
+            debug: false,
+        };
+        let arguments = arguments(&spec, 3);
+        assert_eq!(arguments[..2], ["--fd=3", "--shared-dir=/run/x/shared"]);
+        assert_eq!(arguments.last().unwrap(), "--thread-pool-size=1");
+    }
+}

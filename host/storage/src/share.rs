@@ -1,0 +1,315 @@
+//! The directory that is served to the guest.
+//!
+//! ```text
+//!   <run_dir>/shared             made here, only seen by the host ("backing")
+//!   <run_dir>/shared             the same, bound onto itself: read-only, what is served ("face")
+//!     <cid>/rootfs               a bind of the container's root file system
+//!     <cid>/mounts/<n>           a bind of mount n's source, a directory or a file
+//! ```
+//!
+//! The guest can change what is inside of the binds, but none of the directories that lead to them. The host makes those through
+//! the backing directory, and mounts on them through the face.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use kata_linux::mount::{DetachedMount, MountAttributes, Propagation, unmount_tree_at};
+use oci_spec::runtime::Mount;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, unlinkat};
+use rustix::io::Errno;
+
+use crate::{GuestMounts, HostBind, StorageError};
+
+/// Where the agent mounts the share in the guest.
+pub const GUEST_SHARE: &str = "/run/kata-containers/shared/containers";
+
+const SHARED: &str = "shared";
+const ROOTFS: &str = "rootfs";
+const MOUNTS: &str = "mounts";
+
+/// One sandbox's share. All its mounts are in the mount namespace of the thread that created it. Dropped, it takes everything away as
+/// far as it can; [`Share::remove`] tells what could not be.
+#[derive(Debug)]
+pub struct Share {
+    path: PathBuf,
+    /// The sandbox's private directory.
+    run_dir: OwnedFd,
+    /// The directory itself, writable, without any of the mounts.
+    backing: OwnedFd,
+    /// The root of its read-only bind, with all of the mounts.
+    face: OwnedFd,
+    removed: bool,
+}
+
+impl Share {
+    /// Makes `<run_dir>/shared`, which must not exist yet, and prepares it for being served. `run_dir` belongs to the sandbox alone.
+    pub fn create(run_dir: &Path) -> Result<Self, StorageError> {
+        let path = run_dir.join(SHARED);
+        let failed = |action: &'static str| {
+            let path = path.clone();
+            move |source: io::Error| StorageError::Io { action, path, source }
+        };
+        let run_dir_fd = open_directory(CWD, run_dir).map_err(io::Error::from).map_err(failed("open the parent of"))?;
+        mkdirat(&run_dir_fd, SHARED, Mode::RWXU).map_err(io::Error::from).map_err(failed("create"))?;
+        let backing = open_directory(&run_dir_fd, SHARED).map_err(io::Error::from).map_err(failed("open"))?;
+        let face = bind_face(&backing).map_err(|error| {
+            // It was made a moment ago and is empty.
+            let _ = unlinkat(&run_dir_fd, SHARED, AtFlags::REMOVEDIR);
+            failed("prepare")(error)
+        })?;
+        Ok(Self { path, run_dir: run_dir_fd, backing, face, removed: false })
+    }
+
+    /// The directory to serve.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Shows a container's root file system to the guest and returns its path there. `rootfs` is a directory.
+    ///
+    /// With `readonly`, not even mount points can be created in it.
+    pub fn add_rootfs(&self, container: &str, rootfs: &Path, readonly: bool) -> Result<PathBuf, StorageError> {
+        check_id(container)?;
+        let source = open_source(rootfs)?;
+        let relative = Path::new(container).join(ROOTFS);
+        self.make_directory(Path::new(container))?;
+        self.make_directory(&relative)?;
+        self.bind(&source, &relative, BindKind { readonly, recursive: true, follows_host: false })
+    }
+
+    /// Shows a directory or a single file of the host to the guest and returns its path there.
+    ///
+    /// The source is resolved here, once. If it has become a device since it was planned, that is refused.
+    pub fn add_mount(&self, container: &str, bind: &HostBind) -> Result<PathBuf, StorageError> {
+        check_id(container)?;
+        let source = open_source(&bind.source)?;
+        let kind = self.io("look at", &bind.source, fstat(&source).map(|stat| FileType::from_raw_mode(stat.st_mode)))?;
+        let mounts = Path::new(container).join(MOUNTS);
+        let relative = mounts.join(bind.index.to_string());
+        self.make_directory(Path::new(container))?;
+        self.make_directory(&mounts)?;
+        match kind {
+            FileType::Directory => self.make_directory(&relative)?,
+            FileType::BlockDevice | FileType::CharacterDevice => {
+                return Err(StorageError::Unsupported {
+                    destination: bind.destination.clone(),
+                    reason: format!("its source {} is a device; pass it as one, not as a mount", bind.source.display()),
+                });
+            }
+            FileType::Socket | FileType::Fifo => {
+                tracing::warn!(source = %bind.source.display(), "sharing a socket or fifo: nobody in the VM can speak to the host through it");
+                self.make_file(&relative)?;
+            }
+            _ => self.make_file(&relative)?,
+        }
+        let kind = BindKind { readonly: bind.readonly, recursive: bind.recursive, follows_host: bind.follows_host };
+        self.bind(&source, &relative, kind)
+    }
+
+    /// Shares all that a plan asks for, and returns the mounts as the guest is to make them.
+    pub fn add_mounts(&self, container: &str, plan: GuestMounts) -> Result<Vec<Mount>, StorageError> {
+        let mut mounts = plan.spec_mounts;
+        for bind in &plan.host_binds {
+            let path = self.add_mount(container, bind)?;
+            if let Some(mount) = mounts.get_mut(bind.index) {
+                mount.set_source(Some(path));
+            }
+        }
+        Ok(mounts)
+    }
+
+    /// Takes everything of a container away, also while the guest uses it. One that has nothing here is fine.
+    pub fn remove_container(&self, container: &str) -> Result<(), StorageError> {
+        check_id(container)?;
+        let path = self.path.join(container);
+        let Some(face) = self.io("open", &path, found(open_beneath(&self.face, Path::new(container), OFlags::DIRECTORY)))?
+        else {
+            return Ok(());
+        };
+        let backing = self.io("open", &path, open_directory(&self.backing, container))?;
+        let mounts = self.io("open", &path, found(open_directory(&backing, MOUNTS)))?;
+        let numbers = match &mounts {
+            Some(mounts) => self.io("list", &path, entries(mounts))?,
+            None => Vec::new(),
+        };
+        unmount_tree_at(&face, ROOTFS)?;
+        if let Some(face) = self.io("open", &path, found(open_beneath(&face, Path::new(MOUNTS), OFlags::DIRECTORY)))? {
+            numbers.iter().try_for_each(|name| unmount_tree_at(&face, name))?;
+        }
+        self.io("remove", &path, self.remove_directories(container, &backing, mounts.as_ref(), &numbers))
+    }
+
+    /// Takes everything away and tells what could not be.
+    pub fn remove(mut self) -> Result<(), StorageError> {
+        self.take_away()
+    }
+
+    fn take_away(&mut self) -> Result<(), StorageError> {
+        self.removed = true;
+        let containers = self.io("list", &self.path, entries(&self.backing))?;
+        containers.iter().try_for_each(|container| self.remove_container(container))?;
+        unmount_tree_at(&self.run_dir, SHARED)?;
+        self.io("remove", &self.path, unlinkat(&self.run_dir, SHARED, AtFlags::REMOVEDIR))
+    }
+
+    /// Only empty directories and files are ever removed, and only where no mount can be seen, so nothing of a source can be hit.
+    fn remove_directories(
+        &self,
+        container: &str,
+        backing: &OwnedFd,
+        mounts: Option<&OwnedFd>,
+        numbers: &[String],
+    ) -> rustix::io::Result<()> {
+        if let Some(mounts) = mounts {
+            for name in numbers {
+                match unlinkat(mounts, name.as_str(), AtFlags::empty()) {
+                    Err(Errno::ISDIR) => unlinkat(mounts, name.as_str(), AtFlags::REMOVEDIR)?,
+                    result => result?,
+                }
+            }
+            unlinkat(backing, MOUNTS, AtFlags::REMOVEDIR)?;
+        }
+        found(unlinkat(backing, ROOTFS, AtFlags::REMOVEDIR))?;
+        unlinkat(&self.backing, container, AtFlags::REMOVEDIR)
+    }
+
+    fn bind(&self, source: &OwnedFd, relative: &Path, kind: BindKind) -> Result<PathBuf, StorageError> {
+        let propagation = if kind.follows_host { Propagation::Slave } else { Propagation::Private };
+        let attributes = MountAttributes {
+            readonly: kind.readonly,
+            // The server needs none of this, whatever becomes of it.
+            nosuid: true,
+            nodev: true,
+            noexec: true,
+            propagation: Some(propagation),
+        };
+        let attach = || -> io::Result<()> {
+            let tree = DetachedMount::clone_of(source, kind.recursive)?;
+            tree.set(attributes)?;
+            let target = open_beneath(&self.face, relative, OFlags::empty())?;
+            tree.attach(&target).map(drop)
+        };
+        let failed = |source| StorageError::Io { action: "bind a mount to", path: self.path.join(relative), source };
+        attach().map_err(failed)?;
+        Ok(Path::new(GUEST_SHARE).join(relative))
+    }
+
+    /// Makes a directory that may be there already.
+    fn make_directory(&self, relative: &Path) -> Result<(), StorageError> {
+        let made = match mkdirat(&self.backing, relative, Mode::RWXU) {
+            Err(Errno::EXIST) => Ok(()),
+            result => result,
+        };
+        self.io("create", &self.path.join(relative), made)
+    }
+
+    /// Makes an empty file to mount on.
+    fn make_file(&self, relative: &Path) -> Result<(), StorageError> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = openat(&self.backing, relative, flags, Mode::RUSR).map(drop);
+        self.io("create", &self.path.join(relative), made)
+    }
+
+    fn io<T>(&self, action: &'static str, path: &Path, result: rustix::io::Result<T>) -> Result<T, StorageError> {
+        result.map_err(|errno| StorageError::Io { action, path: path.to_owned(), source: errno.into() })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
+        if let Err(error) = self.take_away() {
+            tracing::warn!(share = %self.path.display(), %error, "cannot take the share away");
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct BindKind {
+    readonly: bool,
+    recursive: bool,
+    follows_host: bool,
+}
+
+/// Binds the directory onto itself: read-only, cut off from the host, and passing on what is mounted below it to the server's copy.
+fn bind_face(backing: &OwnedFd) -> io::Result<OwnedFd> {
+    let tree = DetachedMount::clone_of(backing, false)?;
+    tree.set(MountAttributes {
+        readonly: true,
+        nosuid: true,
+        nodev: true,
+        noexec: true,
+        propagation: Some(Propagation::Private),
+    })?;
+    tree.set(MountAttributes { propagation: Some(Propagation::Shared), ..MountAttributes::default() })?;
+    tree.attach(backing)
+}
+
+/// The rules that containerd and runc have for ids, which also make them safe as file names.
+fn check_id(id: &str) -> Result<(), StorageError> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
+    let starts_well = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if starts_well && id.len() <= 128 && id.bytes().all(is_allowed) {
+        Ok(())
+    } else {
+        Err(StorageError::Id(id.to_owned()))
+    }
+}
+
+fn open_source(path: &Path) -> Result<OwnedFd, StorageError> {
+    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| StorageError::Io { action: "open", path: path.to_owned(), source: errno.into() })
+}
+
+fn open_directory(parent: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::empty())
+}
+
+/// Opens a mount point of the share without crossing into what is mounted elsewhere.
+fn open_beneath(face: &OwnedFd, relative: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    openat2(face, relative, flags, Mode::empty(), resolve)
+}
+
+/// Something that need not be there.
+fn found<T>(result: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The names in a directory of ours; anything that is not UTF-8 was not made here.
+fn entries(directory: &OwnedFd) -> rustix::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_safe_file_names() {
+        for id in ["a", "0123abc", "my_container-1.2+x"] {
+            assert!(check_id(id).is_ok(), "{id}");
+        }
+        let long = "a".repeat(129);
+        for id in ["", ".", "..", "../x", "a/b", "-x", "a b", "a\0b", long.as_str()] {
+            assert!(check_id(id).is_err(), "{id}");
+        }
+    }
+}

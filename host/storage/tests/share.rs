@@ -1,0 +1,224 @@
+//! The share for real, seen the way a file server sees it. Each test acts in a mount namespace of its own thread, and
+//! needs root.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::{Path, PathBuf};
+
+use kata_linux::mount::{make_private, make_shared, mount, mounts_below, unshare_mount_namespace};
+use kata_storage::{GUEST_SHARE, HostBind, RootfsMount, Share, StorageError, mount_rootfs, plan_mounts};
+
+/// Runs `test` with a sandbox directory and a host directory on a tmpfs that only it can see; checks that nothing is left.
+fn in_namespace(test: impl FnOnce(&Path, &Path) + Send) {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let outside = tempfile::tempdir().unwrap();
+    let directory = fs::canonicalize(outside.path()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            unshare_mount_namespace().unwrap();
+            mount("tmpfs", &directory, "tmpfs", &[]).unwrap();
+            make_private(&directory, false).unwrap();
+            let (run, host) = (directory.join("run"), directory.join("host"));
+            fs::create_dir(&run).unwrap();
+            fs::create_dir(&host).unwrap();
+            test(&run, &host);
+            assert_eq!(mounts_below(&run).unwrap(), [], "a mount is left in the sandbox's directory");
+            assert_eq!(fs::read_dir(&run).unwrap().count(), 0, "something is left in the sandbox's directory");
+        });
+    });
+    assert_eq!(mounts_below(&directory).unwrap(), []);
+}
+
+fn on_host(share: &Share, guest_path: &Path) -> PathBuf {
+    share.path().join(guest_path.strip_prefix(GUEST_SHARE).unwrap())
+}
+
+fn host_bind(index: usize, source: &Path) -> HostBind {
+    HostBind {
+        index,
+        source: source.to_owned(),
+        destination: "/mnt".into(),
+        readonly: false,
+        recursive: true,
+        follows_host: true,
+    }
+}
+
+fn is_readonly(result: std::io::Result<()>) -> bool {
+    result.is_err_and(|error| error.kind() == ErrorKind::ReadOnlyFilesystem)
+}
+
+#[test]
+fn rootfs_and_mounts_have_their_places_and_vanish() {
+    in_namespace(|run, host| {
+        fs::create_dir_all(host.join("rootfs/bin")).unwrap();
+        fs::write(host.join("hosts"), "127.0.0.1").unwrap();
+        let share = Share::create(run).unwrap();
+        let rootfs = share.add_rootfs("c1", &host.join("rootfs"), false).unwrap();
+        let file = share.add_mount("c1", &host_bind(7, &host.join("hosts"))).unwrap();
+        let dir = share.add_mount("c1", &host_bind(8, host)).unwrap();
+        assert_eq!(rootfs, Path::new(GUEST_SHARE).join("c1/rootfs"));
+        assert_eq!(file, Path::new(GUEST_SHARE).join("c1/mounts/7"));
+        assert!(on_host(&share, &rootfs).join("bin").is_dir());
+        assert_eq!(fs::read_to_string(on_host(&share, &file)).unwrap(), "127.0.0.1");
+        fs::write(on_host(&share, &dir).join("written"), "").unwrap();
+        assert!(host.join("written").exists());
+
+        share.remove_container("c1").unwrap();
+        share.remove_container("c1").unwrap();
+        assert!(!share.path().join("c1").exists());
+        assert!(host.join("rootfs/bin").is_dir() && host.join("hosts").exists(), "sources stay");
+        share.remove().unwrap();
+    });
+}
+
+#[test]
+fn nothing_but_the_binds_can_be_written() {
+    in_namespace(|run, host| {
+        let share = Share::create(run).unwrap();
+        let rootfs = share.add_rootfs("c1", host, false).unwrap();
+        let dir = share.path();
+        assert!(is_readonly(fs::create_dir(dir.join("c2"))));
+        assert!(is_readonly(symlink("/etc", dir.join("c1/mounts"))));
+        assert!(is_readonly(fs::rename(dir.join("c1"), dir.join("c3"))));
+        fs::write(on_host(&share, &rootfs).join("file"), "").unwrap();
+    });
+}
+
+#[test]
+fn readonly_covers_mounts_below_the_source() {
+    in_namespace(|run, host| {
+        fs::create_dir(host.join("below")).unwrap();
+        mount("tmpfs", &host.join("below"), "tmpfs", &[]).unwrap();
+        fs::write(host.join("below/file"), "x").unwrap();
+        let share = Share::create(run).unwrap();
+        let readonly = HostBind { readonly: true, follows_host: false, ..host_bind(0, host) };
+        let path = on_host(&share, &share.add_mount("c1", &readonly).unwrap());
+        assert_eq!(fs::read_to_string(path.join("below/file")).unwrap(), "x");
+        assert!(is_readonly(fs::write(path.join("file"), "")));
+        assert!(is_readonly(fs::write(path.join("below/file"), "")));
+        share.remove_container("c1").unwrap();
+        assert!(host.join("below/file").exists());
+    });
+}
+
+#[test]
+fn later_mounts_of_the_host_follow_only_where_asked() {
+    in_namespace(|run, host| {
+        mount(host.to_str().unwrap(), host, "bind", &[]).unwrap();
+        make_shared(host, false).unwrap();
+        fs::create_dir(host.join("later")).unwrap();
+        let share = Share::create(run).unwrap();
+        let follows = on_host(&share, &share.add_mount("c1", &host_bind(0, host)).unwrap());
+        let stays = HostBind { follows_host: false, ..host_bind(1, host) };
+        let stays = on_host(&share, &share.add_mount("c1", &stays).unwrap());
+        mount("tmpfs", &host.join("later"), "tmpfs", &[]).unwrap();
+        fs::write(host.join("later/file"), "").unwrap();
+        assert!(follows.join("later/file").exists());
+        assert!(!stays.join("later/file").exists());
+    });
+}
+
+#[test]
+fn server_that_left_the_namespace_sees_later_binds_come_and_go() {
+    in_namespace(|run, host| {
+        fs::write(host.join("file"), "").unwrap();
+        let share = Share::create(run).unwrap();
+        let path = share.path().to_owned();
+        let (to_server, from_test) = std::sync::mpsc::channel::<()>();
+        let (to_test, from_server) = std::sync::mpsc::channel::<bool>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                unshare_mount_namespace().unwrap();
+                for () in from_test {
+                    let file = path.join("c1/rootfs/file");
+                    to_test.send(file.exists()).unwrap();
+                }
+            });
+            let seen = |expected: bool| {
+                to_server.send(()).unwrap();
+                assert_eq!(from_server.recv().unwrap(), expected);
+            };
+            seen(false);
+            share.add_rootfs("c1", host, false).unwrap();
+            seen(true);
+            share.remove_container("c1").unwrap();
+            seen(false);
+            drop(to_server);
+        });
+    });
+}
+
+#[test]
+fn devices_and_bad_ids_are_refused_and_links_in_a_source_stay_inside() {
+    in_namespace(|run, host| {
+        symlink("/etc", host.join("escape")).unwrap();
+        let share = Share::create(run).unwrap();
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        let device = share.add_mount("c1", &host_bind(0, Path::new("/dev/null")));
+        assert!(matches!(device, Err(StorageError::Unsupported { .. })), "{device:?}");
+        for id in ["../c1", "", "a/b"] {
+            assert!(matches!(share.add_rootfs(id, host, false), Err(StorageError::Id(_))));
+            assert!(matches!(share.remove_container(id), Err(StorageError::Id(_))));
+        }
+        let root = on_host(&share, &share.add_rootfs("c2", host, false).unwrap());
+        assert!(fs::symlink_metadata(root.join("escape")).unwrap().is_symlink());
+        share.remove().unwrap();
+        assert!(Path::new("/etc/passwd").exists());
+    });
+}
+
+#[test]
+fn whole_spec_is_planned_and_shared() {
+    in_namespace(|run, host| {
+        let spec = serde_spec(host);
+        let share = Share::create(run).unwrap();
+        let mounts = share.add_mounts("c1", plan_mounts(&spec, host).unwrap()).unwrap();
+        assert_eq!(mounts[0].typ().as_deref(), Some("proc"));
+        assert_eq!(mounts[1].source().as_deref(), Some(Path::new("/run/kata-containers/shared/containers/c1/mounts/1")));
+    });
+}
+
+fn serde_spec(host: &Path) -> oci_spec::runtime::Spec {
+    let mut proc = oci_spec::runtime::Mount::default();
+    proc.set_destination("/proc".into()).set_typ(Some("proc".to_owned()));
+    let mut data = oci_spec::runtime::Mount::default();
+    data.set_destination("/data".into()).set_typ(Some("bind".to_owned())).set_source(Some(host.to_owned()));
+    let mut spec = oci_spec::runtime::Spec::default();
+    spec.set_mounts(Some(vec![proc, data]));
+    spec
+}
+
+#[test]
+fn containerds_rootfs_mounts_are_made() {
+    in_namespace(|_, host| {
+        for name in ["lower/etc", "upper", "work", "rootfs", "native", "rootfs2"] {
+            fs::create_dir_all(host.join(name)).unwrap();
+        }
+        let option = |key: &str, name: &str| format!("{key}={}", host.join(name).display());
+        let overlay = RootfsMount {
+            fstype: "overlay".to_owned(),
+            source: "overlay".to_owned(),
+            options: vec![
+                "index=off".to_owned(),
+                option("workdir", "work"),
+                option("upperdir", "upper"),
+                option("lowerdir", "lower"),
+            ],
+            ..RootfsMount::default()
+        };
+        mount_rootfs(&[overlay], &host.join("rootfs")).unwrap();
+        fs::write(host.join("rootfs/etc/hostname"), "x").unwrap();
+        assert!(host.join("upper/etc/hostname").exists());
+
+        let native = RootfsMount {
+            fstype: "bind".to_owned(),
+            source: host.join("native").display().to_string(),
+            options: vec!["rbind".to_owned(), "ro".to_owned()],
+            ..RootfsMount::default()
+        };
+        mount_rootfs(&[native], &host.join("rootfs2")).unwrap();
+        assert!(is_readonly(fs::write(host.join("rootfs2/file"), "")));
+    });
+}

@@ -1,0 +1,124 @@
+//! Which event each thing that happens to a process is to containerd.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use kata_sandbox::{EventSink, Exit, ProcessKey, SandboxEvent};
+use kata_shim_api::api::CreateTaskRequest;
+use kata_shim_api::events::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
+use kata_shim_api::timestamp;
+
+use super::Publisher;
+
+/// Publishes what happens in one sandbox.
+#[derive(Debug)]
+pub(crate) struct TaskEvents {
+    publisher: Publisher,
+    /// The pid that stands for every process of the sandbox on the host; 0 until it is known.
+    pid: AtomicU32,
+}
+
+impl TaskEvents {
+    pub(crate) fn new(publisher: Publisher) -> Self {
+        Self { publisher, pid: AtomicU32::new(0) }
+    }
+
+    /// From now on events name this pid. To be called before the first process starts.
+    pub(crate) fn set_pid(&self, pid: u32) {
+        self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// A container was made.
+    pub(crate) fn created(&self, req: &CreateTaskRequest, pid: u32) {
+        let io = TaskIO {
+            stdin: req.stdin.clone(),
+            stdout: req.stdout.clone(),
+            stderr: req.stderr.clone(),
+            terminal: req.terminal,
+            ..TaskIO::default()
+        };
+        self.publisher.publish(&TaskCreate {
+            container_id: req.id.clone(),
+            bundle: req.bundle.clone(),
+            rootfs: req.rootfs.clone(),
+            io: Some(io).into(),
+            checkpoint: req.checkpoint.clone(),
+            pid,
+            ..TaskCreate::default()
+        });
+    }
+
+    /// A process was registered, to be started later.
+    pub(crate) fn exec_added(&self, key: &ProcessKey) {
+        self.publisher.publish(&TaskExecAdded {
+            container_id: key.container.clone(),
+            exec_id: key.exec.clone().unwrap_or_default(),
+            ..TaskExecAdded::default()
+        });
+    }
+
+    /// A process that had ended was deleted.
+    pub(crate) fn deleted(&self, key: &ProcessKey, pid: u32, exit: Exit) {
+        self.publisher.publish(&TaskDelete {
+            container_id: key.container.clone(),
+            pid,
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)).into(),
+            // Empty stands for the init.
+            id: key.exec.clone().unwrap_or_default(),
+            ..TaskDelete::default()
+        });
+    }
+
+    /// A container was frozen.
+    pub(crate) fn paused(&self, container: &str) {
+        self.publisher.publish(&TaskPaused { container_id: container.to_owned(), ..TaskPaused::default() });
+    }
+
+    /// A container was thawed.
+    pub(crate) fn resumed(&self, container: &str) {
+        self.publisher.publish(&TaskResumed { container_id: container.to_owned(), ..TaskResumed::default() });
+    }
+
+    /// Resolves when containerd has got everything, at the latest after `deadline`.
+    pub(crate) async fn flush(&self, deadline: Duration) {
+        self.publisher.flush(deadline).await;
+    }
+
+    fn started(&self, process: ProcessKey) {
+        let pid = self.pid.load(Ordering::Relaxed);
+        let container_id = process.container;
+        match process.exec {
+            None => self.publisher.publish(&TaskStart { container_id, pid, ..TaskStart::default() }),
+            Some(exec_id) => {
+                self.publisher.publish(&TaskExecStarted { container_id, exec_id, pid, ..TaskExecStarted::default() });
+            }
+        }
+    }
+
+    fn exited(&self, process: ProcessKey, exit: Exit) {
+        self.publisher.publish(&TaskExit {
+            // Docker tells an init by its id being the container's.
+            id: process.exec.unwrap_or_else(|| process.container.clone()),
+            container_id: process.container,
+            pid: self.pid.load(Ordering::Relaxed),
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..TaskExit::default()
+        });
+    }
+}
+
+impl EventSink for TaskEvents {
+    fn emit(&self, event: SandboxEvent) {
+        match event {
+            SandboxEvent::Started { process } => self.started(process),
+            SandboxEvent::Exited { process, exit } => self.exited(process, exit),
+            SandboxEvent::OutOfMemory { container } => {
+                self.publisher.publish(&TaskOOM { container_id: container, ..TaskOOM::default() });
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What the task service owns: the sandbox once there is one, what the engine told of each process, and the events that it is told.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use kata_host_runtime::{ContainerRole, Runtime, role_of};
+use kata_sandbox::{Exit, ProcessKey, Sandbox};
+use kata_shim_api::api::CreateTaskRequest;
+use kata_shim_api::options::RuntimeOptions;
+use kata_storage::RootfsMount;
+use oci_spec::runtime::{Process, Spec};
+use tokio::sync::Notify;
+
+use crate::error::Failure;
+use crate::events::TaskEvents;
+use crate::stdio::{ProcessStdio, StdioIds, StdioSpec};
+
+/// What the engine told of a process, to be told back.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Record {
+    pub(crate) bundle: String,
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
+}
+
+/// The state behind one task service.
+pub(crate) struct Owner {
+    namespace: String,
+    pub(crate) events: Arc<TaskEvents>,
+    sandbox: OnceLock<(Runtime, Sandbox)>,
+    /// Held while the sandbox boots, so that it boots once and a shutdown waits for it.
+    booting: tokio::sync::Mutex<()>,
+    // A mutex and not a channel: a look-up that is never held over an await.
+    records: Mutex<HashMap<ProcessKey, Record>>,
+    pub(crate) ended: Notify,
+}
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Owner").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+impl Owner {
+    pub(crate) fn new(namespace: String, events: Arc<TaskEvents>) -> Self {
+        Self {
+            namespace,
+            events,
+            sandbox: OnceLock::new(),
+            booting: tokio::sync::Mutex::default(),
+            records: Mutex::default(),
+            ended: Notify::new(),
+        }
+    }
+
+    /// The sandbox; before there is one, every process is unknown.
+    pub(crate) fn sandbox(&self) -> Result<&Sandbox, Failure> {
+        self.sandbox.get().map(|(_, sandbox)| sandbox).ok_or_else(Failure::no_sandbox)
+    }
+
+    /// What the engine told of a process.
+    pub(crate) fn record(&self, key: &ProcessKey) -> Result<Record, Failure> {
+        self.records().get(key).cloned().ok_or_else(|| Failure::unknown(key))
+    }
+
+    /// Makes a container, and for the first one its sandbox. Returns the pid that stands for it.
+    pub(crate) async fn create(&self, req: CreateTaskRequest) -> Result<u32, Failure> {
+        let bundle = PathBuf::from(&req.bundle);
+        let spec = read_spec(&bundle)?;
+        let key = ProcessKey::init(&req.id);
+        let record = Record {
+            bundle: req.bundle.clone(),
+            stdin: req.stdin.clone(),
+            stdout: req.stdout.clone(),
+            stderr: req.stderr.clone(),
+            terminal: req.terminal,
+        };
+        let stdio = self.open_stdio(&key, &record)?;
+        let options = RuntimeOptions::from_any(req.options.as_ref())?;
+        let role = role_of(spec.annotations().as_ref());
+        let rootfs_mounts = req.rootfs.iter().map(rootfs_mount).collect();
+
+        let (runtime, sandbox) = self.sandbox_for(&req.id, &spec, &role, &options).await?;
+        let made = async {
+            let plan = runtime.plan_container(&req.id, spec, &bundle, rootfs_mounts)?;
+            sandbox.create(plan, Box::new(stdio)).await.map_err(Failure::create)
+        };
+        if let Err(error) = made.await {
+            if sandbox.is_empty() {
+                sandbox.stop("its first container could not be created").await;
+            }
+            return Err(error);
+        }
+        self.records().insert(key, record);
+        self.events.created(&req, sandbox.pid());
+        Ok(sandbox.pid())
+    }
+
+    async fn sandbox_for(
+        &self,
+        id: &str,
+        spec: &Spec,
+        role: &ContainerRole,
+        options: &RuntimeOptions,
+    ) -> Result<&(Runtime, Sandbox), Failure> {
+        let _booting = self.booting.lock().await;
+        if let Some(up) = self.sandbox.get() {
+            return match role {
+                ContainerRole::PodMember(_) => Ok(up),
+                _ => Err(Failure::second_sandbox(id)),
+            };
+        }
+        let config = Some(options.config_path.as_str()).filter(|path| !path.is_empty()).map(Path::new);
+        let runtime = Runtime::load(config, spec.annotations().as_ref())?;
+        let plan = runtime.plan_sandbox(id, spec)?;
+        // Whatever the container's own plan refuses is refused before anything has started.
+        runtime.plan_container(id, spec.clone(), Path::new("/"), Vec::new())?;
+        let events = Arc::clone(&self.events);
+        let sandbox = Sandbox::boot(plan, runtime.hypervisor(), events).await?;
+        self.events.set_pid(sandbox.pid());
+        Ok(self.sandbox.get_or_init(|| (runtime, sandbox)))
+    }
+
+    /// Registers a process to be added to a container.
+    pub(crate) fn exec(&self, key: &ProcessKey, process: Process, record: Record) -> Result<(), Failure> {
+        let stdio = self.open_stdio(key, &record)?;
+        self.sandbox()?.exec(key, process, Box::new(stdio))?;
+        self.records().insert(key.clone(), record);
+        self.events.exec_added(key);
+        Ok(())
+    }
+
+    /// Deletes a process, and with an init its container.
+    pub(crate) async fn delete(&self, key: &ProcessKey) -> Result<(u32, Exit), Failure> {
+        let sandbox = self.sandbox()?;
+        let exit = sandbox.delete(key).await?.unwrap_or_else(Exit::killed);
+        self.records().retain(|one, _| match key.exec {
+            None => one.container != key.container,
+            Some(_) => one != key,
+        });
+        self.events.deleted(key, sandbox.pid(), exit);
+        Ok((sandbox.pid(), exit))
+    }
+
+    /// Ends the service if no container is left, and the sandbox with it.
+    pub(crate) async fn shut_down(&self) {
+        let _booting = self.booting.lock().await;
+        if let Some((_, sandbox)) = self.sandbox.get() {
+            if !sandbox.is_empty() {
+                return;
+            }
+            sandbox.stop("it was shut down").await;
+        }
+        self.ended.notify_one();
+    }
+
+    /// Ends the sandbox whatever runs in it.
+    pub(crate) async fn stop(&self, reason: &str) {
+        let _booting = self.booting.lock().await;
+        if let Some((_, sandbox)) = self.sandbox.get() {
+            sandbox.stop(reason).await;
+        }
+    }
+
+    fn open_stdio(&self, key: &ProcessKey, record: &Record) -> Result<ProcessStdio, Failure> {
+        open_stdio(&self.namespace, key, record)
+    }
+
+    fn records(&self) -> MutexGuard<'_, HashMap<ProcessKey, Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

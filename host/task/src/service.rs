@@ -1,0 +1,191 @@
+//! containerd's Task API over a sandbox: one method each, in the order in which a container lives.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kata_sandbox::{ProcessKey, Status};
+use kata_shim_api::api::{self, Empty};
+use kata_shim_api::Task;
+use oci_spec::runtime::{LinuxResources, Process};
+use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::error::{Failure, refuse};
+use crate::owner::{Owner, Record};
+use crate::times::timestamp;
+use crate::{metrics, processes};
+
+/// Serves one sandbox's tasks.
+#[derive(Debug)]
+pub(crate) struct TaskService {
+    pub(crate) owner: Arc<Owner>,
+}
+
+/// The process that a request is about: an empty exec id is the init.
+fn key(container: &str, exec: &str) -> ProcessKey {
+    if exec.is_empty() { ProcessKey::init(container) } else { ProcessKey::exec(container, exec) }
+}
+
+type Answer<T> = ttrpc::Result<T>;
+
+#[async_trait]
+impl Task for TaskService {
+    async fn create(&self, _: &TtrpcContext, req: api::CreateTaskRequest) -> Answer<api::CreateTaskResponse> {
+        if !req.checkpoint.is_empty() {
+            return Err(refuse("containers in a VM cannot be restored from a checkpoint"));
+        }
+        tracing::info!(id = %req.id, bundle = %req.bundle, "create");
+        // A caller that gives up must not leave a half-made container that nobody knows.
+        let owner = Arc::clone(&self.owner);
+        let made = tokio::spawn(async move { owner.create(req).await }).await;
+        let pid = made.map_err(Failure::lost)?.map_err(Failure::from)?;
+        Ok(api::CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, req: api::StartRequest) -> Answer<api::StartResponse> {
+        tracing::info!(id = %req.id, exec = %req.exec_id, "start");
+        let owner = Arc::clone(&self.owner);
+        let key = key(&req.id, &req.exec_id);
+        let started = tokio::spawn(async move { owner.sandbox()?.start(&key).await.map_err(Failure::from) });
+        started.await.map_err(Failure::lost)??;
+        Ok(api::StartResponse { pid: self.owner.sandbox()?.pid(), ..Default::default() })
+    }
+
+    async fn state(&self, _: &TtrpcContext, req: api::StateRequest) -> Answer<api::StateResponse> {
+        let key = key(&req.id, &req.exec_id);
+        let sandbox = self.owner.sandbox()?;
+        let status = sandbox.status(&key).map_err(Failure::from)?;
+        let record = self.owner.record(&key)?;
+        let mut answer = api::StateResponse {
+            id: if req.exec_id.is_empty() { req.id } else { req.exec_id.clone() },
+            exec_id: req.exec_id,
+            bundle: record.bundle,
+            pid: sandbox.pid(),
+            stdin: record.stdin,
+            stdout: record.stdout,
+            stderr: record.stderr,
+            terminal: record.terminal,
+            status: processes::status(status).into(),
+            ..Default::default()
+        };
+        if let Status::Stopped(exit) = status {
+            answer.exit_status = exit.status;
+            answer.exited_at = MessageField::some(timestamp(exit.at));
+        }
+        Ok(answer)
+    }
+
+    async fn exec(&self, _: &TtrpcContext, req: api::ExecProcessRequest) -> Answer<Empty> {
+        tracing::info!(id = %req.id, exec = %req.exec_id, "exec");
+        if req.exec_id.is_empty() {
+            return Err(refuse("an exec needs an id"));
+        }
+        let process: Process =
+            serde_json::from_slice(&req.spec.value).map_err(|error| Failure::invalid("exec spec", &error))?;
+        let record = Record {
+            bundle: self.owner.record(&ProcessKey::init(&req.id))?.bundle,
+            stdin: req.stdin,
+            stdout: req.stdout,
+            stderr: req.stderr,
+            terminal: req.terminal,
+        };
+        self.owner.exec(&ProcessKey::exec(&req.id, &req.exec_id), process, record)?;
+        Ok(Empty::new())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, req: api::KillRequest) -> Answer<Empty> {
+        tracing::info!(id = %req.id, exec = %req.exec_id, signal = req.signal, all = req.all, "kill");
+        let key = key(&req.id, &req.exec_id);
+        self.owner.sandbox()?.kill(&key, req.signal, req.all).await.map_err(Failure::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, req: api::WaitRequest) -> Answer<api::WaitResponse> {
+        let exit = self.owner.sandbox()?.wait(&key(&req.id, &req.exec_id)).await.map_err(Failure::from)?;
+        Ok(api::WaitResponse {
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..Default::default()
+        })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, req: api::DeleteRequest) -> Answer<api::DeleteResponse> {
+        tracing::info!(id = %req.id, exec = %req.exec_id, "delete");
+        let owner = Arc::clone(&self.owner);
+        let key = key(&req.id, &req.exec_id);
+        let deleted = tokio::spawn(async move { owner.delete(&key).await }).await;
+        let (pid, exit) = deleted.map_err(Failure::lost)??;
+        Ok(api::DeleteResponse {
+            pid,
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..Default::default()
+        })
+    }
+
+    async fn pids(&self, _: &TtrpcContext, req: api::PidsRequest) -> Answer<api::PidsResponse> {
+        let sandbox = self.owner.sandbox()?;
+        sandbox.status(&ProcessKey::init(&req.id)).map_err(Failure::from)?;
+        let processes = processes::infos(sandbox.pid(), &sandbox.live_execs(&req.id))?;
+        Ok(api::PidsResponse { processes, ..Default::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> Answer<Empty> {
+        self.owner.sandbox()?.pause(&req.id).await.map_err(Failure::from)?;
+        self.owner.events.paused(&req.id);
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> Answer<Empty> {
+        self.owner.sandbox()?.resume(&req.id).await.map_err(Failure::from)?;
+        self.owner.events.resumed(&req.id);
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> Answer<Empty> {
+        Err(refuse("containers in a VM cannot be checkpointed"))
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, req: api::ResizePtyRequest) -> Answer<Empty> {
+        let key = key(&req.id, &req.exec_id);
+        self.owner.sandbox()?.resize(&key, req.height, req.width).await.map_err(Failure::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, req: api::CloseIORequest) -> Answer<Empty> {
+        if req.stdin {
+            let key = key(&req.id, &req.exec_id);
+            self.owner.sandbox()?.close_stdin(&key).await.map_err(Failure::from)?;
+        }
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> Answer<Empty> {
+        let resources: LinuxResources = serde_json::from_slice(&req.resources.value)
+            .map_err(|error| Failure::invalid("resources", &error))?;
+        self.owner.sandbox()?.update(&req.id, &resources).await.map_err(Failure::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, req: api::StatsRequest) -> Answer<api::StatsResponse> {
+        let stats = self.owner.sandbox()?.stats(&req.id).await.map_err(Failure::from)?;
+        let stats: Any = metrics::to_any(&stats).map_err(|error| Failure::invalid("metrics", &error))?;
+        Ok(api::StatsResponse { stats: MessageField::some(stats), ..Default::default() })
+    }
+
+    async fn connect(&self, _: &TtrpcContext, _: api::ConnectRequest) -> Answer<api::ConnectResponse> {
+        Ok(api::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: self.owner.sandbox().map(|sandbox| sandbox.pid()).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, req: api::ShutdownRequest) -> Answer<Empty> {
+        tracing::info!(id = %req.id, now = req.now, "shutdown");
+        self.owner.shut_down().await;
+        Ok(Empty::new())
+    }
+}
