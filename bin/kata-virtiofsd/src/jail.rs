@@ -48,7 +48,9 @@ pub(crate) fn enter(sandbox: Sandbox, shared_dir: &Path, readonly: bool) -> anyh
     let shared = open_directory(shared_dir)?;
     let proc_self_fd = open_directory(Path::new("/proc/self/fd"))?;
     let own_fds = |proc_self_fd: &File| {
-        DetachedMount::clone_of(proc_self_fd, false).map(DetachedMount::into_root).context("cannot cut /proc/self/fd out")
+        DetachedMount::clone_of(proc_self_fd, false)
+            .map(DetachedMount::into_root)
+            .context("cannot cut /proc/self/fd out")
     };
     match sandbox {
         Sandbox::Namespace => {
@@ -93,13 +95,15 @@ fn keep_only(shared_dir: &Path, readonly: bool) -> anyhow::Result<()> {
     rustix::process::fchdir(root.as_fd()).context("cannot change to it")?;
     // With both the same, the old root ends up on top of the new one (pivot_root(2)), and is what `.` unmounts.
     rustix::process::pivot_root(".", ".").context("cannot make it the root directory")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).context("cannot let go of the host's mounts")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)
+        .context("cannot let go of the host's mounts")?;
     rustix::process::chdir("/").context("cannot change to its root directory")
 }
 
 /// Leaves the process, and whatever it may become, with nothing but [`CAPABILITIES`] and without supplementary groups.
 pub(crate) fn drop_capabilities() -> anyhow::Result<()> {
-    nix::unistd::setgroups(&[]).context("cannot leave its supplementary groups; it must be started as root")?;
+    nix::unistd::setgroups(&[])
+        .context("cannot leave its supplementary groups; it must be started as root")?;
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         if CAPABILITIES.contains(capability) {

@@ -25,7 +25,9 @@ pub(crate) fn open(options: &Options) -> anyhow::Result<UnixListener> {
 
 fn inherited(number: RawFd) -> anyhow::Result<UnixListener> {
     if number <= 2 {
-        bail!("--fd={number} is one of the standard three; pass the listening socket as another one");
+        bail!(
+            "--fd={number} is one of the standard three; pass the listening socket as another one"
+        );
     }
     // SAFETY: used only to ask the kernel what the descriptor is; a number that is not open gives EBADF.
     let socket = unsafe { BorrowedFd::borrow_raw(number) };

@@ -49,7 +49,12 @@ pub(crate) struct Options {
     pub(crate) shared_dir: PathBuf,
 
     /// Number of an inherited, listening unix socket
-    #[arg(long, value_name = "N", required_unless_present = "socket_path", conflicts_with = "socket_path")]
+    #[arg(
+        long,
+        value_name = "N",
+        required_unless_present = "socket_path",
+        conflicts_with = "socket_path"
+    )]
     fd: Option<RawFd>,
 
     /// Path of the unix socket to listen on
@@ -156,7 +161,9 @@ fn without_short_options(args: impl IntoIterator<Item = OsString>) -> Vec<OsStri
             _ => None,
         };
         match list.as_deref().map(OsStr::to_string_lossy) {
-            Some(list) => rewritten.extend(list.split(',').filter_map(long_option).map(OsString::from)),
+            Some(list) => {
+                rewritten.extend(list.split(',').filter_map(long_option).map(OsString::from));
+            }
             None => rewritten.push(arg),
         }
     }
@@ -170,7 +177,10 @@ fn long_option(option: &str) -> Option<String> {
         None => (option, None),
     };
     let (key, value) = match (key, value) {
-        ("" | "no_posix_lock" | "no_flock" | "no_xattr" | "no_writeback" | "no_killpriv_v2", None) => return None,
+        (
+            "" | "no_posix_lock" | "no_flock" | "no_xattr" | "no_writeback" | "no_killpriv_v2",
+            None,
+        ) => return None,
         ("source", value) => ("shared-dir", value),
         ("loglevel", Some("err")) => ("log-level", Some("error")),
         ("loglevel", value) => ("log-level", value),
@@ -207,7 +217,8 @@ mod tests {
         assert_eq!(options.endpoint(), Endpoint::Path(Path::new("/run/fs.sock")));
         assert_eq!(options.thread_pool_size, 1);
 
-        let options = parse("--fd 3 -o source=/srv,cache=none,no_posix_lock,xattr -ologlevel=err").unwrap();
+        let options =
+            parse("--fd 3 -o source=/srv,cache=none,no_posix_lock,xattr -ologlevel=err").unwrap();
         assert_eq!(options.shared_dir, Path::new("/srv"));
         assert!(options.xattr && matches!(options.cache, CachePolicy::Never));
         assert_eq!(options.log_level, LevelFilter::Error);
@@ -215,7 +226,9 @@ mod tests {
 
     #[test]
     fn later_option_wins() {
-        let options = parse("--fd=3 --shared-dir=/a --cache=never --cache=always --announce-submounts --no-announce-submounts");
+        let options = parse(
+            "--fd=3 --shared-dir=/a --cache=never --cache=always --announce-submounts --no-announce-submounts",
+        );
         let options = options.unwrap();
         assert!(matches!(options.cache, CachePolicy::Always) && !options.announces_submounts());
     }

@@ -31,7 +31,9 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// A value was refused, or the kernel lacks the controller.
-    #[error("cannot set {file} to {value:?}; the guest's kernel refuses it or lacks the controller")]
+    #[error(
+        "cannot set {file} to {value:?}; the guest's kernel refuses it or lacks the controller"
+    )]
     Set {
         /// The file.
         file: PathBuf,
@@ -127,13 +129,15 @@ impl Cgroup {
     ///
     /// Fails when a directory cannot be made.
     pub fn create(&self) -> Result<(), CgroupError> {
-        let controllers = fs::read_to_string(self.root.join("cgroup.controllers")).unwrap_or_default();
+        let controllers =
+            fs::read_to_string(self.root.join("cgroup.controllers")).unwrap_or_default();
         let mut directory = self.root.clone();
         for component in self.relative.components() {
             for controller in controllers.split_ascii_whitespace() {
                 // Groups between the root and the container hold no processes, so that only an
                 // unusual controller can refuse; a limit that needs it says so.
-                let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
+                let _ =
+                    fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
             }
             directory.push(component);
             match fs::create_dir(&directory) {

@@ -97,10 +97,7 @@ mod tests {
         let bin = bin_with("data", 0o644);
         let name = bin.path().join("data").display().to_string();
         assert_eq!(find(&name, "").unwrap_err(), CommandError::PermissionDenied(name));
-        assert_eq!(
-            find("/etc", "").unwrap_err().to_string(),
-            r#"exec: "/etc": permission denied"#
-        );
+        assert_eq!(find("/etc", "").unwrap_err().to_string(), r#"exec: "/etc": permission denied"#);
     }
 
     #[test]

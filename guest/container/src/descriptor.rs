@@ -21,11 +21,6 @@ impl Descriptor {
         Ok(Self(registered.map_err(io::Error::from)?))
     }
 
-    /// What is there now, at most `buffer.len()` bytes; 0 at the end of the stream.
-    pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.read_with(|fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await
-    }
-
     /// Runs `read` whenever there may be something, until it does not say "would block".
     pub(crate) async fn read_with<T>(
         &self,
@@ -39,11 +34,6 @@ impl Descriptor {
                 Err(_would_block) => {}
             }
         }
-    }
-
-    /// Reads without waiting; "would block" is an error like any other.
-    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(self.0.get_ref(), buffer)?)
     }
 
     /// Writes all of `data`, waiting for room as often as it takes.

@@ -1,11 +1,11 @@
 //! What libcontainer calls in a container's init, in place of its own way to run the command.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{
@@ -22,27 +22,35 @@ pub(crate) struct Command {
     environment: Environment,
     uid: u32,
     /// Filled by [`Command::resolve`].
-    resolved: RefCell<Option<PathBuf>>,
+    resolved: OnceLock<PathBuf>,
 }
 
 impl Command {
     /// `environment` is the specification's, without the default for `$HOME`.
     pub(crate) fn new(args: Vec<String>, environment: Environment, uid: u32) -> Self {
-        Self { args, environment, uid, resolved: RefCell::new(None) }
+        Self { args, environment, uid, resolved: OnceLock::new() }
     }
 
     /// Finds the file. The container's root must be this process's.
     pub(crate) fn resolve(&self) -> Result<(), command::CommandError> {
         let name = self.args.first().map_or("", String::as_str);
         let path = command::find(name, self.environment.get("PATH"))?;
-        *self.resolved.borrow_mut() = Some(path);
+        let _ = self.resolved.set(path);
         Ok(())
+    }
+
+    /// The file as it was found; empty before that.
+    pub(crate) fn file(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    fn path(&self) -> &Path {
+        self.resolved.get().map_or(Path::new(""), PathBuf::as_path)
     }
 
     /// Replaces this process; returns only to say why it could not.
     pub(crate) fn execute(&self) -> io::Error {
-        let resolved = self.resolved.borrow();
-        let path = resolved.as_deref().unwrap_or(Path::new(""));
+        let path = self.path();
         let mut environment = self.environment.clone();
         let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         environment.default_home(&passwd, self.uid);
@@ -50,7 +58,8 @@ impl Command {
         let Ok(file) = CString::new(path.as_os_str().as_bytes()) else {
             return io::ErrorKind::InvalidInput.into();
         };
-        let args: Result<Vec<_>, _> = self.args.iter().map(|arg| CString::new(arg.as_str())).collect();
+        let args: Result<Vec<_>, _> =
+            self.args.iter().map(|arg| CString::new(arg.as_str())).collect();
         let Ok(args) = args else { return io::ErrorKind::InvalidInput.into() };
         match nix::unistd::execve(&file, &args, &environment.to_strings()) {
             Ok(never) => match never {},
@@ -61,9 +70,7 @@ impl Command {
     /// After a failed [`Command::execute`]: says so on the process's standard error, as runc does,
     /// for nobody else listens any more, and exits.
     pub(crate) fn fail(&self, error: &io::Error) -> ! {
-        let resolved = self.resolved.borrow();
-        let path = resolved.as_deref().unwrap_or(Path::new("")).display().to_string();
-        let text = format!("exec {path}: {}\n", command::in_words(error));
+        let text = format!("exec {}: {}\n", self.file(), command::in_words(error));
         let _ = nix::unistd::write(io::stderr(), text.as_bytes());
         crate::fork::exit(1)
     }
@@ -76,7 +83,8 @@ impl Executor for Command {
     }
 
     fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
-        self.resolve().map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
+        self.resolve()
+            .map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
     }
 
     /// The environment goes to `execve` directly, in its order; this process's own is not its.

@@ -158,6 +158,15 @@ fn close_range(first: RawFd, last: RawFd) {
 }
 
 impl Answers {
+    /// A second handle on the same conversation.
+    ///
+    /// # Errors
+    ///
+    /// Fails when descriptors have run out.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()? })
+    }
+
     /// Sends one message. Errors are not reported: they mean that the agent is gone.
     pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) {
         let Ok(text) = serde_json::to_vec(message) else { return };
@@ -185,9 +194,7 @@ impl Child {
     /// # Errors
     ///
     /// Fails when the message is not a `T`.
-    pub async fn next<T: DeserializeOwned>(
-        &self,
-    ) -> Result<Option<(T, Vec<OwnedFd>)>, ForkError> {
+    pub async fn next<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ForkError> {
         let (bytes, fds) = self.socket.read_with(receive).await.map_err(ForkError::Talk)?;
         if bytes.is_empty() {
             return Ok(None);
@@ -202,8 +209,7 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(&mut bytes)];
-    let received =
-        rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {

@@ -22,6 +22,7 @@
 
 pub mod cgroup;
 pub mod command;
+mod console;
 pub mod create;
 mod cwd;
 mod descriptor;
@@ -31,5 +32,6 @@ mod executor;
 pub mod fork;
 pub mod namespaces;
 pub mod process;
+mod report;
 pub mod spec;
 pub mod stdio;

@@ -94,7 +94,10 @@ impl Process {
     ///
     /// As [`Stdio::read`].
     pub async fn read(&self, output: Output, limit: usize) -> io::Result<Vec<u8>> {
-        self.stdio.read(output, limit, async { drop(self.wait().await) }).await
+        let ended = async {
+            self.wait().await;
+        };
+        self.stdio.read(output, limit, ended).await
     }
 
     /// Sends a signal to this process and no other, even if its id has been given away since.
@@ -106,13 +109,7 @@ impl Process {
         let no_info = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: the descriptor is open; no information and no flags are given.
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                signal,
-                no_info,
-                0,
-            )
+            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal, no_info, 0)
         };
         if result == 0 {
             return Ok(());

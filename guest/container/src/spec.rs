@@ -235,7 +235,7 @@ mod tests {
 
     use super::*;
 
-    fn spec(changes: serde_json::Value) -> Spec {
+    fn spec(changes: &serde_json::Value) -> Spec {
         let mut spec = json!({
             "ociVersion": "1.0.2",
             "root": {"path": "/run/rootfs"},
@@ -254,13 +254,13 @@ mod tests {
         serde_json::from_value(spec).unwrap()
     }
 
-    fn plan(changes: serde_json::Value, shared: &SharedNamespaces) -> Result<Plan, SpecError> {
+    fn plan(changes: &serde_json::Value, shared: &SharedNamespaces) -> Result<Plan, SpecError> {
         Plan::new(spec(changes), "c1", shared)
     }
 
     #[test]
     fn new_splits_off_what_the_agent_does() {
-        let plan = plan(json!({}), &SharedNamespaces::default()).unwrap();
+        let plan = plan(&json!({}), &SharedNamespaces::default()).unwrap();
         assert_eq!(plan.uid, 7);
         assert!(plan.resources.is_some());
         assert_eq!(plan.network_sysctls["net/ipv4/ip_forward"], "1");
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn new_removes_what_libcontainer_trips_over() {
-        let plan = plan(json!({}), &SharedNamespaces::default()).unwrap();
+        let plan = plan(&json!({}), &SharedNamespaces::default()).unwrap();
         let process = plan.spec.process().as_ref().unwrap();
         assert_eq!(process.no_new_privileges(), None);
         let capabilities = process.capabilities().as_ref().unwrap();
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn new_in_shared_uts_namespace_has_no_name_of_its_own() {
         let shared = SharedNamespaces { uts: Some("/run/uts".into()), ..Default::default() };
-        let plan = plan(json!({}), &shared).unwrap();
+        let plan = plan(&json!({}), &shared).unwrap();
         assert_eq!(plan.spec.hostname(), &None);
         let linux = plan.spec.linux().as_ref().unwrap();
         assert_eq!(namespace(linux, LinuxNamespaceType::Uts), Some(Some(Path::new("/run/uts"))));
@@ -295,7 +295,9 @@ mod tests {
 
     #[test]
     fn new_bad_specification_is_refused() {
-        let error = |changes| plan(changes, &SharedNamespaces::default()).unwrap_err().to_string();
+        let error = |changes: serde_json::Value| {
+            plan(&changes, &SharedNamespaces::default()).unwrap_err().to_string()
+        };
         assert!(error(json!({"/root/path": "rootfs"})).contains("absolute"));
         assert!(error(json!({"/process/args": []})).contains("arguments"));
         assert!(error(json!({"/process/cwd": "x"})).contains("Cwd"));

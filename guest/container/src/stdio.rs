@@ -168,6 +168,13 @@ impl Stdio {
         }
     }
 
+    /// Whether all output has been read to its end.
+    #[must_use]
+    pub fn output_ended(&self) -> bool {
+        let ended = |stream: &Stream| stream.ended.load(Ordering::Relaxed);
+        ended(&self.stdout) && self.stderr.as_ref().is_none_or(ended)
+    }
+
     /// Writes all of `data` to the process, waiting for room.
     ///
     /// # Errors

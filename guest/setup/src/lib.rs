@@ -14,4 +14,5 @@ pub mod mounts;
 pub mod network;
 pub mod power;
 pub mod reaper;
+pub mod serial;
 pub mod uevent;

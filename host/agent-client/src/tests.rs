@@ -14,13 +14,17 @@ use kata_agent_api::types;
 use oci_spec::runtime::{LinuxBuilder, LinuxPersonality, SpecBuilder};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
+use ttrpc::Code;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
-use ttrpc::{Code, get_rpc_status};
 
 use crate::{AgentClient, AgentError, GuestContainer, ProcessId};
 
 const DEADLINE: Duration = Duration::from_secs(20);
+
+fn refusal(code: Code, message: &str) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
+}
 
 /// What the agent in the guest does: what its requests' ids tell it.
 struct FakeAgent {
@@ -34,7 +38,7 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         request: agent::CreateContainerRequest,
     ) -> ttrpc::Result<Empty> {
-        self.created.send(request).map_err(|_| get_rpc_status(Code::INTERNAL, "gone"))?;
+        self.created.send(request).map_err(|_| refusal(Code::INTERNAL, "gone"))?;
         Ok(Empty::new())
     }
 
@@ -45,8 +49,8 @@ impl AgentService for FakeAgent {
     ) -> ttrpc::Result<Empty> {
         match request.container_id.as_str() {
             "slow" => std::future::pending().await,
-            "absent" => Err(get_rpc_status(Code::NOT_FOUND, "container absent does not exist")),
-            _ => Err(get_rpc_status(Code::INTERNAL, "exec \"x\x1b[2J\": no\nsuch file")),
+            "absent" => Err(refusal(Code::NOT_FOUND, "container absent does not exist")),
+            _ => Err(refusal(Code::INTERNAL, "exec \"x\x1b[2J\": no\nsuch file")),
         }
     }
 
@@ -246,14 +250,18 @@ async fn the_end_of_the_connection_ends_requests() {
 
 #[tokio::test]
 async fn an_abandoned_request_does_not_end_the_connection() {
-    // The pipe is so narrow that the request is still being written.
+    // So narrow a pipe needs thousands of turns for the request: it is abandoned in its midst.
     let guest = guest(64, DEADLINE).await;
     let process = process("p");
-    let write = guest.client.write_stdin(&process, vec![0; 100_000]);
+    let some_turns = async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    };
     tokio::select! {
         biased;
-        _ = write => panic!("the pipe should be too narrow"),
-        () = tokio::task::yield_now() => {}
+        _ = guest.client.write_stdin(&process, vec![0; 1 << 20]) => panic!("that was too fast"),
+        () = some_turns => {}
     }
     guest.client.check().await.unwrap();
 }

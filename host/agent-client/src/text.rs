@@ -4,18 +4,18 @@
 ///
 /// Runs of control characters (line breaks, terminal sequences) become one space.
 pub(crate) fn one_line(text: &str, max: usize) -> String {
-    const CUT: &str = "…";
+    const CUT: char = '…';
     let mut line = String::new();
     for piece in text.split(char::is_control).filter(|piece| !piece.is_empty()) {
         if !line.is_empty() {
             line.push(' ');
         }
-        for c in piece.chars() {
-            if line.len() + c.len_utf8() > max - CUT.len() {
-                line.push_str(CUT);
-                return line;
-            }
-            line.push(c);
+        // One character too many tells that there was more.
+        line.extend(piece.chars().take(max.saturating_sub(line.len()) + 1));
+        if line.len() > max {
+            while line.len() + CUT.len_utf8() > max && line.pop().is_some() {}
+            line.push(CUT);
+            break;
         }
     }
     line.trim().to_owned()
@@ -38,7 +38,8 @@ mod tests {
         assert_eq!(one_line("a\r\nb\x1b[31mc\n", 64), "a b [31mc");
         assert_eq!(one_line("\u{9b}2J", 64), "2J");
         assert_eq!(one_line(" \n ", 64), "");
-        assert_eq!(one_line("ääää", 8), "ää…");
+        assert_eq!(one_line("ääää", 8), "ääää");
+        assert_eq!(one_line("äääää", 8), "ää…");
         assert!(one_line(&"x\n".repeat(10_000), 4096).len() <= 4096);
     }
 

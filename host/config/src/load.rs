@@ -1,6 +1,6 @@
 //! From files to [`HostConfig`].
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::agent::Agent;
@@ -8,7 +8,7 @@ use crate::error::closest;
 use crate::files::{Source, read_with_drop_ins};
 use crate::off::OffKey;
 use crate::qemu::{FACTORY, Qemu};
-use crate::runtime::{InternetworkingModel, Runtime};
+use crate::runtime::Runtime;
 use crate::section::Section;
 use crate::setting::Input;
 use crate::tree::{Entry, Table, Value};
@@ -246,9 +246,4 @@ fn invalid(entry: &Entry, problem: String) -> ConfigError {
 
 fn unknown<'a>(entry: &Entry, known: impl IntoIterator<Item = &'a str>) -> ConfigError {
     ConfigError::Unknown { origin: entry.origin.clone(), suggestion: closest(&entry.name, known) }
-}
-
-fn nowhere(sources: &[Source], key: &str) -> Origin {
-    let file = sources.first().map_or_else(|| Arc::new(PathBuf::new()), |s| Arc::clone(&s.file));
-    Origin { file, line: 1, key: format!("runtime.{key}") }
 }

@@ -120,6 +120,15 @@ pub enum HypervisorError {
     /// The channel to the guest broke.
     #[error("the channel to the guest's agent is closed")]
     ChannelClosed,
+    /// The guest could not be reached on a port.
+    #[error("cannot reach port {port} of the guest")]
+    Dial {
+        /// The port.
+        port: u32,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The driver cannot do it.
     #[error("the {driver} driver does not support {what}")]
     Unsupported {

@@ -1,1 +1,80 @@
-//! To be written.
+//! The QEMU driver.
+//!
+//! A virtual machine without firmware, disks or PCI where that is possible (`microvm`), under KVM where it works and under QEMU's software emulation
+//! (TCG) where it does not. Nothing of it is on disk: memory is a shared memory file, and the control socket, the console and the
+//! agent's channel are inherited descriptors.
+//!
+//! ```text
+//!            settings ─┐                ┌── machine ── devices ──▶ argv          (pure: VmSpec in, strings out)
+//!   host (KVM, vsock) ─┼─▶ plan ────────┤
+//!              VmSpec ─┘                └── kernel parameters ──▶ -append
+//!                                       launch: descriptors, jail, exec ──▶ QMP greeting ──▶ QemuVm
+//! ```
+
+mod accelerator;
+mod channel;
+mod command_line;
+mod console;
+mod device;
+mod kernel_params;
+mod launch;
+mod machine;
+mod option;
+mod qmp;
+mod settings;
+mod vm;
+mod vsock;
+
+use async_trait::async_trait;
+use kata_hypervisor::{Capabilities, Hypervisor, HypervisorError, Vm, VmSpec};
+
+pub use settings::{AcceleratorChoice, MachineChoice, QemuSettings};
+
+use accelerator::Accelerator;
+
+/// Most virtual CPUs of a VM: what fits without an interrupt controller that every kernel knows.
+const MAX_VCPUS: u32 = 240;
+
+/// Boots virtual machines with QEMU. The guest kernel is an uncompressed ELF `vmlinux` with a PVH entry note, which every x86-64 kernel
+/// with `CONFIG_PVH` has, or for `q35` also a `bzImage`.
+#[derive(Debug)]
+pub struct Qemu {
+    settings: QemuSettings,
+    host: Host,
+}
+
+/// What this host offers; looked up once.
+#[derive(Debug, Clone)]
+struct Host {
+    accelerator: Accelerator,
+    /// Frequency of the time stamp counter, where an emulated guest must be told.
+    tsc_khz: Option<u32>,
+}
+
+impl Qemu {
+    /// A driver with these settings. Looks at the host once, and says so in the log when it must do without KVM.
+    #[must_use]
+    pub fn new(settings: QemuSettings) -> Self {
+        let accelerator = accelerator::choose(settings.accelerator, accelerator::kvm_obstacle());
+        let tsc_khz = match accelerator {
+            Accelerator::Kvm => None,
+            Accelerator::Tcg => kata_linux::tsc::host_khz(),
+        };
+        Self { settings, host: Host { accelerator, tsc_khz } }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { shared_file_system: true, max_vcpus: MAX_VCPUS, pause: true }
+    }
+
+    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {
+        Ok(Box::new(launch::launch(&self.settings, &self.host, spec).await?))
+    }
+}

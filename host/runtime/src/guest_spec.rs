@@ -96,7 +96,6 @@ pub(crate) fn network_namespace(spec: &Spec) -> Result<Option<PathBuf>, SpecErro
 
 fn refuse_hooks(spec: &Spec) -> Result<(), SpecError> {
     let Some(hooks) = spec.hooks() else { return Ok(()) };
-    #[expect(deprecated, reason = "engines still send prestart hooks, and they have to be seen to be refused")]
     let lists = [
         hooks.prestart(),
         hooks.create_runtime(),

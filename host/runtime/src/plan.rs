@@ -7,7 +7,7 @@ use std::time::Duration;
 use kata_agent_client::{GuestSandbox, GuestStorage};
 use kata_config::{HostConfig, HostResources, InternetworkingModel, LogLevel, MachineType, WorkloadLimits};
 use kata_hypervisor::{ShareSpec, VmSpec};
-use kata_qemu::{Machine, QemuSettings};
+use kata_qemu::{AcceleratorChoice, MachineChoice, QemuSettings};
 use kata_sandbox::{ContainerPlan, Deadlines, SandboxPlan};
 use kata_storage::{FileServerSpec, RootfsMount};
 use oci_spec::runtime::{LinuxResources, Spec};
@@ -36,14 +36,14 @@ pub(crate) fn qemu_settings(config: &HostConfig) -> QemuSettings {
     QemuSettings {
         program: qemu.path.clone(),
         machine: match qemu.machine_type {
-            MachineType::Auto => Machine::Auto,
-            MachineType::Microvm => Machine::Microvm,
-            MachineType::Q35 => Machine::Q35,
+            MachineType::Auto => MachineChoice::Auto,
+            MachineType::Microvm => MachineChoice::Microvm,
+            MachineType::Q35 => MachineChoice::Q35,
         },
         cpu_features: qemu.cpu_features.clone(),
         seccomp_sandbox: qemu.seccomp_sandbox.clone(),
         entropy_source: qemu.entropy_source.clone(),
-        dial_timeout: config.agent.dial_timeout(),
+        accelerator: AcceleratorChoice::Auto,
     }
 }
 

@@ -46,6 +46,9 @@ pub enum FootprintError {
     /// The cgroup refused.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// What is mounted in the sandbox's directory could not be unmounted.
+    #[error(transparent)]
+    Mount(#[from] mount::MountError),
 }
 
 /// The record on disk.
@@ -133,8 +136,7 @@ fn read(dir: &Path) -> Option<Record> {
 
 /// Whatever is mounted below goes first: removing files must never reach through a mount into what belongs to somebody else.
 fn remove_dir(dir: &Path) -> Result<(), FootprintError> {
-    mount::unmount_tree(dir)
-        .map_err(|source| FootprintError::Io { action: "unmount", path: dir.to_owned(), source })?;
+    mount::unmount_tree(dir)?;
     match fs::remove_dir_all(dir) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(FootprintError::Io { action: "remove", path: dir.to_owned(), source })

@@ -309,19 +309,22 @@ impl Shared {
         &self,
         request: impl Future<Output = Result<T, AgentError>>,
     ) -> Result<T, SandboxError> {
-        let mut gone = self.gone.subscribe();
-        tokio::select! {
+        let answer = tokio::select! {
             biased;
-            answer = request => match answer {
-                // A broken channel is the sandbox's end, and whoever notices that first knows the reason.
-                Err(AgentError::Disconnected { .. }) => {
-                    let _ = tokio::time::timeout(boot::GRACE, gone.wait_for(Option::is_some)).await;
-                    Err(self.gone_error())
-                }
-                answer => Ok(answer?),
-            },
-            _ = gone.wait_for(Option::is_some) => Err(self.gone_error()),
+            answer = request => answer,
+            () = self.until_gone() => return Err(self.gone_error()),
+        };
+        if matches!(answer, Err(AgentError::Disconnected { .. })) {
+            // A broken channel is the sandbox's end, and whoever notices that first knows the reason.
+            let _ = tokio::time::timeout(boot::GRACE, self.until_gone()).await;
+            return Err(self.gone_error());
         }
+        Ok(answer?)
+    }
+
+    async fn until_gone(&self) {
+        // The sender lives as long as `self`, so the wait cannot end in an error.
+        let _ = self.gone.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Enters a process's end and tells what may be told now.

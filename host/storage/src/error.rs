@@ -29,7 +29,9 @@ pub enum StorageError {
         reason: String,
     },
     /// An id that is no safe file name.
-    #[error("`{0}` is not a container id; use letters, digits and `_+.-`, starting with a letter or digit")]
+    #[error(
+        "`{0}` is not a container id; use letters, digits and `_+.-`, starting with a letter or digit"
+    )]
     Id(String),
     /// containerd asked for a root file system that cannot be made.
     #[error("root file system: {0}")]

@@ -10,8 +10,22 @@ use crate::source::{Source, look_at};
 
 /// File systems that the guest's kernel makes out of nothing.
 const GUEST_TYPES: [&str; 16] = [
-    "proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs",
-    "bpf", "configfs", "fusectl", "hugetlbfs", "devtmpfs",
+    "proc",
+    "sysfs",
+    "tmpfs",
+    "ramfs",
+    "devpts",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+    "securityfs",
+    "debugfs",
+    "tracefs",
+    "bpf",
+    "configfs",
+    "fusectl",
+    "hugetlbfs",
+    "devtmpfs",
 ];
 
 /// How mounts spread is decided on the host's side; in the guest the words would refer to the share.
@@ -62,9 +76,16 @@ pub fn plan_mounts(spec: &Spec, bundle: &Path) -> Result<GuestMounts, StorageErr
 }
 
 fn refuse_id_mapping(mount: &Mount, options: &[String]) -> Result<(), StorageError> {
-    let is_mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list| !list.is_empty());
-    if is_mapped(mount.uid_mappings()) || is_mapped(mount.gid_mappings()) || has(options, &["idmap", "ridmap"]) {
-        return Err(unsupported(mount, "it maps user ids, which the share cannot; leave the mapping out"));
+    let is_mapped =
+        |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list| !list.is_empty());
+    if is_mapped(mount.uid_mappings())
+        || is_mapped(mount.gid_mappings())
+        || has(options, &["idmap", "ridmap"])
+    {
+        return Err(unsupported(
+            mount,
+            "it maps user ids, which the share cannot; leave the mapping out",
+        ));
     }
     Ok(())
 }
@@ -82,10 +103,12 @@ fn plan_bind(
     let mut in_guest = mount.clone();
     in_guest.set_typ(Some("bind".to_owned()));
     in_guest.set_options(Some(guest_options(options)));
-    let found = look_at(&bundle.join(source), mount.destination()).map_err(|error| StorageError::NoSource {
-        origin: source.clone(),
-        destination: mount.destination().clone(),
-        reason: system_words(&error),
+    let found = look_at(&bundle.join(source), mount.destination()).map_err(|error| {
+        StorageError::NoSource {
+            origin: source.clone(),
+            destination: mount.destination().clone(),
+            reason: system_words(&error),
+        }
     })?;
     match found {
         Source::Host(source) => {
@@ -98,7 +121,8 @@ fn plan_bind(
                 readonly,
                 recursive: !has(options, &["bind"]) || has(options, &["rbind"]),
                 // Without a word on it, a container's mounts are slaves of the host's.
-                follows_host: !readonly && !has(options, &["private", "rprivate", "unbindable", "runbindable"]),
+                follows_host: !readonly
+                    && !has(options, &["private", "rprivate", "unbindable", "runbindable"]),
             });
         }
         Source::Guest(path) => {
@@ -144,7 +168,8 @@ fn shared_memory(mount: &Mount, size: u64) -> Mount {
 /// The options that mean in the guest what they mean on the host.
 fn guest_options(options: &[String]) -> Vec<String> {
     let keep = |option: &&String| !PROPAGATION.contains(&option.as_str());
-    let translate = |option: &String| if option == "rro" { "ro".to_owned() } else { option.clone() };
+    let translate =
+        |option: &String| if option == "rro" { "ro".to_owned() } else { option.clone() };
     options.iter().filter(keep).map(translate).collect()
 }
 
@@ -159,7 +184,10 @@ fn has(options: &[String], any: &[&str]) -> bool {
 }
 
 fn unsupported(mount: &Mount, reason: &str) -> StorageError {
-    StorageError::Unsupported { destination: mount.destination().clone(), reason: reason.to_owned() }
+    StorageError::Unsupported {
+        destination: mount.destination().clone(),
+        reason: reason.to_owned(),
+    }
 }
 
 /// What went wrong as Go programs print it: `no such file or directory`.

@@ -27,8 +27,11 @@ pub struct RootfsMount {
 /// or ends the namespace.
 pub fn mount_rootfs(mounts: &[RootfsMount], target: &Path) -> Result<(), StorageError> {
     if !mounts.is_empty() {
-        std::fs::create_dir_all(target)
-            .map_err(|source| StorageError::Io { action: "create", path: target.to_owned(), source })?;
+        std::fs::create_dir_all(target).map_err(|source| StorageError::Io {
+            action: "create",
+            path: target.to_owned(),
+            source,
+        })?;
     }
     for one in mounts {
         check(one)?;
@@ -68,7 +71,8 @@ fn mount_below(one: &RootfsMount, root: &Path) -> Result<(), StorageError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root_fd = rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(failed)?;
     let target =
-        rustix::fs::openat2(&root_fd, &one.target, flags, Mode::empty(), ResolveFlags::IN_ROOT).map_err(failed)?;
+        rustix::fs::openat2(&root_fd, &one.target, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+            .map_err(failed)?;
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&target));
     Ok(mount(&one.source, Path::new(&path), &one.fstype, &one.options)?)
 }
@@ -79,8 +83,17 @@ mod tests {
 
     #[test]
     fn mounts_that_need_helpers_are_refused_by_name() {
-        for (fstype, options) in [("fuse3.fuse-overlayfs", vec![]), ("mkfs/ext4", vec![]), ("ext4", vec!["loop".to_owned()])] {
-            let one = RootfsMount { fstype: fstype.to_owned(), source: "/x".to_owned(), options, ..Default::default() };
+        for (fstype, options) in [
+            ("fuse3.fuse-overlayfs", vec![]),
+            ("mkfs/ext4", vec![]),
+            ("ext4", vec!["loop".to_owned()]),
+        ] {
+            let one = RootfsMount {
+                fstype: fstype.to_owned(),
+                source: "/x".to_owned(),
+                options,
+                ..Default::default()
+            };
             assert!(check(&one).unwrap_err().to_string().contains("overlayfs"), "{fstype}");
         }
     }

@@ -52,7 +52,8 @@ impl FileServer {
         let mut spawn = Spawn::new(&spec.program);
         let fd = spawn.pass_fd(listener);
         // The namespace of its processes is the one wall that it cannot put up without a second process.
-        let jail = Jail { own_pids: !spec.external, limits: vec![(Resource::Core, 0)], ..Jail::default() };
+        let jail =
+            Jail { own_pids: !spec.external, limits: vec![(Resource::Core, 0)], ..Jail::default() };
         let child = spawn.args(arguments(spec, fd)).jail(jail).spawn().inspect_err(|_| {
             // Nobody will ever listen there.
             let _ = std::fs::remove_file(&spec.socket);

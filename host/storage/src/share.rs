@@ -10,16 +10,19 @@
 //! The guest can change what is inside of the binds, but none of the directories that lead to them. The host makes those through
 //! the backing directory, and mounts on them through the face.
 
+mod beneath;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use kata_linux::mount::{DetachedMount, MountAttributes, Propagation, unmount_tree_at};
 use oci_spec::runtime::Mount;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
 use crate::{GuestMounts, HostBind, StorageError};
+use beneath::{check_id, entries, found, open_beneath, open_directory, open_source};
 
 /// Where the agent mounts the share in the guest.
 pub const GUEST_SHARE: &str = "/run/kata-containers/shared/containers";
@@ -50,9 +53,14 @@ impl Share {
             let path = path.clone();
             move |source: io::Error| StorageError::Io { action, path, source }
         };
-        let run_dir_fd = open_directory(CWD, run_dir).map_err(io::Error::from).map_err(failed("open the parent of"))?;
-        mkdirat(&run_dir_fd, SHARED, Mode::RWXU).map_err(io::Error::from).map_err(failed("create"))?;
-        let backing = open_directory(&run_dir_fd, SHARED).map_err(io::Error::from).map_err(failed("open"))?;
+        let run_dir_fd = open_directory(CWD, run_dir)
+            .map_err(io::Error::from)
+            .map_err(failed("open the parent of"))?;
+        mkdirat(&run_dir_fd, SHARED, Mode::RWXU)
+            .map_err(io::Error::from)
+            .map_err(failed("create"))?;
+        let backing =
+            open_directory(&run_dir_fd, SHARED).map_err(io::Error::from).map_err(failed("open"))?;
         let face = bind_face(&backing).map_err(|error| {
             // It was made a moment ago and is empty.
             let _ = unlinkat(&run_dir_fd, SHARED, AtFlags::REMOVEDIR);
@@ -70,9 +78,14 @@ impl Share {
     /// Shows a container's root file system to the guest and returns its path there. `rootfs` is a directory.
     ///
     /// With `readonly`, not even mount points can be created in it.
-    pub fn add_rootfs(&self, container: &str, rootfs: &Path, readonly: bool) -> Result<PathBuf, StorageError> {
+    pub fn add_rootfs(
+        &self,
+        container: &str,
+        rootfs: &Path,
+        readonly: bool,
+    ) -> Result<PathBuf, StorageError> {
         check_id(container)?;
-        let source = open_source(rootfs)?;
+        let source = self.io("open", rootfs, open_source(rootfs))?;
         let relative = Path::new(container).join(ROOTFS);
         self.make_directory(Path::new(container))?;
         self.make_directory(&relative)?;
@@ -84,8 +97,12 @@ impl Share {
     /// The source is resolved here, once. If it has become a device since it was planned, that is refused.
     pub fn add_mount(&self, container: &str, bind: &HostBind) -> Result<PathBuf, StorageError> {
         check_id(container)?;
-        let source = open_source(&bind.source)?;
-        let kind = self.io("look at", &bind.source, fstat(&source).map(|stat| FileType::from_raw_mode(stat.st_mode)))?;
+        let source = self.io("open", &bind.source, open_source(&bind.source))?;
+        let kind = self.io(
+            "look at",
+            &bind.source,
+            fstat(&source).map(|stat| FileType::from_raw_mode(stat.st_mode)),
+        )?;
         let mounts = Path::new(container).join(MOUNTS);
         let relative = mounts.join(bind.index.to_string());
         self.make_directory(Path::new(container))?;
@@ -95,7 +112,10 @@ impl Share {
             FileType::BlockDevice | FileType::CharacterDevice => {
                 return Err(StorageError::Unsupported {
                     destination: bind.destination.clone(),
-                    reason: format!("its source {} is a device; pass it as one, not as a mount", bind.source.display()),
+                    reason: format!(
+                        "its source {} is a device; pass it as one, not as a mount",
+                        bind.source.display()
+                    ),
                 });
             }
             FileType::Socket | FileType::Fifo => {
@@ -104,12 +124,20 @@ impl Share {
             }
             _ => self.make_file(&relative)?,
         }
-        let kind = BindKind { readonly: bind.readonly, recursive: bind.recursive, follows_host: bind.follows_host };
+        let kind = BindKind {
+            readonly: bind.readonly,
+            recursive: bind.recursive,
+            follows_host: bind.follows_host,
+        };
         self.bind(&source, &relative, kind)
     }
 
     /// Shares all that a plan asks for, and returns the mounts as the guest is to make them.
-    pub fn add_mounts(&self, container: &str, plan: GuestMounts) -> Result<Vec<Mount>, StorageError> {
+    pub fn add_mounts(
+        &self,
+        container: &str,
+        plan: GuestMounts,
+    ) -> Result<Vec<Mount>, StorageError> {
         let mut mounts = plan.spec_mounts;
         for bind in &plan.host_binds {
             let path = self.add_mount(container, bind)?;
@@ -124,7 +152,11 @@ impl Share {
     pub fn remove_container(&self, container: &str) -> Result<(), StorageError> {
         check_id(container)?;
         let path = self.path.join(container);
-        let Some(face) = self.io("open", &path, found(open_beneath(&self.face, Path::new(container), OFlags::DIRECTORY)))?
+        let Some(face) = self.io(
+            "open",
+            &path,
+            found(open_beneath(&self.face, Path::new(container), OFlags::DIRECTORY)),
+        )?
         else {
             return Ok(());
         };
@@ -135,10 +167,18 @@ impl Share {
             None => Vec::new(),
         };
         unmount_tree_at(&face, ROOTFS)?;
-        if let Some(face) = self.io("open", &path, found(open_beneath(&face, Path::new(MOUNTS), OFlags::DIRECTORY)))? {
+        if let Some(face) = self.io(
+            "open",
+            &path,
+            found(open_beneath(&face, Path::new(MOUNTS), OFlags::DIRECTORY)),
+        )? {
             numbers.iter().try_for_each(|name| unmount_tree_at(&face, name))?;
         }
-        self.io("remove", &path, self.remove_directories(container, &backing, mounts.as_ref(), &numbers))
+        self.io(
+            "remove",
+            &path,
+            self.remove_directories(container, &backing, mounts.as_ref(), &numbers),
+        )
     }
 
     /// Takes everything away and tells what could not be.
@@ -175,7 +215,12 @@ impl Share {
         unlinkat(&self.backing, container, AtFlags::REMOVEDIR)
     }
 
-    fn bind(&self, source: &OwnedFd, relative: &Path, kind: BindKind) -> Result<PathBuf, StorageError> {
+    fn bind(
+        &self,
+        source: &OwnedFd,
+        relative: &Path,
+        kind: BindKind,
+    ) -> Result<PathBuf, StorageError> {
         let propagation = if kind.follows_host { Propagation::Slave } else { Propagation::Private };
         let attributes = MountAttributes {
             readonly: kind.readonly,
@@ -191,7 +236,11 @@ impl Share {
             let target = open_beneath(&self.face, relative, OFlags::empty())?;
             tree.attach(&target).map(drop)
         };
-        let failed = |source| StorageError::Io { action: "bind a mount to", path: self.path.join(relative), source };
+        let failed = |source| StorageError::Io {
+            action: "bind a mount to",
+            path: self.path.join(relative),
+            source,
+        };
         attach().map_err(failed)?;
         Ok(Path::new(GUEST_SHARE).join(relative))
     }
@@ -207,13 +256,23 @@ impl Share {
 
     /// Makes an empty file to mount on.
     fn make_file(&self, relative: &Path) -> Result<(), StorageError> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = openat(&self.backing, relative, flags, Mode::RUSR).map(drop);
         self.io("create", &self.path.join(relative), made)
     }
 
-    fn io<T>(&self, action: &'static str, path: &Path, result: rustix::io::Result<T>) -> Result<T, StorageError> {
-        result.map_err(|errno| StorageError::Io { action, path: path.to_owned(), source: errno.into() })
+    fn io<T>(
+        &self,
+        action: &'static str,
+        path: &Path,
+        result: rustix::io::Result<T>,
+    ) -> Result<T, StorageError> {
+        result.map_err(|errno| StorageError::Io {
+            action,
+            path: path.to_owned(),
+            source: errno.into(),
+        })
     }
 }
 
@@ -245,71 +304,9 @@ fn bind_face(backing: &OwnedFd) -> io::Result<OwnedFd> {
         noexec: true,
         propagation: Some(Propagation::Private),
     })?;
-    tree.set(MountAttributes { propagation: Some(Propagation::Shared), ..MountAttributes::default() })?;
+    tree.set(MountAttributes {
+        propagation: Some(Propagation::Shared),
+        ..MountAttributes::default()
+    })?;
     tree.attach(backing)
-}
-
-/// The rules that containerd and runc have for ids, which also make them safe as file names.
-fn check_id(id: &str) -> Result<(), StorageError> {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
-    let starts_well = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if starts_well && id.len() <= 128 && id.bytes().all(is_allowed) {
-        Ok(())
-    } else {
-        Err(StorageError::Id(id.to_owned()))
-    }
-}
-
-fn open_source(path: &Path) -> Result<OwnedFd, StorageError> {
-    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| StorageError::Io { action: "open", path: path.to_owned(), source: errno.into() })
-}
-
-fn open_directory(parent: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(parent, name, flags, Mode::empty())
-}
-
-/// Opens a mount point of the share without crossing into what is mounted elsewhere.
-fn open_beneath(face: &OwnedFd, relative: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let flags = flags | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    openat2(face, relative, flags, Mode::empty(), resolve)
-}
-
-/// Something that need not be there.
-fn found<T>(result: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// The names in a directory of ours; anything that is not UTF-8 was not made here.
-fn entries(directory: &OwnedFd) -> rustix::io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(directory)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name != "." && name != ".." {
-            names.push(name);
-        }
-    }
-    Ok(names)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_safe_file_names() {
-        for id in ["a", "0123abc", "my_container-1.2+x"] {
-            assert!(check_id(id).is_ok(), "{id}");
-        }
-        let long = "a".repeat(129);
-        for id in ["", ".", "..", "../x", "a/b", "-x", "a b", "a\0b", long.as_str()] {
-            assert!(check_id(id).is_err(), "{id}");
-        }
-    }
 }

@@ -140,6 +140,9 @@ mod tests {
 
     #[test]
     fn missing_source_is_an_error() {
-        assert_eq!(look_at(Path::new("/nope"), Path::new("/mnt")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            look_at(Path::new("/nope"), Path::new("/mnt")).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
     }
 }

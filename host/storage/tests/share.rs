@@ -1,13 +1,17 @@
 //! The share for real, seen the way a file server sees it. Each test acts in a mount namespace of its own thread, and
 //! needs root.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 
 use kata_linux::mount::{make_private, make_shared, mount, mounts_below, unshare_mount_namespace};
-use kata_storage::{GUEST_SHARE, HostBind, RootfsMount, Share, StorageError, mount_rootfs, plan_mounts};
+use kata_storage::{
+    GUEST_SHARE, HostBind, RootfsMount, Share, StorageError, mount_rootfs, plan_mounts,
+};
 
 /// Runs `test` with a sandbox directory and a host directory on a tmpfs that only it can see; checks that nothing is left.
 fn in_namespace(test: impl FnOnce(&Path, &Path) + Send) {
@@ -23,8 +27,16 @@ fn in_namespace(test: impl FnOnce(&Path, &Path) + Send) {
             fs::create_dir(&run).unwrap();
             fs::create_dir(&host).unwrap();
             test(&run, &host);
-            assert_eq!(mounts_below(&run).unwrap(), [], "a mount is left in the sandbox's directory");
-            assert_eq!(fs::read_dir(&run).unwrap().count(), 0, "something is left in the sandbox's directory");
+            assert_eq!(
+                mounts_below(&run).unwrap(),
+                [],
+                "a mount is left in the sandbox's directory"
+            );
+            assert_eq!(
+                fs::read_dir(&run).unwrap().count(),
+                0,
+                "something is left in the sandbox's directory"
+            );
         });
     });
     assert_eq!(mounts_below(&directory).unwrap(), []);
@@ -176,7 +188,10 @@ fn whole_spec_is_planned_and_shared() {
         let share = Share::create(run).unwrap();
         let mounts = share.add_mounts("c1", plan_mounts(&spec, host).unwrap()).unwrap();
         assert_eq!(mounts[0].typ().as_deref(), Some("proc"));
-        assert_eq!(mounts[1].source().as_deref(), Some(Path::new("/run/kata-containers/shared/containers/c1/mounts/1")));
+        assert_eq!(
+            mounts[1].source().as_deref(),
+            Some(Path::new("/run/kata-containers/shared/containers/c1/mounts/1"))
+        );
     });
 }
 
@@ -184,7 +199,9 @@ fn serde_spec(host: &Path) -> oci_spec::runtime::Spec {
     let mut proc = oci_spec::runtime::Mount::default();
     proc.set_destination("/proc".into()).set_typ(Some("proc".to_owned()));
     let mut data = oci_spec::runtime::Mount::default();
-    data.set_destination("/data".into()).set_typ(Some("bind".to_owned())).set_source(Some(host.to_owned()));
+    data.set_destination("/data".into())
+        .set_typ(Some("bind".to_owned()))
+        .set_source(Some(host.to_owned()));
     let mut spec = oci_spec::runtime::Spec::default();
     spec.set_mounts(Some(vec![proc, data]));
     spec

@@ -17,6 +17,5 @@ mod processes;
 mod serve;
 mod service;
 mod stdio;
-mod times;
 
 pub use serve::{ServeOptions, cleanup, serve};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kata_host_runtime::{ContainerRole, Runtime, role_of};
 use kata_sandbox::{Exit, ProcessKey, Sandbox};
-use kata_shim_api::api::CreateTaskRequest;
+use kata_shim_api::api::{CreateTaskRequest, Mount};
 use kata_shim_api::options::RuntimeOptions;
 use kata_storage::RootfsMount;
 use oci_spec::runtime::{Process, Spec};
@@ -78,8 +78,8 @@ impl Owner {
             stderr: req.stderr.clone(),
             terminal: req.terminal,
         };
-        let stdio = self.open_stdio(&key, &record)?;
-        let options = RuntimeOptions::from_any(req.options.as_ref())?;
+        let stdio = self.open_stdio(&key, &record).await?;
+        let options = RuntimeOptions::from_any(req.options.as_ref()).map_err(|error| Failure::invalid("options", &error))?;
         let role = role_of(spec.annotations().as_ref());
         let rootfs_mounts = req.rootfs.iter().map(rootfs_mount).collect();
 
@@ -125,8 +125,8 @@ impl Owner {
     }
 
     /// Registers a process to be added to a container.
-    pub(crate) fn exec(&self, key: &ProcessKey, process: Process, record: Record) -> Result<(), Failure> {
-        let stdio = self.open_stdio(key, &record)?;
+    pub(crate) async fn exec(&self, key: &ProcessKey, process: Process, record: Record) -> Result<(), Failure> {
+        let stdio = self.open_stdio(key, &record).await?;
         self.sandbox()?.exec(key, process, Box::new(stdio))?;
         self.records().insert(key.clone(), record);
         self.events.exec_added(key);
@@ -165,11 +165,33 @@ impl Owner {
         }
     }
 
-    fn open_stdio(&self, key: &ProcessKey, record: &Record) -> Result<ProcessStdio, Failure> {
-        open_stdio(&self.namespace, key, record)
+    async fn open_stdio(&self, key: &ProcessKey, record: &Record) -> Result<ProcessStdio, Failure> {
+        let spec = StdioSpec {
+            stdin: record.stdin.clone(),
+            stdout: record.stdout.clone(),
+            stderr: record.stderr.clone(),
+            terminal: record.terminal,
+        };
+        let id = key.exec.as_ref().unwrap_or(&key.container).clone();
+        let ids = StdioIds { id, namespace: self.namespace.clone() };
+        ProcessStdio::open(&spec, &ids).await.map_err(|error| Failure::invalid("stdio", &error))
     }
 
     fn records(&self) -> MutexGuard<'_, HashMap<ProcessKey, Record>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read_spec(bundle: &Path) -> Result<Spec, Failure> {
+    let path = bundle.join("config.json");
+    Spec::load(&path).map_err(|error| Failure::invalid(&format!("bundle's {}", path.display()), &error))
+}
+
+fn rootfs_mount(mount: &Mount) -> RootfsMount {
+    RootfsMount {
+        fstype: mount.type_.clone(),
+        source: mount.source.clone(),
+        target: mount.target.clone(),
+        options: mount.options.clone(),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kata_sandbox::{ProcessKey, Status};
 use kata_shim_api::api::{self, Empty};
-use kata_shim_api::Task;
+use kata_shim_api::{Task, timestamp};
 use oci_spec::runtime::{LinuxResources, Process};
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
@@ -13,7 +13,6 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::error::{Failure, refuse};
 use crate::owner::{Owner, Record};
-use crate::times::timestamp;
 use crate::{metrics, processes};
 
 /// Serves one sandbox's tasks.
@@ -90,7 +89,7 @@ impl Task for TaskService {
             stderr: req.stderr,
             terminal: req.terminal,
         };
-        self.owner.exec(&ProcessKey::exec(&req.id, &req.exec_id), process, record)?;
+        self.owner.exec(&ProcessKey::exec(&req.id, &req.exec_id), process, record).await?;
         Ok(Empty::new())
     }
 

@@ -21,6 +21,7 @@ mod kernel;
 mod modinfo;
 mod modules;
 mod package;
+mod signature;
 
 pub use apt::{FetchError, fetch_kernel_package};
 pub use initrd::{InitrdError, build_initrd};

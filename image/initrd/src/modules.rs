@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::package::KernelPackage;
-use crate::{compression, modinfo};
+use crate::{compression, modinfo, signature};
 
 /// The modules that a container guest needs where its kernel has them not built in, most urgent
 /// first: what the agent's channel to the host needs comes before what containers need.
@@ -67,7 +67,7 @@ fn needed_by(module: Option<&str>) -> String {
 pub(crate) struct GuestModule {
     /// Its absolute path in the guest.
     pub(crate) path: String,
-    /// Its file, uncompressed.
+    /// Its file, uncompressed and, unless the kernel insists on it, without a signature.
     pub(crate) data: Vec<u8>,
 }
 
@@ -113,6 +113,8 @@ impl LoadOrder<'_> {
         for dependency in depends {
             self.add(&dependency, Some(name))?;
         }
+        let keep_signature = self.package.insists_on_signatures();
+        let data = if keep_signature { data } else { signature::strip(data) };
         let path = format!("/lib/modules/{}/{}", self.package.release(), module.path);
         self.modules.push(GuestModule { path, data });
         Ok(())

@@ -63,6 +63,7 @@ pub struct KernelPackage {
     vmlinuz: Vec<u8>,
     modules: BTreeMap<String, Module>,
     builtin: BTreeSet<String>,
+    insists_on_signatures: bool,
 }
 
 /// A module's file as it is in the package, possibly compressed.
@@ -120,6 +121,11 @@ impl KernelPackage {
         self.builtin.contains(name)
     }
 
+    /// Whether the kernel refuses modules without a signature (CONFIG_MODULE_SIG_FORCE).
+    pub(crate) fn insists_on_signatures(&self) -> bool {
+        self.insists_on_signatures
+    }
+
     fn add(&mut self, path: &Path) -> Result<(), PackageError> {
         let file = std::fs::read(path)
             .map_err(|source| PackageError::Read { path: path.to_owned(), source })?;
@@ -139,6 +145,11 @@ impl KernelPackage {
                 Part::BuiltinList => {
                     let list = String::from_utf8_lossy(&content);
                     self.builtin.extend(list.lines().map(module_name));
+                }
+                Part::Config => {
+                    let config = String::from_utf8_lossy(&content);
+                    self.insists_on_signatures =
+                        config.lines().any(|line| line == "CONFIG_MODULE_SIG_FORCE=y");
                 }
                 Part::Module(path) => {
                     let module = Module { path: path.to_owned(), data: content };
@@ -174,6 +185,7 @@ fn data_member(deb: &[u8]) -> Option<&[u8]> {
 #[derive(Debug, PartialEq, Eq)]
 enum Part<'a> {
     Kernel,
+    Config,
     BuiltinList,
     /// A module and its path below the directory of its release, without a compression's suffix.
     Module(&'a str),
@@ -185,10 +197,14 @@ fn classify(path: &str) -> Option<(&str, Part<'_>)> {
     if let Some(release) = path.strip_prefix("boot/vmlinuz-") {
         return Some((release, Part::Kernel));
     }
+    if let Some(release) = path.strip_prefix("boot/config-") {
+        return Some((release, Part::Config));
+    }
     let path = path.strip_prefix("usr/").unwrap_or(path).strip_prefix("lib/modules/")?;
     let (release, file) = path.split_once('/')?;
     let part = match file {
         "vmlinuz" => Part::Kernel,
+        "config" => Part::Config,
         "modules.builtin" => Part::BuiltinList,
         _ => Part::Module(&file[..file.rfind(".ko").filter(|_| is_module(file))? + ".ko".len()]),
     };
@@ -220,6 +236,7 @@ pub(crate) mod tests {
             vmlinuz: Vec::new(),
             modules: modules.iter().map(module).collect(),
             builtin: builtin.iter().map(|&name| name.to_owned()).collect(),
+            insists_on_signatures: false,
         }
     }
 
@@ -227,6 +244,8 @@ pub(crate) mod tests {
     fn classify_knows_the_layouts_of_debian_12_13_and_14() {
         let cases = [
             ("./boot/vmlinuz-6.1.0", Some(("6.1.0", Part::Kernel))),
+            ("./boot/config-6.1.0", Some(("6.1.0", Part::Config))),
+            ("./usr/lib/modules/7.2/config", Some(("7.2", Part::Config))),
             ("./usr/lib/modules/7.2/vmlinuz", Some(("7.2", Part::Kernel))),
             ("./lib/modules/6.1.0/modules.builtin", Some(("6.1.0", Part::BuiltinList))),
             (

@@ -53,7 +53,9 @@ pub enum MountError {
     #[error("mount option `{0}` is not supported; leave it out")]
     UnsupportedOption(String),
     /// The options do not fit into the page that mount(2) takes.
-    #[error("the mount options for {target} are {length} bytes long, more than the kernel takes ({limit})")]
+    #[error(
+        "the mount options for {target} are {length} bytes long, more than the kernel takes ({limit})"
+    )]
     OptionsTooLong {
         /// Where it should have gone.
         target: PathBuf,
@@ -69,7 +71,12 @@ pub enum MountError {
 ///
 /// A bind takes its flags at once, never being writable for a moment, and recursively with `rbind`. An overlay may have more
 /// layers than fit into mount(2)'s page, as long as they have a common parent. `target` is resolved once.
-pub fn mount(source: &str, target: &Path, fstype: &str, options: &[String]) -> Result<(), MountError> {
+pub fn mount(
+    source: &str,
+    target: &Path,
+    fstype: &str,
+    options: &[String],
+) -> Result<(), MountError> {
     let options = MountOptions::parse(options)?;
     if let Some(recursive) = options.recursion(fstype) {
         return bind_with(Path::new(source), target, recursive, options.attributes());
@@ -92,14 +99,21 @@ pub fn mount(source: &str, target: &Path, fstype: &str, options: &[String]) -> R
         overlay::mount_from(&parent, &shorter, source, target, fstype).map_err(refused)?;
     }
     match options.propagation() {
-        Some(propagation) => change_propagation(target, propagation, options.propagates_recursively()),
+        Some(propagation) => {
+            change_propagation(target, propagation, options.propagates_recursively())
+        }
         None => Ok(()),
     }
 }
 
 /// Binds `source` (a directory or a file, links are followed) onto `target`, with everything mounted below it when
 /// `recursive`. With `readonly` the bind and all that it brings along is read-only from the first moment.
-pub fn bind(source: &Path, target: &Path, recursive: bool, readonly: bool) -> Result<(), MountError> {
+pub fn bind(
+    source: &Path,
+    target: &Path,
+    recursive: bool,
+    readonly: bool,
+) -> Result<(), MountError> {
     bind_with(source, target, recursive, MountAttributes { readonly, ..MountAttributes::default() })
 }
 
@@ -140,15 +154,22 @@ pub fn make_private(path: &Path, recursive: bool) -> Result<(), MountError> {
     change_propagation(path, Propagation::Private, recursive)
 }
 
-fn change_propagation(path: &Path, propagation: Propagation, recursive: bool) -> Result<(), MountError> {
+fn change_propagation(
+    path: &Path,
+    propagation: Propagation,
+    recursive: bool,
+) -> Result<(), MountError> {
     let mut flags = match propagation {
         Propagation::Shared => MountPropagationFlags::SHARED,
         Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
         Propagation::Private => MountPropagationFlags::PRIVATE,
     };
     flags.set(MountPropagationFlags::REC, recursive);
-    rustix::mount::mount_change(path, flags)
-        .map_err(|errno| MountError::Io { action: "change the propagation of", path: path.to_owned(), source: errno.into() })
+    rustix::mount::mount_change(path, flags).map_err(|errno| MountError::Io {
+        action: "change the propagation of",
+        path: path.to_owned(),
+        source: errno.into(),
+    })
 }
 
 /// Gives the calling thread a mount namespace of its own, in which mounts made by others still appear but from which none
@@ -172,7 +193,11 @@ pub fn unmount_tree(path: &Path) -> Result<(), MountError> {
             Ok(()) => {}
             Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
             Err(errno) => {
-                return Err(MountError::Io { action: "unmount", path: path.to_owned(), source: errno.into() });
+                return Err(MountError::Io {
+                    action: "unmount",
+                    path: path.to_owned(),
+                    source: errno.into(),
+                });
             }
         }
     }
@@ -185,6 +210,7 @@ pub fn unmount_tree_at(directory: impl AsFd, name: &str) -> Result<(), MountErro
 }
 
 fn open_path(path: &Path) -> Result<rustix::fd::OwnedFd, MountError> {
-    rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| MountError::Io { action: "open", path: path.to_owned(), source: errno.into() })
+    rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
+        MountError::Io { action: "open", path: path.to_owned(), source: errno.into() }
+    })
 }

@@ -1,11 +1,13 @@
 //! Mounts for real. Each test acts in a mount namespace of its own thread, and needs root.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::Path;
 
 use kata_linux::mount::{
-    DetachedMount, MountAttributes, MountError, Propagation, bind, make_private, make_shared, mount, mounts_below,
-    unmount_tree, unshare_mount_namespace,
+    DetachedMount, MountAttributes, MountError, Propagation, bind, make_private, make_shared,
+    mount, mounts_below, unmount_tree, unshare_mount_namespace,
 };
 
 /// Runs `test` in a fresh tmpfs that only it can see, and checks that nothing of it is left outside.
@@ -46,7 +48,8 @@ fn bind_option_strings_are_honoured_at_once() {
     in_namespace(|dir| {
         let [source, target] = directories(dir, ["source", "target"]);
         fs::write(source.join("file"), "x").unwrap();
-        mount(source.to_str().unwrap(), &target, "bind", &words("rbind,ro,nosuid,nodev,rprivate")).unwrap();
+        mount(source.to_str().unwrap(), &target, "bind", &words("rbind,ro,nosuid,nodev,rprivate"))
+            .unwrap();
         assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "x");
         assert!(is_readonly(fs::write(target.join("file"), "y")));
         let entry = mounts_below(&target).unwrap().remove(0);
@@ -103,19 +106,30 @@ fn overlay_with_more_layers_than_fit_into_a_page_is_mounted() {
         assert_eq!(fs::read_dir(&target).unwrap().count(), 120);
         fs::write(target.join("new"), "").unwrap();
         assert!(upper.join("new").exists());
-        assert_ne!(std::env::current_dir().unwrap(), dir.join("s"), "the thread's directory is its own");
+        assert_ne!(
+            std::env::current_dir().unwrap(),
+            dir.join("s"),
+            "the thread's directory is its own"
+        );
     });
 }
 
 #[test]
 fn later_mounts_reach_a_slave_and_not_a_private_copy() {
     in_namespace(|dir| {
-        let [source, below, slave, private] = directories(dir, ["source", "source/below", "slave", "private"]);
+        let [source, below, slave, private] =
+            directories(dir, ["source", "source/below", "slave", "private"]);
         bind(&source, &source, false, false).unwrap();
         make_shared(&source, true).unwrap();
-        for (target, propagation) in [(&slave, Propagation::Slave), (&private, Propagation::Private)] {
+        for (target, propagation) in
+            [(&slave, Propagation::Slave), (&private, Propagation::Private)]
+        {
             let tree = DetachedMount::clone_of(fs::File::open(&source).unwrap(), true).unwrap();
-            tree.set(MountAttributes { propagation: Some(propagation), ..MountAttributes::default() }).unwrap();
+            tree.set(MountAttributes {
+                propagation: Some(propagation),
+                ..MountAttributes::default()
+            })
+            .unwrap();
             tree.attach(fs::File::open(target).unwrap()).unwrap();
         }
         mount("tmpfs", &below, "tmpfs", &[]).unwrap();
@@ -152,8 +166,14 @@ fn failure_names_what_and_where() {
     in_namespace(|dir| {
         let [target] = directories(dir, ["target"]);
         let error = mount("none", &target, "nosuchfs", &[]).unwrap_err();
-        assert!(matches!(&error, MountError::Mount { fstype, .. } if fstype == "nosuchfs"), "{error:?}");
+        assert!(
+            matches!(&error, MountError::Mount { fstype, .. } if fstype == "nosuchfs"),
+            "{error:?}"
+        );
         assert!(error.to_string().contains(target.to_str().unwrap()));
-        assert!(matches!(mount("x", &target, "ext4", &words("loop")), Err(MountError::UnsupportedOption(_))));
+        assert!(matches!(
+            mount("x", &target, "ext4", &words("loop")),
+            Err(MountError::UnsupportedOption(_))
+        ));
     });
 }

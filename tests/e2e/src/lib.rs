@@ -1,1 +1,55 @@
-//! To be written.
+//! Fixtures for end-to-end tests: a containerd of one's own, containers in it, and the check that nothing is left.
+//!
+//! ```text
+//!   scenario(|containerd| {                            a private daemon: directory, socket, namespace of its own
+//!       containerd.run("true").output()?               Run: one `ctr run` to be
+//!       let web = containerd.run("sleep 1000").start()?  Container: a detached one
+//!       web.exec("id").output()?                        Exec: one `ctr task exec` to be
+//!       web.remove()
+//!   })                                                 the leak check, whatever happened before
+//! ```
+//!
+//! Tests of one process, and several such processes, may run at the same time: whatever a fixture makes carries its [`Mark`],
+//! and the leak check looks for that mark only.
+//!
+//! | variable | means |
+//! |---|---|
+//! | `KATA_E2E_PREFIX` | where the programs under test are installed; default: `build/stage/usr/local` of this checkout |
+//! | `KATA_E2E_RUNTIME=runc` | runs the tests under runc, to test the tests; what only a VM can show is left out |
+//! | `KATA_E2E_LOG` | level of containerd's log, which also is the shims'; default `info` |
+//! | `KATA_E2E_PATIENCE` | multiplies every deadline; default 1 |
+//! | `KATA_E2E_SHORT_LIVED` | processes that print and exit at once; default 100 |
+//! | `KATA_E2E_STREAM_MIB` | size of the streams with checksums; default 64 |
+//! | `KATA_E2E_BOOTS` | boots in a row under load; default 5 |
+
+mod client;
+mod container;
+mod containerd;
+mod deadline;
+mod image;
+mod json;
+mod leaks;
+mod mark;
+
+mod process;
+mod pty;
+mod run;
+mod runtime;
+mod scenario;
+mod spec;
+mod stream;
+mod watch;
+
+pub use client::{Client, Input, Output};
+pub use container::{Container, Exec};
+pub use containerd::{Containerd, Daemon};
+pub use deadline::{Deadline, number_from};
+pub use image::Image;
+pub use mark::Mark;
+
+pub use process::{Part, Process, parts_of};
+pub use run::Run;
+pub use runtime::{Installation, Runtime, only_a_vm};
+pub use scenario::{Scenario, scenario};
+pub use spec::Spec;
+pub use stream::Stream;

@@ -1,8 +1,6 @@
 //! What the specification's resources, which speak cgroup version 1, mean in version 2's files.
 
-use oci_spec::runtime::{
-    LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice,
-};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 
 /// A value for a file of the group.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,8 +11,8 @@ pub(super) struct Setting {
     pub(super) optional: bool,
 }
 
-fn setting(file: &str, value: impl ToString) -> Setting {
-    let value = value.to_string();
+fn setting(file: &str, value: impl Into<String>) -> Setting {
+    let value = value.into();
     let optional = value == "max";
     Setting { file: file.to_owned(), value, optional }
 }
@@ -32,7 +30,7 @@ pub(super) fn settings(resources: &LinuxResources) -> Vec<Setting> {
         match pids.limit() {
             0 => {}
             limit if limit < 0 => settings.push(setting("pids.max", "max")),
-            limit => settings.push(setting("pids.max", limit)),
+            limit => settings.push(setting("pids.max", limit.to_string())),
         }
     }
     if let Some(io) = resources.block_io() {
@@ -40,7 +38,7 @@ pub(super) fn settings(resources: &LinuxResources) -> Vec<Setting> {
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         let file = format!("hugetlb.{}.max", limit.page_size());
-        settings.push(setting(&file, limit.limit()));
+        settings.push(setting(&file, limit.limit().to_string()));
     }
     settings
 }
@@ -52,7 +50,8 @@ fn memory_settings(memory: &LinuxMemory, settings: &mut Vec<Setting>) {
     match (memory.swap().filter(|swap| *swap != 0), limit) {
         (Some(swap), _) if swap < 0 => settings.push(setting("memory.swap.max", "max")),
         (Some(swap), Some(limit)) if limit > 0 => {
-            let mut alone = setting("memory.swap.max", swap.saturating_sub(limit).max(0));
+            let mut alone =
+                setting("memory.swap.max", swap.saturating_sub(limit).max(0).to_string());
             // A kernel without swap accounting has no swap to give either.
             alone.optional = true;
             settings.push(alone);
@@ -73,7 +72,7 @@ fn or_max(value: i64) -> String {
 
 fn cpu_settings(cpu: &LinuxCpu, settings: &mut Vec<Setting>) {
     if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
-        settings.push(setting("cpu.weight", weight_of_shares(shares)));
+        settings.push(setting("cpu.weight", weight_of_shares(shares).to_string()));
     }
     let quota = cpu.quota().filter(|quota| *quota != 0);
     let period = cpu.period().filter(|period| *period != 0);
@@ -153,7 +152,10 @@ mod tests {
     #[test]
     fn settings_cpu_quota_and_period_share_a_file() {
         let cpu = |cpu| settings_of(json!({"cpu": cpu}));
-        assert_eq!(cpu(json!({"quota": 50000, "period": 100_000})), [pair("cpu.max", "50000 100000")]);
+        assert_eq!(
+            cpu(json!({"quota": 50000, "period": 100_000})),
+            [pair("cpu.max", "50000 100000")]
+        );
         assert_eq!(cpu(json!({"quota": -1})), [pair("cpu.max", "max 100000")]);
         assert_eq!(cpu(json!({"shares": 1024})), [pair("cpu.weight", "39")]);
         assert_eq!(cpu(json!({"cpus": "0-1", "mems": ""})), [pair("cpuset.cpus", "0-1")]);

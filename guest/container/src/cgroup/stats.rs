@@ -118,7 +118,8 @@ impl Cgroup {
                 .and_then(|name| name.strip_suffix(".current"))
                 .filter(|size| !size.contains('.'));
             let Some(size) = size else { continue };
-            let text = |what: &str| self.read(&format!("hugetlb.{size}.{what}")).unwrap_or_default();
+            let text =
+                |what: &str| self.read(&format!("hugetlb.{size}.{what}")).unwrap_or_default();
             let stats = HugetlbStats {
                 usage: number(&text("current")),
                 limit: number(&text("max")),

@@ -87,7 +87,10 @@ fn relative_source_is_the_bundles() {
     let bundle = tempfile::tempdir().unwrap();
     std::fs::create_dir(bundle.path().join("data")).unwrap();
     let plan = plan_mounts(&spec(&[("/data", "bind", "data", "rbind")]), bundle.path()).unwrap();
-    assert_eq!(plan.host_binds[0].source, std::fs::canonicalize(bundle.path().join("data")).unwrap());
+    assert_eq!(
+        plan.host_binds[0].source,
+        std::fs::canonicalize(bundle.path().join("data")).unwrap()
+    );
 }
 
 #[test]

@@ -76,7 +76,9 @@ impl MountOptions {
             self.flags |= *flag;
         } else if let Some((_, flag)) = CLEARING.iter().find(|(name, _)| *name == option) {
             self.flags -= *flag;
-        } else if let Some((_, kind, recursive)) = PROPAGATION.iter().find(|(name, ..)| *name == option) {
+        } else if let Some((_, kind, recursive)) =
+            PROPAGATION.iter().find(|(name, ..)| *name == option)
+        {
             self.propagation = Some((*kind, *recursive));
         } else {
             match option {

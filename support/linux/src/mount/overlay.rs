@@ -13,8 +13,10 @@ use super::options::{MountOptions, PAGE_LIMIT};
 /// The options with `lowerdir`, `upperdir` and `workdir` relative to their common parent, and that parent. `None` where they have
 /// none but the root, or are too long still.
 pub(super) fn with_relative_layers(options: &MountOptions) -> Option<(PathBuf, MountOptions)> {
-    let paths = options.data.iter().filter_map(|option| layers(option)).flat_map(|(_, paths)| paths);
-    let parent = paths.map(|path| path.parent().map(Path::to_owned)).reduce(|a, b| common(&a?, &b?))??;
+    let paths =
+        options.data.iter().filter_map(|option| layers(option)).flat_map(|(_, paths)| paths);
+    let parent =
+        paths.map(|path| path.parent().map(Path::to_owned)).reduce(|a, b| common(&a?, &b?))??;
     if !parent.is_absolute() || parent == Path::new("/") {
         return None;
     }
@@ -60,7 +62,8 @@ fn layers(option: &str) -> Option<(&str, Vec<&Path>)> {
 
 /// The longest path that both are below.
 fn common(a: &Path, b: &Path) -> Option<PathBuf> {
-    let shared: PathBuf = a.components().zip(b.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+    let shared: PathBuf =
+        a.components().zip(b.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
     (!shared.as_os_str().is_empty()).then_some(shared)
 }
 
@@ -69,7 +72,8 @@ mod tests {
     use super::*;
 
     fn overlay(layers: usize) -> MountOptions {
-        let lower: Vec<_> = (0..layers).map(|n| format!("/var/lib/snapshotter/snapshots/{n}/fs")).collect();
+        let lower: Vec<_> =
+            (0..layers).map(|n| format!("/var/lib/snapshotter/snapshots/{n}/fs")).collect();
         MountOptions::parse(&[
             "index=off".to_owned(),
             "workdir=/var/lib/snapshotter/snapshots/999/work".to_owned(),

@@ -31,10 +31,16 @@ pub struct MountEntry {
 pub fn mounts_below(path: &Path) -> Result<Vec<MountEntry>, MountError> {
     // Not /proc/self: a thread may have a mount namespace of its own.
     let table = PathBuf::from("/proc/thread-self/mountinfo");
-    let text = std::fs::read(&table)
-        .map_err(|source| MountError::Io { action: "read", path: table, source })?;
-    let mut entries = parse_mount_table(&text)
-        .map_err(|source| MountError::Io { action: "understand", path: "/proc/thread-self/mountinfo".into(), source })?;
+    let text = std::fs::read(&table).map_err(|source| MountError::Io {
+        action: "read",
+        path: table,
+        source,
+    })?;
+    let mut entries = parse_mount_table(&text).map_err(|source| MountError::Io {
+        action: "understand",
+        path: "/proc/thread-self/mountinfo".into(),
+        source,
+    })?;
     entries.retain(|entry| entry.mount_point.starts_with(path));
     Ok(entries)
 }
@@ -47,7 +53,10 @@ pub fn parse_mount_table(text: &[u8]) -> io::Result<Vec<MountEntry>> {
 fn parse_line(line: &[u8]) -> io::Result<MountEntry> {
     let broken = || {
         let line = String::from_utf8_lossy(line);
-        io::Error::new(io::ErrorKind::InvalidData, format!("`{line}` is not a line of a mount table"))
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("`{line}` is not a line of a mount table"),
+        )
     };
     let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
     // Optional fields come between the sixth and a lone dash.

@@ -45,8 +45,9 @@ impl DetachedMount {
     /// Copies the mount of `source`, a directory or file opened with `O_PATH`, from there downwards; with `recursive` together with
     /// what is mounted below.
     pub fn clone_of(source: impl AsFd, recursive: bool) -> io::Result<Self> {
-        let mut flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
         flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
         Ok(Self { root: open_tree(source, c"", flags)? })
     }
@@ -59,7 +60,8 @@ impl DetachedMount {
     /// Mounts the tree on `target` (opened with `O_PATH`, of the tree's kind: a directory or not). Returns the tree's root, which
     /// stays valid for as long as it is open.
     pub fn attach(self, target: impl AsFd) -> io::Result<OwnedFd> {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&self.root, c"", target, c"", flags)?;
         Ok(self.root)
     }

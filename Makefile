@@ -1,0 +1,152 @@
+# The entry points; README.md tells what each is for. All are idempotent, and quick when nothing changed.
+#
+#   make            build everything into build/stage: host programs, agent, guest kernel and initrd
+#   make install    install what was built           [DESTDIR=] [PREFIX=/usr/local]
+#   make uninstall  take it away again               [DESTDIR=] [PREFIX=/usr/local]
+#   make demo       a container in a VM under containerd, with proof (as root)
+#   make check      the quick tests: format, lints, layers, licences, units
+#   make test       all tests, with real engines and VMs (as root)
+#   make bench      measure, print a table          (as root)
+#   make audit      look for published vulnerabilities of dependencies
+#   make clean      remove all that was built
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+CARGO_FLAGS ?= --locked
+# The distribution's kernel package that guests boot, or a meta package that depends on it.
+KERNEL_PACKAGE ?= linux-image-cloud-amd64
+
+# --- Where things are -----------------------------------------------------------------------------
+
+build := $(CURDIR)/build
+# Tests and the demo run what is installed here, with a configuration that names its own paths.
+stage := $(build)/stage/usr/local
+release := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/release
+guest_target := x86_64-unknown-linux-gnu
+agent := $(dir $(release))$(guest_target)/release/kata-agent
+guest := $(build)/guest/$(KERNEL_PACKAGE)
+kernel_packages := $(guest)/packages
+vmlinux := $(guest)/vmlinux.container
+initrd := $(guest)/kata-containers-initrd.img
+
+host_crates := containerd-shim-kata-v2 kata-virtiofsd kata-image xtask
+host_programs := $(addprefix $(release)/,$(host_crates))
+
+build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
+engine_packages := containerd runc qemu-system-x86 busybox-static
+
+# --- Building -------------------------------------------------------------------------------------
+
+.PHONY: all
+all: $(host_programs) $(vmlinux) $(initrd)
+	$(call install-into,$(stage),$(stage))
+
+# Cargo knows best what is up to date; it leaves a program alone, with its time, when nothing changed.
+.PHONY: host-programs agent
+host-programs: | build-deps
+	$(CARGO) build $(CARGO_FLAGS) --release $(addprefix --package=,$(host_crates))
+$(host_programs): host-programs ; @:
+
+# The guest has no libraries: all of the agent is linked statically, with libseccomp.
+agent: | build-deps
+	RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=static \
+	    LIBSECCOMP_LIB_PATH="$$(pkg-config --variable=libdir libseccomp)" \
+	    $(CARGO) build $(CARGO_FLAGS) --release --target=$(guest_target) --package=kata-agent
+$(agent): agent ; @:
+
+# The kernel's package files, listed one a line. They stay until `make clean`.
+$(kernel_packages): | $(release)/kata-image
+	@((EUID)) || apt-get update --quiet=2
+	@mkdir -p $(@D)
+	$(release)/kata-image fetch-kernel --package=$(KERNEL_PACKAGE) --output=$(@D) >$@.new
+	@mv $@.new $@
+
+kernel_arguments = $$(sed 's/^/--kernel-package=/' $(kernel_packages))
+
+$(vmlinux): $(kernel_packages) $(release)/kata-image
+	$(release)/kata-image kernel $(kernel_arguments) --output=$@
+
+$(initrd): $(kernel_packages) $(agent) $(release)/kata-image
+	$(release)/kata-image initrd --agent=$(agent) $(kernel_arguments) --output=$@
+
+# --- Installing -----------------------------------------------------------------------------------
+
+config := share/defaults/kata-containers/configuration.toml
+installed := bin/containerd-shim-kata-v2 libexec/kata-containers/kata-virtiofsd \
+    share/kata-containers/vmlinux.container share/kata-containers/kata-containers-initrd.img $(config)
+
+# $(call install-into,DIRECTORY,PREFIX): what is built, into DIRECTORY, configured for PREFIX.
+# Files that are the same are left alone.
+define install-into
+@install -C -D -m 755 $(release)/containerd-shim-kata-v2 -t $(1)/bin
+@install -C -D -m 755 $(release)/kata-virtiofsd -t $(1)/libexec/kata-containers
+@install -C -D -m 644 $(vmlinux) $(initrd) -t $(1)/share/kata-containers
+@$(release)/xtask default-config --prefix $(2) >$(build)/configuration.toml
+@install -C -D -m 644 $(build)/configuration.toml $(1)/$(config)
+@echo 'installed into $(1)'
+endef
+
+# Installs what `make` has built, so that root needs no Rust; builds only if nothing was built yet.
+.PHONY: install uninstall
+install: $(if $(wildcard $(initrd)),,all)
+	$(call install-into,$(DESTDIR)$(PREFIX),$(PREFIX))
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(installed))
+	@rmdir --ignore-fail-on-non-empty $(wildcard $(addprefix $(DESTDIR)$(PREFIX)/, \
+	    libexec/kata-containers share/kata-containers share/defaults/kata-containers)) 2>/dev/null || true
+
+# --- Showing and testing --------------------------------------------------------------------------
+
+.PHONY: demo
+demo: all engines
+	$(CARGO) run $(CARGO_FLAGS) --quiet --release --package=kata-e2e --bin=demo
+
+.PHONY: check
+check: build-deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	$(CARGO) run $(CARGO_FLAGS) --quiet --package=xtask -- check
+	@if command -v cargo-deny >/dev/null; then \
+	    $(CARGO) deny --log-level=error check bans licenses sources; \
+	else \
+	    echo 'licences of dependencies are not checked: cargo-deny is not installed'; \
+	fi
+	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --lib
+
+.PHONY: test
+test: check all engines
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test='*'
+
+.PHONY: bench
+bench: all engines
+	$(CARGO) run $(CARGO_FLAGS) --quiet --release --package=kata-e2e --bin=bench
+
+# Needs the network, and changes without a change of ours: therefore not a part of `check`.
+.PHONY: audit
+audit:
+	$(CARGO) deny check advisories
+
+# --- Preparing and cleaning -----------------------------------------------------------------------
+
+.PHONY: build-deps engines
+build-deps:
+	@command -v $(CARGO) >/dev/null || { echo 'cargo is missing; install Rust 1.90 or newer,' \
+	    'with the package rustup (Debian 13 and newer) or from https://rustup.rs' >&2; exit 1; }
+	@mk/require-packages $(build_packages)
+
+engines:
+	@((EUID == 0)) || { echo 'containerd and its VMs need root; run this as root' >&2; exit 1; }
+	@mk/require-packages $(engine_packages)
+
+.PHONY: clean
+clean:
+	rm -rf $(build)
+	$(CARGO) clean

@@ -1,0 +1,363 @@
+//! Making a container and its init, which then waits to be started; starting it; and taking away
+//! what is left of it.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::CgroupError;
+use crate::fork::{self, Child, ForkError};
+use crate::process::Spawned;
+use crate::report::FirstError;
+use crate::spec::Plan;
+use crate::stdio::{ProcessEnds, Stdio};
+use crate::{console, cwd};
+
+/// Where bundles are: `<this>/<id>/config.json`.
+pub const BUNDLES: &str = "/run/kata-containers";
+
+/// Where libcontainer keeps its state: `<this>/<id>/`.
+const STATES: &str = "/run/libcontainer";
+
+/// libcontainer's socket on which an init waits for its start, in its state directory.
+const NOTIFY_SOCKET: &str = "notify.sock";
+
+/// Longest error text that a maker sends.
+const MAX_TEXT: usize = 4096;
+
+/// Why a container could not be made or started.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The bundle cannot be written.
+    #[error("cannot write the container's bundle {path}")]
+    Bundle {
+        /// Its directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The container's limits cannot be set.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The standard streams cannot be made.
+    #[error("cannot make the container's standard streams")]
+    Stdio(#[source] io::Error),
+    /// A network setting was refused.
+    #[error("cannot set {name} to {value:?}")]
+    Sysctl {
+        /// File below `/proc/sys`.
+        name: String,
+        /// Value.
+        value: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// No process could be made, or it died.
+    #[error(transparent)]
+    Fork(#[from] ForkError),
+    /// The container could not be made; the text says why, for a command in runc's words.
+    #[error("{0}")]
+    Failed(String),
+    /// Init does not wait for its start any more.
+    #[error("cannot start the container")]
+    Start(#[source] io::Error),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    /// An error that libcontainer has logged.
+    Logged(String),
+    /// Init's pid, with its pidfd.
+    Created(i32),
+    Failed(String),
+}
+
+/// Makes the container of `plan`, whose init waits for [`start`]. `ended` is called with the pid of
+/// the process that does the work, and must yield a future that completes when it has ended;
+/// `pipe_size` is for [`Stdio::pipes`].
+///
+/// The caller must not let go of exit statuses meanwhile: init may have ended before its pid is
+/// known. On an error nothing of the container is left.
+///
+/// # Errors
+///
+/// Says what is wrong with the bundle, the command, or the guest.
+pub async fn create<E: Future>(
+    id: &str,
+    plan: &Plan,
+    pipe_size: Option<u32>,
+    ended: impl FnOnce(i32) -> E,
+) -> Result<Spawned, CreateError> {
+    let created = create_parts(id, plan, pipe_size, ended).await;
+    if created.is_err() {
+        // Whatever there is of it must not run on; the first error is the one to tell.
+        let _ = plan.cgroup.kill();
+        let _ = plan.cgroup.emptied().await;
+        remove(id, plan);
+    }
+    created
+}
+
+async fn create_parts<E: Future>(
+    id: &str,
+    plan: &Plan,
+    pipe_size: Option<u32>,
+    ended: impl FnOnce(i32) -> E,
+) -> Result<Spawned, CreateError> {
+    let bundle = write_bundle(id, plan)?;
+    set_network(plan)?;
+    plan.cgroup.create()?;
+    if let Some(resources) = &plan.resources {
+        plan.cgroup.apply(resources)?;
+    }
+    if plan.terminal {
+        let socket = bundle.join("console.sock");
+        let listener = UnixListener::bind(&socket).map_err(CreateError::Stdio)?;
+        let maker = Maker { id, plan, bundle: &bundle, streams: Streams::Console(&socket) };
+        let child = maker.fork()?;
+        let (pid, pidfd) = answer(&child, ended(child.pid)).await?;
+        let master = console::receive(&listener).map_err(CreateError::Stdio)?;
+        let stdio = Stdio::terminal(master, plan.uid).map_err(CreateError::Stdio)?;
+        Ok(Spawned { pid, pidfd, stdio })
+    } else {
+        let (stdio, ends) = Stdio::pipes(plan.uid, pipe_size).map_err(CreateError::Stdio)?;
+        let maker = Maker { id, plan, bundle: &bundle, streams: Streams::Pipes(&ends) };
+        let child = maker.fork()?;
+        // The process's ends must be its alone, or the streams would never end.
+        drop(ends);
+        let (pid, pidfd) = answer(&child, ended(child.pid)).await?;
+        Ok(Spawned { pid, pidfd, stdio })
+    }
+}
+
+fn write_bundle(id: &str, plan: &Plan) -> Result<PathBuf, CreateError> {
+    let path = Path::new(BUNDLES).join(id);
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(&path)?;
+        fs::create_dir_all(STATES)?;
+        let config = serde_json::to_vec(&plan.spec)?;
+        fs::write(path.join("config.json"), config)
+    };
+    write().map_err(|source| CreateError::Bundle { path: path.clone(), source })?;
+    Ok(path)
+}
+
+fn set_network(plan: &Plan) -> Result<(), CreateError> {
+    for (name, value) in &plan.network_sysctls {
+        fs::write(Path::new("/proc/sys").join(name), value).map_err(|source| {
+            CreateError::Sysctl { name: name.clone(), value: value.clone(), source }
+        })?;
+    }
+    Ok(())
+}
+
+enum Streams<'a> {
+    Console(&'a Path),
+    Pipes(&'a ProcessEnds),
+}
+
+/// What the forked child needs to know.
+struct Maker<'a> {
+    id: &'a str,
+    plan: &'a Plan,
+    bundle: &'a Path,
+    streams: Streams<'a>,
+}
+
+impl Maker<'_> {
+    fn fork(&self) -> Result<Child, ForkError> {
+        use std::os::fd::AsFd;
+
+        let keep: Vec<BorrowedFd<'_>> = match &self.streams {
+            Streams::Console(_) => Vec::new(),
+            Streams::Pipes(ends) => {
+                vec![ends.stdin.as_fd(), ends.stdout.as_fd(), ends.stderr.as_fd()]
+            }
+        };
+        fork::fork(&keep, |answers| {
+            let Ok(log) = answers.try_clone() else { return };
+            let subscriber =
+                FirstError::new(move |text| log.send(&Answer::Logged(shortened(text)), &[]));
+            let made = tracing::subscriber::with_default(subscriber, || self.make());
+            match made {
+                Ok((pid, pidfd)) => answers.send(&Answer::Created(pid), &[pidfd.as_fd()]),
+                Err(text) => answers.send(&Answer::Failed(shortened(text)), &[]),
+            }
+        })
+    }
+
+    /// In the child.
+    fn make(&self) -> Result<(i32, OwnedFd), String> {
+        // The agent's own groups are not the container's; libcontainer only ever adds.
+        nix::unistd::setgroups(&[]).map_err(|errno| errno.to_string())?;
+        let mounts = self.plan.spec.mounts().as_deref().unwrap_or_default();
+        let process = self.plan.spec.process().as_ref().ok_or("no process")?;
+        cwd::prepare(&self.plan.rootfs, mounts, process.cwd()).map_err(|error| {
+            format!("cannot make working directory {}: {error}", process.cwd().display())
+        })?;
+        let container = self.build().map_err(|error| innermost(&error))?;
+        // Init is this process's child, so it cannot have been reaped yet.
+        let pid = container.pid().map_or(0, |pid| pid.as_raw());
+        let pidfd = Pid::from_raw(pid).ok_or("init has no pid".to_owned()).and_then(|pid| {
+            rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| errno.to_string())
+        })?;
+        Ok((pid, pidfd))
+    }
+
+    fn build(&self) -> Result<libcontainer::container::Container, LibcontainerError> {
+        let mut builder = ContainerBuilder::new(self.id.to_owned(), SyscallType::Linux)
+            .with_root_path(STATES)?
+            .with_executor(self.plan.command.clone());
+        match &self.streams {
+            Streams::Console(socket) => builder = builder.with_console_socket(Some(socket)),
+            Streams::Pipes(ends) => {
+                let copy = |fd: &OwnedFd| fd.try_clone().map_err(LibcontainerError::OtherIO);
+                builder = builder
+                    .with_stdin(copy(&ends.stdin)?)
+                    .with_stdout(copy(&ends.stdout)?)
+                    .with_stderr(copy(&ends.stderr)?);
+            }
+        }
+        builder.as_init(self.bundle).with_systemd(false).with_detach(true).build()
+    }
+}
+
+/// Waits for what the maker has to say; if it ends without a word, that is the answer.
+async fn answer(child: &Child, ended: impl Future) -> Result<(i32, OwnedFd), CreateError> {
+    let mut ended = std::pin::pin!(ended);
+    let mut cause = None;
+    loop {
+        let message = tokio::select! {
+            biased;
+            message = child.next::<Answer>() => message?,
+            _ = &mut ended => return Err(died(cause)),
+        };
+        match message {
+            Some((Answer::Logged(text), _)) => drop(cause.get_or_insert(text)),
+            Some((Answer::Created(pid), fds)) => {
+                let pidfd = fds.into_iter().next().ok_or(ForkError::Died)?;
+                return Ok((pid, pidfd));
+            }
+            Some((Answer::Failed(text), _)) => {
+                return Err(CreateError::Failed(explain(text, cause)));
+            }
+            None => return Err(died(cause)),
+        }
+    }
+}
+
+fn died(cause: Option<String>) -> CreateError {
+    cause.map_or(CreateError::Fork(ForkError::Died), CreateError::Failed)
+}
+
+/// What libcontainer puts before the text of an error of init.
+const INIT_ERROR: &str = "error in executing process : ";
+
+/// Makes one sentence of the error that was returned and the one that was logged first. What our
+/// own part of init says ("exec: ...") is complete in itself.
+fn explain(failed: String, cause: Option<String>) -> String {
+    let text = match failed.split_once(INIT_ERROR) {
+        Some((_, text)) => text.to_owned(),
+        None => failed,
+    };
+    match cause {
+        Some(cause) if !text.starts_with("exec: ") && !cause.contains(&text) => {
+            format!("{text}: {cause}")
+        }
+        Some(cause) if !text.starts_with("exec: ") => cause,
+        _ => text,
+    }
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+/// Lets the init of container `id` run its command.
+///
+/// # Errors
+///
+/// Fails when it does not wait (any more).
+pub fn start(id: &str) -> Result<(), CreateError> {
+    let connect = || -> io::Result<()> {
+        // A socket's path is limited to 107 bytes; through the directory's descriptor it is short.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(CWD, Path::new(STATES).join(id), flags, Mode::empty())?;
+        let socket = format!("/proc/self/fd/{}/{NOTIFY_SOCKET}", directory.as_raw_fd());
+        UnixStream::connect(socket)?.write_all(b"start container")
+    };
+    connect().map_err(CreateError::Start)
+}
+
+/// Takes away what is left of container `id` after its last process has ended: its group, its state
+/// and its bundle. What is gone already is no error, and what cannot be removed is logged.
+pub fn remove(id: &str, plan: &Plan) {
+    if let Err(error) = plan.cgroup.remove() {
+        tracing::warn!(
+            container = id,
+            error = &error as &dyn std::error::Error,
+            "a cgroup is left"
+        );
+    }
+    let _ = fs::remove_dir_all(Path::new(STATES).join(id));
+    let bundle = Path::new(BUNDLES).join(id);
+    // Not the whole tree: a storage may be mounted in there.
+    let _ = fs::remove_file(bundle.join("config.json"));
+    let _ = fs::remove_file(bundle.join("console.sock"));
+    let _ = fs::remove_dir(bundle);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn explain_command_error_is_runcs_words_alone() {
+        let failed = "exec process failed with error error in executing process : exec: \"foo\": \
+                      executable file not found in $PATH";
+        let cause = Some("failed to initialize container process: exec: ...".to_owned());
+        assert_eq!(
+            explain(failed.to_owned(), cause),
+            "exec: \"foo\": executable file not found in $PATH"
+        );
+    }
+
+    #[test]
+    fn explain_other_error_names_its_cause() {
+        let failed = format!("exec process failed with error {INIT_ERROR}failed to prepare rootfs");
+        assert_eq!(
+            explain(failed, Some("failed to mount x".to_owned())),
+            "failed to prepare rootfs: failed to mount x"
+        );
+        assert_eq!(explain("plain".to_owned(), None), "plain");
+    }
+
+    #[test]
+    fn shortened_cuts_between_characters() {
+        let text = shortened("é".repeat(MAX_TEXT));
+        assert!(text.len() <= MAX_TEXT && text.ends_with('é'));
+    }
+}

@@ -1,0 +1,143 @@
+//! A container as the service knows it: its plan, its processes and whether it runs.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kata_guest_container::process::Process;
+use kata_guest_container::spec::Plan;
+
+/// Where a container is in its life.
+///
+/// ```text
+///  Created ──StartContainer──▶ Running ◀──Pause/Resume──▶ Paused
+/// ```
+///
+/// That its init has ended is not a phase: the init's status says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Its init waits.
+    Created,
+    /// Its init runs, or has run.
+    Running,
+    /// All its processes are frozen.
+    Paused,
+}
+
+/// A container. Its parts that change sit behind a mutex because several requests at a time look at
+/// them; it is never held across an await, and the agent has one thread, so it is never contended.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) plan: Plan,
+    pub(crate) init: Arc<Process>,
+    /// Mount points of its own storages.
+    pub(crate) storages: Vec<PathBuf>,
+    changing: Mutex<Changing>,
+}
+
+#[derive(Debug)]
+struct Changing {
+    phase: Phase,
+    /// By exec id; `None` while one is being made.
+    execs: HashMap<String, Option<Exec>>,
+}
+
+#[derive(Debug)]
+struct Exec {
+    process: Arc<Process>,
+    /// Whether somebody has been told its status.
+    waited: bool,
+}
+
+impl Container {
+    pub(crate) fn new(id: &str, plan: Plan, init: Process, storages: Vec<PathBuf>) -> Self {
+        let changing = Changing { phase: Phase::Created, execs: HashMap::new() };
+        Self {
+            id: id.to_owned(),
+            plan,
+            init: Arc::new(init),
+            storages,
+            changing: Mutex::new(changing),
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.lock().phase
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.lock().phase = phase;
+    }
+
+    /// Whether `exec_id` means the init: nothing, or the container's own id.
+    pub(crate) fn is_init(&self, exec_id: &str) -> bool {
+        exec_id.is_empty() || exec_id == self.id
+    }
+
+    /// The process with this exec id, if it is known.
+    pub(crate) fn process(&self, exec_id: &str) -> Option<Arc<Process>> {
+        if self.is_init(exec_id) {
+            return Some(Arc::clone(&self.init));
+        }
+        let changing = self.lock();
+        let exec = changing.execs.get(exec_id)?.as_ref()?;
+        Some(Arc::clone(&exec.process))
+    }
+
+    /// Takes an exec id for a process that is about to be made. Whether it was free: the id of a
+    /// process whose status has been asked for is.
+    pub(crate) fn reserve(&self, exec_id: &str) -> bool {
+        let mut changing = self.lock();
+        let taken = match changing.execs.get(exec_id) {
+            Some(Some(exec)) => !exec.waited,
+            Some(None) => true,
+            None => self.is_init(exec_id),
+        };
+        if !taken {
+            changing.execs.insert(exec_id.to_owned(), None);
+        }
+        !taken
+    }
+
+    /// Fills or gives back what [`Container::reserve`] took.
+    pub(crate) fn settle(&self, exec_id: &str, process: Option<Process>) {
+        let mut changing = self.lock();
+        match process {
+            Some(process) => {
+                let exec = Exec { process: Arc::new(process), waited: false };
+                changing.execs.insert(exec_id.to_owned(), Some(exec));
+            }
+            None => drop(changing.execs.remove(exec_id)),
+        }
+    }
+
+    /// Notes that somebody was told the status of this process. It is forgotten once its output has
+    /// been read to the end too, which may come later: nothing of it must be lost.
+    pub(crate) fn waited(&self, exec_id: &str) {
+        let mut changing = self.lock();
+        if let Some(Some(exec)) = changing.execs.get_mut(exec_id) {
+            exec.waited = true;
+        }
+        changing.forget_finished(exec_id);
+    }
+
+    /// Notes that a stream of this process may have ended.
+    pub(crate) fn read_to_end(&self, exec_id: &str) {
+        self.lock().forget_finished(exec_id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Changing> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Changing {
+    fn forget_finished(&mut self, exec_id: &str) {
+        let finished = matches!(self.execs.get(exec_id), Some(Some(exec))
+            if exec.waited && exec.process.stdio().output_ended());
+        if finished {
+            self.execs.remove(exec_id);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! CopyFile: files that the host cannot share are written piece by piece.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Component, Path, PathBuf};
+
+use kata_agent_api::agent::CopyFileRequest;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+
+use crate::path::Place;
+use crate::status::{Tell, invalid};
+
+/// The only place that the host writes to.
+const SHARED: &str = "/run/kata-containers/shared/containers";
+
+/// Largest file; the guest's memory holds it.
+const MAX_SIZE: i64 = 1 << 30;
+
+/// Writes one piece of a file, or makes a directory or a symbolic link, below the shared directory.
+/// The pieces go to a temporary file beside the target, which takes its name with the last one.
+pub(crate) fn copy(request: &CopyFileRequest) -> ttrpc::Result<()> {
+    let relative = below_shared(&request.path)?;
+    let kind = FileType::from_raw_mode(request.file_mode);
+    if !matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink) {
+        return Err(invalid(format!(
+            "file mode {:#o} of {:?} is no file, directory or symbolic link",
+            request.file_mode, request.path
+        )));
+    }
+    check_piece(request)?;
+    let shared = Place::make_directory(Path::new(SHARED), 0o755).map_err(Tell::tell)?;
+    copy_below(&shared, &relative, kind, request).map_err(Tell::tell)
+}
+
+fn check_piece(request: &CopyFileRequest) -> ttrpc::Result<()> {
+    let length = i64::try_from(request.data.len()).unwrap_or(i64::MAX);
+    let fits = (0..=MAX_SIZE).contains(&request.file_size)
+        && request.offset >= 0
+        && request.offset.checked_add(length).is_some_and(|end| end <= request.file_size);
+    if fits || FileType::from_raw_mode(request.file_mode) != FileType::RegularFile {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "{length} bytes at offset {} do not fit into a file of {} bytes (at most {MAX_SIZE})",
+        request.offset, request.file_size
+    )))
+}
+
+/// The path below [`SHARED`], without anything that leads out of it.
+fn below_shared(path: &str) -> ttrpc::Result<PathBuf> {
+    let outside = || invalid(format!("{path:?} is not a path below {SHARED}"));
+    let relative = Path::new(path).strip_prefix(SHARED).map_err(|_| outside())?;
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    if plain && relative.file_name().is_some() { Ok(relative.to_owned()) } else { Err(outside()) }
+}
+
+fn copy_below(
+    shared: &Place,
+    relative: &Path,
+    kind: FileType,
+    request: &CopyFileRequest,
+) -> io::Result<()> {
+    let parent = relative.parent().unwrap_or(Path::new(""));
+    let parent = shared.make_below(parent, request.dir_mode.max(0o700))?;
+    let name = Path::new(relative.file_name().unwrap_or_default());
+    match kind {
+        FileType::Directory => {
+            let made = shared.make_below(relative, request.file_mode)?;
+            let mode = Mode::from_raw_mode(request.file_mode & 0o7777);
+            rustix::fs::chmod(made.link(), mode)?;
+            return own(&parent, name, request);
+        }
+        FileType::Symlink => {
+            let target = String::from_utf8_lossy(&request.data).into_owned();
+            remove(&parent, name)?;
+            rustix::fs::symlinkat(target, &parent, name)?;
+            return own(&parent, name, request);
+        }
+        _ => {}
+    }
+    let mut temporary = name.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = Path::new(&temporary);
+    if write_piece(&parent, temporary, request)? {
+        own(&parent, temporary, request)?;
+        rustix::fs::renameat(&parent, temporary, &parent, name)?;
+    }
+    Ok(())
+}
+
+/// Whether the file is complete now.
+fn write_piece(parent: &Place, name: &Path, request: &CopyFileRequest) -> io::Result<bool> {
+    let mut flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if request.offset == 0 {
+        flags |= OFlags::TRUNC;
+    }
+    let mode = Mode::from_raw_mode(request.file_mode & 0o7777);
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let file = rustix::fs::openat2(parent.as_fd(), name, flags, mode, resolve)?;
+    let file = std::fs::File::from(file);
+    file.write_all_at(&request.data, request.offset.unsigned_abs())?;
+    // Not at its making alone: the umask cuts the mode there.
+    rustix::fs::fchmod(&file, mode)?;
+    Ok(file.metadata()?.len() >= request.file_size.unsigned_abs())
+}
+
+fn own(parent: &Place, name: &Path, request: &CopyFileRequest) -> io::Result<()> {
+    // -1 means "as it is", as chown(2) has it.
+    let id = |value: i32| u32::try_from(value).ok();
+    let (uid, gid) = (id(request.uid).map(Uid::from_raw), id(request.gid).map(Gid::from_raw));
+    Ok(rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+fn remove(parent: &Place, name: &Path) -> io::Result<()> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(offset: i64, size: i64, data: &[u8]) -> CopyFileRequest {
+        let mut request = CopyFileRequest::new();
+        request.file_mode = 0o100_640;
+        request.dir_mode = 0o755;
+        (request.uid, request.gid) = (-1, -1);
+        (request.offset, request.file_size, request.data) = (offset, size, data.to_vec());
+        request
+    }
+
+    fn shared() -> (tempfile::TempDir, Place) {
+        let base = tempfile::tempdir().unwrap();
+        let place = Place::directory(&base.path().canonicalize().unwrap()).unwrap();
+        (base, place)
+    }
+
+    #[test]
+    fn copy_pieces_make_a_file_with_its_mode() {
+        let (base, place) = shared();
+        let name = Path::new("c1/etc/hosts");
+        let file = FileType::RegularFile;
+        copy_below(&place, name, file, &request(0, 6, b"abc")).unwrap();
+        assert!(!base.path().join(name).exists());
+        copy_below(&place, name, file, &request(3, 6, b"def")).unwrap();
+        assert_eq!(fs::read(base.path().join(name)).unwrap(), b"abcdef");
+        assert_eq!(fs::metadata(base.path().join(name)).unwrap().mode() & 0o7777, 0o640);
+    }
+
+    #[test]
+    fn copy_through_a_link_is_refused() {
+        let (base, place) = shared();
+        let outside = tempfile::tempdir().unwrap();
+        symlink(outside.path(), base.path().join("link")).unwrap();
+        let file = FileType::RegularFile;
+        assert!(copy_below(&place, Path::new("link/x"), file, &request(0, 1, b"x")).is_err());
+        symlink(outside.path().join("y"), base.path().join("y.tmp")).unwrap();
+        assert!(copy_below(&place, Path::new("y"), file, &request(0, 1, b"x")).is_err());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn check_piece_refuses_what_does_not_fit() {
+        assert!(check_piece(&request(0, 3, b"abc")).is_ok());
+        assert!(check_piece(&request(1, 3, b"abc")).is_err());
+        assert!(check_piece(&request(-1, 3, b"a")).is_err());
+        assert!(check_piece(&request(0, MAX_SIZE + 1, b"")).is_err());
+        assert!(check_piece(&request(i64::MAX, 3, b"a")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn below_shared_never_leaves(path in "(/run/kata-containers/shared/containers)?[a-z./]{0,40}") {
+            if let Ok(relative) = below_shared(&path) {
+                prop_assert!(relative.is_relative());
+                prop_assert!(!relative.components().any(|part| part == Component::ParentDir));
+            }
+        }
+    }
+}

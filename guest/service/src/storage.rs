@@ -1,0 +1,139 @@
+//! Storages: what the host wants mounted in the guest, for the sandbox or for one container.
+
+mod drivers;
+mod options;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+
+use kata_agent_api::agent::Storage;
+use rustix::mount::UnmountFlags;
+use ttrpc::Code;
+
+use crate::path::Place;
+use crate::status::{chain, invalid, refuse};
+
+/// The drivers that this agent has, as it tells the host.
+pub(crate) const DRIVERS: [&str; 5] = ["virtio-fs", "ephemeral", "local", "bind", "overlayfs"];
+
+/// Upstream's drivers for block devices, which need hotplug.
+const BLOCK_DRIVERS: [&str; 5] = ["blk", "blk-ccw", "mmioblk", "scsi", "nvdimm"];
+
+/// What is mounted where, and for how many.
+#[derive(Debug, Default)]
+pub(crate) struct Storages {
+    users: HashMap<PathBuf, usize>,
+}
+
+impl Storages {
+    /// Mounts `storages` in order and yields their mount points, for [`Storages::release`]. A mount
+    /// point that is in use already is only counted. On an error nothing of this call stays.
+    pub(crate) fn add(&mut self, storages: &[Storage]) -> ttrpc::Result<Vec<PathBuf>> {
+        let mut added = Vec::new();
+        for storage in storages {
+            let mount_point = PathBuf::from(&storage.mount_point);
+            let users = self.users.entry(mount_point.clone()).or_default();
+            if *users == 0
+                && let Err(error) = mount(storage)
+            {
+                self.users.remove(&mount_point);
+                self.release(&added);
+                return Err(error);
+            }
+            *self.users.entry(mount_point.clone()).or_default() += 1;
+            added.push(mount_point);
+        }
+        Ok(added)
+    }
+
+    /// Takes storages away, the last first, unless others use them too. Failures are logged: there
+    /// is nobody who could do better.
+    pub(crate) fn release(&mut self, mount_points: &[PathBuf]) {
+        for mount_point in mount_points.iter().rev() {
+            match self.users.get_mut(mount_point) {
+                Some(users) if *users > 1 => *users -= 1,
+                Some(_) => {
+                    self.users.remove(mount_point);
+                    unmount(mount_point);
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+fn mount(storage: &Storage) -> ttrpc::Result<()> {
+    let mounted = match storage.driver.as_str() {
+        "virtio-fs" => drivers::file_system(storage, "virtiofs"),
+        "overlayfs" => drivers::overlay(storage),
+        "ephemeral" => drivers::ephemeral(storage),
+        "local" => drivers::local(storage),
+        "bind" => drivers::bind(storage),
+        driver if BLOCK_DRIVERS.contains(&driver) => {
+            return Err(invalid(format!(
+                "storage driver {driver:?} is not available: this agent mounts no block devices yet; \
+                 share the file system with virtio-fs"
+            )));
+        }
+        driver => return Err(invalid(format!("there is no storage driver {driver:?}"))),
+    };
+    mounted.map_err(|error| {
+        let code = match error.kind() {
+            io::ErrorKind::InvalidInput => Code::INVALID_ARGUMENT,
+            _ => Code::INTERNAL,
+        };
+        let Storage { driver, source, mount_point, .. } = storage;
+        let reason = chain(&error);
+        refuse(code, format!("cannot mount {driver} storage {source:?} on {mount_point}: {reason}"))
+    })
+}
+
+/// Local storages are plain directories, which unmounting refuses; they stay until the guest ends.
+fn unmount(mount_point: &PathBuf) {
+    let Ok(place) = Place::directory(mount_point) else { return };
+    let unmounted = rustix::mount::unmount(place.link(), UnmountFlags::DETACH);
+    if let Err(errno) = unmounted
+        && errno != rustix::io::Errno::INVAL
+    {
+        tracing::warn!(mount_point = %mount_point.display(), %errno, "a storage stays mounted");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(mount_point: &std::path::Path) -> Storage {
+        Storage {
+            driver: "local".into(),
+            mount_point: mount_point.display().to_string(),
+            options: vec!["mode=0700".into()],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn add_counts_users_of_a_mount_point() {
+        let base = tempfile::tempdir().unwrap();
+        let place = base.path().canonicalize().unwrap().join("volume");
+        let mut storages = Storages::default();
+        let first = storages.add(&[local(&place)]).unwrap();
+        storages.add(&[local(&place)]).unwrap();
+        assert_eq!(storages.users[&place], 2);
+        storages.release(&first);
+        assert_eq!(storages.users[&place], 1);
+        assert!(place.is_dir());
+    }
+
+    #[test]
+    fn add_unknown_or_block_driver_is_refused_with_a_sentence() {
+        let mut storages = Storages::default();
+        for driver in ["blk", "tape"] {
+            let storage = Storage { driver: driver.into(), ..Default::default() };
+            let error = storages.add(&[storage]).unwrap_err().to_string();
+            assert!(error.contains(driver), "{error}");
+        }
+        assert!(storages.users.is_empty());
+    }
+}

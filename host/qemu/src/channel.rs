@@ -1,0 +1,57 @@
+//! The channel to the agent: vsock where the host has it, else a serial port.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use kata_channel::{ChannelError, ChannelStream, SERIAL_PORT_NAME, SerialDialer};
+use kata_hypervisor::HypervisorError;
+use kata_linux::process::Spawn;
+use tokio::net::UnixStream;
+
+use crate::device::Device;
+use crate::vsock::{self, Cid};
+
+/// The host's end of the channel.
+#[derive(Debug)]
+pub(crate) enum Channel {
+    Serial(SerialDialer),
+    Vsock(Cid),
+}
+
+impl Channel {
+    /// Makes both ends: this one, and the device whose descriptor is passed to QEMU.
+    pub(crate) fn open(spawn: &mut Spawn) -> Result<(Self, Device), HypervisorError> {
+        let setup = |source| HypervisorError::Setup { what: "the channel to the agent", source };
+        match vsock::reserve_cid().map_err(setup)? {
+            Some((vhost, cid)) => {
+                let device = Device::Vsock { vhost: spawn.pass_fd(vhost), cid: cid.number() };
+                Ok((Self::Vsock(cid), device))
+            }
+            None => {
+                let (ours, theirs) = socket_pair().map_err(setup)?;
+                let device =
+                    Device::SerialPort { socket: spawn.pass_fd(theirs), name: SERIAL_PORT_NAME };
+                Ok((Self::Serial(SerialDialer::new(ours)), device))
+            }
+        }
+    }
+
+    pub(crate) async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
+        match self {
+            Self::Serial(dialer) => dialer.dial(port).await.map_err(|error| match error {
+                ChannelError::Closed => HypervisorError::ChannelClosed,
+                error => HypervisorError::Dial { port, source: io::Error::other(error) },
+            }),
+            Self::Vsock(cid) => {
+                cid.dial(port).await.map_err(|source| HypervisorError::Dial { port, source })
+            }
+        }
+    }
+}
+
+/// Two connected sockets: one for this runtime, one to be inherited.
+pub(crate) fn socket_pair() -> io::Result<(UnixStream, StdUnixStream)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs))
+}

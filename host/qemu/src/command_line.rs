@@ -1,0 +1,132 @@
+//! QEMU's command line: everything that was decided, rendered. Pure.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use crate::accelerator::Accelerator;
+use crate::device::{Argument, Device, socket_backend};
+use crate::machine::{Machine, memory_arguments, processor_arguments};
+use crate::option::OptionValue;
+
+/// Everything that a QEMU process is told when it starts.
+#[derive(Debug, Clone)]
+pub(crate) struct CommandLine {
+    pub(crate) sandbox: String,
+    pub(crate) machine: Machine,
+    pub(crate) accelerator: Accelerator,
+    pub(crate) cpu_features: String,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mib: u32,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    /// The guest kernel's command line.
+    pub(crate) append: String,
+    /// Connected socket over which QEMU is controlled.
+    pub(crate) control: RawFd,
+    /// Connected socket to which the guest's first serial line is written.
+    pub(crate) console: RawFd,
+    pub(crate) devices: Vec<Device>,
+    /// QEMU's own system call filter; empty for none.
+    pub(crate) seccomp_sandbox: String,
+}
+
+impl CommandLine {
+    /// The arguments after the program's name.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments: Vec<Argument> = vec![(
+            "-name",
+            // Nothing reads it but people, who look for the sandbox in a list of processes.
+            OptionValue::new(format_args!("sandbox-{}", self.sandbox)).into(),
+        )];
+        arguments.extend(self.machine.arguments());
+        arguments.extend(processor_arguments(self.accelerator, self.vcpus, &self.cpu_features));
+        arguments.extend(memory_arguments(self.memory_mib));
+        arguments.extend([
+            ("-kernel", self.kernel.display().to_string()),
+            ("-initrd", self.initrd.display().to_string()),
+            ("-append", self.append.clone()),
+            socket_backend("control", self.control),
+            ("-mon", OptionValue::new("chardev=control").with("mode", "control").into()),
+            socket_backend("console", self.console),
+            ("-serial", "chardev:console".into()),
+        ]);
+        for (number, device) in self.devices.iter().enumerate() {
+            arguments.extend(device.arguments(self.machine.transport(), number));
+        }
+        if !self.seccomp_sandbox.is_empty() {
+            arguments.push(("-sandbox", self.seccomp_sandbox.clone()));
+        }
+        // No device and no file that was not named above.
+        let mut words: Vec<String> =
+            ["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned).into();
+        words.extend(["-display".to_owned(), "none".to_owned()]);
+        words.extend(arguments.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+        words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command_line() -> CommandLine {
+        CommandLine {
+            sandbox: "web-1".into(),
+            machine: Machine::Microvm,
+            accelerator: Accelerator::Tcg,
+            cpu_features: String::new(),
+            vcpus: 1,
+            memory_mib: 256,
+            kernel: "/share/vmlinux.container".into(),
+            initrd: "/share/initrd.img".into(),
+            append: "console=ttyS0 quiet".into(),
+            control: 3,
+            console: 4,
+            devices: vec![
+                Device::SerialPort { socket: 5, name: "agent.channel.0" },
+                Device::Entropy { source: "/dev/urandom".into() },
+            ],
+            seccomp_sandbox: "on,spawn=deny".into(),
+        }
+    }
+
+    #[test]
+    fn emulated_microvm_is_rendered_whole() {
+        let expected = "-nodefaults -no-user-config -no-reboot -display none -name sandbox-web-1 \
+            -machine microvm,memory-backend=ram,acpi=on,auto-kernel-cmdline=off,x-option-roms=off,rtc=on \
+            -global virtio-mmio.force-legacy=false -accel tcg,thread=single -cpu max -smp 1 \
+            -object memory-backend-memfd,id=ram,size=256M,share=on,merge=off,dump=off -m 256M \
+            -kernel /share/vmlinux.container -initrd /share/initrd.img -append console=ttyS0 quiet \
+            -chardev socket,id=control,fd=3 -mon chardev=control,mode=control \
+            -chardev socket,id=console,fd=4 -serial chardev:console \
+            -chardev socket,id=port0,fd=5 -device virtio-serial-device,id=serial0,max_ports=2 \
+            -device virtserialport,bus=serial0.0,chardev=port0,name=agent.channel.0 \
+            -object rng-random,id=entropy1,filename=/dev/urandom -device virtio-rng-device,rng=entropy1 \
+            -sandbox on,spawn=deny";
+        assert_eq!(command_line().arguments().join(" "), expected);
+    }
+
+    #[test]
+    fn q35_under_kvm_uses_pci_and_the_hosts_processor() {
+        let line = CommandLine {
+            machine: Machine::Q35,
+            accelerator: Accelerator::Kvm,
+            cpu_features: "pmu=off".into(),
+            vcpus: 4,
+            ..command_line()
+        };
+        let arguments = line.arguments().join(" ");
+        for part in
+            ["-machine q35,", "-accel kvm -cpu host,pmu=off -smp 4", "-device virtio-rng-pci,"]
+        {
+            assert!(arguments.contains(part), "{part} is missing in: {arguments}");
+        }
+        assert!(!arguments.contains("-device virtio-rng-device"), "{arguments}");
+    }
+
+    #[test]
+    fn empty_sandbox_setting_is_left_out() {
+        let line = CommandLine { seccomp_sandbox: String::new(), ..command_line() };
+        assert!(!line.arguments().contains(&"-sandbox".to_owned()));
+    }
+}

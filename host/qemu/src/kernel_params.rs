@@ -1,0 +1,99 @@
+//! The guest kernel's command line.
+
+use crate::accelerator::Accelerator;
+use crate::machine::Machine;
+
+/// What decides about the parameters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Circumstances<'a> {
+    pub(crate) machine: Machine,
+    pub(crate) accelerator: Accelerator,
+    /// Frequency of the host's time stamp counter, where it is known.
+    pub(crate) tsc_khz: Option<u32>,
+    pub(crate) debug: bool,
+    /// The plan's own, which come last: of two that contradict each other the kernel takes the later one.
+    pub(crate) extra: &'a [String],
+}
+
+/// The kernel's command line.
+pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
+    let Circumstances { machine, accelerator, tsc_khz, debug, extra } = *circumstances;
+    let mut params: Vec<String> = [
+        "console=ttyS0",
+        // A guest that panics or reboots ends its VM: by a triple fault, which takes no device, and QEMU does not reboot.
+        "panic=-1",
+        "reboot=t",
+        // The self-tests of the kernel's ciphers take a fifth of an emulated boot and tell nothing about the guest.
+        "cryptomgr.notests",
+        // The agent manages cgroup v2 only; older systemds in guest images must be told.
+        "cgroup_no_v1=all",
+        "systemd.unified_cgroup_hierarchy=1",
+    ]
+    .map(str::to_owned)
+    .into();
+    params.extend(if debug {
+        ["loglevel=7", "printk.time=1"].map(str::to_owned).to_vec()
+    } else {
+        vec!["quiet".into()]
+    });
+    if accelerator == Accelerator::Tcg {
+        params.extend(emulation_params(machine, tsc_khz));
+    }
+    params.extend_from_slice(extra);
+    params.join(" ")
+}
+
+fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
+    // The leaks that mitigations close do not exist between guest code that is translated; their costs do.
+    let mut params = vec!["mitigations=off".to_owned()];
+    if machine == Machine::Microvm {
+        // This machine has no timer to calibrate the time stamp counter against but one that a busy host makes useless; the kernel
+        // would then wait for ever, and silently.
+        params.push("no_timer_check".into());
+        params.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+    }
+    params
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn circumstances(accelerator: Accelerator) -> Circumstances<'static> {
+        Circumstances {
+            machine: Machine::Microvm,
+            accelerator,
+            tsc_khz: Some(2_600_123),
+            debug: false,
+            extra: &[],
+        }
+    }
+
+    #[test]
+    fn emulated_microvm_is_told_the_frequency() {
+        let line = command_line(&circumstances(Accelerator::Tcg));
+        for param in ["tsc_early_khz=2600123", "no_timer_check", "mitigations=off", "quiet"] {
+            assert!(line.split(' ').any(|word| word == param), "{param} is missing in: {line}");
+        }
+    }
+
+    #[test]
+    fn kvm_guest_keeps_its_mitigations() {
+        let line = command_line(&circumstances(Accelerator::Kvm));
+        assert!(!line.contains("mitigations") && !line.contains("tsc_early_khz"), "{line}");
+    }
+
+    #[test]
+    fn debugging_is_not_quiet() {
+        let line = command_line(&Circumstances { debug: true, ..circumstances(Accelerator::Kvm) });
+        assert!(line.contains("loglevel=7") && !line.contains("quiet"), "{line}");
+    }
+
+    #[test]
+    fn parameters_of_the_plan_come_last() {
+        let extra = ["agent.log=debug".to_owned(), "panic=0".to_owned()];
+        let line =
+            command_line(&Circumstances { extra: &extra, ..circumstances(Accelerator::Tcg) });
+        assert!(line.ends_with(" agent.log=debug panic=0"), "{line}");
+    }
+}

@@ -1,0 +1,124 @@
+//! From a spec to a QEMU that has said hello.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+
+use kata_hypervisor::{Console, HypervisorError, VmExit, VmSpec};
+use kata_linux::jail::Jail;
+use kata_linux::process::{Child, Exit, Spawn, SpawnError};
+use tokio::net::UnixStream;
+
+use crate::channel::{Channel, socket_pair};
+use crate::command_line::CommandLine;
+use crate::device::Device;
+use crate::kernel_params::{self, Circumstances};
+use crate::machine::Machine;
+use crate::qmp::Qmp;
+use crate::vm::QemuVm;
+use crate::{Host, QemuSettings, console};
+
+/// Lines of QEMU's stderr that an error quotes.
+const QUOTED_LINES: usize = 5;
+
+/// Starts QEMU. If this fails, or is dropped, nothing is left: the child dies with its handle.
+pub(crate) async fn launch(
+    settings: &QemuSettings,
+    host: &Host,
+    spec: &VmSpec,
+) -> Result<QemuVm, HypervisorError> {
+    let program = settings.program.display().to_string();
+    let setup = |what| move |source| HypervisorError::Setup { what, source };
+    let mut spawn = Spawn::new(&settings.program).jail(Jail::strict());
+
+    let (control, their_control) = socket_pair().map_err(setup("the control socket"))?;
+    let (console_output, their_console) = socket_pair().map_err(setup("the console"))?;
+    let control_fd = spawn.pass_fd(their_control);
+    let console_fd = spawn.pass_fd(their_console);
+    let (channel, agent_port) = Channel::open(&mut spawn)?;
+    let mut devices = vec![agent_port];
+    for share in &spec.shares {
+        let socket =
+            connect(&share.socket).await.map_err(setup("the connection to the file server"))?;
+        devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
+    }
+    devices.push(Device::Entropy { source: settings.entropy_source.clone() });
+
+    let machine = Machine::from(settings.machine);
+    let command_line = CommandLine {
+        sandbox: spec.sandbox.clone(),
+        machine,
+        accelerator: host.accelerator,
+        cpu_features: settings.cpu_features.clone(),
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        kernel: spec.kernel.clone(),
+        initrd: spec.initrd.clone(),
+        append: kernel_params::command_line(&Circumstances {
+            machine,
+            accelerator: host.accelerator,
+            tsc_khz: host.tsc_khz,
+            debug: spec.debug,
+            extra: &spec.kernel_params,
+        }),
+        control: control_fd,
+        console: console_fd,
+        devices,
+        seccomp_sandbox: settings.seccomp_sandbox.clone(),
+    };
+    let arguments = command_line.arguments();
+    tracing::debug!(sandbox = spec.sandbox, "{program} {}", arguments.join(" "));
+    let child =
+        spawn.args(arguments).spawn().map_err(|error| spawn_error(program.clone(), error))?;
+
+    let console = Console::new();
+    let console_end = console::collect(console_output, console.clone());
+    let qmp = greet(&program, &child, control).await?;
+    Ok(QemuVm { child, qmp, channel, console, console_end })
+}
+
+/// Waits for QEMU's first words, or for its last.
+async fn greet(program: &str, child: &Child, control: UnixStream) -> Result<Qmp, HypervisorError> {
+    match Qmp::connect(control).await {
+        Ok(qmp) => Ok(qmp),
+        // A QEMU that closes its control socket is about to exit, and its stderr says why.
+        Err(_) => Err(HypervisorError::Died {
+            program: program.to_owned(),
+            exit: to_vm_exit(child.exited().await, None),
+            stderr: quote(&child.stderr()),
+        }),
+    }
+}
+
+fn quote(stderr: &[String]) -> String {
+    match stderr {
+        [] => "it wrote nothing to stderr".to_owned(),
+        lines => lines[lines.len().saturating_sub(QUOTED_LINES)..].join("; "),
+    }
+}
+
+/// The connection is made here, so that QEMU needs neither the path nor a network namespace in common with the server.
+async fn connect(socket: &Path) -> io::Result<StdUnixStream> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", socket.display())))?
+        .into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+fn spawn_error(program: String, error: SpawnError) -> HypervisorError {
+    match error {
+        SpawnError::Exec { source, .. } => HypervisorError::Spawn { program, source },
+        error => HypervisorError::Setup { what: "a jail", source: io::Error::other(error) },
+    }
+}
+
+pub(crate) fn to_vm_exit(exit: Exit, reason: Option<String>) -> VmExit {
+    let (code, signal) = match exit {
+        Exit::Code(code) => (Some(code), None),
+        Exit::Signal(signal) => (None, Some(signal)),
+        Exit::Unknown => (None, None),
+    };
+    VmExit { code, signal, reason }
+}

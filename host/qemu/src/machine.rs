@@ -1,0 +1,95 @@
+//! The machine: board, processor and what they need to run.
+
+use crate::accelerator::Accelerator;
+use crate::device::{Argument, Transport};
+use crate::option::OptionValue;
+use crate::settings::MachineChoice;
+
+/// The name of the memory object.
+pub(crate) const MEMORY: &str = "ram";
+
+/// The machine to emulate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Machine {
+    Microvm,
+    Q35,
+}
+
+impl From<MachineChoice> for Machine {
+    fn from(choice: MachineChoice) -> Self {
+        match choice {
+            // No device of a sandbox needs PCI or hotplug yet.
+            MachineChoice::Auto | MachineChoice::Microvm => Self::Microvm,
+            MachineChoice::Q35 => Self::Q35,
+        }
+    }
+}
+
+impl Machine {
+    pub(crate) fn transport(self) -> Transport {
+        match self {
+            Self::Microvm => Transport::Mmio,
+            Self::Q35 => Transport::Pci,
+        }
+    }
+
+    pub(crate) fn arguments(self) -> Vec<Argument> {
+        match self {
+            Self::Microvm => {
+                let board = OptionValue::new("microvm")
+                    .with("memory-backend", MEMORY)
+                    // virtio devices are found through ACPI: distributions' kernels do not read them off the command line.
+                    .with("acpi", "on")
+                    .with("auto-kernel-cmdline", "off")
+                    .with("x-option-roms", "off")
+                    // So that the guest's clock is right before the agent is told the time.
+                    .with("rtc", "on");
+                vec![
+                    ("-machine", board.into()),
+                    // A vhost-user back end speaks virtio 1 only.
+                    ("-global", "virtio-mmio.force-legacy=false".into()),
+                ]
+            }
+            Self::Q35 => {
+                let board = OptionValue::new("q35")
+                    .with("memory-backend", MEMORY)
+                    .with("usb", "off")
+                    .with("vmport", "off")
+                    .with("graphics", "off");
+                vec![("-machine", board.into())]
+            }
+        }
+    }
+}
+
+/// Accelerator and processor model.
+pub(crate) fn processor_arguments(
+    accelerator: Accelerator,
+    vcpus: u32,
+    features: &str,
+) -> Vec<Argument> {
+    let (accelerator, model) = match accelerator {
+        Accelerator::Kvm => (OptionValue::new("kvm"), "host"),
+        // With one virtual CPU the emulation can do without atomic instructions and is faster.
+        Accelerator::Tcg if vcpus == 1 => (OptionValue::new("tcg").with("thread", "single"), "max"),
+        Accelerator::Tcg => (OptionValue::new("tcg").with("thread", "multi"), "max"),
+    };
+    // Features are the administrator's own list, whose commas separate.
+    let model = match features {
+        "" => model.to_owned(),
+        features => format!("{model},{features}"),
+    };
+    vec![("-accel", accelerator.into()), ("-cpu", model), ("-smp", vcpus.to_string())]
+}
+
+/// All of the guest's memory, in a file that a vhost-user back end can map. Pages are taken as the guest touches them.
+pub(crate) fn memory_arguments(memory_mib: u32) -> Vec<Argument> {
+    let memory = OptionValue::new("memory-backend-memfd")
+        .with("id", MEMORY)
+        .with("size", format_args!("{memory_mib}M"))
+        .with("share", "on")
+        // Shared pages are never merged by KSM, and a core dump of QEMU must not hold the guest.
+        .with("merge", "off")
+        .with("dump", "off");
+    vec![("-object", memory.into()), ("-m", format!("{memory_mib}M"))]
+}

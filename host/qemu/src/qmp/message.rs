@@ -1,0 +1,137 @@
+//! The words of QMP that this driver speaks and understands.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+/// The longest reason that is kept of what QEMU says.
+const MAX_REASON: usize = 512;
+
+/// A command. None has arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Leave the negotiation mode.
+    QmpCapabilities,
+    /// Stop the CPUs.
+    Stop,
+    /// Let the CPUs run.
+    Cont,
+}
+
+impl Command {
+    /// Its name in the protocol.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::QmpCapabilities => "qmp_capabilities",
+            Self::Stop => "stop",
+            Self::Cont => "cont",
+        }
+    }
+
+    /// The line that sends it.
+    pub(super) fn line(self) -> String {
+        format!("{{\"execute\":\"{}\"}}\n", self.name())
+    }
+}
+
+/// What QEMU may say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Incoming {
+    /// Its first line.
+    Greeting,
+    /// The outcome of a command, an error in words.
+    Answer(Result<(), String>),
+    /// The guest is at its end, for this reason.
+    End(String),
+    /// Anything else, which later versions may add to.
+    Other,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    #[serde(rename = "QMP")]
+    greeting: Option<IgnoredAny>,
+    #[serde(rename = "return")]
+    returned: Option<IgnoredAny>,
+    error: Option<Refusal>,
+    event: Option<String>,
+    data: Option<EventData>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+#[derive(Deserialize)]
+struct EventData {
+    reason: Option<String>,
+}
+
+/// What a line says. One that is no message of the protocol says nothing.
+pub(super) fn parse(line: &[u8]) -> Incoming {
+    let Ok(message) = serde_json::from_slice::<Message>(line) else { return Incoming::Other };
+    if message.greeting.is_some() {
+        return Incoming::Greeting;
+    }
+    if message.returned.is_some() {
+        return Incoming::Answer(Ok(()));
+    }
+    if let Some(refusal) = message.error {
+        return Incoming::Answer(Err(readable(&refusal.desc)));
+    }
+    let reason = message.data.and_then(|data| data.reason);
+    match message.event.as_deref() {
+        Some("SHUTDOWN" | "RESET") => {
+            Incoming::End(readable(reason.as_deref().unwrap_or("guest-shutdown")))
+        }
+        Some("GUEST_PANICKED") => Incoming::End("guest-panic".to_owned()),
+        _ => Incoming::Other,
+    }
+}
+
+/// Cut to size, and without control characters: it ends in logs and on terminals.
+fn readable(text: &str) -> String {
+    text.chars().take(MAX_REASON).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn lines_of_qemu_are_understood() {
+        let greeting = br#"{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": ["oob"]}}"#;
+        assert_eq!(parse(greeting), Incoming::Greeting);
+        assert_eq!(parse(br#"{"return": {}}"#), Incoming::Answer(Ok(())));
+        assert_eq!(
+            parse(br#"{"error": {"class": "CommandNotFound", "desc": "no such command"}}"#),
+            Incoming::Answer(Err("no such command".into()))
+        );
+        assert_eq!(
+            parse(br#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}"#),
+            Incoming::End("guest-reset".into())
+        );
+        assert_eq!(parse(br#"{"event": "STOP"}"#), Incoming::Other);
+        assert_eq!(
+            parse(br#"{"event": "GUEST_PANICKED", "data": {"action": "pause"}}"#),
+            Incoming::End("guest-panic".into())
+        );
+    }
+
+    #[test]
+    fn reasons_are_bounded_and_printable() {
+        let line = format!("{{\"error\": {{\"desc\": \"\\u001b{}\"}}}}", "x".repeat(5000));
+        let Incoming::Answer(Err(reason)) = parse(line.as_bytes()) else { panic!("no error") };
+        assert_eq!(reason.chars().count(), MAX_REASON);
+        assert!(reason.starts_with("?xxx"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_makes_the_parser_panic(line: Vec<u8>) {
+            let _ = parse(&line);
+        }
+    }
+}

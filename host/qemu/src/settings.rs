@@ -1,0 +1,58 @@
+//! What an administrator may set about QEMU.
+
+use std::path::PathBuf;
+
+/// Settings that are the same for all VMs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QemuSettings {
+    /// QEMU's program: a path, or a name that is looked for in the usual directories.
+    pub program: PathBuf,
+    /// The machine to emulate.
+    pub machine: MachineChoice,
+    /// Who executes the guest's instructions.
+    pub accelerator: AcceleratorChoice,
+    /// Features to add to or take from the CPU model, as in `pmu=off,+avx2`. Empty for none.
+    pub cpu_features: String,
+    /// QEMU's own seccomp filter, as in its `-sandbox` option. Empty for none.
+    pub seccomp_sandbox: String,
+    /// The file that the guest's random numbers come from, like `/dev/urandom`.
+    pub entropy_source: PathBuf,
+}
+
+impl Default for QemuSettings {
+    fn default() -> Self {
+        Self {
+            program: "qemu-system-x86_64".into(),
+            machine: MachineChoice::Auto,
+            accelerator: AcceleratorChoice::Auto,
+            cpu_features: String::new(),
+            seccomp_sandbox:
+                "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
+            entropy_source: "/dev/urandom".into(),
+        }
+    }
+}
+
+/// Which machine QEMU emulates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MachineChoice {
+    /// The smallest that does: at present always [`MachineChoice::Microvm`].
+    #[default]
+    Auto,
+    /// No PCI, no firmware, no hotplug.
+    Microvm,
+    /// A PC with PCI Express.
+    Q35,
+}
+
+/// Who executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AcceleratorChoice {
+    /// KVM where it works, else software emulation.
+    #[default]
+    Auto,
+    /// KVM, or failure.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}

@@ -1,0 +1,101 @@
+//! The guest's side of these tests. The guest's first process is this very test program, run with [`ARGUMENTS`], so that there is nothing
+//! else to build: it loads the modules that a kata initrd lists, greets on the console like the agent, and answers on the
+//! serial channel.
+
+use std::ffi::CStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use kata_channel::{ChannelStream, SERIAL_PORT_NAME, SerialListener};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{RebootCommand, finit_module, reboot};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+
+/// What makes the first process of a guest, as the end of the kernel's command line.
+pub(crate) const ARGUMENTS: [&str; 5] =
+    ["--", "--ignored", "--nocapture", "--exact", "guest::first_process"];
+
+/// On this parameter the first process exits at once, which Linux answers with a panic.
+pub(crate) const PANIC: &str = "kata.test=panic";
+
+/// Sends back what it gets.
+pub(crate) const ECHO_PORT: u32 = 7;
+/// Tells the kernel's command line.
+pub(crate) const COMMAND_LINE_PORT: u32 = 8;
+/// Reboots.
+pub(crate) const REBOOT_PORT: u32 = 9;
+/// Is refused, like any other.
+pub(crate) const CLOSED_PORT: u32 = 10;
+
+#[tokio::test]
+#[ignore = "only a guest's first process runs it"]
+async fn first_process() -> std::io::Result<()> {
+    assert_eq!(std::process::id(), 1, "this is no test, but what the tests' guest runs");
+    for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
+        fs::create_dir_all(target)?;
+        match mount(kind, target, kind, MountFlags::empty(), None::<&CStr>) {
+            // The kernel may have mounted /dev itself.
+            Ok(()) | Err(Errno::BUSY) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let command_line = fs::read_to_string("/proc/cmdline")?;
+    if command_line.contains(PANIC) {
+        return Ok(());
+    }
+    load_modules()?;
+    println!("kata-agent test started");
+    let mut listener = SerialListener::new(open_port()?);
+    while let Some((port, pending)) = listener.accept().await {
+        match port {
+            ECHO_PORT => drop(tokio::spawn(async move { echo(pending.accept().await?).await })),
+            COMMAND_LINE_PORT => {
+                let mut stream = pending.accept().await?;
+                stream.write_all(command_line.as_bytes()).await?;
+                stream.shutdown().await?;
+            }
+            REBOOT_PORT => reboot(RebootCommand::Restart)?,
+            _ => pending.refuse(),
+        }
+    }
+    Ok(())
+}
+
+async fn echo(stream: ChannelStream) -> std::io::Result<()> {
+    let (mut read, mut write) = tokio::io::split(stream);
+    tokio::io::copy(&mut read, &mut write).await?;
+    write.shutdown().await
+}
+
+fn load_modules() -> std::io::Result<()> {
+    for path in fs::read_to_string("/etc/kata-modules")?.lines() {
+        let module = File::open(path)?;
+        // A module that this machine has no use for is no failure of the test.
+        if let Err(errno) = finit_module(&module, c"", 0) {
+            writeln!(std::io::stderr(), "{path}: {errno}")?;
+        }
+    }
+    Ok(())
+}
+
+fn open_port() -> std::io::Result<impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin>
+{
+    for entry in fs::read_dir("/sys/class/virtio-ports")? {
+        let directory = entry?.path();
+        if fs::read_to_string(directory.join("name"))?.trim_end() == SERIAL_PORT_NAME {
+            let node = PathBuf::from("/dev").join(directory.file_name().unwrap_or_default());
+            let port = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+                .open(node)?;
+            let read = pipe::Receiver::from_file_unchecked(port.try_clone()?)?;
+            return Ok(tokio::io::join(read, pipe::Sender::from_file_unchecked(port)?));
+        }
+    }
+    Err(std::io::Error::other("the machine has no port for the agent"))
+}

@@ -1,0 +1,270 @@
+//! Real virtual machines: a guest kernel and a first process that greets, echoes and reboots ([`guest`]).
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
+
+mod assets;
+mod guest;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kata_channel::ChannelStream;
+use kata_hypervisor::{Hypervisor, HypervisorError, Vm, VmSpec};
+use kata_qemu::{MachineChoice, Qemu, QemuSettings};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use guest::{CLOSED_PORT, COMMAND_LINE_PORT, ECHO_PORT, REBOOT_PORT};
+
+/// Long enough for an emulated boot on a busy machine.
+const BOOT: Duration = Duration::from_secs(60);
+/// Long enough for anything that does not wait for the guest.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A spec, and the directory that its files are in.
+struct Bench {
+    directory: TempDir,
+    spec: VmSpec,
+}
+
+fn bench(name: &str) -> Bench {
+    bench_with(name, None)
+}
+
+fn bench_with(name: &str, param: Option<&str>) -> Bench {
+    let init = format!("rdinit=/{}", assets::INIT);
+    let params = [Some(init.as_str()), param].into_iter().flatten().chain(guest::ARGUMENTS);
+    let directory = tempfile::tempdir().unwrap();
+    let spec = VmSpec {
+        sandbox: format!("test-{name}"),
+        vcpus: 1,
+        memory_mib: 256,
+        kernel: assets::kernel(),
+        initrd: assets::initrd(directory.path()),
+        kernel_params: params.map(str::to_owned).collect(),
+        shares: Vec::new(),
+        run_dir: directory.path().to_owned(),
+        debug: false,
+    };
+    Bench { directory, spec }
+}
+
+impl Bench {
+    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+async fn boot(settings: QemuSettings, spec: &VmSpec) -> Box<dyn Vm> {
+    let vm = timeout(SOON, Qemu::new(settings).boot(spec)).await.unwrap().unwrap();
+    if timeout(BOOT, vm.console().kernel_up()).await.is_err() {
+        let (console, stderr) = (vm.console().last_lines(60), vm.stderr());
+        panic!("the guest did not come up; console: {console:#?}; QEMU: {stderr:#?}");
+    }
+    vm
+}
+
+/// Fails the boot, and returns why it did, as a whole chain.
+async fn failure(settings: QemuSettings, spec: &VmSpec) -> String {
+    let error = timeout(SOON, Qemu::new(settings).boot(spec)).await.unwrap().unwrap_err();
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Dials a guest that should answer, if need be once it is up.
+async fn dial(vm: &dyn Vm, port: u32) -> ChannelStream {
+    match timeout(BOOT, vm.dial(port)).await {
+        Ok(Ok(stream)) => stream,
+        failed => panic!(
+            "{:?}; console: {:#?}",
+            failed.map(|dial| dial.err()),
+            vm.console().last_lines(60)
+        ),
+    }
+}
+
+async fn echo(vm: &dyn Vm, bytes: Vec<u8>) -> Vec<u8> {
+    let stream = dial(vm, ECHO_PORT).await;
+    let (mut read, mut write) = tokio::io::split(stream);
+    let sender = tokio::spawn(async move {
+        write.write_all(&bytes).await.unwrap();
+        write.shutdown().await.unwrap();
+    });
+    let mut back = Vec::new();
+    read.read_to_end(&mut back).await.unwrap();
+    sender.await.unwrap();
+    back
+}
+
+fn is_gone(pid: u32) -> bool {
+    !Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[tokio::test]
+async fn vm_boots_talks_pauses_and_stops() {
+    let bench = bench("life");
+    let vm = boot(QemuSettings::default(), &bench.spec).await;
+    let bytes: Vec<u8> =
+        (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    assert!(echo(&*vm, bytes.clone()).await == bytes, "the channel changed what it carried");
+
+    let refused = timeout(SOON, vm.dial(CLOSED_PORT)).await.unwrap().err().unwrap();
+    assert!(matches!(refused, HypervisorError::Dial { port: CLOSED_PORT, .. }), "{refused}");
+
+    vm.pause().await.unwrap();
+    let silent = timeout(Duration::from_millis(300), echo(&*vm, b"hello".to_vec())).await;
+    assert!(silent.is_err(), "a guest whose CPUs stand still has answered");
+    vm.resume().await.unwrap();
+    assert_eq!(timeout(SOON, echo(&*vm, b"hello".to_vec())).await.unwrap(), b"hello");
+
+    let command = fs::read_to_string(format!("/proc/{}/cmdline", vm.pid())).unwrap();
+    assert!(command.contains("sandbox-test-life"), "{command}");
+    let (pid, started) = (vm.pid(), Instant::now());
+    vm.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(1), "stopping took {:?}", started.elapsed());
+    assert!(is_gone(pid));
+    vm.stop().await;
+    let exit = vm.exited().await;
+    assert_eq!((exit.code, exit.signal), (None, Some(9)));
+    let closed = vm.dial(ECHO_PORT).await.err().unwrap();
+    assert!(matches!(closed, HypervisorError::ChannelClosed), "{closed}");
+    assert!(vm.pause().await.is_err());
+}
+
+#[tokio::test]
+async fn guest_may_be_dialled_before_it_is_up() {
+    let bench = bench("early");
+    let vm = Qemu::new(QemuSettings::default()).boot(&bench.spec).await.unwrap();
+    let mut stream = dial(&*vm, COMMAND_LINE_PORT).await;
+    let mut line = String::new();
+    stream.read_to_string(&mut line).await.unwrap();
+    assert!(line.contains("console=ttyS0") && line.contains("quiet"), "{line}");
+}
+
+#[tokio::test]
+async fn q35_boots_too() {
+    let bench = bench("q35");
+    let settings = QemuSettings { machine: MachineChoice::Q35, ..QemuSettings::default() };
+    let vm = boot(settings, &bench.spec).await;
+    assert_eq!(timeout(SOON, echo(&*vm, b"hello".to_vec())).await.unwrap(), b"hello");
+}
+
+#[tokio::test]
+async fn several_processors_come_up() {
+    let mut bench = bench("smp");
+    bench.spec.vcpus = 2;
+    let vm = boot(QemuSettings::default(), &bench.spec).await;
+    assert_eq!(timeout(SOON, echo(&*vm, b"hello".to_vec())).await.unwrap(), b"hello");
+}
+
+#[tokio::test]
+async fn reboot_of_the_guest_ends_the_vm_with_a_reason() {
+    let bench = bench("reboot");
+    let vm = boot(QemuSettings::default(), &bench.spec).await;
+    assert!(timeout(SOON, vm.dial(REBOOT_PORT)).await.unwrap().is_err());
+    let exit = timeout(SOON, vm.exited()).await.unwrap();
+    assert_eq!((exit.code, exit.reason.as_deref()), (Some(0), Some("guest-reset")));
+}
+
+#[tokio::test]
+async fn panic_of_the_guest_is_the_last_word_on_the_console() {
+    let bench = bench_with("panic", Some(guest::PANIC));
+    let vm = Qemu::new(QemuSettings::default()).boot(&bench.spec).await.unwrap();
+    let exit = timeout(BOOT, vm.exited()).await.unwrap();
+    assert_eq!(exit.reason.as_deref(), Some("guest-reset"));
+    let console = vm.console().last_lines(40).join("\n");
+    assert!(console.contains("Kernel panic"), "{console}");
+}
+
+#[tokio::test]
+async fn killed_vmm_is_an_event() {
+    let bench = bench("kill");
+    let vm = boot(QemuSettings::default(), &bench.spec).await;
+    let pid = nix::unistd::Pid::from_raw(vm.pid().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let exit = timeout(SOON, vm.exited()).await.unwrap();
+    assert_eq!(exit.to_string(), "killed by signal 9");
+}
+
+#[tokio::test]
+async fn dropped_vm_leaves_no_process() {
+    let bench = bench("drop");
+    let vm = Qemu::new(QemuSettings::default()).boot(&bench.spec).await.unwrap();
+    let pid = vm.pid();
+    drop(vm);
+    timeout(SOON, async {
+        while !is_gone(pid) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn missing_program_is_named() {
+    let settings = QemuSettings { program: "/no/such/qemu".into(), ..QemuSettings::default() };
+    let text = failure(settings, &bench("no-program").spec).await;
+    assert!(text.contains("/no/such/qemu") && text.contains("No such file"), "{text}");
+}
+
+#[tokio::test]
+async fn file_that_is_no_kernel_is_told_in_qemus_words() {
+    let mut bench = bench("no-kernel");
+    bench.spec.kernel = bench.file("kernel", b"no kernel at all\n");
+    let text = failure(QemuSettings::default(), &bench.spec).await;
+    assert!(text.contains("exited with status 1") && text.contains("kernel"), "{text}");
+}
+
+#[tokio::test]
+async fn memory_that_the_initrd_does_not_fit_into_is_told_in_qemus_words() {
+    let mut bench = bench("no-memory");
+    bench.spec.memory_mib = 64;
+    let mut content = fs::read(&bench.spec.initrd).unwrap();
+    content.resize(80 << 20, 0);
+    bench.spec.initrd = bench.file("large.img", &content);
+    let text = failure(QemuSettings::default(), &bench.spec).await;
+    assert!(text.contains("exited with status 1") && text.contains("initrd"), "{text}");
+}
+
+#[tokio::test]
+async fn wrong_processor_feature_is_told_in_qemus_words() {
+    let settings =
+        QemuSettings { cpu_features: "no-such-feature=on".into(), ..QemuSettings::default() };
+    let text = failure(settings, &bench("no-feature").spec).await;
+    assert!(text.contains("no-such-feature"), "{text}");
+}
+
+#[tokio::test]
+async fn file_server_that_does_not_listen_is_named() {
+    let mut bench = bench("no-share");
+    let socket = bench.directory.path().join("fs.sock");
+    bench.spec.shares.push(kata_hypervisor::ShareSpec { tag: "share".into(), socket });
+    let text = failure(QemuSettings::default(), &bench.spec).await;
+    assert!(text.contains("file server") && text.contains("fs.sock"), "{text}");
+}
+
+/// `KATA_TEST_BOOTS` says how often; 100 is the measure that no hang may be seen in.
+#[tokio::test]
+async fn boots_in_a_row_never_hang() {
+    let count = std::env::var("KATA_TEST_BOOTS").map_or(3, |count| count.parse().unwrap());
+    let bench = bench("row");
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let started = Instant::now();
+        let vm = boot(QemuSettings::default(), &bench.spec).await;
+        times.push(started.elapsed());
+        vm.stop().await;
+    }
+    times.sort_unstable();
+    println!("{count} boots: median {:?}, slowest {:?}", times[count / 2], times[count - 1]);
+}

@@ -1,0 +1,75 @@
+//! Files below the share's own directories, reached by descriptor and by checked names only.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::{Errno, Result};
+
+use crate::StorageError;
+
+/// The rules that containerd and runc have for ids, which also make them safe as file names.
+pub(super) fn check_id(id: &str) -> std::result::Result<(), StorageError> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
+    let starts_well = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if starts_well && id.len() <= 128 && id.bytes().all(is_allowed) {
+        Ok(())
+    } else {
+        Err(StorageError::Id(id.to_owned()))
+    }
+}
+
+/// Opens a bind mount's source, resolving it for the last time.
+pub(super) fn open_source(path: &Path) -> Result<OwnedFd> {
+    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens a directory for listing it and for making things in it.
+pub(super) fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::empty())
+}
+
+/// Opens a mount point of the share without crossing into what is mounted elsewhere.
+pub(super) fn open_beneath(face: &OwnedFd, relative: &Path, flags: OFlags) -> Result<OwnedFd> {
+    let flags = flags | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    openat2(face, relative, flags, Mode::empty(), resolve)
+}
+
+/// Something that need not be there.
+pub(super) fn found<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The names in a directory of ours; anything that is not UTF-8 was not made here.
+pub(super) fn entries(directory: &OwnedFd) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_safe_file_names() {
+        for id in ["a", "0123abc", "my_container-1.2+x"] {
+            assert!(check_id(id).is_ok(), "{id}");
+        }
+        let long = "a".repeat(129);
+        for id in ["", ".", "..", "../x", "a/b", "-x", "a b", "a\0b", long.as_str()] {
+            assert!(check_id(id).is_err(), "{id}");
+        }
+    }
+}

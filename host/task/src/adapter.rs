@@ -1,0 +1,45 @@
+//! Joins the two halves of a process's streams: the host's, which `stdio` opens, and the guest's, which the sandbox has.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kata_sandbox::{AttachedStdio, GuestProcess, Stdio};
+
+use crate::stdio::{self, GuestStreams, ProcessStdio, StreamError};
+
+impl Stdio for ProcessStdio {
+    fn attach(self: Box<Self>, process: GuestProcess) -> Arc<dyn AttachedStdio> {
+        Arc::new((*self).attach(Arc::new(process)))
+    }
+}
+
+#[async_trait]
+impl AttachedStdio for stdio::AttachedStdio {
+    async fn drained(&self) {
+        self.drained().await;
+    }
+
+    async fn close_stdin(&self) {
+        self.close_stdin();
+    }
+}
+
+#[async_trait]
+impl GuestStreams for GuestProcess {
+    async fn read_stdout(&self, max: u32) -> Result<Vec<u8>, StreamError> {
+        self.read_stdout(max).await.map_err(StreamError::new)
+    }
+
+    async fn read_stderr(&self, max: u32) -> Result<Vec<u8>, StreamError> {
+        self.read_stderr(max).await.map_err(StreamError::new)
+    }
+
+    async fn write_stdin(&self, bytes: Vec<u8>) -> Result<usize, StreamError> {
+        let taken = self.write_stdin(bytes).await.map_err(StreamError::new)?;
+        Ok(usize::try_from(taken).expect("a usize has at least 32 bits on every platform that runs this"))
+    }
+
+    async fn close_stdin(&self) -> Result<(), StreamError> {
+        self.close_stdin().await.map_err(StreamError::new)
+    }
+}

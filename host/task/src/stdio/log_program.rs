@@ -1,0 +1,97 @@
+//! A program that takes a process's output (`binary://`), as containerd's shims run it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use super::{StdioError, StdioIds};
+
+/// How long it may take to say that it is ready.
+const READY: Duration = Duration::from_secs(10);
+
+/// How long it may go on after the end of the output before it is told to stop, and then before it is killed. containerd's shims
+/// wait as long.
+const FINISH: Duration = Duration::from_secs(12);
+
+/// A running log program.
+#[derive(Debug)]
+pub(super) struct LogProgram {
+    path: PathBuf,
+    child: Child,
+}
+
+impl LogProgram {
+    /// Starts it with the reading ends of stdout and stderr as descriptors 3 and 4, and waits until it closes descriptor 5, or
+    /// writes to it. Returns the writing ends.
+    pub(super) async fn start(
+        path: &Path,
+        args: &[String],
+        ids: &StdioIds,
+    ) -> Result<(Self, pipe::Sender, pipe::Sender), StdioError> {
+        let failed = |source| StdioError::LogProgram { path: path.to_owned(), source };
+        let (program, outputs, ready) = spawn(path, args, ids).map_err(failed)?;
+        let mut byte = [0];
+        let first = async {
+            ready.readable().await?;
+            // A byte and the end mean the same.
+            ready.try_read(&mut byte).map(drop)
+        };
+        match tokio::time::timeout(READY, first).await {
+            Ok(answer) => answer.map_err(failed)?,
+            Err(_) => {
+                let path = path.to_owned();
+                return Err(StdioError::LogProgramNotReady { path, seconds: READY.as_secs() });
+            }
+        }
+        let [stdout, stderr] = outputs;
+        Ok((program, stdout, stderr))
+    }
+
+    /// Waits until `done` is closed, and then for the program to end; if it does not, it is made to.
+    pub(super) async fn finish(mut self, mut done: watch::Receiver<()>) {
+        while done.changed().await.is_ok() {}
+        for signal in [Signal::TERM, Signal::KILL] {
+            if tokio::time::timeout(FINISH, self.child.wait()).await.is_ok() {
+                return;
+            }
+            tracing::warn!("the log program {} goes on after the end: sending {signal:?}", self.path.display());
+            if let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
+                let _ = kill_process(pid, signal);
+            }
+        }
+        let _ = self.child.wait().await;
+    }
+}
+
+type Spawned = (LogProgram, [pipe::Sender; 2], pipe::Receiver);
+
+fn spawn(path: &Path, args: &[String], ids: &StdioIds) -> io::Result<Spawned> {
+    let (stdout, to_stdout) = io::pipe()?;
+    let (stderr, to_stderr) = io::pipe()?;
+    let (ready, to_ready) = io::pipe()?;
+    let mut command = std::process::Command::new(path);
+    command
+        .args(args)
+        .env_clear()
+        .env("CONTAINER_ID", &ids.id)
+        .env("CONTAINER_NAMESPACE", &ids.namespace)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let inherited: [OwnedFd; 3] = [stdout.into(), stderr.into(), to_ready.into()];
+    let mappings = inherited.into_iter().zip(3..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+    command.fd_mappings(mappings.collect()).map_err(io::Error::other)?;
+    // The command owns the program's ends: they must not outlive this function, or the end of one would never be seen.
+    let child = Command::from(command).spawn()?;
+    let sender = |end: io::PipeWriter| pipe::Sender::from_owned_fd(end.into());
+    let program = LogProgram { path: path.to_owned(), child };
+    Ok((program, [sender(to_stdout)?, sender(to_stderr)?], pipe::Receiver::from_owned_fd(ready.into())?))
+}

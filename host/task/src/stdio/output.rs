@@ -1,0 +1,137 @@
+//! From the guest's process to the host.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+
+use super::fifo::OutputFifo;
+use super::{GuestStreams, StreamError};
+
+/// As much as is asked of the guest at once.
+const CHUNK: u32 = 1 << 20;
+
+/// How long output that nobody takes is kept for after the process has ended. As long as runc's shim waits.
+const AWAY: Duration = Duration::from_secs(2);
+
+/// Where output goes.
+#[derive(Debug)]
+pub(super) enum Sink {
+    /// Read from the guest, so that the process is not held up, and forgotten.
+    Nowhere,
+    Fifo(OutputFifo),
+    File(Arc<File>),
+    /// To a log program.
+    Pipe(pipe::Sender),
+}
+
+impl Sink {
+    /// Opens a fifo, or a file to append to.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        if fs::metadata(path)?.file_type().is_fifo() {
+            Ok(Self::Fifo(OutputFifo::open(path)?))
+        } else {
+            Ok(Self::File(Arc::new(File::options().append(true).open(path)?)))
+        }
+    }
+
+    /// A second stream into the same file; what is no file cannot be shared and gives nowhere.
+    pub(super) fn share(&self) -> Self {
+        match self {
+            Self::File(file) => Self::File(Arc::clone(file)),
+            Self::Nowhere | Self::Fifo(_) | Self::Pipe(_) => Self::Nowhere,
+        }
+    }
+
+    /// Writes all of `bytes`, however long the other side takes. Once `ended` is true, a side that does not take anything for a
+    /// while is not waited for: a fifo that nobody has open, and a log program that hangs.
+    async fn write_all(&mut self, bytes: &[u8], ended: &watch::Receiver<bool>) -> io::Result<()> {
+        let (writer, mut own_reader) = match self {
+            Self::Nowhere => return Ok(()),
+            // Files cannot be waited for; writing to one takes no longer than the disk does.
+            Self::File(file) => return (&**file).write_all(bytes),
+            Self::Fifo(fifo) => (&fifo.writer, Some(&mut fifo.own_reader)),
+            Self::Pipe(writer) => (&*writer, None),
+        };
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match writer.try_write(rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {
+                    ready = writer.writable() => ready?,
+                    () = long_ended(ended), if !matches!(own_reader, Some(None)) => match &mut own_reader {
+                        // Without our own end, nobody at the other one is an error at once, and somebody is waited for.
+                        Some(own_reader) => **own_reader = None,
+                        None => return Err(io::ErrorKind::TimedOut.into()),
+                    },
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Resolves [`AWAY`] after the process has ended.
+async fn long_ended(ended: &watch::Receiver<bool>) {
+    // An error means that nobody waits for the output any more, which is an end as well.
+    let _ = ended.clone().wait_for(|ended| *ended).await;
+    tokio::time::sleep(AWAY).await;
+}
+
+/// Opens a file to append to, and makes it and its directories if need be.
+pub(super) fn create_file(path: &Path) -> io::Result<File> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    File::options().append(true).create(true).mode(0o644).open(path)
+}
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    async fn read(self, guest: &dyn GuestStreams) -> Vec<u8> {
+        let read: Result<_, StreamError> = match self {
+            Self::Stdout => guest.read_stdout(CHUNK).await,
+            Self::Stderr => guest.read_stderr(CHUNK).await,
+        };
+        read.unwrap_or_else(|error| {
+            tracing::debug!(stream = ?self, "output ends: {error}");
+            Vec::new()
+        })
+    }
+}
+
+/// Copies one stream to its end. `copying` is dropped when that is reached and the sink closed.
+pub(super) fn spawn(
+    stream: Stream,
+    mut sink: Sink,
+    guest: Arc<dyn GuestStreams>,
+    ended: watch::Receiver<bool>,
+    copying: watch::Sender<()>,
+) {
+    tokio::spawn(async move {
+        let mut chunk = stream.read(&*guest).await;
+        while !chunk.is_empty() {
+            // The guest prepares the next one while this one is written.
+            let (written, next) = tokio::join!(sink.write_all(&chunk, &ended), stream.read(&*guest));
+            if let Err(error) = written {
+                tracing::warn!(?stream, "output goes nowhere from here on: {error}");
+                sink = Sink::Nowhere;
+            }
+            chunk = next;
+        }
+        drop(sink);
+        drop(copying);
+    });
+}

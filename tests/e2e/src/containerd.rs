@@ -1,0 +1,266 @@
+//! A containerd of one's own.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::client::{self, Client, Input, Output};
+use crate::deadline::Deadline;
+use crate::image::Image;
+use crate::mark::Mark;
+use crate::run::Run;
+use crate::runtime::Installation;
+use crate::stream::{Stream, tail};
+
+/// How the ids of containers begin.
+pub(crate) const CONTAINER: &str = "c";
+
+/// What the daemon says when it answers requests.
+const READY: &str = "containerd successfully booted";
+
+/// How long it may take until it says so, and how long to end.
+const START: Duration = Duration::from_secs(60);
+
+/// Plugins without which a daemon starts faster and touches nothing outside its directory. Unknown names are harmless.
+const DISABLED: &[&str] = &[
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.internal.v1.opt",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.tracing.processor.v1.otlp",
+    "io.containerd.internal.v1.tracing",
+];
+
+/// The programs of one release of containerd, as command lines to which arguments are appended.
+#[derive(Debug, Clone)]
+pub struct Daemon {
+    pub(crate) containerd: Vec<OsString>,
+    pub(crate) ctr: Vec<OsString>,
+    /// Where its further programs are; the machine's `PATH` comes after it.
+    pub(crate) bin: Option<PathBuf>,
+}
+
+impl Daemon {
+    /// The machine's own, from its `PATH`.
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        Self { containerd: vec!["containerd".into()], ctr: vec!["ctr".into()], bin: None }
+    }
+
+    /// What `containerd --version` says.
+    pub fn version(&self) -> Result<String> {
+        let mut command = command(&self.containerd);
+        command.arg("--version");
+        client::run(command)?.success()
+    }
+}
+
+/// A running containerd with a directory, a socket and a namespace of its own, and the image [`Image::busybox`] in it.
+#[derive(Debug)]
+pub struct Containerd {
+    directory: TempDir,
+    mark: Mark,
+    daemon: Daemon,
+    environment: Vec<(String, OsString)>,
+    // Locked only to replace the process when it is started again.
+    process: Mutex<Client>,
+    next: AtomicU32,
+}
+
+impl Containerd {
+    /// Starts one and waits until it answers.
+    pub(crate) fn start(daemon: Daemon, mut environment: Vec<(String, OsString)>) -> Result<Self> {
+        let mark = Mark::unique();
+        let directory = tempfile::Builder::new()
+            .prefix(&format!("kata-{mark}-"))
+            .tempdir()
+            .context("cannot make a directory for containerd")?;
+        let config = directory.path().join("config.toml");
+        fs::write(&config, configuration(directory.path()))
+            .with_context(|| format!("cannot write {}", config.display()))?;
+        environment.push(("KATA_E2E_FIXTURE".to_owned(), mark.as_str().into()));
+        let process = Mutex::new(launch(&daemon, &config, &environment)?);
+        let next = AtomicU32::new(1);
+        let containerd = Self { directory, mark, daemon, environment, process, next };
+        containerd.import(&Image::busybox())?;
+        Ok(containerd)
+    }
+
+    /// What everything of this fixture carries in its name.
+    #[must_use]
+    pub fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    /// A directory for the test's own files; it goes with the fixture.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The namespace of everything that the test makes.
+    #[must_use]
+    pub fn namespace(&self) -> String {
+        format!("ns-{}", self.mark)
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn address(&self) -> PathBuf {
+        self.directory().join("containerd.sock")
+    }
+
+    /// The daemon's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process().pid()
+    }
+
+    /// What it has logged since it was started last, shims included.
+    #[must_use]
+    pub fn log(&self) -> Stream {
+        self.process().stderr.clone()
+    }
+
+    /// Imports an image.
+    pub fn import(&self, image: &Image) -> Result<()> {
+        let file = self.directory().join(format!("{}.tar", self.unique("image")));
+        fs::write(&file, image.archive()?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let path = file.to_string_lossy().into_owned();
+        self.ctr(["images", "import", &path])?.success().context("cannot import the image")?;
+        fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))
+    }
+
+    /// A container to be that runs `command`.
+    pub fn run<'a>(&'a self, command: impl IntoIterator<Item = impl Into<String>>) -> Run<'a> {
+        Run::new(self, command.into_iter().map(Into::into).collect())
+    }
+
+    /// A container to be that runs a shell with `script`.
+    #[must_use]
+    pub fn shell(&self, script: &str) -> Run<'_> {
+        self.run(["sh", "-c", script])
+    }
+
+    /// Runs `ctr` to its end.
+    pub fn ctr(&self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Output> {
+        client::run(self.ctr_command(args))
+    }
+
+    /// Starts `ctr`.
+    pub fn start_ctr(
+        &self,
+        args: impl IntoIterator<Item = impl Into<OsString>>,
+        input: Input,
+    ) -> Result<Client> {
+        Client::spawn(self.ctr_command(args), input)
+    }
+
+    fn ctr_command(&self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Command {
+        let mut ctr = command(&self.daemon.ctr);
+        ctr.arg("--address").arg(self.address()).args(["--namespace", &self.namespace()]);
+        ctr.args(args.into_iter().map(Into::into));
+        ctr
+    }
+
+    /// Kills the daemon with SIGKILL, and starts it again on the same directories.
+    pub fn kill_and_restart(&self) -> Result<()> {
+        self.kill()?;
+        let config = self.directory().join("config.toml");
+        *self.process() = launch(&self.daemon, &config, &self.environment)?;
+        Ok(())
+    }
+
+    /// Kills the daemon with SIGKILL and waits for its end.
+    pub fn kill(&self) -> Result<()> {
+        self.end_with(Signal::KILL)
+    }
+
+    /// Asks the daemon to end, and waits for it.
+    pub(crate) fn stop(&self) -> Result<()> {
+        self.end_with(Signal::TERM)
+    }
+
+    fn end_with(&self, signal: Signal) -> Result<()> {
+        let process = self.process();
+        process.signal(signal)?;
+        ensure!(process.ends(Deadline::after(START))?, "containerd does not end on {signal:?}");
+        Ok(())
+    }
+
+    /// A name that nothing else has, beginning with `what`.
+    pub(crate) fn unique(&self, what: &str) -> String {
+        format!("{what}{}-{}", self.next.fetch_add(1, Ordering::Relaxed), self.mark)
+    }
+
+    /// The ids that containers of this fixture may have had.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        let numbers = 1..self.next.load(Ordering::Relaxed);
+        numbers.map(|number| format!("{CONTAINER}{number}-{}", self.mark)).collect()
+    }
+
+    fn process(&self) -> MutexGuard<'_, Client> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn launch(daemon: &Daemon, config: &Path, environment: &[(String, OsString)]) -> Result<Client> {
+    let mut containerd = command(&daemon.containerd);
+    containerd.arg("--config").arg(config).env("PATH", search_path(daemon));
+    containerd.envs(environment.iter().map(|(name, value)| (name, value)));
+    let client = Client::spawn(containerd, Input::Nothing)?;
+    client.stderr.expect(READY, Deadline::after(START)).context("containerd does not start")?;
+    Ok(client)
+}
+
+/// The programs under test come first, then the daemon's own, then the machine's.
+fn search_path(daemon: &Daemon) -> OsString {
+    let mut folders = vec![Installation::under_test().bin()];
+    folders.extend(daemon.bin.clone());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    folders.extend(std::env::split_paths(&path));
+    std::env::join_paths(folders).unwrap_or(path)
+}
+
+/// A configuration that every release from 1.6 to 2.x takes.
+fn configuration(directory: &Path) -> String {
+    let directory = directory.display();
+    let level = std::env::var("KATA_E2E_LOG").unwrap_or("info".to_owned());
+    format!(
+        "version = 2\n\
+         root = '{directory}/root'\n\
+         state = '{directory}/state'\n\
+         temp = '{directory}/temp'\n\
+         disabled_plugins = {DISABLED:?}\n\
+         [grpc]\n\
+         address = '{directory}/containerd.sock'\n\
+         [debug]\n\
+         level = '{level}'\n"
+    )
+}
+
+fn command(words: &[OsString]) -> Command {
+    let mut words = words.iter();
+    let mut command = Command::new(words.next().expect("a command line has a program"));
+    command.args(words);
+    command
+}
+
+/// The end of the daemon's log, for errors.
+pub(crate) fn log_tail(containerd: &Containerd) -> String {
+    tail(&containerd.log().text()).to_owned()
+}

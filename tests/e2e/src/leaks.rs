@@ -1,0 +1,140 @@
+//! The check that nothing of ours is left.
+//!
+//! ```text
+//!   Traces::before() ─▶ of(containerd) ─▶ … the test … ─▶ vanish() ─▶ daemon stops ─▶ vanish_with_daemon()
+//!     network devices     mark, paths                      all but the daemon           not one process or mount
+//! ```
+//!
+//! What has to go may take its time to go: the check looks again whenever something changes, until its deadline.
+
+mod cgroups;
+mod files;
+mod network;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::containerd::Containerd;
+use crate::deadline::Deadline;
+use crate::mark::Mark;
+use crate::process::{self, Process};
+use crate::watch::Watch;
+
+pub(crate) use cgroups::remove as remove_cgroups;
+
+/// How long things may take to go after the engine has said that they are gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What was there before a fixture, and belongs to others.
+#[derive(Debug)]
+pub(crate) struct Before {
+    network: BTreeSet<String>,
+}
+
+/// Where one fixture may leave traces.
+#[derive(Debug)]
+pub(crate) struct Traces<'a> {
+    containerd: &'a Containerd,
+    before: Before,
+}
+
+impl Traces<'_> {
+    /// Takes note of what is there.
+    pub(crate) fn before() -> Result<Before> {
+        Ok(Before { network: network::names()? })
+    }
+}
+
+impl Before {
+    /// What comes from now on is the fixture's.
+    pub(crate) fn of(self, containerd: &Containerd) -> Traces<'_> {
+        Traces { containerd, before: self }
+    }
+}
+
+impl Traces<'_> {
+    /// Waits until nothing is left but the daemon and its directories.
+    pub(crate) fn vanish(&self) -> Result<()> {
+        self.wait_until_none(|| self.left())
+    }
+
+    /// Waits until nothing is left at all, for the daemon has ended.
+    pub(crate) fn vanish_with_daemon(&self) -> Result<()> {
+        self.wait_until_none(|| {
+            let mut left = Left { processes: process::marked(self.mark())?, others: Vec::new() };
+            left.others.extend(mounts(self.mark())?);
+            Ok(left)
+        })
+    }
+
+    fn mark(&self) -> &Mark {
+        self.containerd.mark()
+    }
+
+    fn wait_until_none(&self, find: impl Fn() -> Result<Left>) -> Result<()> {
+        let deadline = Deadline::after(PATIENCE);
+        let watch = Watch::new()?;
+        for directory in self.directories() {
+            watch.names_in(&directory)?;
+        }
+        let links = network::changes()?;
+        loop {
+            let left = find()?;
+            if left.is_nothing() {
+                return Ok(());
+            }
+            let mut events = vec![links.as_fd()];
+            events.extend(left.processes.iter().map(|process| process.pidfd().as_fd()));
+            if !watch.wait(&events, deadline)? {
+                bail!("left behind after {:.0?}:\n{}", deadline.elapsed(), left.describe());
+            }
+            network::drain(&links);
+        }
+    }
+
+    /// Directories in which the disappearance of something is an event.
+    fn directories(&self) -> Vec<PathBuf> {
+        let mut directories = files::directories(self.containerd);
+        directories.extend(cgroups::parents(self.mark()));
+        directories
+    }
+
+    fn left(&self) -> Result<Left> {
+        let daemon = self.containerd.pid();
+        let mut processes = process::marked(self.mark())?;
+        processes.retain(|process| process.pid != daemon);
+        let mut others = mounts(self.mark())?;
+        others.extend(cgroups::left(self.mark()));
+        others.extend(files::left(self.containerd));
+        others.extend(network::left(&self.before.network)?);
+        Ok(Left { processes, others })
+    }
+}
+
+struct Left {
+    processes: Vec<Process>,
+    others: Vec<String>,
+}
+
+impl Left {
+    fn is_nothing(&self) -> bool {
+        self.processes.is_empty() && self.others.is_empty()
+    }
+
+    fn describe(&self) -> String {
+        let processes = self.processes.iter().map(Process::describe);
+        processes.chain(self.others.iter().cloned()).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// The mounts that carry `mark`.
+fn mounts(mark: &Mark) -> Result<Vec<String>> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+    let left = table.lines().filter(|line| mark.is_in(line.as_bytes()));
+    Ok(left.map(|line| format!("mount: {line}")).collect())
+}

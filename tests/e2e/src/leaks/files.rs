@@ -1,0 +1,98 @@
+//! Directories, sockets and open files that carry a fixture's mark.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::containerd::Containerd;
+use crate::image::hex;
+use crate::process::open_paths;
+
+/// Where sandboxes and their shims keep files of the moment. Looked through to a depth of two.
+const PLACES: &[&str] = &[
+    "/run/kata",
+    "/run/kata-containers",
+    "/run/kata-containers/shared",
+    "/run/kata-containers/shared/sandboxes",
+    "/run/vc",
+    "/run/containerd",
+    "/run/containerd/s",
+    "/run/containerd/fifo",
+    "/run/netns",
+    "/dev/shm",
+    "/tmp",
+    "/var/tmp",
+    "/var/lib/kata-containers",
+];
+
+/// Directories of the fixture's own daemon in which every container has a place while it is there.
+fn of_daemon(containerd: &Containerd) -> Vec<PathBuf> {
+    let tasks = Path::new("io.containerd.runtime.v2.task").join(containerd.namespace());
+    ["state", "root"].map(|top| containerd.directory().join(top).join(&tasks)).into()
+}
+
+/// Directories in which a removal is an event.
+pub(super) fn directories(containerd: &Containerd) -> Vec<PathBuf> {
+    let mut directories = of_daemon(containerd);
+    directories.extend(PLACES.iter().map(PathBuf::from));
+    directories
+}
+
+/// What is left of the fixture's containers.
+pub(super) fn left(containerd: &Containerd) -> Vec<String> {
+    let mut left = Vec::new();
+    for directory in of_daemon(containerd) {
+        left.extend(entries(&directory).iter().map(|path| format!("bundle: {}", path.display())));
+    }
+    let mark = containerd.mark();
+    for place in PLACES {
+        for path in entries(Path::new(place)) {
+            let name = path.as_os_str().as_bytes();
+            if mark.is_in(name) && !path.starts_with(containerd.directory()) {
+                left.push(format!("file: {}", path.display()));
+            }
+        }
+    }
+    left.extend(sockets(containerd));
+    left.extend(shim_sockets(containerd));
+    left.extend(open_in_daemon(containerd));
+    left
+}
+
+/// Listening and connected sockets by name, as /proc/net/unix lists them: the daemon's own apart.
+fn sockets(containerd: &Containerd) -> Vec<String> {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let mark = containerd.mark();
+    let own = containerd.address().display().to_string();
+    let names = table.lines().filter_map(|line| line.split_whitespace().nth(7));
+    let left = names.filter(|name| mark.is_in(name.as_bytes()) && !name.starts_with(&own));
+    left.map(|name| format!("socket: {name}")).collect()
+}
+
+/// The sockets of shims, whose names are digests that carry no mark.
+fn shim_sockets(containerd: &Containerd) -> Vec<String> {
+    let key = containerd.address().join(containerd.namespace());
+    let name = |id: &String| hex(&Sha256::digest(key.join(id).as_os_str().as_bytes()));
+    let paths = containerd.ids().into_iter().map(|id| (shim_socket(&name(&id)), id));
+    let left = paths.filter(|(path, _)| path.exists());
+    left.map(|(path, id)| format!("shim socket of {id}: {}", path.display())).collect()
+}
+
+fn shim_socket(name: &str) -> PathBuf {
+    Path::new("/run/containerd/s").join(name)
+}
+
+/// What the daemon holds open of containers that it has deleted.
+fn open_in_daemon(containerd: &Containerd) -> Vec<String> {
+    let bundles = of_daemon(containerd);
+    let of_container = |path: &str| bundles.iter().any(|bundle| Path::new(path).starts_with(bundle));
+    let open = open_paths(containerd.pid(), of_container);
+    open.into_iter().map(|path| format!("open in containerd: {path}")).collect()
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}

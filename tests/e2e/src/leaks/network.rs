@@ -1,0 +1,49 @@
+//! Network devices and named network namespaces of the host.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result};
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+
+/// The multicast group of changes of devices: RTMGRP_LINK in rtnetlink(7).
+const LINKS: u32 = 1;
+
+/// Where devices and named namespaces have their names.
+const PLACES: &[(&str, &str)] = &[("network device", "/sys/class/net"), ("netns", "/run/netns")];
+
+/// Every device and named namespace.
+pub(super) fn names() -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for (what, place) in PLACES {
+        // No /run/netns means no named namespace.
+        for entry in fs::read_dir(place).into_iter().flatten() {
+            let name = entry.with_context(|| format!("cannot list {place}"))?.file_name();
+            names.insert(format!("{what}: {}", name.display()));
+        }
+    }
+    Ok(names)
+}
+
+/// What has come since `before`. A device that another test has made meanwhile goes with that test, well before a leak check gives up.
+pub(super) fn left(before: &BTreeSet<String>) -> Result<Vec<String>> {
+    Ok(names()?.difference(before).cloned().collect())
+}
+
+/// A descriptor that is readable when a device has come or gone.
+pub(super) fn changes() -> Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    // Protocol 0 is NETLINK_ROUTE.
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)
+        .context("cannot watch network devices")?;
+    bind(&socket, &SocketAddrNetlink::new(0, LINKS)).context("cannot watch network devices")?;
+    Ok(socket)
+}
+
+/// Forgets the changes so far.
+pub(super) fn drain(changes: &OwnedFd) {
+    let mut buffer = [0; 8192];
+    while rustix::io::read(changes, &mut buffer).is_ok_and(|length| length > 0) {}
+}

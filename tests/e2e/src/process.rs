@@ -1,0 +1,148 @@
+//! The processes of a fixture, found in /proc.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::mark::Mark;
+
+/// The parts of a sandbox on the host that can be killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The virtual machine monitor.
+    Vmm,
+    /// The virtio-fs server.
+    FileServer,
+    /// The shim's server.
+    Shim,
+}
+
+impl Part {
+    /// How its program is called, or how the name begins.
+    #[must_use]
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Vmm => "qemu-system-",
+            Self::FileServer => "kata-virtiofsd",
+            Self::Shim => "containerd-shim-kata-v2",
+        }
+    }
+}
+
+/// A process that carries a fixture's mark.
+#[derive(Debug)]
+pub struct Process {
+    /// Its process id.
+    pub pid: u32,
+    /// Its program; empty if it cannot be told.
+    pub program: PathBuf,
+    /// Its command line.
+    pub command_line: Vec<String>,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Whether its program is the one of `part`.
+    #[must_use]
+    pub fn is(&self, part: Part) -> bool {
+        let name = self.program.file_name().unwrap_or_default().as_bytes();
+        name.starts_with(part.program().as_bytes())
+    }
+
+    /// Sends a signal to it, or to nobody if it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("cannot signal {}", self.pid)),
+        }
+    }
+
+    /// Its end is an event on this descriptor.
+    pub(crate) fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Its resident memory in KiB that is its own or shared with others, from /proc/PID/status.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = line.with_context(|| format!("process {} has ended", self.pid))?;
+        line.trim().trim_end_matches(" kB").parse().context("VmRSS is not a number")
+    }
+
+    /// One line for an error.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!("process {}: {} [{}]", self.pid, self.program.display(), self.command_line.join(" "))
+    }
+}
+
+/// The processes of one part that carry `mark`.
+pub fn parts_of(mark: &Mark, part: Part) -> Result<Vec<Process>> {
+    Ok(marked(mark)?.into_iter().filter(|process| process.is(part)).collect())
+}
+
+/// Every living process that carries `mark` in its command line, environment, cgroup, directory or an open file. Not this one.
+pub(crate) fn marked(mark: &Mark) -> Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
+        let name = entry.context("cannot list /proc")?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if pid == std::process::id() {
+            continue;
+        }
+        if let Some(process) = inspect(pid, mark) {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+/// The process, if it lives and carries `mark`. One that ends meanwhile is none.
+fn inspect(pid: u32, mark: &Mark) -> Option<Process> {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    // Opened first, so that what is read below is never another process's.
+    let pidfd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
+    let folder = PathBuf::from(format!("/proc/{pid}"));
+    if is_zombie(&folder) || !carries(&folder, mark) {
+        return None;
+    }
+    let command_line = fs::read(folder.join("cmdline")).unwrap_or_default();
+    let command_line = String::from_utf8_lossy(&command_line);
+    let command_line = command_line.split_terminator('\0').map(str::to_owned).collect();
+    let program = fs::read_link(folder.join("exe")).unwrap_or_default();
+    Some(Process { pid, program, command_line, pidfd })
+}
+
+fn is_zombie(folder: &Path) -> bool {
+    let Ok(stat) = fs::read_to_string(folder.join("stat")) else { return true };
+    // The name before it is in brackets, and may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, None | Some('Z' | 'X'))
+}
+
+fn carries(folder: &Path, mark: &Mark) -> bool {
+    let in_file = |name| fs::read(folder.join(name)).is_ok_and(|text| mark.is_in(&text));
+    let in_link = |path: &Path| {
+        fs::read_link(path).is_ok_and(|target| mark.is_in(target.as_os_str().as_bytes()))
+    };
+    ["cmdline", "environ", "cgroup"].into_iter().any(in_file)
+        || ["cwd", "root", "exe"].into_iter().any(|name| in_link(&folder.join(name)))
+        || open_files(folder).iter().any(|fd| in_link(fd))
+}
+
+fn open_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// What the open descriptors of a process lead to, as far as they carry `mark` and `filter` takes them.
+pub(crate) fn open_paths(pid: u32, filter: impl Fn(&str) -> bool) -> Vec<String> {
+    let links = open_files(Path::new(&format!("/proc/{pid}")));
+    let targets = links.iter().filter_map(|link| fs::read_link(link).ok());
+    targets.map(|target| target.display().to_string()).filter(|target| filter(target)).collect()
+}

@@ -1,0 +1,116 @@
+//! The runtimes that run the containers, and where the one under test is installed.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+
+/// What runs a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// The one under test.
+    Kata,
+    /// The reference.
+    Runc,
+}
+
+impl Runtime {
+    /// The runtime under test: kata, unless `KATA_E2E_RUNTIME` says `runc` to test the tests.
+    ///
+    /// # Panics
+    /// When the variable names another one.
+    #[must_use]
+    pub fn under_test() -> Self {
+        match std::env::var("KATA_E2E_RUNTIME").as_deref() {
+            Err(_) | Ok("kata") => Self::Kata,
+            Ok("runc") => Self::Runc,
+            Ok(other) => panic!("KATA_E2E_RUNTIME={other}: must be kata or runc"),
+        }
+    }
+
+    /// Its name for containerd.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kata => "io.containerd.kata.v2",
+            Self::Runc => "io.containerd.runc.v2",
+        }
+    }
+}
+
+/// Whether the runtime under test runs VMs. If not, says that `what` is left out.
+#[must_use]
+pub fn only_a_vm(what: &str) -> bool {
+    let vm = Runtime::under_test() == Runtime::Kata;
+    if !vm {
+        eprintln!("left out, for runc has no VM: {what}");
+    }
+    vm
+}
+
+/// The programs under test.
+#[derive(Debug, Clone)]
+pub struct Installation {
+    prefix: PathBuf,
+}
+
+impl Installation {
+    /// The one under `KATA_E2E_PREFIX`, else the one that `make` has staged in this checkout.
+    #[must_use]
+    pub fn under_test() -> Self {
+        let staged = || checkout().join("build/stage/usr/local");
+        let prefix = std::env::var_os("KATA_E2E_PREFIX").map_or_else(staged, PathBuf::from);
+        Self { prefix }
+    }
+
+    /// Where its programs for users are.
+    #[must_use]
+    pub fn bin(&self) -> PathBuf {
+        self.prefix.join("bin")
+    }
+
+    /// Where its other programs are.
+    #[must_use]
+    pub fn libexec(&self) -> PathBuf {
+        self.prefix.join("libexec/kata-containers")
+    }
+
+    /// Where the guest's kernel and initial ramdisk are.
+    #[must_use]
+    pub fn assets(&self) -> PathBuf {
+        self.prefix.join("share/kata-containers")
+    }
+
+    /// The shim.
+    #[must_use]
+    pub fn shim(&self) -> PathBuf {
+        self.bin().join("containerd-shim-kata-v2")
+    }
+
+    /// The guest's kernel.
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.assets().join("vmlinux.container")
+    }
+
+    /// The guest's initial ramdisk.
+    #[must_use]
+    pub fn initrd(&self) -> PathBuf {
+        self.assets().join("kata-containers-initrd.img")
+    }
+
+    /// An error that names the first file that is missing.
+    pub fn check(&self) -> Result<()> {
+        for file in [self.shim(), self.kernel(), self.initrd()] {
+            let shown = file.display();
+            ensure!(file.exists(), "there is no {shown}; run `make`, or set KATA_E2E_PREFIX");
+        }
+        Ok(())
+    }
+}
+
+/// The top folder of this checkout.
+#[must_use]
+pub(crate) fn checkout() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).expect("this crate is two folders down")
+}

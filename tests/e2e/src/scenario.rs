@@ -1,0 +1,106 @@
+//! A test from its containerd to its leak check.
+
+use std::ffi::OsString;
+use std::fs;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::Signal;
+
+use crate::containerd::{Containerd, Daemon, log_tail};
+use crate::leaks::Traces;
+use crate::process::marked;
+use crate::runtime::{Installation, Runtime};
+
+/// Runs `test` with a containerd of its own, and checks that nothing is left. What the test left on purpose is an error, too.
+pub fn scenario(test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
+    Scenario::new().run(test)
+}
+
+/// The surroundings of a test that wants more than the defaults.
+#[derive(Debug)]
+#[must_use = "it does nothing until run is called"]
+pub struct Scenario {
+    daemon: Daemon,
+    environment: Vec<(String, OsString)>,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scenario {
+    /// The machine's containerd and the installed configuration.
+    pub fn new() -> Self {
+        Self { daemon: Daemon::of_this_machine(), environment: Vec::new() }
+    }
+
+    /// Another release of containerd.
+    pub fn daemon(mut self, daemon: Daemon) -> Self {
+        self.daemon = daemon;
+        self
+    }
+
+    /// The configuration file of the runtime under test.
+    pub fn configuration(self, file: &Path) -> Self {
+        self.environment("KATA_CONF_FILE", file)
+    }
+
+    /// One more variable in the daemon's environment, and so in the shims'.
+    pub fn environment(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Runs the test.
+    pub fn run(self, test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
+        if Runtime::under_test() == Runtime::Kata {
+            Installation::under_test().check()?;
+        }
+        let before = Traces::before()?;
+        let containerd = Containerd::start(self.daemon, self.environment)?;
+        let traces = before.of(&containerd);
+        // An assertion that fails shall not leave its containers to the next test.
+        let result = panic::catch_unwind(AssertUnwindSafe(|| test(&containerd)));
+        let result = result
+            .unwrap_or_else(|_| bail!("an assertion failed; it is printed above"))
+            .and_then(|()| nothing_is_known(&containerd))
+            .and_then(|()| traces.vanish());
+        let result = result.with_context(|| format!("containerd says:\n{}", log_tail(&containerd)));
+        let stopped = containerd.stop();
+        let result = result.and(stopped).and_then(|()| traces.vanish_with_daemon());
+        sweep(&containerd);
+        result
+    }
+}
+
+/// Fails when the engine still knows a container or task.
+fn nothing_is_known(containerd: &Containerd) -> Result<()> {
+    for what in ["task", "container"] {
+        let known = containerd.ctr([what, "ls", "-q"])?.success()?;
+        if !known.is_empty() {
+            bail!("containerd still knows the {what} {}", known.trim());
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a failed test has left, as far as that goes: the failure was told already, and the next test shall not suffer.
+fn sweep(containerd: &Containerd) {
+    let mark = containerd.mark();
+    for process in marked(mark).unwrap_or_default() {
+        eprintln!("killing what was left: {}", process.describe());
+        let _ = process.signal(Signal::KILL);
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for line in mounts.lines().rev().filter(|line| mark.is_in(line.as_bytes())) {
+        if let Some(point) = line.split(' ').nth(4) {
+            let _ = unmount(point, UnmountFlags::DETACH);
+        }
+    }
+    crate::leaks::remove_cgroups(mark);
+}
