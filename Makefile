@@ -64,16 +64,16 @@ $(agent): agent ; @:
 $(kernel_packages): | $(release)/kata-image
 	@((EUID)) || apt-get update --quiet=2
 	@mkdir -p $(@D)
-	$(release)/kata-image fetch-kernel --package=$(KERNEL_PACKAGE) --output=$(@D) >$@.new
+	@$(release)/kata-image fetch-kernel --package=$(KERNEL_PACKAGE) --output=$(@D) >$@.new
 	@mv $@.new $@
 
 kernel_arguments = $$(sed 's/^/--kernel-package=/' $(kernel_packages))
 
 $(vmlinux): $(kernel_packages) $(release)/kata-image
-	$(release)/kata-image kernel $(kernel_arguments) --output=$@
+	@$(release)/kata-image kernel $(kernel_arguments) --output=$@
 
 $(initrd): $(kernel_packages) $(agent) $(release)/kata-image
-	$(release)/kata-image initrd --agent=$(agent) $(kernel_arguments) --output=$@
+	@$(release)/kata-image initrd --agent=$(agent) $(kernel_arguments) --output=$@
 
 # --- Installing -----------------------------------------------------------------------------------
 

@@ -1,2 +1,64 @@
-//! To be written.
-fn main() {}
+//! The shim through which containerd and CRI-O run containers in VMs.
+//!
+//! containerd starts it in four ways: `start` brings up the server of a sandbox, or finds it, and prints its address; `delete` cleans
+//! up when the server is dead; `-info` and `-v` describe it. The server is the same program, started by `start` with `-socket`.
+//!
+//! Whatever containerd reads is all that is printed: one stray word on standard output or standard error would become part of an
+//! address.
+
+mod bundle;
+mod delete;
+mod flags;
+mod info;
+mod log;
+mod log_line;
+mod server;
+mod server_process;
+mod socket;
+mod start;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use flags::{Action, Invocation};
+
+/// The runtime's name in containerd.
+const RUNTIME: &str = "io.containerd.kata.v2";
+const PROGRAM: &str = env!("CARGO_PKG_NAME");
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn main() -> ExitCode {
+    match answer() {
+        Ok(answer) => match std::io::stdout().write_all(&answer) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            // containerd shows this line to its user. If it cannot be written, nobody is there to read.
+            let _ = writeln!(std::io::stderr(), "{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what the command line asks for and returns what is to be printed.
+fn answer() -> anyhow::Result<Vec<u8>> {
+    let args: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|arg| {
+            arg.into_string().map_err(|arg| anyhow::anyhow!("the argument {arg:?} is not UTF-8"))
+        })
+        .collect::<Result<_, _>>()?;
+    let Invocation { flags, action } = flags::parse(&args)?;
+    match action {
+        Action::Version => Ok(format!("{PROGRAM}: version {VERSION}\n").into_bytes()),
+        Action::Info => info::run().context("cannot describe the runtime"),
+        Action::Start => start::run(&flags),
+        Action::Delete => {
+            delete::run(&flags).with_context(|| format!("cannot clean up after {}", flags.id))
+        }
+        Action::Serve => server::run(flags).map(|()| Vec::new()),
+    }
+}

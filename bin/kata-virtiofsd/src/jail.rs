@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use rustix::process::{Signal, getpid};
+use rustix::process::{Pid, Signal, getpid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
 
@@ -22,7 +22,7 @@ use crate::options::{Sandbox, Seccomp};
 pub(crate) struct View {
     /// The shared directory.
     pub(crate) root: PathBuf,
-    /// The process's own `/proc/self/fd`, a mount of its own from which no way leads up.
+    /// The process's own `/proc/self/fd`, from which no way leads up.
     pub(crate) proc_self_fd: File,
 }
 
@@ -45,37 +45,41 @@ pub(crate) fn die_with_parent() -> anyhow::Result<()> {
 
 /// Shuts the process in as told. The process must have one thread only.
 pub(crate) fn enter(sandbox: Sandbox, shared_dir: &Path, readonly: bool) -> anyhow::Result<View> {
-    let shared = open_directory(shared_dir)?;
-    let proc_self_fd = open_directory(Path::new("/proc/self/fd"))?;
-    let own_fds = |proc_self_fd: &File| {
-        DetachedMount::clone_of(proc_self_fd, false)
-            .map(DetachedMount::into_root)
-            .context("cannot cut /proc/self/fd out")
-    };
     match sandbox {
-        Sandbox::Namespace => {
-            if getpid() != rustix::process::Pid::INIT {
-                bail!(
-                    "it is not process 1 of a PID namespace; start it with `unshare --pid --fork`, or use --sandbox=chroot"
-                );
-            }
-            // Another mount namespace has other mounts: what was opened in the old one cannot be copied in the new.
-            drop((shared, proc_self_fd));
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)
-                .context("cannot leave the host's network")?;
-            unshare_mount_namespace()?;
-            let own_fds = own_fds(&open_directory(Path::new("/proc/self/fd"))?)?;
-            keep_only(shared_dir, readonly)?;
-            Ok(View { root: "/".into(), proc_self_fd: own_fds.into() })
-        }
+        Sandbox::Namespace => enter_namespaces(shared_dir, readonly),
         Sandbox::Chroot => {
-            let own_fds = own_fds(&proc_self_fd)?;
-            rustix::process::fchdir(&shared).context("cannot change to it")?;
+            let proc_self_fd = own_descriptors()?;
+            rustix::process::fchdir(open_directory(shared_dir)?).context("cannot change to it")?;
             rustix::process::chroot(".").context("cannot make it the root directory")?;
-            Ok(View { root: "/".into(), proc_self_fd: own_fds.into() })
+            Ok(View { root: "/".into(), proc_self_fd })
         }
-        Sandbox::None => Ok(View { root: shared_dir.to_owned(), proc_self_fd }),
+        Sandbox::None => {
+            open_directory(shared_dir)?;
+            Ok(View { root: shared_dir.to_owned(), proc_self_fd: own_descriptors()? })
+        }
     }
+}
+
+fn enter_namespaces(shared_dir: &Path, readonly: bool) -> anyhow::Result<View> {
+    if getpid() != Pid::INIT {
+        bail!(
+            "it is not process 1 of a PID namespace; start it with `unshare --pid --fork`, or use --sandbox=chroot"
+        );
+    }
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)
+        .context("cannot leave the host's network")?;
+    unshare_mount_namespace()?;
+    let proc_self_fd = own_descriptors()?;
+    keep_only(shared_dir, readonly)?;
+    Ok(View { root: "/".into(), proc_self_fd })
+}
+
+/// `/proc/self/fd` as a mount that is attached nowhere: it works without `/proc`, and `..` leads out of it to nothing.
+fn own_descriptors() -> anyhow::Result<File> {
+    let directory = open_directory(Path::new("/proc/self/fd"))?;
+    let mount =
+        DetachedMount::clone_of(&directory, false).context("cannot cut /proc/self/fd out")?;
+    Ok(mount.into_root().into())
 }
 
 /// Makes the directory the root of this mount namespace and lets go of all other mounts. It stays a slave of the original: what

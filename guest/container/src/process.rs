@@ -122,3 +122,10 @@ impl Process {
         })
     }
 }
+
+/// Sends a signal to a process whose id cannot be given away meanwhile, such as a frozen one's.
+/// Failing means that it has ended, or that there is no such signal.
+pub fn kill(pid: i32, signal: i32) {
+    // SAFETY: kill has no memory effects.
+    unsafe { libc::kill(pid, signal) };
+}

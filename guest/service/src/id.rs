@@ -13,9 +13,8 @@ const MAX_ID: usize = 128;
 /// INVALID_ARGUMENT, quoting a bounded part of the id.
 pub(crate) fn check<'a>(what: &str, id: &'a str) -> ttrpc::Result<&'a str> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
-    let good = (1..=MAX_ID).contains(&id.len())
-        && id.bytes().all(allowed)
-        && !matches!(id, "." | "..");
+    let good =
+        (1..=MAX_ID).contains(&id.len()) && id.bytes().all(allowed) && !matches!(id, "." | "..");
     if good {
         return Ok(id);
     }

@@ -115,10 +115,7 @@ mod tests {
     #[test]
     fn chain_names_every_cause_once() {
         let source = std::io::Error::other("no space");
-        let error = kata_guest_container::create::CreateError::Bundle {
-            path: "/run/x".into(),
-            source,
-        };
+        let error = CreateError::Bundle { path: "/run/x".into(), source };
         assert_eq!(chain(&error), "cannot write the container's bundle /run/x: no space");
     }
 }

@@ -5,7 +5,7 @@ mod options;
 
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kata_agent_api::agent::Storage;
 use rustix::mount::UnmountFlags;
@@ -90,7 +90,7 @@ fn mount(storage: &Storage) -> ttrpc::Result<()> {
 }
 
 /// Local storages are plain directories, which unmounting refuses; they stay until the guest ends.
-fn unmount(mount_point: &PathBuf) {
+fn unmount(mount_point: &Path) {
     let Ok(place) = Place::directory(mount_point) else { return };
     let unmounted = rustix::mount::unmount(place.link(), UnmountFlags::DETACH);
     if let Err(errno) = unmounted
@@ -104,7 +104,7 @@ fn unmount(mount_point: &PathBuf) {
 mod tests {
     use super::*;
 
-    fn local(mount_point: &std::path::Path) -> Storage {
+    fn local(mount_point: &Path) -> Storage {
         Storage {
             driver: "local".into(),
             mount_point: mount_point.display().to_string(),

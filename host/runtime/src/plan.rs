@@ -8,7 +8,7 @@ use kata_agent_client::{GuestSandbox, GuestStorage};
 use kata_config::{HostConfig, HostResources, InternetworkingModel, LogLevel, MachineType, WorkloadLimits};
 use kata_hypervisor::{ShareSpec, VmSpec};
 use kata_qemu::{AcceleratorChoice, MachineChoice, QemuSettings};
-use kata_sandbox::{ContainerPlan, Deadlines, SandboxPlan};
+use kata_sandbox::{ContainerPlan, Deadlines, SandboxMount, SandboxPlan};
 use kata_storage::{FileServerSpec, RootfsMount};
 use oci_spec::runtime::{LinuxResources, Spec};
 
@@ -80,6 +80,7 @@ pub(crate) fn sandbox(runtime: &Runtime, id: &str, spec: &Spec) -> Result<Sandbo
             request: config.agent.request_timeout(),
         },
         single_container: role == ContainerRole::Single,
+        sandbox_mounts: sandbox_mounts(config),
     })
 }
 
@@ -193,6 +194,11 @@ fn guest_sandbox(config: &HostConfig, id: &str, spec: &Spec) -> GuestSandbox {
         kernel_modules: config.agent.kernel_modules.clone(),
         guest_hook_path: config.qemu.guest_hook_path.clone(),
     }
+}
+
+fn sandbox_mounts(config: &HostConfig) -> Vec<SandboxMount> {
+    let mounts = config.runtime.sandbox_bind_mounts.iter();
+    mounts.map(|one| SandboxMount { source: one.source.clone(), readonly: one.read_only }).collect()
 }
 
 /// The engine's cgroup, or one of our own where the administrator does not want the engine's.

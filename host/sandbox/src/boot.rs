@@ -54,6 +54,9 @@ async fn boot_parts(
     footprint: &Footprint,
 ) -> Result<Parts, BootError> {
     let share = Share::create(&plan.vm.run_dir)?;
+    for mount in &plan.sandbox_mounts {
+        share.add_sandbox_mount(&mount.source, mount.readonly)?;
+    }
     let file_server = FileServer::start(&plan.file_server)?;
     let vm = match boot_vm(plan, hypervisor).await {
         Ok(vm) => vm,

@@ -25,6 +25,6 @@ mod stdio;
 pub use error::{BootError, BootStage, SandboxError};
 pub use footprint::{Footprint, FootprintError, sweep};
 pub use ledger::{Exit, Ledger, ProcessKey, Refusal, Status};
-pub use plan::{ContainerPlan, Deadlines, SandboxPlan};
+pub use plan::{ContainerPlan, Deadlines, SandboxMount, SandboxPlan};
 pub use sandbox::Sandbox;
 pub use stdio::{AttachedStdio, EventSink, GuestProcess, SandboxEvent, Stdio};

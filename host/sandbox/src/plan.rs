@@ -22,10 +22,21 @@ pub struct SandboxPlan {
     pub guest: GuestSandbox,
     /// The cgroup on the host for the VMM, its companions and the calling process, as in the OCI spec's `cgroupsPath`.
     pub cgroup: String,
+    /// Directories of the host that everything in the guest may see.
+    pub sandbox_mounts: Vec<SandboxMount>,
     /// How long each stage of the boot, and each request, may take.
     pub deadlines: Deadlines,
     /// There will never be another container: the VM may go as soon as its first one has ended.
     pub single_container: bool,
+}
+
+/// A directory of the host for a whole sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxMount {
+    /// Where it is on the host.
+    pub source: PathBuf,
+    /// The guest cannot write to it.
+    pub readonly: bool,
 }
 
 /// The longest that each stage may take before it is called failed.

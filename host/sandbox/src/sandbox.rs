@@ -447,6 +447,9 @@ fn share_storage(share: &Share, plan: &mut ContainerPlan) -> Result<(), SandboxE
     if !plan.rootfs_mounts.is_empty() {
         kata_storage::mount_rootfs(&plan.rootfs_mounts, &plan.rootfs)?;
     }
+    if plan.readonly_rootfs {
+        kata_storage::make_mount_points(&plan.rootfs, &plan.spec, &plan.mounts)?;
+    }
     let rootfs = share.add_rootfs(&plan.id, &plan.rootfs, plan.readonly_rootfs)?;
     let root = plan.spec.root_mut().as_mut().ok_or(SandboxError::Incomplete("root"))?;
     root.set_path(rootfs);

@@ -14,6 +14,7 @@
 //! there: it acts on file descriptors of the [`Share`]'s own directories, which the guest sees but cannot write to.
 
 mod error;
+mod mount_points;
 mod plan;
 mod rootfs;
 mod server;
@@ -21,6 +22,7 @@ mod share;
 mod source;
 
 pub use error::StorageError;
+pub use mount_points::make_mount_points;
 pub use plan::{GuestMounts, HostBind, plan_mounts};
 pub use rootfs::{RootfsMount, mount_rootfs};
 pub use server::{FileServer, FileServerSpec};

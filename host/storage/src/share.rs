@@ -5,6 +5,7 @@
 //!   <run_dir>/shared             the same, bound onto itself: read-only, what is served ("face")
 //!     <cid>/rootfs               a bind of the container's root file system
 //!     <cid>/mounts/<n>           a bind of mount n's source, a directory or a file
+//!     sandbox-mounts/<name>      a bind of a directory that the administrator gives to every sandbox
 //! ```
 //!
 //! The guest can change what is inside of the binds, but none of the directories that lead to them. The host makes those through
@@ -22,7 +23,10 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, u
 use rustix::io::Errno;
 
 use crate::{GuestMounts, HostBind, StorageError};
-use beneath::{check_id, entries, found, open_beneath, open_directory, open_source};
+use beneath::{
+    SANDBOX_MOUNTS, check_id, entries, found, open_beneath, open_directory, open_source,
+    remove_empty,
+};
 
 /// Where the agent mounts the share in the guest.
 pub const GUEST_SHARE: &str = "/run/kata-containers/shared/containers";
@@ -148,6 +152,25 @@ impl Share {
         Ok(mounts)
     }
 
+    /// Shows a directory or file of the host to everything in the guest, under its own last name, and returns its path there.
+    pub fn add_sandbox_mount(
+        &self,
+        source: &Path,
+        readonly: bool,
+    ) -> Result<PathBuf, StorageError> {
+        let name =
+            source.file_name().ok_or_else(|| StorageError::Id(source.display().to_string()))?;
+        let relative = Path::new(SANDBOX_MOUNTS).join(name);
+        let tree = self.io("open", source, open_source(source))?;
+        self.make_directory(Path::new(SANDBOX_MOUNTS))?;
+        if source.is_dir() {
+            self.make_directory(&relative)?;
+        } else {
+            self.make_file(&relative)?;
+        }
+        self.bind(&tree, &relative, BindKind { readonly, recursive: true, follows_host: !readonly })
+    }
+
     /// Takes everything of a container away, also while the guest uses it. One that has nothing here is fine.
     pub fn remove_container(&self, container: &str) -> Result<(), StorageError> {
         check_id(container)?;
@@ -189,9 +212,30 @@ impl Share {
     fn take_away(&mut self) -> Result<(), StorageError> {
         self.removed = true;
         let containers = self.io("list", &self.path, entries(&self.backing))?;
-        containers.iter().try_for_each(|container| self.remove_container(container))?;
+        for container in &containers {
+            if container == SANDBOX_MOUNTS {
+                self.remove_sandbox_mounts()?;
+            } else {
+                self.remove_container(container)?;
+            }
+        }
         unmount_tree_at(&self.run_dir, SHARED)?;
         self.io("remove", &self.path, unlinkat(&self.run_dir, SHARED, AtFlags::REMOVEDIR))
+    }
+
+    fn remove_sandbox_mounts(&self) -> Result<(), StorageError> {
+        let path = self.path.join(SANDBOX_MOUNTS);
+        let face = self.io(
+            "open",
+            &path,
+            open_beneath(&self.face, Path::new(SANDBOX_MOUNTS), OFlags::DIRECTORY),
+        )?;
+        let backing = self.io("open", &path, open_directory(&self.backing, SANDBOX_MOUNTS))?;
+        for name in self.io("list", &path, entries(&backing))? {
+            unmount_tree_at(&face, &name)?;
+            self.io("remove", &path.join(&name), remove_empty(&backing, &name))?;
+        }
+        self.io("remove", &path, unlinkat(&self.backing, SANDBOX_MOUNTS, AtFlags::REMOVEDIR))
     }
 
     /// Only empty directories and files are ever removed, and only where no mount can be seen, so nothing of a source can be hit.
@@ -204,10 +248,7 @@ impl Share {
     ) -> rustix::io::Result<()> {
         if let Some(mounts) = mounts {
             for name in numbers {
-                match unlinkat(mounts, name.as_str(), AtFlags::empty()) {
-                    Err(Errno::ISDIR) => unlinkat(mounts, name.as_str(), AtFlags::REMOVEDIR)?,
-                    result => result?,
-                }
+                remove_empty(mounts, name)?;
             }
             unlinkat(backing, MOUNTS, AtFlags::REMOVEDIR)?;
         }

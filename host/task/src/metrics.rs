@@ -3,8 +3,8 @@
 //! The guest always counts as cgroup version 2 does. Engines read by the version of the host's cgroups, so on an older host the
 //! numbers are put under the older names. No part is ever missing: some engines take that for granted.
 
-mod unified;
 mod legacy;
+mod unified;
 
 use kata_agent_client::{BlockIoStatsEntry, ContainerStats, MemoryStats};
 use kata_linux::cgroup;
@@ -12,7 +12,11 @@ use kata_shim_api::{Any, metrics};
 
 /// The metrics of a container, as version 2 where the host has nothing else, and as version 1 otherwise.
 pub(crate) fn to_any(stats: &ContainerStats) -> Any {
-    if cgroup::is_unified() { metrics::v2_any(&unified::metrics(stats)) } else { metrics::v1_any(&legacy::metrics(stats)) }
+    if cgroup::is_unified() {
+        metrics::v2_any(&unified::metrics(stats))
+    } else {
+        metrics::v1_any(&legacy::metrics(stats))
+    }
 }
 
 /// An entry of `memory.stat` under the first of `names` that there is; 0 if there is none.
@@ -24,7 +28,9 @@ fn entry(memory: &MemoryStats, names: &[&str]) -> u64 {
 fn operation(entries: &[BlockIoStatsEntry], device: (u64, u64), name: &str) -> u64 {
     entries
         .iter()
-        .find(|entry| (entry.major, entry.minor) == device && entry.operation.eq_ignore_ascii_case(name))
+        .find(|entry| {
+            (entry.major, entry.minor) == device && entry.operation.eq_ignore_ascii_case(name)
+        })
         .map_or(0, |entry| entry.value)
 }
 

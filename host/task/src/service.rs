@@ -8,7 +8,6 @@ use kata_shim_api::api::{self, Empty};
 use kata_shim_api::{Task, timestamp};
 use oci_spec::runtime::{LinuxResources, Process};
 use protobuf::MessageField;
-use protobuf::well_known_types::any::Any;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::error::{Failure, refuse};
@@ -38,7 +37,7 @@ impl Task for TaskService {
         // A caller that gives up must not leave a half-made container that nobody knows.
         let owner = Arc::clone(&self.owner);
         let made = tokio::spawn(async move { owner.create(req).await }).await;
-        let pid = made.map_err(Failure::lost)?.map_err(Failure::from)?;
+        let pid = made.map_err(Failure::lost)??;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
@@ -169,8 +168,7 @@ impl Task for TaskService {
 
     async fn stats(&self, _: &TtrpcContext, req: api::StatsRequest) -> Answer<api::StatsResponse> {
         let stats = self.owner.sandbox()?.stats(&req.id).await.map_err(Failure::from)?;
-        let stats: Any = metrics::to_any(&stats).map_err(|error| Failure::invalid("metrics", &error))?;
-        Ok(api::StatsResponse { stats: MessageField::some(stats), ..Default::default() })
+        Ok(api::StatsResponse { stats: MessageField::some(metrics::to_any(&stats)), ..Default::default() })
     }
 
     async fn connect(&self, _: &TtrpcContext, _: api::ConnectRequest) -> Answer<api::ConnectResponse> {

@@ -135,11 +135,23 @@ impl ProcessStdio {
     pub(crate) fn attach(self, guest: Arc<dyn GuestStreams>) -> AttachedStdio {
         let (ended, is_ended) = watch::channel(false);
         let (copying, done) = watch::channel(());
-        output::spawn(output::Stream::Stdout, self.stdout, Arc::clone(&guest), is_ended.clone(), copying.clone());
+        output::spawn(
+            output::Stream::Stdout,
+            self.stdout,
+            Arc::clone(&guest),
+            is_ended.clone(),
+            copying.clone(),
+        );
         if self.terminal {
             drop(copying);
         } else {
-            output::spawn(output::Stream::Stderr, self.stderr, Arc::clone(&guest), is_ended.clone(), copying);
+            output::spawn(
+                output::Stream::Stderr,
+                self.stderr,
+                Arc::clone(&guest),
+                is_ended.clone(),
+                copying,
+            );
         }
         if let Some(program) = self.log_program {
             tokio::spawn(program.finish(done.clone()));
@@ -180,7 +192,10 @@ impl AttachedStdio {
 }
 
 /// The sinks of both output streams, and the program behind them if there is one.
-async fn open_outputs(spec: &StdioSpec, ids: &StdioIds) -> Result<(Sink, Sink, Option<LogProgram>), StdioError> {
+async fn open_outputs(
+    spec: &StdioSpec,
+    ids: &StdioIds,
+) -> Result<(Sink, Sink, Option<LogProgram>), StdioError> {
     match Location::of(&spec.stdout)? {
         Location::Program { path, args } => {
             let (program, stdout, stderr) = LogProgram::start(&path, &args, ids).await?;

@@ -50,6 +50,11 @@ impl<'a> Container<'a> {
         self.task(["kill", "--signal", signal, &self.id])
     }
 
+    /// Sends a signal to the process of an exec.
+    pub fn kill_exec(&self, exec: &str, signal: &str) -> Result<()> {
+        self.task(["kill", "--exec-id", exec, "--signal", signal, &self.id])
+    }
+
     /// Sends a signal to all its processes.
     pub fn kill_all(&self, signal: &str) -> Result<()> {
         self.task(["kill", "--all", "--signal", signal, &self.id])
@@ -102,30 +107,25 @@ impl<'a> Container<'a> {
         json::last_value(&text.success()?)
     }
 
-    /// Attaches to it until its end, and tells what it has written that nobody else has read, and its exit code.
-    pub fn wait(&self) -> Result<Output> {
-        self.attach()?.wait()
-    }
-
-    /// Attaches to it.
-    pub fn attach(&self) -> Result<Client> {
-        self.containerd.start_ctr(["task", "attach", &self.id], Input::Nothing)
+    /// Waits for its end and tells its exit code. The task is deleted then, the container not.
+    pub fn wait(&self) -> Result<i32> {
+        let client = self.containerd.start_ctr(["task", "attach", &self.id], Input::Nothing)?;
+        Ok(client.wait()?.code)
     }
 
     /// Deletes the task, which has ended, and the container.
     pub fn delete(self) -> Result<()> {
-        // It exits with the exit code of the task, whatever that was; what it says on stderr is what counts.
-        let output = self.containerd.ctr(["task", "delete", &self.id])?;
-        anyhow::ensure!(output.stderr.is_empty(), "cannot delete the task {}: {output}", self.id);
+        self.task(["delete", &self.id])?;
         self.remove_container()
     }
 
     /// Kills it if it runs, and deletes task and container, however much of it is still there.
     pub fn remove(self) -> Result<()> {
         if self.status()?.is_some() {
-            let output = self.containerd.ctr(["task", "delete", "--force", &self.id])?;
-            let done = output.stderr.is_empty() || self.status()?.is_none();
-            anyhow::ensure!(done, "cannot delete the task {}: {output}", self.id);
+            let deleted = self.task(["delete", "--force", &self.id]);
+            if self.status()?.is_some() {
+                deleted?;
+            }
         }
         self.remove_container()
     }

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::client::{self, Client, Input, Output};
 use crate::deadline::Deadline;
+use crate::events::Events;
 use crate::image::Image;
 use crate::mark::Mark;
 use crate::run::Run;
@@ -159,6 +160,11 @@ impl Containerd {
     /// Runs `ctr` to its end.
     pub fn ctr(&self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Output> {
         client::run(self.ctr_command(args))
+    }
+
+    /// Listens to its events from now on.
+    pub fn events(&self) -> Result<Events> {
+        Events::of(self)
     }
 
     /// Starts `ctr`.

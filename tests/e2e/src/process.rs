@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::deadline::Deadline;
 use crate::mark::Mark;
+use crate::runtime::Installation;
+use crate::watch::{Watch, until};
 
 /// The parts of a sandbox on the host that can be killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +31,7 @@ impl Part {
         match self {
             Self::Vmm => "qemu-system-",
             Self::FileServer => "kata-virtiofsd",
-            Self::Shim => "containerd-shim-kata-v2",
+            Self::Shim => "containerd-shim-",
         }
     }
 }
@@ -79,6 +82,21 @@ impl Process {
     pub fn describe(&self) -> String {
         format!("process {}: {} [{}]", self.pid, self.program.display(), self.command_line.join(" "))
     }
+}
+
+/// Waits until a process of one part that carries `mark` has come to be. Every step of a sandbox's start opens a file, which is the
+/// event that this waits for.
+pub fn await_part(mark: &Mark, part: Part, deadline: Deadline) -> Result<Process> {
+    let watch = Watch::new()?;
+    let installation = Installation::under_test();
+    for place in [installation.bin(), installation.libexec(), installation.assets()] {
+        watch.use_of(&place)?;
+    }
+    for place in ["/usr/bin", "/dev", "/run"] {
+        watch.use_of(Path::new(place))?;
+    }
+    let found = until(&watch, deadline, || Ok(parts_of(mark, part)?.into_iter().next()))?;
+    found.with_context(|| format!("no process {}… came to be", part.program()))
 }
 
 /// The processes of one part that carry `mark`.

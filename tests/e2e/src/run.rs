@@ -121,27 +121,28 @@ impl<'a> Run<'a> {
 
     /// Starts it and stays attached; it is removed at its end.
     pub fn attach(self) -> Result<Client> {
-        let args = self.arguments("--rm")?;
+        let args = self.arguments(Some("--rm"))?;
         self.containerd.start_ctr(args, self.input)
     }
 
-    /// Starts it and stays attached; it is left where it is at its end.
+    /// Starts it and stays attached; the container stays when the task has ended.
     pub fn attach_and_keep(self) -> Result<(Client, Container<'a>)> {
-        let args = self.arguments("--log-uri=")?;
+        let args = self.arguments(None)?;
         let client = self.containerd.start_ctr(args, self.input)?;
         Ok((client, Container::new(self.containerd, self.id)))
     }
 
-    /// Starts it, and lets it run by itself.
+    /// Starts it, and lets it run by itself. What it writes at first goes nowhere.
     pub fn start(self) -> Result<Container<'a>> {
-        let args = self.arguments("--detach")?;
+        let args = self.arguments(Some("--detach"))?;
         let started = self.containerd.ctr(args)?.success();
         started.with_context(|| format!("cannot start {}", self.id))?;
         Ok(Container::new(self.containerd, self.id))
     }
 
-    fn arguments(&self, mode: &str) -> Result<Vec<OsString>> {
-        let mut args: Vec<OsString> = vec!["run".into(), mode.into()];
+    fn arguments(&self, mode: Option<&str>) -> Result<Vec<OsString>> {
+        let mut args: Vec<OsString> = vec!["run".into()];
+        args.extend(mode.map(Into::into));
         args.extend(["--runtime".into(), self.runtime.name().into()]);
         args.extend(["--fifo-dir".into(), self.containerd.directory().join("fifo").into()]);
         if self.input == Input::Terminal {

@@ -3,8 +3,9 @@
 use std::io::{ErrorKind, Read};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::deadline::Deadline;
 
@@ -88,6 +89,20 @@ impl Stream {
         bail!("waited for {text:?} ({times} times), but {why} after {:.1?}:\n{tail}", deadline.elapsed());
     }
 
+    /// Fails if something comes within `time`. Slow by nature: for what must not happen only.
+    pub fn stays_quiet_for(&self, time: Duration) -> Result<()> {
+        let before = lock(&self.shared.0).bytes.len();
+        let come = self.wait(Deadline::after(time), |collected| collected.bytes.len() > before);
+        ensure!(!come, "expected silence for {time:?}, but something came");
+        Ok(())
+    }
+
+    /// How many times `text` has come so far.
+    #[must_use]
+    pub fn times(&self, text: &str) -> usize {
+        count(&lock(&self.shared.0).bytes, text.as_bytes())
+    }
+
     /// Waits for the end, and gives everything.
     pub fn finish(&self, deadline: Deadline) -> Result<Vec<u8>> {
         if !self.wait(deadline, |collected| collected.ended) {
@@ -133,8 +148,6 @@ fn lock(mutex: &Mutex<Collected>) -> std::sync::MutexGuard<'_, Collected> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

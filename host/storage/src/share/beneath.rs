@@ -3,16 +3,19 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
 use rustix::io::{Errno, Result};
 
 use crate::StorageError;
+
+/// Upstream's name, which guest hooks and images rely on. No container can have it as its id.
+pub(super) const SANDBOX_MOUNTS: &str = "sandbox-mounts";
 
 /// The rules that containerd and runc have for ids, which also make them safe as file names.
 pub(super) fn check_id(id: &str) -> std::result::Result<(), StorageError> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
     let starts_well = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if starts_well && id.len() <= 128 && id.bytes().all(is_allowed) {
+    if starts_well && id.len() <= 128 && id.bytes().all(is_allowed) && id != SANDBOX_MOUNTS {
         Ok(())
     } else {
         Err(StorageError::Id(id.to_owned()))
@@ -46,6 +49,14 @@ pub(super) fn found<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
+/// Removes a file, or a directory with nothing in it.
+pub(super) fn remove_empty(parent: &OwnedFd, name: &str) -> Result<()> {
+    match unlinkat(parent, name, AtFlags::empty()) {
+        Err(Errno::ISDIR) => unlinkat(parent, name, AtFlags::REMOVEDIR),
+        result => result,
+    }
+}
+
 /// The names in a directory of ours; anything that is not UTF-8 was not made here.
 pub(super) fn entries(directory: &OwnedFd) -> Result<Vec<String>> {
     let mut names = Vec::new();
@@ -68,7 +79,8 @@ mod tests {
             assert!(check_id(id).is_ok(), "{id}");
         }
         let long = "a".repeat(129);
-        for id in ["", ".", "..", "../x", "a/b", "-x", "a b", "a\0b", long.as_str()] {
+        for id in ["", ".", "..", "../x", "a/b", "-x", "a b", "a\0b", SANDBOX_MOUNTS, long.as_str()]
+        {
             assert!(check_id(id).is_err(), "{id}");
         }
     }

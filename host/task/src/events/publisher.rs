@@ -32,7 +32,8 @@ struct Patience {
 /// The delay grows no further than to this many steps.
 const MOST_STEPS: u32 = 5;
 
-const PATIENCE: Patience = Patience { call: Duration::from_secs(5), step: Duration::from_secs(1), requeues: 5 };
+const PATIENCE: Patience =
+    Patience { call: Duration::from_secs(5), step: Duration::from_secs(1), requeues: 5 };
 
 /// Sends events of one namespace. Dropping it drops what was not sent; see [`flush`](Self::flush).
 #[derive(Debug)]
@@ -60,7 +61,9 @@ impl Publisher {
     }
 
     fn with_patience(namespace: String, address: Option<&str>, patience: Patience) -> Self {
-        let path = address.map(|address| address.strip_prefix("unix://").unwrap_or(address)).filter(|path| !path.is_empty());
+        let path = address
+            .map(|address| address.strip_prefix("unix://").unwrap_or(address))
+            .filter(|path| !path.is_empty());
         let queue = path.map(|path| {
             let (queue, items) = mpsc::channel(QUEUE_LENGTH);
             tokio::spawn(Sender { path: path.to_owned(), client: None, patience }.run(items));
@@ -120,7 +123,10 @@ impl Sender {
         while let Some(item) = items.recv().await {
             match item {
                 Item::Event(envelope) => {
-                    let request = ForwardRequest { envelope: Some(*envelope).into(), ..ForwardRequest::default() };
+                    let request = ForwardRequest {
+                        envelope: Some(*envelope).into(),
+                        ..ForwardRequest::default()
+                    };
                     self.deliver(&request).await;
                 }
                 Item::Flush(done) => {
@@ -197,7 +203,8 @@ mod tests {
 
     use super::*;
 
-    const QUICK: Patience = Patience { call: Duration::from_secs(5), step: Duration::from_millis(2), requeues: 5 };
+    const QUICK: Patience =
+        Patience { call: Duration::from_secs(5), step: Duration::from_millis(2), requeues: 5 };
 
     /// A containerd that refuses the first `refusals` events.
     struct Daemon {
@@ -212,8 +219,15 @@ mod tests {
             _: &TtrpcContext,
             request: ForwardRequest,
         ) -> ttrpc::Result<kata_shim_api::api::Empty> {
-            if self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
-                return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNAVAILABLE, "busy")));
+            if self
+                .refusals
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+                .is_ok()
+            {
+                return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(
+                    ttrpc::Code::UNAVAILABLE,
+                    "busy",
+                )));
             }
             self.taken.send(request.envelope.unwrap()).unwrap();
             Ok(kata_shim_api::api::Empty::default())
@@ -223,7 +237,10 @@ mod tests {
     async fn daemon(path: &Path, refusals: u32) -> (Server, UnboundedReceiver<Envelope>) {
         let (taken, envelopes) = unbounded_channel();
         let service = create_events(Arc::new(Daemon { refusals: refusals.into(), taken }));
-        let mut server = Server::new().bind(&format!("unix://{}", path.display())).unwrap().register_service(service);
+        let mut server = Server::new()
+            .bind(&format!("unix://{}", path.display()))
+            .unwrap()
+            .register_service(service);
         server.start().await.unwrap();
         (server, envelopes)
     }

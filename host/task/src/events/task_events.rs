@@ -6,7 +6,8 @@ use std::time::Duration;
 use kata_sandbox::{EventSink, Exit, ProcessKey, SandboxEvent};
 use kata_shim_api::api::CreateTaskRequest;
 use kata_shim_api::events::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use kata_shim_api::timestamp;
 
@@ -74,12 +75,14 @@ impl TaskEvents {
 
     /// A container was frozen.
     pub(crate) fn paused(&self, container: &str) {
-        self.publisher.publish(&TaskPaused { container_id: container.to_owned(), ..TaskPaused::default() });
+        self.publisher
+            .publish(&TaskPaused { container_id: container.to_owned(), ..TaskPaused::default() });
     }
 
     /// A container was thawed.
     pub(crate) fn resumed(&self, container: &str) {
-        self.publisher.publish(&TaskResumed { container_id: container.to_owned(), ..TaskResumed::default() });
+        self.publisher
+            .publish(&TaskResumed { container_id: container.to_owned(), ..TaskResumed::default() });
     }
 
     /// Resolves when containerd has got everything, at the latest after `deadline`.
@@ -91,9 +94,16 @@ impl TaskEvents {
         let pid = self.pid.load(Ordering::Relaxed);
         let container_id = process.container;
         match process.exec {
-            None => self.publisher.publish(&TaskStart { container_id, pid, ..TaskStart::default() }),
+            None => {
+                self.publisher.publish(&TaskStart { container_id, pid, ..TaskStart::default() })
+            }
             Some(exec_id) => {
-                self.publisher.publish(&TaskExecStarted { container_id, exec_id, pid, ..TaskExecStarted::default() });
+                self.publisher.publish(&TaskExecStarted {
+                    container_id,
+                    exec_id,
+                    pid,
+                    ..TaskExecStarted::default()
+                });
             }
         }
     }

@@ -1,9 +1,11 @@
 //! `io.containerd.cgroups.v1.Metrics`.
 
-use kata_agent_client::{BlockIoStats, BlockIoStatsEntry, ContainerStats, CpuStats, MemoryStats, MemoryUsage};
+use kata_agent_client::{
+    BlockIoStats, BlockIoStatsEntry, ContainerStats, CpuStats, MemoryStats, MemoryUsage,
+};
 use kata_shim_api::metrics::v1::{
-    BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, CgroupStats, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat, Metrics,
-    PidsStat, RdmaStat, Throttle,
+    BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, CgroupStats, HugetlbStat, MemoryEntry,
+    MemoryOomControl, MemoryStat, Metrics, PidsStat, RdmaStat, Throttle,
 };
 
 use super::entry;
@@ -63,8 +65,11 @@ fn memory(memory: &MemoryStats) -> MemoryStat {
     let stat = |names: &[&str]| entry(memory, names);
     let cache = if memory.cache == 0 { stat(&["file", "cache"]) } else { memory.cache };
     let (rss, rss_huge) = (stat(&["anon", "rss"]), stat(&["anon_thp", "rss_huge"]));
-    let (mapped, dirty, writeback) =
-        (stat(&["file_mapped", "mapped_file"]), stat(&["file_dirty", "dirty"]), stat(&["file_writeback", "writeback"]));
+    let (mapped, dirty, writeback) = (
+        stat(&["file_mapped", "mapped_file"]),
+        stat(&["file_dirty", "dirty"]),
+        stat(&["file_writeback", "writeback"]),
+    );
     let (faults, major_faults) = (stat(&["pgfault"]), stat(&["pgmajfault"]));
     let (inactive_anon, active_anon) = (stat(&["inactive_anon"]), stat(&["active_anon"]));
     let (inactive_file, active_file) = (stat(&["inactive_file"]), stat(&["active_file"]));

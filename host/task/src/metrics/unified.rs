@@ -20,7 +20,11 @@ pub(super) fn metrics(stats: &ContainerStats) -> Metrics {
         .into(),
         cpu: Some(cpu(&stats.cpu)).into(),
         memory: Some(memory(&stats.memory)).into(),
-        memory_events: Some(MemoryEvents { max: stats.memory.usage.failures, ..MemoryEvents::default() }).into(),
+        memory_events: Some(MemoryEvents {
+            max: stats.memory.usage.failures,
+            ..MemoryEvents::default()
+        })
+        .into(),
         io: Some(io(&stats.block_io)).into(),
         hugetlb: stats
             .huge_pages

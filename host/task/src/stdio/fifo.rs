@@ -16,7 +16,8 @@ impl StdinFifo {
     /// seeing the end of its input.
     pub(super) fn open(path: &Path) -> io::Result<(Self, OwnedFd)> {
         let reader = pipe::OpenOptions::new().open_receiver(path)?;
-        let writer = open(path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        let writer =
+            open(path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
         Ok((Self(reader), writer))
     }
 }
@@ -32,7 +33,8 @@ pub(super) struct OutputFifo {
 impl OutputFifo {
     /// Opens both ends; needs nobody at the other side.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let reader = open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        let reader =
+            open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
         let writer = pipe::OpenOptions::new().open_sender(path)?;
         Ok(Self { writer, own_reader: Some(reader) })
     }

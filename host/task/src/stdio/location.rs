@@ -23,7 +23,9 @@ pub(crate) enum Location {
 /// Why a location makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum LocationError {
-    #[error("{text:?} has a scheme that is not supported: use a path, fifo://, file:// or binary://")]
+    #[error(
+        "{text:?} has a scheme that is not supported: use a path, fifo://, file:// or binary://"
+    )]
     Scheme { text: String },
     #[error("{text:?} has no absolute path")]
     NotAbsolute { text: String },
@@ -89,7 +91,10 @@ fn unescape(part: &str, query: bool, text: &str) -> Result<String, LocationError
         match first {
             b'%' => {
                 let (digits, tail) = tail.split_at_checked(2).ok_or_else(malformed)?;
-                let digits = str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+')).ok_or_else(malformed)?;
+                let digits = str::from_utf8(digits)
+                    .ok()
+                    .filter(|digits| !digits.starts_with('+'))
+                    .ok_or_else(malformed)?;
                 bytes.push(u8::from_str_radix(digits, 16).map_err(|_| malformed())?);
                 rest = tail;
             }
@@ -107,7 +112,10 @@ mod tests {
     use super::*;
 
     fn program(path: &str, args: &[&str]) -> Location {
-        Location::Program { path: path.into(), args: args.iter().map(ToString::to_string).collect() }
+        Location::Program {
+            path: path.into(),
+            args: args.iter().map(ToString::to_string).collect(),
+        }
     }
 
     #[test]
@@ -119,7 +127,10 @@ mod tests {
             ("fifo:///run/x", Location::Path("/run/x".into())),
             ("file:///var/log/a%20b", Location::File("/var/log/a b".into())),
             ("binary:///bin/logger", program("/bin/logger", &[])),
-            ("binary:///bin/logger?a=1&b=x+y%26&c&a=2", program("/bin/logger", &["a", "1", "b", "x y&", "c", ""])),
+            (
+                "binary:///bin/logger?a=1&b=x+y%26&c&a=2",
+                program("/bin/logger", &["a", "1", "b", "x y&", "c", ""]),
+            ),
         ] {
             assert_eq!(Location::of(text).unwrap(), expected, "{text}");
         }
@@ -127,7 +138,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_refused() {
-        for text in ["relative", "file://relative/x", "ttrpc+unix:///x?streaming_id=1", "file:///a%2", "file:///a%zz", "file:///%+1"] {
+        for text in [
+            "relative",
+            "file://relative/x",
+            "ttrpc+unix:///x?streaming_id=1",
+            "file:///a%2",
+            "file:///a%zz",
+            "file:///%+1",
+        ] {
             assert!(Location::of(text).is_err(), "{text}");
         }
     }

@@ -62,7 +62,10 @@ impl LogProgram {
             if tokio::time::timeout(FINISH, self.child.wait()).await.is_ok() {
                 return;
             }
-            tracing::warn!("the log program {} goes on after the end: sending {signal:?}", self.path.display());
+            tracing::warn!(
+                "the log program {} goes on after the end: sending {signal:?}",
+                self.path.display()
+            );
             if let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
                 let _ = kill_process(pid, signal);
             }
@@ -87,11 +90,18 @@ fn spawn(path: &Path, args: &[String], ids: &StdioIds) -> io::Result<Spawned> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let inherited: [OwnedFd; 3] = [stdout.into(), stderr.into(), to_ready.into()];
-    let mappings = inherited.into_iter().zip(3..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+    let mappings = inherited
+        .into_iter()
+        .zip(3..)
+        .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.collect()).map_err(io::Error::other)?;
     // The command owns the program's ends: they must not outlive this function, or the end of one would never be seen.
     let child = Command::from(command).spawn()?;
     let sender = |end: io::PipeWriter| pipe::Sender::from_owned_fd(end.into());
     let program = LogProgram { path: path.to_owned(), child };
-    Ok((program, [sender(to_stdout)?, sender(to_stderr)?], pipe::Receiver::from_owned_fd(ready.into())?))
+    Ok((
+        program,
+        [sender(to_stdout)?, sender(to_stderr)?],
+        pipe::Receiver::from_owned_fd(ready.into())?,
+    ))
 }

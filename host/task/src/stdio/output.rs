@@ -124,7 +124,8 @@ pub(super) fn spawn(
         let mut chunk = stream.read(&*guest).await;
         while !chunk.is_empty() {
             // The guest prepares the next one while this one is written.
-            let (written, next) = tokio::join!(sink.write_all(&chunk, &ended), stream.read(&*guest));
+            let (written, next) =
+                tokio::join!(sink.write_all(&chunk, &ended), stream.read(&*guest));
             if let Err(error) = written {
                 tracing::warn!(?stream, "output goes nowhere from here on: {error}");
                 sink = Sink::Nowhere;

@@ -89,7 +89,12 @@ fn fifos() -> (TempDir, StdioSpec) {
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let spec = StdioSpec { stdin: fifo("stdin"), stdout: fifo("stdout"), stderr: fifo("stderr"), terminal: false };
+    let spec = StdioSpec {
+        stdin: fifo("stdin"),
+        stdout: fifo("stdout"),
+        stderr: fifo("stderr"),
+        terminal: false,
+    };
     (dir, spec)
 }
 
@@ -166,9 +171,16 @@ async fn stdin_stays_open_over_clients_until_it_is_closed_and_output_goes_on_aft
     let mut process = process(usize::MAX);
     let attached = open(&spec).await.attach(process.guest.clone());
     for client in ["one", "two"] {
-        File::options().write(true).open(&spec.stdin).unwrap().write_all(client.as_bytes()).unwrap();
+        File::options()
+            .write(true)
+            .open(&spec.stdin)
+            .unwrap()
+            .write_all(client.as_bytes())
+            .unwrap();
     }
-    tokio::time::timeout(Duration::from_millis(200), &mut process.stdin_closed).await.expect_err("still open");
+    tokio::time::timeout(Duration::from_millis(200), &mut process.stdin_closed)
+        .await
+        .expect_err("still open");
     attached.close_stdin();
     attached.close_stdin();
     within(10, process.stdin_closed).await.unwrap();
@@ -200,7 +212,9 @@ async fn a_process_without_stdin_reads_its_end_at_once_but_not_with_a_terminal()
     let mut terminal = process(0);
     let spec = StdioSpec { terminal: true, ..StdioSpec::default() };
     let _attached = open(&spec).await.attach(terminal.guest.clone());
-    tokio::time::timeout(Duration::from_millis(50), &mut terminal.stdin_closed).await.expect_err("open");
+    tokio::time::timeout(Duration::from_millis(50), &mut terminal.stdin_closed)
+        .await
+        .expect_err("open");
 }
 
 #[tokio::test]
@@ -225,7 +239,13 @@ async fn a_reader_that_is_gone_does_not_hold_up_the_end() {
     let attached = open(&spec).await.attach(process.guest);
     // A client that opens both, reads a little, and goes.
     for path in [&spec.stdout, &spec.stderr] {
-        drop(File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path).unwrap());
+        drop(
+            File::options()
+                .read(true)
+                .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+                .open(path)
+                .unwrap(),
+        );
     }
     let stdout = process.stdout;
     let feeding = tokio::spawn(async move {
@@ -266,8 +286,16 @@ async fn both_streams_can_go_to_one_file() {
     fs::write(&there, "old ").unwrap();
     let there_text = there.to_str().unwrap().to_owned();
     let specs = [
-        (StdioSpec { stdout: format!("file://{}", made.display()), ..StdioSpec::default() }, &made, "12"),
-        (StdioSpec { stdout: there_text.clone(), stderr: there_text, ..StdioSpec::default() }, &there, "old 12"),
+        (
+            StdioSpec { stdout: format!("file://{}", made.display()), ..StdioSpec::default() },
+            &made,
+            "12",
+        ),
+        (
+            StdioSpec { stdout: there_text.clone(), stderr: there_text, ..StdioSpec::default() },
+            &there,
+            "old 12",
+        ),
     ];
     for (spec, path, expected) in specs {
         let process = process(0);
@@ -307,7 +335,11 @@ async fn a_log_program_gets_both_streams_and_is_told_whose_they_are() {
         log.display(),
     ));
     let stdio = open(&spec).await;
-    assert_eq!(fs::read_to_string(&unfinished).unwrap(), "c1 ns none\n", "ready means that it has begun");
+    assert_eq!(
+        fs::read_to_string(&unfinished).unwrap(),
+        "c1 ns none\n",
+        "ready means that it has begun"
+    );
     let process = process(0);
     let attached = stdio.attach(process.guest);
     process.stdout.send(b"out ".to_vec()).await.unwrap();
@@ -331,8 +363,14 @@ async fn a_log_program_that_dies_does_not_hold_up_the_process() {
 #[tokio::test]
 async fn what_cannot_be_opened_is_named() {
     let cases = [
-        (StdioSpec { stdout: "/nonexistent/out".into(), ..StdioSpec::default() }, "cannot open /nonexistent/out for stdout"),
-        (StdioSpec { stdin: "/nonexistent/in".into(), ..StdioSpec::default() }, "cannot open /nonexistent/in for stdin"),
+        (
+            StdioSpec { stdout: "/nonexistent/out".into(), ..StdioSpec::default() },
+            "cannot open /nonexistent/out for stdout",
+        ),
+        (
+            StdioSpec { stdin: "/nonexistent/in".into(), ..StdioSpec::default() },
+            "cannot open /nonexistent/in for stdin",
+        ),
         (
             StdioSpec { stdout: "binary:///nonexistent/log".into(), ..StdioSpec::default() },
             "cannot start the log program /nonexistent/log",

@@ -1,0 +1,46 @@
+//! `delete`: what is done when a container's shim is gone, whether it ended well or was killed.
+//!
+//! containerd calls it for every container whose connection closed. It must work with nothing but the id, may come again, and has
+//! five seconds.
+
+use std::env;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use kata_host_runtime::ContainerRole;
+use kata_shim_api::protobuf::Message;
+use kata_shim_api::{DeleteResponse, identifier, timestamp};
+
+use crate::bundle;
+use crate::flags::Flags;
+use crate::server_process;
+
+/// 128 + SIGKILL: how a container ends whose shim died.
+const KILLED: u32 = 137;
+
+/// Returns what is to be printed.
+pub(crate) fn run(flags: &Flags) -> anyhow::Result<Vec<u8>> {
+    identifier::check("container id (-id)", &flags.id)?;
+    identifier::check("namespace (-namespace)", &flags.namespace)?;
+    let bundle = match flags.bundle.as_str() {
+        "" => env::current_dir().context("cannot tell the bundle: give it with -bundle")?,
+        bundle => PathBuf::from(bundle),
+    };
+    let pid = server_process::recorded_pid(&bundle);
+    // A config that cannot be read says nothing of a pod; then the pid file does, which only a sandbox's own bundle has.
+    let is_member = matches!(bundle::role(&bundle), Ok(ContainerRole::PodMember(sandbox)) if sandbox != flags.id);
+    if !is_member {
+        if let Some(pid) = pid {
+            server_process::end(pid, &flags.namespace, &flags.id)?;
+        }
+        kata_task::cleanup(&flags.id, &bundle)?;
+    }
+    let response = DeleteResponse {
+        pid: pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs()),
+        exit_status: KILLED,
+        exited_at: Some(timestamp(SystemTime::now())).into(),
+        ..DeleteResponse::default()
+    };
+    response.write_to_bytes().context("cannot write the answer")
+}

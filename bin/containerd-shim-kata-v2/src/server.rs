@@ -1,0 +1,81 @@
+//! The server of one sandbox: what the process needs before the task service takes over.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use kata_task::ServeOptions;
+
+use crate::flags::Flags;
+use crate::log;
+use crate::server_process::TTRPC_ADDRESS;
+
+/// Runs until the sandbox has ended. What goes wrong is logged, since nobody reads what a server prints.
+pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
+    let listener = take_listener()?;
+    // Fails only for the leader of a process group, which a server that was started by hand may be.
+    let _ = rustix::process::setsid();
+    let bundle =
+        env::current_dir().context("cannot tell the bundle, which is the current directory")?;
+    log::init(&bundle.join("log"), &flags.id, flags.debug);
+    // The bundle is not ours to keep busy.
+    env::set_current_dir("/").context("cannot leave the bundle")?;
+    if let Err(error) = be_killed_before_containerd() {
+        tracing::warn!("cannot raise oom_score_adj: {error}");
+    }
+    let socket = PathBuf::from(&flags.socket);
+    let served = serve(flags, listener, socket.clone());
+    if let Err(error) = &served {
+        tracing::error!("the shim's server has failed: {error:#}");
+    }
+    // The service removes it when all is well; a second time does no harm.
+    let _ = fs::remove_file(socket);
+    served
+}
+
+fn serve(flags: Flags, listener: UnixListener, socket: PathBuf) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(kata_task::serve(ServeOptions {
+        listener,
+        namespace: flags.namespace,
+        id: flags.id,
+        ttrpc_address: env::var(TTRPC_ADDRESS).ok().filter(|address| !address.is_empty()),
+        publish_binary: Some(flags.publish_binary)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from),
+        socket,
+        debug: flags.debug,
+    }))
+}
+
+/// The socket arrives as standard input, as with inetd: the one descriptor that needs no agreement on numbers.
+fn take_listener() -> anyhow::Result<UnixListener> {
+    let socket = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("cannot take the socket from standard input")?;
+    let listener = UnixListener::from(socket);
+    listener
+        .local_addr()
+        .context("standard input is no socket: the server is started by `start`, not by hand")?;
+    let null = fs::File::open("/dev/null").context("cannot open /dev/null")?;
+    nix::unistd::dup2_stdin(null).context("cannot close standard input")?;
+    Ok(listener)
+}
+
+/// Makes the kernel prefer this process, and the VM after it, to containerd when memory runs out: containerd's own score, which is
+/// inherited, and one more.
+fn be_killed_before_containerd() -> io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let text = fs::read_to_string(FILE)?;
+    let score: i32 = text.trim().parse().map_err(io::Error::other)?;
+    // 1000 is the most there is (proc_pid_oom_score_adj(5)).
+    fs::write(FILE, score.saturating_add(1).min(1000).to_string())
+}

@@ -1,0 +1,145 @@
+//! The program as containerd runs it: what it prints, and which processes and files it leaves.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::SystemTime;
+
+use kata_shim_api::bootstrap::{BootstrapParams, BootstrapResult};
+use kata_shim_api::protobuf::Message;
+use kata_shim_api::{DeleteResponse, RuntimeInfo};
+
+/// Runs the program in `bundle` with nothing in its environment. Returns only when everybody who had its output has closed it.
+fn shim(bundle: &Path, args: &[&str], stdin: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-v2"))
+        .args(args)
+        .current_dir(bundle)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(stdin).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[track_caller]
+fn answer(output: &Output) -> &[u8] {
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    &output.stdout
+}
+
+#[track_caller]
+fn complaint(output: Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+#[test]
+fn info_and_version_need_neither_flags_nor_environment() {
+    let anywhere = tempfile::tempdir().unwrap();
+    let version = shim(anywhere.path(), &["-v"], b"");
+    assert_eq!(
+        answer(&version),
+        concat!("containerd-shim-kata-v2: version ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()
+    );
+    let info =
+        RuntimeInfo::parse_from_bytes(answer(&shim(anywhere.path(), &["-info"], b""))).unwrap();
+    assert_eq!(
+        (info.name.as_str(), info.version.version.as_str()),
+        ("io.containerd.kata.v2", env!("CARGO_PKG_VERSION"))
+    );
+    assert!(info.features.type_url.ends_with("/runtime-spec/1/features/Features"));
+    assert!(info.features.value.starts_with(b"{"));
+    assert!(info.annotations.is_empty());
+}
+
+#[test]
+fn mistakes_are_one_line_on_standard_error() {
+    let bundle = tempfile::tempdir().unwrap();
+    let refused = |args: &[&str]| complaint(shim(bundle.path(), args, b""));
+    assert_eq!(refused(&["frob"]), "unknown action \"frob\": use start, delete, -info or -v\n");
+    assert!(refused(&["-namespace", "n", "start"]).contains("container id"));
+    assert!(refused(&["-namespace", "n", "-id", "../x", "delete"]).contains("\"../x\""));
+    assert!(refused(&["-namespace", "n", "-id", "c", "-socket", "/x"]).contains("not by hand"));
+    fs::write(bundle.path().join("config.json"), "{").unwrap();
+    assert!(refused(&["-namespace", "n", "-id", "c", "start"]).contains("config.json"));
+    assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 1, "nothing was left");
+}
+
+#[test]
+fn delete_works_when_nothing_is_there_and_again() {
+    let bundle = tempfile::tempdir().unwrap();
+    let id = format!("nothing-{}", std::process::id());
+    for _ in 0..2 {
+        let output = shim(bundle.path(), &["-namespace", "n", "-id", &id, "delete"], b"");
+        let response = DeleteResponse::parse_from_bytes(answer(&output)).unwrap();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        assert_eq!((response.pid, response.exit_status), (0, 137));
+        assert!(now.abs_diff(response.exited_at.seconds.try_into().unwrap()) < 60);
+    }
+}
+
+#[test]
+fn a_server_is_started_found_by_its_pod_and_ended() {
+    if !rustix::process::geteuid().is_root() {
+        return; // The server needs a mount namespace.
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let sandbox = format!("pod-{}", std::process::id());
+    let bundle = |name: &str| {
+        let bundle = dir.path().join(name);
+        fs::create_dir(&bundle).unwrap();
+        bundle
+    };
+    let (first, member) = (bundle("first"), bundle("member"));
+    // As containerd 2.3 does it, which lets the socket be in a directory of the test's.
+    let start = |bundle: &Path, id: &str| {
+        let params = BootstrapParams {
+            instance_id: id.to_owned(),
+            namespace: "n".to_owned(),
+            socket_dir: Some(dir.path().join("s").to_str().unwrap().to_owned()),
+            ..BootstrapParams::default()
+        };
+        shim(
+            bundle,
+            &["-namespace", "n", "-address", "", "-id", id, "start"],
+            &params.write_to_bytes().unwrap(),
+        )
+    };
+    let config = format!(
+        r#"{{"annotations":{{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"{sandbox}"}}}}"#
+    );
+    fs::write(member.join("config.json"), config).unwrap();
+    assert!(complaint(start(&member, "c2")).contains("is not running"));
+
+    let result = BootstrapResult::parse_from_bytes(answer(&start(&first, &sandbox))).unwrap();
+    assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
+    let socket = result.address.strip_prefix("unix://").unwrap();
+    assert_eq!(fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::read_to_string(first.join("address")).unwrap(), result.address);
+    let pid = fs::read_to_string(first.join("shim.pid")).unwrap();
+    UnixStream::connect(socket).unwrap();
+
+    assert_eq!(answer(&start(&member, "c2")), result.write_to_bytes().unwrap());
+    assert_eq!(fs::read_to_string(member.join("address")).unwrap(), result.address);
+    answer(&shim(&member, &["-namespace", "n", "-id", "c2", "delete"], b""));
+    assert!(Path::new("/proc").join(&pid).exists(), "the sandbox outlives its member");
+
+    let first = first.to_str().unwrap();
+    let output =
+        shim(dir.path(), &["-namespace", "n", "-id", &sandbox, "-bundle", first, "delete"], b"");
+    assert_eq!(
+        DeleteResponse::parse_from_bytes(answer(&output)).unwrap().pid,
+        pid.parse().unwrap()
+    );
+    assert!(UnixStream::connect(socket).is_err());
+}

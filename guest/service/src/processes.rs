@@ -1,0 +1,303 @@
+//! Containers and their processes, from the making to the end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata_agent_api::agent::{
+    CreateContainerRequest, ExecProcessRequest, RemoveContainerRequest, StringUser,
+};
+use kata_agent_api::convert::{process_from_wire, spec_from_wire};
+use kata_guest_container::create;
+use kata_guest_container::exec::{Target, exec};
+use kata_guest_container::process::Process;
+use kata_guest_container::spec::Plan;
+use ttrpc::Code;
+
+use crate::agent::Agent;
+use crate::container::{Container, Phase};
+use crate::id;
+use crate::status::{Tell, invalid, not_found, refuse};
+
+/// How long the processes of a container may take to die when the host does not say.
+const REMOVAL: Duration = Duration::from_secs(10);
+
+/// `SIGKILL` of signal(7).
+const SIGKILL: i32 = 9;
+
+impl Agent {
+    /// Makes a container, whose init then waits.
+    pub(crate) async fn create_container(
+        &self,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<()> {
+        let id = id::check("container", &request.container_id)?.to_owned();
+        if !request.devices.is_empty() {
+            return Err(invalid("this agent has no device hotplug yet: give no devices"));
+        }
+        refuse_passed_descriptors(request.stdin_port, request.stdout_port, request.stderr_port)?;
+        refuse_named_user(request.string_user.as_ref())?;
+        self.sandbox().reserve(&id)?;
+        let made = self.make_container(&id, request).await;
+        let (made, result) = match made {
+            Ok(container) => (Some(Arc::new(container)), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        self.sandbox().settle(&id, made);
+        result
+    }
+
+    async fn make_container(
+        &self,
+        id: &str,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<Container> {
+        let wire = request.OCI.into_option().ok_or_else(|| invalid("the request has no OCI"))?;
+        let spec = spec_from_wire(wire).map_err(Tell::tell)?;
+        let (plan, storages) = {
+            let mut sandbox = self.sandbox();
+            let plan = Plan::new(spec, id, &sandbox.namespaces).map_err(Tell::tell)?;
+            (plan, sandbox.storages.add(&request.storages)?)
+        };
+        let init = match self.make_init(id, &plan).await {
+            Ok(init) => init,
+            Err(error) => {
+                self.sandbox().storages.release(&storages);
+                return Err(error);
+            }
+        };
+        let mut sandbox = self.sandbox();
+        if (sandbox.shares_pids || request.sandbox_pidns) && sandbox.namespaces.pid.is_none() {
+            sandbox.namespaces.share_pid(&init).map_err(Tell::tell)?;
+        }
+        Ok(Container::new(id, plan, init, storages))
+    }
+
+    async fn make_init(&self, id: &str, plan: &Plan) -> ttrpc::Result<Process> {
+        // Until the pid is known and claimed, no status may be thrown away.
+        let _hold = self.reaper.hold();
+        let ended = |pid| self.reaper.claim(pid);
+        let spawned = create::create(id, plan, self.settings.pipe_size, ended).await;
+        let spawned = spawned.map_err(Tell::tell)?;
+        let exit = self.exit_of(spawned.pid);
+        Ok(Process::new(spawned, exit))
+    }
+
+    /// Lets a container's init run, and begins to listen for the out-of-memory killer.
+    pub(crate) fn start_container(&self, id: &str) -> ttrpc::Result<()> {
+        let container = self.container(id)?;
+        if container.phase() != Phase::Created {
+            let text = format!("container {id:?} has been started already");
+            return Err(refuse(Code::FAILED_PRECONDITION, text));
+        }
+        self.watch_oom(&container);
+        create::start(id).map_err(Tell::tell)?;
+        container.set_phase(Phase::Running);
+        Ok(())
+    }
+
+    fn watch_oom(&self, container: &Container) {
+        // Without a memory controller there is nothing to hear of.
+        let Ok(mut watch) = container.plan.cgroup.watch_oom() else { return };
+        let (id, events) = (container.id.clone(), self.oom_sender.clone());
+        tokio::spawn(async move {
+            while watch.killed().await.is_ok() {
+                tracing::info!(container = id, "the out-of-memory killer was here");
+                // A host that does not listen must not fill the guest's memory.
+                let _ = events.try_send(id.clone());
+            }
+        });
+    }
+
+    /// Runs another process in a running container.
+    pub(crate) async fn exec_process(&self, request: ExecProcessRequest) -> ttrpc::Result<()> {
+        let container = self.container(&request.container_id)?;
+        let exec_id = id::check("process", &request.exec_id)?;
+        refuse_passed_descriptors(request.stdin_port, request.stdout_port, request.stderr_port)?;
+        refuse_named_user(request.string_user.as_ref())?;
+        let process = request.process.into_option();
+        let process = process.ok_or_else(|| invalid("the request has no process"))?;
+        let process = process_from_wire(process).map_err(Tell::tell)?;
+        match container.phase() {
+            Phase::Running if container.init.status().is_none() => {}
+            Phase::Paused => {
+                let text = "cannot exec in a paused container (use --ignore-paused to override)";
+                return Err(refuse(Code::FAILED_PRECONDITION, text));
+            }
+            Phase::Created | Phase::Running => {
+                let text = "cannot exec in a container that is not running";
+                return Err(refuse(Code::FAILED_PRECONDITION, text));
+            }
+        }
+        if !container.reserve(exec_id) {
+            let text = format!("there is a process {exec_id:?} in the container already");
+            return Err(refuse(Code::ALREADY_EXISTS, text));
+        }
+        let made = self.make_process(&container, &process).await;
+        let (made, result) = match made {
+            Ok(process) => (Some(process), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        container.settle(exec_id, made);
+        result
+    }
+
+    async fn make_process(
+        &self,
+        container: &Container,
+        process: &oci_spec::runtime::Process,
+    ) -> ttrpc::Result<Process> {
+        // As for an init.
+        let _hold = self.reaper.hold();
+        let target = Target {
+            init: &container.init,
+            cgroup: &container.plan.cgroup,
+            inherited: &container.plan.inherited,
+        };
+        let spawned = exec(&target, process, self.settings.pipe_size).await.map_err(Tell::tell)?;
+        let exit = self.exit_of(spawned.pid);
+        Ok(Process::new(spawned, exit))
+    }
+
+    /// Sends a signal to one process, or with an empty exec id to all of the container.
+    pub(crate) async fn signal_process(
+        &self,
+        container_id: &str,
+        exec_id: &str,
+        signal: u32,
+    ) -> ttrpc::Result<()> {
+        let signal = i32::try_from(signal).map_err(|_| invalid("there is no such signal"))?;
+        let container = self.container(container_id)?;
+        if !exec_id.is_empty() {
+            return self.process(&container, exec_id)?.signal(signal).map_err(Tell::tell);
+        }
+        if signal == SIGKILL {
+            return container.plan.cgroup.kill().map_err(Tell::tell);
+        }
+        signal_all(&container, signal).await
+    }
+
+    /// Waits for a process to end and yields its status.
+    pub(crate) async fn wait_process(
+        &self,
+        container_id: &str,
+        exec_id: &str,
+    ) -> ttrpc::Result<i32> {
+        let container = self.container(container_id)?;
+        let process = self.process(&container, exec_id)?;
+        let status = process.wait().await;
+        container.waited(exec_id);
+        status.ok_or_else(|| refuse(Code::INTERNAL, "the process's status was lost"))
+    }
+
+    /// Kills what is left of a container and takes it away.
+    pub(crate) async fn remove_container(
+        &self,
+        request: &RemoveContainerRequest,
+    ) -> ttrpc::Result<()> {
+        let container = self.container(&request.container_id)?;
+        let patience = match request.timeout {
+            0 => REMOVAL,
+            seconds => Duration::from_secs(seconds.into()),
+        };
+        self.take_away(&container, patience).await
+    }
+
+    async fn take_away(&self, container: &Container, patience: Duration) -> ttrpc::Result<()> {
+        let cgroup = &container.plan.cgroup;
+        cgroup.kill().map_err(Tell::tell)?;
+        match tokio::time::timeout(patience, cgroup.emptied()).await {
+            Ok(emptied) => emptied.map_err(Tell::tell)?,
+            Err(_elapsed) => {
+                let id = &container.id;
+                let text =
+                    format!("processes of container {id:?} are still alive after {patience:?}");
+                return Err(refuse(Code::DEADLINE_EXCEEDED, text));
+            }
+        }
+        create::remove(&container.id, &container.plan);
+        let mut sandbox = self.sandbox();
+        sandbox.storages.release(&container.storages);
+        sandbox.remove(&container.id);
+        Ok(())
+    }
+
+    /// Takes every container away, and what the sandbox has mounted.
+    pub(crate) async fn take_all_away(&self) {
+        let containers = self.sandbox().containers();
+        for container in containers {
+            if let Err(error) = self.take_away(&container, REMOVAL).await {
+                tracing::warn!(container = container.id, %error, "a container is left");
+            }
+        }
+        let mut sandbox = self.sandbox();
+        let mounted: Vec<PathBuf> = std::mem::take(&mut sandbox.own_storages);
+        sandbox.storages.release(&mounted);
+        sandbox.namespaces.unpin();
+    }
+
+    /// Freezes or thaws a container.
+    pub(crate) async fn set_paused(&self, id: &str, paused: bool) -> ttrpc::Result<()> {
+        let container = self.container(id)?;
+        let (wanted, words) = match paused {
+            true => (Phase::Running, "container not running"),
+            false => (Phase::Paused, "container not paused"),
+        };
+        if container.phase() != wanted {
+            return Err(refuse(Code::FAILED_PRECONDITION, words));
+        }
+        container.plan.cgroup.freeze(paused).await.map_err(Tell::tell)?;
+        container.set_phase(if paused { Phase::Paused } else { Phase::Running });
+        Ok(())
+    }
+
+    /// A container by a checked id.
+    pub(crate) fn container(&self, id: &str) -> ttrpc::Result<Arc<Container>> {
+        self.sandbox().container(id::check("container", id)?)
+    }
+
+    /// A process of it.
+    pub(crate) fn process(
+        &self,
+        container: &Container,
+        exec_id: &str,
+    ) -> ttrpc::Result<Arc<Process>> {
+        let id = &container.id;
+        container.process(exec_id).ok_or_else(|| {
+            not_found(format!("there is no process {exec_id:?} in container {id:?}"))
+        })
+    }
+}
+
+/// Frozen processes make no more of their kind, so nobody is missed.
+async fn signal_all(container: &Container, signal: i32) -> ttrpc::Result<()> {
+    let cgroup = &container.plan.cgroup;
+    let thaw = container.phase() != Phase::Paused;
+    cgroup.freeze(true).await.map_err(Tell::tell)?;
+    for pid in cgroup.processes() {
+        // A frozen process cannot end, so its id is its own.
+        kata_guest_container::process::kill(pid, signal);
+    }
+    if thaw {
+        cgroup.freeze(false).await.map_err(Tell::tell)?;
+    }
+    Ok(())
+}
+
+fn refuse_passed_descriptors(stdin: u32, stdout: u32, stderr: u32) -> ttrpc::Result<()> {
+    if (stdin, stdout, stderr) == (0, 0, 0) {
+        return Ok(());
+    }
+    Err(invalid(
+        "this agent takes no passed descriptors: use ReadStdout, ReadStderr and WriteStdin",
+    ))
+}
+
+fn refuse_named_user(user: Option<&StringUser>) -> ttrpc::Result<()> {
+    match user {
+        Some(user) if !user.uid.is_empty() || !user.gid.is_empty() => {
+            Err(invalid("this agent resolves no user names: give the numbers in the specification"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,166 @@
+//! Where the host's connections come from, and who gets them.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::stream;
+use kata_agent_api::{agent_ttrpc, health_ttrpc};
+use kata_channel::{AGENT_PORT, ChannelStream, SerialListener};
+use kata_guest_setup::reaper::Reaper;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use ttrpc::r#async::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use crate::agent::Agent;
+use crate::health::HealthService;
+use crate::log::Log;
+use crate::rpc::Service;
+use crate::shell;
+
+/// Connections that wait to be taken by the server.
+const BACKLOG: usize = 16;
+
+/// Serves the host's connections by their port.
+pub struct Services {
+    /// It serves for as long as it is kept.
+    _server: Server,
+    rpc: mpsc::Sender<ChannelStream>,
+    log: Log,
+    log_port: Option<u32>,
+    shell_port: Option<u32>,
+    reaper: Reaper,
+}
+
+impl fmt::Debug for Services {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Services")
+            .field("log_port", &self.log_port)
+            .field("shell_port", &self.shell_port)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Services {
+    /// Starts the ttrpc server on `agent`. The log is served on `log_port` and a shell, if the guest
+    /// has one, on `shell_port`; `None` switches them off.
+    ///
+    /// # Errors
+    ///
+    /// Fails as the ttrpc server does, which is never when it is started for the first time.
+    pub async fn start(
+        agent: &Arc<Agent>,
+        log: Log,
+        log_port: Option<u32>,
+        shell_port: Option<u32>,
+    ) -> ttrpc::Result<Self> {
+        let (rpc, connections) = mpsc::channel::<ChannelStream>(BACKLOG);
+        let incoming = stream::unfold(connections, |mut connections| async {
+            let stream = connections.recv().await?;
+            Some((io::Result::Ok(stream), connections))
+        });
+        let service = Arc::new(Service { agent: Arc::clone(agent) });
+        let mut server = Server::new()
+            .add_listener(Listener::new(incoming))
+            .register_service(agent_ttrpc::create_agent_service(service))
+            .register_service(health_ttrpc::create_health(Arc::new(HealthService)));
+        server.start().await?;
+        let reaper = agent.reaper.clone();
+        Ok(Self { _server: server, rpc, log, log_port, shell_port, reaper })
+    }
+
+    /// Whether there is somebody on `port`.
+    #[must_use]
+    pub fn has(&self, port: u32) -> bool {
+        port == AGENT_PORT
+            || Some(port) == self.log_port
+            || (Some(port) == self.shell_port && shell::exists())
+    }
+
+    /// Hands a connection over to whoever is on `port`; one that nobody wants is closed.
+    pub async fn connect(&self, port: u32, stream: ChannelStream) {
+        if port == AGENT_PORT {
+            // The server is gone only when the agent is.
+            let _ = self.rpc.send(stream).await;
+        } else if Some(port) == self.log_port {
+            let log = self.log.clone();
+            tokio::spawn(async move { log.serve(stream).await });
+        } else if Some(port) == self.shell_port {
+            let reaper = self.reaper.clone();
+            tokio::spawn(async move {
+                if let Err(error) = shell::serve(stream, reaper).await {
+                    tracing::warn!(%error, "the debug console failed");
+                }
+            });
+        }
+    }
+
+    /// Serves streams that come over a serial port, until the host closes it.
+    pub async fn serial(self: &Arc<Self>, mut listener: SerialListener) {
+        while let Some((port, pending)) = listener.accept().await {
+            if !self.has(port) {
+                pending.refuse();
+                continue;
+            }
+            let services = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Ok(stream) = pending.accept().await {
+                    services.connect(port, stream).await;
+                }
+            });
+        }
+    }
+
+    /// Serves connections to this guest's vsock ports.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a port is taken, or when accepting does.
+    pub async fn vsock(self: &Arc<Self>, agent_port: u32) -> io::Result<()> {
+        let optional = [self.log_port, self.shell_port].into_iter().flatten();
+        for port in optional.filter(|port| self.has(*port)) {
+            let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+            let services = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Err(error) = services.accept(listener, port).await {
+                    tracing::warn!(%error, port, "a vsock port is not served any more");
+                }
+            });
+        }
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, agent_port))?;
+        self.accept(listener, AGENT_PORT).await
+    }
+
+    async fn accept(&self, listener: VsockListener, port: u32) -> io::Result<()> {
+        loop {
+            let (stream, _) = listener.accept().await?;
+            self.connect(port, Box::new(stream)).await;
+        }
+    }
+
+    /// Serves ttrpc on a unix socket, for an agent that is run by hand.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the socket cannot be made, or when accepting does.
+    pub async fn unix(&self, path: &Path) -> io::Result<()> {
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            self.connect(AGENT_PORT, Box::new(stream)).await;
+        }
+    }
+
+    /// Runs a shell on the guest's console, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// Fails without a console.
+    pub fn shell_on_console(&self) -> io::Result<()> {
+        if shell::exists() { shell::on_console() } else { Ok(()) }
+    }
+}

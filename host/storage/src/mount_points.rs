@@ -1,0 +1,128 @@
+//! Mount points in a root file system that the guest gets read-only.
+//!
+//! A runtime makes the mount points that an image lacks before it makes the root file system read-only. Here read-only is the host's
+//! doing, so that the guest cannot make them any more, and the host does, before the guest sees anything of it. Every step is taken by
+//! the kernel inside of the root (openat2(2), RESOLVE_IN_ROOT): a link in an image leads nowhere else.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::io::Errno;
+
+use crate::{GuestMounts, StorageError};
+
+/// Makes what `rootfs` lacks: directories for all mounts, empty files for mounts of files, and the working directory. What
+/// lies below another mount is left to the guest, which makes that mount.
+pub fn make_mount_points(
+    rootfs: &Path,
+    spec: &Spec,
+    mounts: &GuestMounts,
+) -> Result<(), StorageError> {
+    let failed = |path: &Path, errno: Errno| StorageError::Io {
+        action: "make the mount point",
+        path: rootfs.join(relative(path)),
+        source: io::Error::from(errno),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root =
+        openat(CWD, rootfs, flags, Mode::empty()).map_err(|errno| failed(Path::new(""), errno))?;
+    let mut covered: Vec<PathBuf> = Vec::new();
+    for (index, mount) in mounts.spec_mounts.iter().enumerate() {
+        let destination = mount.destination();
+        if !covered.iter().any(|above| destination.starts_with(above)) {
+            let is_file =
+                mounts.host_binds.iter().any(|bind| bind.index == index && bind.source.is_file());
+            make(&root, destination, is_file).map_err(|errno| failed(destination, errno))?;
+            covered.push(destination.clone());
+        }
+    }
+    let cwd = spec.process().as_ref().map(|process| process.cwd().clone()).unwrap_or_default();
+    if covered.iter().any(|above| cwd.starts_with(above)) {
+        return Ok(());
+    }
+    make(&root, &cwd, false).map_err(|errno| failed(&cwd, errno))
+}
+
+/// Makes one path below the root, unless it is there.
+fn make(root: &OwnedFd, path: &Path, is_file: bool) -> rustix::io::Result<()> {
+    if open(root, path).is_ok() {
+        return Ok(());
+    }
+    let components: Vec<&std::ffi::OsStr> = relative(path)
+        .components()
+        .filter_map(|part| if let Component::Normal(name) = part { Some(name) } else { None })
+        .collect();
+    let mut done = PathBuf::new();
+    let mut parent = open(root, Path::new("/"))?;
+    for (position, name) in components.iter().enumerate() {
+        let is_last = position + 1 == components.len();
+        done.push(name);
+        if is_last && is_file {
+            let flags =
+                OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            return openat(&parent, *name, flags, Mode::from_raw_mode(0o644)).map(drop);
+        }
+        match mkdirat(&parent, *name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => match open(root, &done) {
+                Ok(next) => parent = next,
+                // A link that leads nowhere: the guest finds the same, and says so.
+                Err(Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(errno),
+            },
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn open(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
+}
+
+fn relative(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn made(spec: &str) -> tempfile::TempDir {
+        let rootfs = tempfile::tempdir().unwrap();
+        // A link out of the image, as a hostile one might have it.
+        symlink("/etc", rootfs.path().join("link")).unwrap();
+        let spec: Spec = serde_json::from_str(spec).unwrap();
+        let spec_mounts = spec.mounts().clone().unwrap_or_default();
+        let mounts = GuestMounts { spec_mounts, host_binds: Vec::new() };
+        make_mount_points(rootfs.path(), &spec, &mounts).unwrap();
+        rootfs
+    }
+
+    #[test]
+    fn missing_directories_are_made_and_those_below_mounts_are_not() {
+        let rootfs = made(
+            r#"{"ociVersion":"1.0.2","process":{"cwd":"/work/here","user":{"uid":0,"gid":0}},"mounts":[
+                {"destination":"/proc","type":"proc"},{"destination":"/dev","type":"tmpfs"},
+                {"destination":"/dev/shm","type":"tmpfs"},{"destination":"/a/b","type":"tmpfs"}]}"#,
+        );
+        for there in ["proc", "dev", "a/b", "work/here"] {
+            assert!(rootfs.path().join(there).is_dir(), "{there}");
+        }
+        assert!(!rootfs.path().join("dev/shm").exists());
+    }
+
+    #[test]
+    fn links_lead_nowhere_outside() {
+        let rootfs = made(
+            r#"{"ociVersion":"1.0.2","mounts":[{"destination":"/link/kata-mount-point-test","type":"tmpfs"}]}"#,
+        );
+        assert!(!Path::new("/etc/kata-mount-point-test").exists());
+        assert!(fs::symlink_metadata(rootfs.path().join("link")).unwrap().is_symlink());
+    }
+}

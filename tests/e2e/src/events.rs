@@ -1,0 +1,57 @@
+//! What containerd tells about its containers.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::client::{Client, Input};
+use crate::containerd::Containerd;
+use crate::deadline::Deadline;
+
+/// A listener to the events of a containerd.
+#[derive(Debug)]
+pub struct Events {
+    client: Client,
+}
+
+impl Events {
+    /// Listens, from the moment when this returns.
+    pub(crate) fn of(containerd: &Containerd) -> Result<Self> {
+        let client = containerd.start_ctr(["events"], Input::Nothing)?;
+        // It does not say when it listens; so events are made until the first one is seen.
+        for round in 0..100 {
+            let label = format!("round={round}");
+            containerd.ctr(["namespace", "label", &containerd.namespace(), &label])?.success()?;
+            let patience = Deadline::after(Duration::from_millis(100));
+            if client.stdout.expect("/namespaces/update", patience).is_ok() {
+                return Ok(Self { client });
+            }
+        }
+        bail!("ctr events shows nothing: {}", client.stderr.text())
+    }
+
+    /// Waits for `topic`, like `/tasks/exit`, of `container`.
+    pub fn expect(&self, topic: &str, container: &str) -> Result<()> {
+        let deadline = Deadline::for_command();
+        loop {
+            let lines = self.client.stdout.times("\n");
+            if self.topics(container).iter().any(|seen| seen == topic) {
+                return Ok(());
+            }
+            let next = self.client.stdout.expect_times("\n", lines + 1, deadline);
+            next.with_context(|| format!("waiting for {topic}"))?;
+        }
+    }
+
+    /// The topics of `container` so far that begin with `/tasks/`.
+    #[must_use]
+    pub fn topics(&self, container: &str) -> Vec<String> {
+        let text = self.client.stdout.text();
+        // The last line may be there in part only.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let lines = whole.lines().filter(|line| line.contains(container));
+        let topics =
+            lines.filter_map(|line| line.split(' ').find(|word| word.starts_with("/tasks/")));
+        topics.map(str::to_owned).collect()
+    }
+}
