@@ -9,12 +9,14 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use kata_host_runtime::ContainerRole;
+use kata_shim_api::address::SocketAddress;
 use kata_shim_api::protobuf::Message;
 use kata_shim_api::{DeleteResponse, identifier, timestamp};
 
 use crate::bundle;
 use crate::flags::Flags;
 use crate::server_process;
+use crate::socket;
 
 /// 128 + SIGKILL: how a container ends whose shim died.
 const KILLED: u32 = 137;
@@ -33,6 +35,9 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<Vec<u8>> {
     if !is_member {
         if let Some(pid) = pid {
             server_process::end(pid, &flags.namespace, &flags.id)?;
+        }
+        if let Ok(address) = SocketAddress::read_from(&bundle) {
+            socket::remove_stale(&address)?;
         }
         kata_task::cleanup(&flags.id, &bundle)?;
     }

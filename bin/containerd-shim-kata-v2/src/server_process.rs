@@ -78,27 +78,32 @@ pub(crate) fn recorded_pid(bundle: &Path) -> Option<Pid> {
 pub(crate) fn end(pid: Pid, namespace: &str, id: &str) -> anyhow::Result<()> {
     // Only what the descriptor pins can be compared and signalled without a race.
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
-    if !is_server(pid, namespace, id) {
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if cmdline.is_empty() {
+        // It is about to be gone: its memory is, while its socket may still be open.
+        has_ended(&pidfd)?;
         return Ok(());
     }
-    let grace = Timespec::try_from(GRACE).context("the grace period does not fit a timespec")?;
+    if !is_servers_command_line(&cmdline, namespace, id) {
+        return Ok(());
+    }
     for signal in [Signal::TERM, Signal::KILL] {
         match pidfd_send_signal(&pidfd, signal) {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             sent => sent.with_context(|| format!("cannot end the shim's server (pid {pid})"))?,
         }
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        if rustix::io::retry_on_intr(|| poll(&mut fds, Some(&grace))).map_err(io::Error::from)? > 0
-        {
+        if has_ended(&pidfd)? {
             return Ok(());
         }
     }
     anyhow::bail!("the shim's server (pid {pid}) does not end, although it was killed")
 }
 
-fn is_server(pid: Pid, namespace: &str, id: &str) -> bool {
-    fs::read(format!("/proc/{pid}/cmdline"))
-        .is_ok_and(|cmdline| is_servers_command_line(&cmdline, namespace, id))
+/// Waits for a process's end for [`GRACE`] and says whether it has come.
+fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    let grace = Timespec::try_from(GRACE).map_err(io::Error::other)?;
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&grace)))? > 0)
 }
 
 /// Whether `cmdline`, words that each end with NUL (proc_pid_cmdline(5)), is what [`spawn`] makes.

@@ -43,6 +43,20 @@ pub(crate) fn bind(address: &SocketAddress) -> anyhow::Result<Bound> {
     .with_context(|| format!("cannot listen on {}", path.display()))
 }
 
+/// Removes the socket of a server that is dead. That of a living one stays: the bundle of a pod's member names it too.
+pub(crate) fn remove_stale(address: &SocketAddress) -> anyhow::Result<()> {
+    if is_served(address) {
+        return Ok(());
+    }
+    let path = address.path();
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Listens, for connections of this user only. Before the mode is set nobody else could do harm either: the server looks at who
 /// connects.
 fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -67,7 +81,15 @@ mod tests {
         assert!(matches!(bind(&address).unwrap(), Bound::Served));
         drop(listener);
         assert!(!is_served(&address));
-        assert!(matches!(bind(&address).unwrap(), Bound::Fresh(_)));
+        let Bound::Fresh(listener) = bind(&address).unwrap() else {
+            panic!("the old one is stale")
+        };
+        remove_stale(&address).unwrap();
+        assert!(path.exists(), "it is served");
+        drop(listener);
+        remove_stale(&address).unwrap();
+        assert!(!path.exists());
+        remove_stale(&address).unwrap();
     }
 
     #[test]

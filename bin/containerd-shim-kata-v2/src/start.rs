@@ -43,7 +43,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<Vec<u8>> {
         }
         ContainerRole::PodMember(_) => record(&address, &bundle)?,
         ContainerRole::Single | ContainerRole::PodSandbox => {
-            start(flags, &input, &address, &bundle)?
+            start(flags, &input, &address, &bundle)?;
         }
     }
     Ok(input.answer(&address))

@@ -1,5 +1,7 @@
 //! The program as containerd runs it: what it prints, and which processes and files it leaves.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends by a panic")]
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -141,5 +143,22 @@ fn a_server_is_started_found_by_its_pod_and_ended() {
         DeleteResponse::parse_from_bytes(answer(&output)).unwrap().pid,
         pid.parse().unwrap()
     );
-    assert!(UnixStream::connect(socket).is_err());
+    assert!(!Path::new(socket).exists());
+
+    // A server that was killed leaves its socket behind, and delete removes that too.
+    let again =
+        BootstrapResult::parse_from_bytes(answer(&start(Path::new(first), &sandbox))).unwrap();
+    assert_eq!(again.address, result.address);
+    let pid = fs::read_to_string(Path::new(first).join("shim.pid")).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    answer(&shim(
+        dir.path(),
+        &["-namespace", "n", "-id", &sandbox, "-bundle", first, "delete"],
+        b"",
+    ));
+    assert!(!Path::new(socket).exists());
 }

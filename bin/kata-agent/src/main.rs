@@ -86,8 +86,10 @@ async fn serve(is_init: bool, options: &Options, log: Log) -> anyhow::Result<()>
     };
     let agent = Arc::new(Agent::new(settings, reaper));
     let shell_port = options.debug_console.then_some(options.debug_console_port).flatten();
-    let services = Services::start(&agent, log, options.log_port, shell_port).await;
-    let services = Arc::new(services.context("cannot start the service")?);
+    let (services, _running) = Services::start(&agent, log, options.log_port, shell_port)
+        .await
+        .context("cannot start the service")?;
+    let services = Arc::new(services);
     if options.debug_console && options.debug_console_port.is_none() {
         services.shell_on_console().context("cannot offer a shell on the console")?;
     }

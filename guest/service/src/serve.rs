@@ -25,9 +25,8 @@ use crate::shell;
 const BACKLOG: usize = 16;
 
 /// Serves the host's connections by their port.
+#[derive(Debug)]
 pub struct Services {
-    /// It serves for as long as it is kept.
-    _server: Server,
     rpc: mpsc::Sender<ChannelStream>,
     log: Log,
     log_port: Option<u32>,
@@ -35,12 +34,14 @@ pub struct Services {
     reaper: Reaper,
 }
 
-impl fmt::Debug for Services {
+/// The ttrpc server, which takes connections for as long as this is kept.
+pub struct Running {
+    _server: Server,
+}
+
+impl fmt::Debug for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Services")
-            .field("log_port", &self.log_port)
-            .field("shell_port", &self.shell_port)
-            .finish_non_exhaustive()
+        f.debug_struct("Running").finish_non_exhaustive()
     }
 }
 
@@ -56,7 +57,7 @@ impl Services {
         log: Log,
         log_port: Option<u32>,
         shell_port: Option<u32>,
-    ) -> ttrpc::Result<Self> {
+    ) -> ttrpc::Result<(Self, Running)> {
         let (rpc, connections) = mpsc::channel::<ChannelStream>(BACKLOG);
         let incoming = stream::unfold(connections, |mut connections| async {
             let stream = connections.recv().await?;
@@ -69,7 +70,7 @@ impl Services {
             .register_service(health_ttrpc::create_health(Arc::new(HealthService)));
         server.start().await?;
         let reaper = agent.reaper.clone();
-        Ok(Self { _server: server, rpc, log, log_port, shell_port, reaper })
+        Ok((Self { rpc, log, log_port, shell_port, reaper }, Running { _server: server }))
     }
 
     /// Whether there is somebody on `port`.

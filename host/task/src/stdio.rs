@@ -160,11 +160,6 @@ impl ProcessStdio {
         input::spawn(self.stdin, self.hold, self.terminal, guest, is_ended);
         AttachedStdio { ended, done, hold }
     }
-
-    /// Closes stdin before it was attached: the process will read what is in the fifo until then, and then its end.
-    pub(crate) fn close_stdin(&self) {
-        self.hold.release();
-    }
 }
 
 /// Streams that are being copied. Dropping it stops the input; output goes on to its end.

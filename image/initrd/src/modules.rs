@@ -128,8 +128,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn names(modules: &[GuestModule]) -> Vec<&str> {
-        let name = |module: &GuestModule| module.path.rsplit('/').next().map(str::len);
-        modules.iter().map(|m| &m.path[m.path.len() - name(m).unwrap()..m.path.len() - 3]).collect()
+        let file = |module: &GuestModule| module.path.rfind('/').map_or(0, |slash| slash + 1);
+        modules.iter().map(|module| module.path[file(module)..].trim_end_matches(".ko")).collect()
     }
 
     #[test]

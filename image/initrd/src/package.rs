@@ -206,13 +206,16 @@ fn classify(path: &str) -> Option<(&str, Part<'_>)> {
         "vmlinuz" => Part::Kernel,
         "config" => Part::Config,
         "modules.builtin" => Part::BuiltinList,
-        _ => Part::Module(&file[..file.rfind(".ko").filter(|_| is_module(file))? + ".ko".len()]),
+        _ => Part::Module(module_path(file)?),
     };
     Some((release, part))
 }
 
-fn is_module(file: &str) -> bool {
-    [".ko", ".ko.xz", ".ko.zst", ".ko.gz"].iter().any(|suffix| file.ends_with(suffix))
+/// The path of a module without a compression's suffix; `None` for other files.
+fn module_path(file: &str) -> Option<&str> {
+    ["", ".xz", ".zst", ".gz"]
+        .iter()
+        .find_map(|suffix| file.strip_suffix(suffix).filter(|path| path.ends_with(".ko")))
 }
 
 /// The name by which the kernel knows the module in the file at `path`: it takes - for _.

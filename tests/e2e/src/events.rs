@@ -30,12 +30,22 @@ impl Events {
         bail!("ctr events shows nothing: {}", client.stderr.text())
     }
 
-    /// Waits for `topic`, like `/tasks/exit`, of `container`.
-    pub fn expect(&self, topic: &str, container: &str) -> Result<()> {
+    /// Waits for the deletion of the task of `container`.
+    pub fn expect_delete(&self, container: &str) -> Result<()> {
+        self.expect("/tasks/delete", &format!("\"container_id\":\"{container}\""))
+    }
+
+    /// Waits for the end of the first process of `container`.
+    pub fn expect_exit(&self, container: &str) -> Result<()> {
+        self.expect("/tasks/exit", &format!("\"id\":\"{container}\""))
+    }
+
+    fn expect(&self, topic: &str, content: &str) -> Result<()> {
         let deadline = Deadline::for_command();
         loop {
             let lines = self.client.stdout.times("\n");
-            if self.topics(container).iter().any(|seen| seen == topic) {
+            let told = self.lines().into_iter().any(|line| line.contains(topic) && line.contains(content));
+            if told {
                 return Ok(());
             }
             let next = self.client.stdout.expect_times("\n", lines + 1, deadline);
@@ -46,12 +56,17 @@ impl Events {
     /// The topics of `container` so far that begin with `/tasks/`.
     #[must_use]
     pub fn topics(&self, container: &str) -> Vec<String> {
+        let lines = self.lines().into_iter().filter(|line| line.contains(container));
+        let topics = lines.filter_map(|line| {
+            line.split(' ').find(|word| word.starts_with("/tasks/")).map(str::to_owned)
+        });
+        topics.collect()
+    }
+
+    /// Time, namespace, topic and content, a line each. The last line may be there in part only, and is left out.
+    fn lines(&self) -> Vec<String> {
         let text = self.client.stdout.text();
-        // The last line may be there in part only.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let lines = whole.lines().filter(|line| line.contains(container));
-        let topics =
-            lines.filter_map(|line| line.split(' ').find(|word| word.starts_with("/tasks/")));
-        topics.map(str::to_owned).collect()
+        whole.lines().map(str::to_owned).collect()
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 /// Both ends of a new pseudo-terminal.
 #[derive(Debug)]
@@ -30,6 +30,10 @@ impl Pty {
             .write(true)
             .open(&path)
             .with_context(|| format!("cannot open {path}"))?;
+        // ctr leaves the translation of line ends on; what the container's terminal has shown shall come through unchanged.
+        let mut modes = tcgetattr(&slave).context("cannot ask for the terminal's modes")?;
+        modes.output_modes.remove(OutputModes::OPOST | OutputModes::ONLCR);
+        tcsetattr(&slave, OptionalActions::Now, &modes).context("cannot set the modes")?;
         let pty = Self { master: File::from(master), slave };
         resize(&pty.master, 24, 80)?;
         Ok(pty)

@@ -10,7 +10,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 
 use crate::containerd::{Containerd, Daemon, log_tail};
-use crate::leaks::Traces;
+use crate::leaks::{self, Traces};
 use crate::process::marked;
 use crate::runtime::{Installation, Runtime};
 
@@ -102,5 +102,6 @@ fn sweep(containerd: &Containerd) {
             let _ = unmount(point, UnmountFlags::DETACH);
         }
     }
-    crate::leaks::remove_cgroups(mark);
+    leaks::remove_cgroups(mark);
+    leaks::remove_sockets(containerd);
 }

@@ -52,7 +52,7 @@ fn detached_container_lives_until_it_is_killed() -> Result<()> {
         duplicate_exec_is_refused(&container)?;
 
         container.kill("KILL")?;
-        events.expect("/tasks/exit", container.id())?;
+        events.expect_exit(container.id())?;
         assert_eq!(container.status()?.as_deref(), Some("STOPPED"));
         container.kill("KILL").expect_err("there is nobody left to kill");
         container.delete()
@@ -125,8 +125,8 @@ fn terminal_shows_input_and_size() -> Result<()> {
         let mut client = containerd.shell(READS_COMMANDS).tty().attach()?;
         client.expect("ready")?;
         resize(&mut client, 41, 123)?;
-        client.write("tty; trap 'echo caught' INT; echo sle${x}eping; sleep 1000\n")?;
-        client.expect("sleeping")?;
+        client.write("tty; trap 'echo caught' INT; echo wai${x}ting; sleep 1000 & wait\n")?;
+        client.expect("waiting")?;
         // Control-C is a signal only if there is a terminal on the other side.
         client.write([3])?;
         client.expect("caught")?;
@@ -246,7 +246,7 @@ fn events_come_in_order() -> Result<()> {
         container.kill("KILL")?;
         assert_eq!(container.wait()?, 137);
         container.remove()?;
-        events.expect("/tasks/delete", &id)?;
+        events.expect_delete(&id)?;
         let mut topics = events.topics(&id);
         // The deletion of an exec is told or not, as the shim likes.
         topics.retain(|topic| topic != "/tasks/delete");

@@ -4,8 +4,8 @@
 
 use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 
 use kata_channel::{ChannelStream, SERIAL_PORT_NAME, SerialListener};
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
 use tokio::io::AsyncWriteExt;
-use tokio::net::unix::pipe;
+use tokio::net::UnixStream;
 
 /// What makes the first process of a guest, as the end of the kernel's command line.
 pub(crate) const ARGUMENTS: [&str; 5] =
@@ -33,7 +33,7 @@ pub(crate) const CLOSED_PORT: u32 = 10;
 
 #[tokio::test]
 #[ignore = "only a guest's first process runs it"]
-async fn first_process() -> std::io::Result<()> {
+async fn first_process() -> io::Result<()> {
     assert_eq!(std::process::id(), 1, "this is no test, but what the tests' guest runs");
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         fs::create_dir_all(target)?;
@@ -65,37 +65,44 @@ async fn first_process() -> std::io::Result<()> {
     Ok(())
 }
 
-async fn echo(stream: ChannelStream) -> std::io::Result<()> {
+async fn echo(stream: ChannelStream) -> io::Result<()> {
     let (mut read, mut write) = tokio::io::split(stream);
     tokio::io::copy(&mut read, &mut write).await?;
     write.shutdown().await
 }
 
-fn load_modules() -> std::io::Result<()> {
+fn load_modules() -> io::Result<()> {
     for path in fs::read_to_string("/etc/kata-modules")?.lines() {
         let module = File::open(path)?;
         // A module that this machine has no use for is no failure of the test.
         if let Err(errno) = finit_module(&module, c"", 0) {
-            writeln!(std::io::stderr(), "{path}: {errno}")?;
+            writeln!(io::stderr(), "{path}: {errno}")?;
         }
     }
     Ok(())
 }
 
-fn open_port() -> std::io::Result<impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin>
-{
+/// The serial port as a socket, by way of two threads: with a file that reads and writes in part tokio's pipes would wait for ever.
+fn open_port() -> io::Result<UnixStream> {
     for entry in fs::read_dir("/sys/class/virtio-ports")? {
         let directory = entry?.path();
         if fs::read_to_string(directory.join("name"))?.trim_end() == SERIAL_PORT_NAME {
             let node = PathBuf::from("/dev").join(directory.file_name().unwrap_or_default());
-            let port = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-                .open(node)?;
-            let read = pipe::Receiver::from_file_unchecked(port.try_clone()?)?;
-            return Ok(tokio::io::join(read, pipe::Sender::from_file_unchecked(port)?));
+            let mut from_port = OpenOptions::new().read(true).write(true).open(node)?;
+            let mut to_port = from_port.try_clone()?;
+            let (socket, theirs) = StdUnixStream::pair()?;
+            let (mut to_socket, mut from_socket) = (theirs.try_clone()?, theirs);
+            std::thread::spawn(move || {
+                // Before the host has opened its side the port is at its end.
+                while io::copy(&mut from_port, &mut to_socket)? == 0 {
+                    std::thread::yield_now();
+                }
+                Ok::<_, io::Error>(())
+            });
+            std::thread::spawn(move || io::copy(&mut from_socket, &mut to_port));
+            socket.set_nonblocking(true)?;
+            return UnixStream::from_std(socket);
         }
     }
-    Err(std::io::Error::other("the machine has no port for the agent"))
+    Err(io::Error::other("the machine has no port for the agent"))
 }

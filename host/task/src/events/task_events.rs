@@ -95,7 +95,7 @@ impl TaskEvents {
         let container_id = process.container;
         match process.exec {
             None => {
-                self.publisher.publish(&TaskStart { container_id, pid, ..TaskStart::default() })
+                self.publisher.publish(&TaskStart { container_id, pid, ..TaskStart::default() });
             }
             Some(exec_id) => {
                 self.publisher.publish(&TaskExecStarted {

@@ -192,13 +192,13 @@ async fn stdin_stays_open_over_clients_until_it_is_closed_and_output_goes_on_aft
 }
 
 #[tokio::test]
-async fn stdin_that_was_closed_before_the_process_was_there_is_read_to_its_end() {
+async fn stdin_that_is_closed_as_soon_as_the_process_is_there_is_read_to_its_end() {
     let (_dir, spec) = fifos();
     let stdio = open(&spec).await;
     File::options().write(true).open(&spec.stdin).unwrap().write_all(b"early").unwrap();
-    stdio.close_stdin();
     let process = process(usize::MAX);
-    let _attached = stdio.attach(process.guest.clone());
+    let attached = stdio.attach(process.guest.clone());
+    attached.close_stdin();
     within(10, process.stdin_closed).await.unwrap();
     assert_eq!(process.guest.stdin_length(), 5);
 }

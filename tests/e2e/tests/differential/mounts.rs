@@ -1,0 +1,21 @@
+//! What of /proc/self/mounts must be the same.
+
+/// Destination, type and options of every mount, without what only the host's side of a share decides.
+pub(crate) fn normalized(table: &str) -> String {
+    let mut lines = table.lines().map(normalized_line).collect::<Vec<_>>();
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn normalized_line(line: &str) -> String {
+    let columns: Vec<_> = line.split(' ').collect();
+    let [_, destination, kind, options, ..] = columns[..] else { return line.to_owned() };
+    // The root file system comes from a snapshotter under runc, and over virtio-fs under kata.
+    let shared = destination == "/" || kind == "virtiofs";
+    let kind = if shared { "shared" } else { kind };
+    let mut options: Vec<_> =
+        options.split(',').filter(|option| !shared || matches!(*option, "ro" | "rw")).collect();
+    // Newer kernels show it where older ones don't.
+    options.retain(|option| *option != "inode64");
+    format!("{destination} {kind} {}", options.join(","))
+}

@@ -1,0 +1,178 @@
+//! Output is never lost or cut, and input arrives whole.
+
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Client, Deadline, Input, number_from, scenario};
+use std::time::Duration;
+
+/// Echoes this many bytes in a terminal that changes none of them.
+fn echo_in_terminal(length: usize) -> String {
+    format!("stty raw -echo; echo rea''dy; head -c {length}; exit 6")
+}
+
+/// Bytes that no compression and no line discipline leaves unchanged by chance (xorshift64*).
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(move || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    });
+    let mut bytes: Vec<u8> = words.take(length.div_ceil(8)).flat_map(u64::to_le_bytes).collect();
+    bytes.truncate(length);
+    bytes
+}
+
+fn stream() -> Vec<u8> {
+    noise(number_from("KATA_E2E_STREAM_MIB", 64) << 20)
+}
+
+fn a_long_time() -> Deadline {
+    Deadline::after(Duration::from_secs(240))
+}
+
+/// Panics would print 64 MiB.
+fn ensure_same(got: &[u8], expected: &[u8]) -> Result<()> {
+    ensure!(got.len() == expected.len(), "{} bytes of {} came back", got.len(), expected.len());
+    let differs = got.iter().zip(expected).position(|(got, expected)| got != expected);
+    ensure!(differs.is_none(), "byte {differs:?} has changed");
+    Ok(())
+}
+
+#[test]
+fn stream_through_init_comes_back_whole() -> Result<()> {
+    scenario(|containerd| {
+        let data = stream();
+        let client =
+            containerd.shell("cat; exit 5").stdin(Input::Bytes(data.clone())).attach()?;
+        let output = client.wait_until(a_long_time())?;
+        assert_eq!(output.code, 5);
+        ensure_same(&output.stdout, &data)
+    })
+}
+
+#[test]
+fn stream_through_exec_comes_back_whole() -> Result<()> {
+    scenario(|containerd| {
+        let data = stream();
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let client = container.shell("cat; exit 5").stdin(Input::Bytes(data.clone())).attach()?;
+        let output = client.wait_until(a_long_time())?;
+        assert_eq!(output.code, 5);
+        ensure_same(&output.stdout, &data)?;
+        container.remove()
+    })
+}
+
+#[test]
+fn stream_through_terminal_of_init_comes_back_whole() -> Result<()> {
+    scenario(|containerd| {
+        let data = stream();
+        let client = containerd.shell(&echo_in_terminal(data.len())).tty().attach()?;
+        comes_back_through_terminal(client, data)
+    })
+}
+
+#[test]
+fn stream_through_terminal_of_exec_comes_back_whole() -> Result<()> {
+    scenario(|containerd| {
+        let data = stream();
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let client = container.shell(&echo_in_terminal(data.len())).tty().attach()?;
+        comes_back_through_terminal(client, data)?;
+        container.remove()
+    })
+}
+
+fn comes_back_through_terminal(mut client: Client, data: Vec<u8>) -> Result<()> {
+    client.expect("ready")?;
+    client.write_and_close(data.clone());
+    let output = client.wait_until(a_long_time())?;
+    assert_eq!(output.code, 6);
+    let greeting = output.stdout.iter().position(|byte| *byte == b'\n');
+    let greeting = greeting.context("there is no greeting")?;
+    let rest = &output.stdout[greeting + 1..];
+    ensure_same(rest, &data)
+}
+
+#[test]
+fn half_closed_input_reaches_the_process() -> Result<()> {
+    scenario(|containerd| {
+        let mut init = containerd.shell("cat; echo end of input").stdin(Input::Pipe).attach()?;
+        init.write("first\n")?;
+        init.expect("first")?;
+        init.write("second\n")?;
+        init.close_stdin();
+        assert_eq!(init.wait()?.success()?, "first\nsecond\nend of input\n");
+
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let mut exec = container.shell("cat; echo end of input").stdin(Input::Pipe).attach()?;
+        exec.write("first\n")?;
+        exec.expect("first")?;
+        exec.close_stdin();
+        assert_eq!(exec.wait()?.success()?, "first\nend of input\n");
+        container.remove()
+    })
+}
+
+#[test]
+fn last_words_before_exit_are_heard() -> Result<()> {
+    const SCRIPT: &str = "head -c 8388608 /dev/zero >&2 & head -c 8388608 /dev/zero; wait; exit 3";
+    scenario(|containerd| {
+        let output = containerd.shell(SCRIPT).output()?;
+        assert_eq!((output.stdout.len(), output.stderr.len()), (8 << 20, 8 << 20));
+        assert_eq!(output.code, 3);
+
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let output = container.shell(SCRIPT).output()?;
+        assert_eq!((output.stdout.len(), output.stderr.len()), (8 << 20, 8 << 20));
+        assert_eq!(output.code, 3);
+        container.remove()
+    })
+}
+
+#[test]
+fn short_lived_processes_are_heard() -> Result<()> {
+    scenario(|containerd| {
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let count = number_from("KATA_E2E_SHORT_LIVED", 100);
+        let container_ref = &container;
+        let speak = move |worker: usize| -> Result<()> {
+            for number in (worker..count).step_by(WORKERS) {
+                let code = i32::try_from(number % 200)?;
+                let script = format!("echo out {number}; echo err {number} >&2; exit {code}");
+                let output = container_ref.shell(&script).output()?;
+                let expected = (format!("out {number}\n"), format!("err {number}\n"), code);
+                let got = (output.text(), output.error_text(), output.code);
+                ensure!(got == expected, "process {number}: {output}");
+            }
+            Ok(())
+        };
+        // Some at a time: they shall also meet.
+        const WORKERS: usize = 4;
+        thread::scope(|scope| {
+            let workers: Vec<_> =
+                (0..WORKERS).map(|worker| scope.spawn(move || speak(worker))).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("no assertion in it"))
+        })?;
+        container.remove()
+    })
+}
+
+#[test]
+fn slow_reader_loses_nothing() -> Result<()> {
+    // The client stops reading while far more is written than all buffers on the way hold, and the writer exits meanwhile.
+    scenario(|containerd| {
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let client = container.shell("head -c 4194304 /dev/zero; echo end").attach()?;
+        client.signal(rustix::process::Signal::STOP)?;
+        container.exec(["true"]).output()?.success()?;
+        client.signal(rustix::process::Signal::CONT)?;
+        let output = client.wait()?;
+        assert_eq!(output.stdout.len(), (4 << 20) + 4);
+        assert!(output.stdout.ends_with(b"end\n"));
+        container.remove()
+    })
+}

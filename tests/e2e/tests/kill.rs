@@ -1,0 +1,227 @@
+//! `kill -9` of any part, at any time: the client has its answer in time, the engine can delete everything, and nothing is left.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{
+    Client, Container, Containerd, Deadline, Part, await_part, only_a_vm, parts_of, scenario,
+};
+use rustix::process::Signal;
+
+/// How soon a client must have its answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Kills the one process of `part`.
+fn kill(containerd: &Containerd, part: Part) -> Result<()> {
+    let found = parts_of(containerd.mark(), part)?;
+    ensure!(!found.is_empty(), "there is no process of {part:?}");
+    found.iter().try_for_each(|process| process.signal(Signal::KILL))
+}
+
+/// The client's answer: 137, or the reason.
+fn answers(client: Client) -> Result<()> {
+    let output = client.wait_until(Deadline::after(ANSWER))?;
+    let reason = output.code != 0 && !output.stderr.is_empty();
+    ensure!(output.code == 137 || reason, "neither 137 nor a reason: {output}");
+    Ok(())
+}
+
+/// Parts that the runtime under test has.
+fn exists(part: Part) -> bool {
+    part == Part::Shim || only_a_vm(&format!("death of {part:?}"))
+}
+
+fn idle_container_dies_with(part: Part) -> Result<()> {
+    if !exists(part) {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let (client, container) = containerd.shell("echo up; exec sleep 1000").attach_and_keep()?;
+        client.expect("up")?;
+        let exec = container.shell("echo exec up; exec sleep 1000").attach()?;
+        exec.expect("exec up")?;
+        kill(containerd, part)?;
+        answers(client).context("the client of the container")?;
+        answers(exec).context("the client of the exec")?;
+        container.exec(["true"]).output()?.failure().context("exec in a dead sandbox")?;
+        container.remove()
+    })
+}
+
+fn busy_container_dies_with(part: Part) -> Result<()> {
+    if !exists(part) {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let (client, container) = containerd.shell("cat /dev/zero | cat; exit 1").attach_and_keep()?;
+        client.stdout.expect("\0", Deadline::for_command())?;
+        kill(containerd, part)?;
+        answers(client)?;
+        container.remove()
+    })
+}
+
+/// Kills `part` as soon as it is there, while the sandbox is still being made.
+fn start_fails_with_death_of(part: Part) -> Result<()> {
+    if !exists(part) {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let client = containerd.shell("sleep 1000").attach()?;
+        let process = await_part(containerd.mark(), part, Deadline::for_command())?;
+        process.signal(Signal::KILL)?;
+        let output = client.wait_until(Deadline::after(ANSWER))?;
+        output.failure().map(drop)
+    })
+}
+
+fn deletion_works_when_killed_meanwhile(part: Part) -> Result<()> {
+    if !exists(part) {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let victims = parts_of(containerd.mark(), part)?;
+        ensure!(!victims.is_empty(), "there is no process of {part:?}");
+        let mut args = vec!["task", "delete", "--force"];
+        args.push(container.id());
+        let deletion = containerd.start_ctr(args, kata_e2e::Input::Nothing)?;
+        victims.iter().try_for_each(|victim| victim.signal(Signal::KILL))?;
+        // Whoever was first: it has an answer, and can be repeated.
+        deletion.wait_until(Deadline::after(ANSWER))?;
+        container.remove()
+    })
+}
+
+#[test]
+fn vmm_is_killed_while_idle() -> Result<()> {
+    idle_container_dies_with(Part::Vmm)
+}
+
+#[test]
+fn vmm_is_killed_while_busy() -> Result<()> {
+    busy_container_dies_with(Part::Vmm)
+}
+
+#[test]
+fn vmm_is_killed_while_it_boots() -> Result<()> {
+    start_fails_with_death_of(Part::Vmm)
+}
+
+#[test]
+fn vmm_is_killed_while_it_is_deleted() -> Result<()> {
+    deletion_works_when_killed_meanwhile(Part::Vmm)
+}
+
+#[test]
+fn file_server_is_killed_while_idle() -> Result<()> {
+    idle_container_dies_with(Part::FileServer)
+}
+
+#[test]
+fn file_server_is_killed_while_busy() -> Result<()> {
+    busy_container_dies_with(Part::FileServer)
+}
+
+#[test]
+fn file_server_is_killed_while_the_vmm_boots() -> Result<()> {
+    start_fails_with_death_of(Part::FileServer)
+}
+
+#[test]
+fn shim_is_killed_while_idle() -> Result<()> {
+    idle_container_dies_with(Part::Shim)
+}
+
+#[test]
+fn shim_is_killed_while_busy() -> Result<()> {
+    busy_container_dies_with(Part::Shim)
+}
+
+#[test]
+fn shim_is_killed_while_the_vmm_boots() -> Result<()> {
+    if !only_a_vm("a long start") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let client = containerd.shell("sleep 1000").attach()?;
+        await_part(containerd.mark(), Part::Vmm, Deadline::for_command())?;
+        kill(containerd, Part::Shim)?;
+        client.wait_until(Deadline::after(ANSWER))?.failure().map(drop)
+    })
+}
+
+#[test]
+fn shim_is_killed_while_it_is_deleted() -> Result<()> {
+    deletion_works_when_killed_meanwhile(Part::Shim)
+}
+
+#[test]
+fn client_is_killed_and_the_container_lives_on() -> Result<()> {
+    scenario(|containerd| {
+        let (client, container) =
+            containerd.shell("while :; do echo noise; sleep 0.2; done").attach_and_keep()?;
+        client.expect("noise")?;
+        client.signal(Signal::KILL)?;
+        client.wait()?;
+        lives(&container)?;
+        container.remove()
+    })
+}
+
+#[test]
+fn containerd_is_killed_and_started_again() -> Result<()> {
+    scenario(|containerd| {
+        let container = containerd.shell("trap 'exit 9' TERM; while :; do sleep 0.1; done").start()?;
+        containerd.kill_and_restart()?;
+        lives(&container)?;
+        container.pause()?;
+        container.resume()?;
+        let events = containerd.events()?;
+        container.kill("TERM")?;
+        events.expect_exit(container.id())?;
+        assert_eq!(container.wait()?, 9);
+        container.remove()
+    })
+}
+
+fn lives(container: &Container<'_>) -> Result<()> {
+    assert_eq!(container.status()?.as_deref(), Some("RUNNING"));
+    assert_eq!(container.exec(["echo", "alive"]).output()?.success()?, "alive\n");
+    Ok(())
+}
+
+#[test]
+fn container_ends_while_there_is_no_containerd() -> Result<()> {
+    scenario(|containerd| {
+        let container = containerd.shell("sleep 2; exit 4").start()?;
+        containerd.kill_and_restart()?;
+        // Before, during or after the restart: the code is known.
+        assert_eq!(container.wait()?, 4);
+        container.remove()
+    })
+}
+
+fn everything_dies_with_containerd(part: Part) -> Result<()> {
+    if !exists(part) {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let victims = parts_of(containerd.mark(), part)?;
+        containerd.kill()?;
+        victims.iter().try_for_each(|victim| victim.signal(Signal::KILL))?;
+        containerd.kill_and_restart()?;
+        container.remove()
+    })
+}
+
+#[test]
+fn shim_and_containerd_are_killed() -> Result<()> {
+    everything_dies_with_containerd(Part::Shim)
+}
+
+#[test]
+fn vmm_and_containerd_are_killed() -> Result<()> {
+    everything_dies_with_containerd(Part::Vmm)
+}
