@@ -100,20 +100,46 @@ pub fn exit(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// In a forked child: makes a process that is a sibling (its parent is the agent), born into the
-/// namespaces that this one has chosen for its children. Yields its pid as the agent sees it and a
-/// descriptor of it, or `None` in the new process.
+/// Layout of `struct clone_args` of linux/sched.h, in its third version (Linux 5.7).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// In a forked child: makes a process that is a sibling (its parent is the agent), born into
+/// `cgroup` and into the namespaces that this one has chosen for its children. Yields its pid as
+/// the agent sees it and a descriptor of it, or `None` in the new process.
 ///
 /// # Errors
 ///
-/// Fails when processes or memory have run out, or when the pid namespace is dying.
-pub fn clone_sibling() -> io::Result<Option<(i32, OwnedFd)>> {
+/// Fails when processes or memory have run out, when the pid namespace is dying, and with EBUSY
+/// when the group has been divided.
+pub fn clone_sibling(cgroup: BorrowedFd<'_>) -> io::Result<Option<(i32, OwnedFd)>> {
+    /// `CLONE_INTO_CGROUP` of linux/sched.h.
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: RawFd = -1;
-    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD);
+    let mut arguments = CloneArgs {
+        flags: (libc::CLONE_PARENT | libc::CLONE_PIDFD).unsigned_abs().into(),
+        pidfd: &raw mut pidfd as u64,
+        cgroup: cgroup.as_raw_fd().unsigned_abs().into(),
+        ..CloneArgs::default()
+    };
+    arguments.flags |= INTO_CGROUP;
     // SAFETY: without CLONE_VM and with no stack given this is a fork, to which the reasoning of
-    // `fork` applies; the third argument, where the descriptor goes, is valid for the call. The
-    // last two are not used, so that their order, which differs between machines, does not matter.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
+    // `fork` applies; the struct has the size that is given, and its one pointer is valid.
+    let pid =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArgs>()) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),

@@ -118,7 +118,8 @@ impl Guest {
 
     async fn signal(&self, id: &str, exec_id: &str, signal: u32) -> Result<()> {
         let mut request = SignalProcessRequest::new();
-        (request.container_id, request.exec_id, request.signal) = (id.into(), exec_id.into(), signal);
+        (request.container_id, request.exec_id, request.signal) =
+            (id.into(), exec_id.into(), signal);
         self.agent.signal_process(context(), &request).await?;
         Ok(())
     }
@@ -214,7 +215,9 @@ async fn lifecycle(guest: &Guest) -> Result<()> {
 }
 
 async fn environment(guest: &Guest) -> Result<()> {
-    let mut process = sh("env; id; umask; pwd; hostname; cat /proc/1/cgroup; grep -E 'Cap|NoNew|SigIgn' /proc/self/status");
+    let mut process = sh(
+        "env; id; umask; pwd; hostname; cat /proc/1/cgroup; grep -E 'Cap|NoNew|SigIgn' /proc/self/status",
+    );
     process["user"] = json!({"uid": 7, "gid": 8, "additionalGids": [9, 10]});
     process["cwd"] = json!("/made/for/it");
     let text = guest.run("env", process).await?.text();
@@ -284,7 +287,8 @@ async fn exec(guest: &Guest) -> Result<()> {
     let output = output?;
     ensure!(output.status == 5 && output.text() == "hello world\n/root\n", "{:?}", output.text());
 
-    let mounts = guest.exec_output("e", "x2", &["sh", "-c", "ps; hostname; ls /proc/self/fd"]).await?;
+    let mounts =
+        guest.exec_output("e", "x2", &["sh", "-c", "ps; hostname; ls /proc/self/fd"]).await?;
     ensure!(mounts.text().contains("sleep 1000"), "{}", mounts.text());
     ensure!(mounts.text().ends_with("sandbox\n0\n1\n2\n3\n"), "{}", mounts.text());
 
@@ -349,7 +353,8 @@ async fn pause_and_limits(guest: &Guest) -> Result<()> {
     let output = guest.exec_output("p", "x", &["sh", "-c", &limits]).await?;
     ensure!(output.text() == "67108864\n100\n200000 100000\n39\n", "{}", output.text());
     let mut update = UpdateContainerRequest { container_id: "p".into(), ..Default::default() };
-    let resources = json!({"memory": {"limit": 32 << 20}, "pids": {"limit": 50}, "cpu": {"shares": 512}});
+    let resources =
+        json!({"memory": {"limit": 32 << 20}, "pids": {"limit": 50}, "cpu": {"shares": 512}});
     let resources = serde_json::from_value(resources)?;
     update.resources = Some(kata_agent_api::convert::resources_to_wire(&resources)?).into();
     guest.agent.update_container(context(), &update).await?;
@@ -357,7 +362,8 @@ async fn pause_and_limits(guest: &Guest) -> Result<()> {
     ensure!(output.text() == "33554432\n50\n200000 100000\n20\n", "{}", output.text());
 
     let request = StatsContainerRequest { container_id: "p".into(), ..Default::default() };
-    let stats = guest.agent.stats_container(context(), &request).await?.cgroup_stats.unwrap_or_default();
+    let stats =
+        guest.agent.stats_container(context(), &request).await?.cgroup_stats.unwrap_or_default();
     ensure!(stats.cpu_stats.cpu_usage.total_usage > 0, "no cpu usage");
     ensure!(stats.memory_stats.usage.limit == 32 << 20, "limit {}", stats.memory_stats.usage.limit);
     ensure!(stats.pids_stats.current >= 1 && stats.pids_stats.limit == 50);
@@ -453,12 +459,20 @@ async fn guest_calls(guest: &Guest) -> Result<()> {
     let online = OnlineCPUMemRequest::new();
     agent.online_cpu_mem(context(), &online).await?;
     let interfaces = agent.list_interfaces(context(), &ListInterfacesRequest::new()).await?;
-    println!("    interfaces: {}", interfaces.Interfaces.iter().map(|i| format!("{} {} ", i.name, i.hwAddr)).collect::<String>());
+    println!(
+        "    interfaces: {}",
+        interfaces
+            .Interfaces
+            .iter()
+            .map(|i| format!("{} {} ", i.name, i.hwAddr))
+            .collect::<String>()
+    );
     if let Some(nic) = interfaces.Interfaces.iter().find(|interface| interface.name != "lo") {
         network(agent, &nic.hwAddr).await?;
     }
     let path = "/run/kata-containers/shared/containers/c/etc/hosts";
-    for (path, good) in [(path, true), ("/etc/passwd", false), (&format!("{path}/../../x"), false)] {
+    for (path, good) in [(path, true), ("/etc/passwd", false), (&format!("{path}/../../x"), false)]
+    {
         let mut copy = CopyFileRequest::new();
         (copy.path, copy.file_size, copy.data) = (path.into(), 3, b"abc".to_vec());
         (copy.file_mode, copy.dir_mode) = (0o100_644, 0o755);
@@ -472,8 +486,10 @@ async fn guest_calls(guest: &Guest) -> Result<()> {
 async fn network(agent: &AgentServiceClient, address: &str) -> Result<()> {
     use kata_agent_api::types::{ARPNeighbor, IPAddress, Interface, Route};
 
-    let ip = |address: &str, mask: &str| {
-        IPAddress { address: address.into(), mask: mask.into(), ..Default::default() }
+    let ip = |address: &str, mask: &str| IPAddress {
+        address: address.into(),
+        mask: mask.into(),
+        ..Default::default()
     };
     let mut interface = Interface::new();
     (interface.name, interface.hwAddr, interface.mtu) = ("net7".into(), address.into(), 1400);
@@ -487,12 +503,20 @@ async fn network(agent: &AgentServiceClient, address: &str) -> Result<()> {
     let mut routes = Routes::new();
     routes.Routes = vec![
         Route { gateway: "10.1.2.1".into(), device: "net7".into(), ..Default::default() },
-        Route { dest: "10.9.0.0/16".into(), device: "net7".into(), scope: 253, ..Default::default() },
+        Route {
+            dest: "10.9.0.0/16".into(),
+            device: "net7".into(),
+            scope: 253,
+            ..Default::default()
+        },
     ];
     let mut request = UpdateRoutesRequest::new();
     request.routes = Some(routes).into();
     let routes = agent.update_routes(context(), &request).await?.Routes;
-    ensure!(routes.iter().any(|route| route.dest.is_empty() && route.gateway == "10.1.2.1"), "{routes:?}");
+    ensure!(
+        routes.iter().any(|route| route.dest.is_empty() && route.gateway == "10.1.2.1"),
+        "{routes:?}"
+    );
     ensure!(routes.iter().any(|route| route.dest == "10.9.0.0/16"), "{routes:?}");
 
     let mut neighbour = ARPNeighbor::new();
@@ -531,7 +555,13 @@ async fn many(guest: &Guest) -> Result<()> {
     }
     println!("    exec: {:.1} ms each", begin.elapsed().as_secs_f64() * 1000.0 / f64::from(count));
     let begin = Instant::now();
-    let runs = (0..10).map(|number| guest.exec_output("m", ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9"][number], &["echo", "complete"]));
+    let runs = (0..10).map(|number| {
+        guest.exec_output(
+            "m",
+            ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9"][number],
+            &["echo", "complete"],
+        )
+    });
     for output in futures::future::join_all(runs).await {
         ensure!(output?.text() == "complete\n");
     }
@@ -556,7 +586,9 @@ async fn many(guest: &Guest) -> Result<()> {
         guest.remove("m").await?;
         removed += lap();
     }
-    println!("    create {created:.1} start {started:.1} output+wait {ran:.1} remove {removed:.1} ms");
+    println!(
+        "    create {created:.1} start {started:.1} output+wait {ran:.1} remove {removed:.1} ms"
+    );
     Ok(())
 }
 
@@ -596,8 +628,13 @@ async fn main() -> Result<ExitCode> {
     let stream = dialer.dial(AGENT_PORT).await?;
     println!("dialled after {:.0} ms", begin.elapsed().as_secs_f64() * 1000.0);
     let client = ttrpc::r#async::Client::new(Socket::new(stream));
-    let version = HealthClient::new(client.clone()).version(context(), &CheckRequest::new()).await?;
-    println!("agent {} after {:.0} ms", version.agent_version, begin.elapsed().as_secs_f64() * 1000.0);
+    let version =
+        HealthClient::new(client.clone()).version(context(), &CheckRequest::new()).await?;
+    println!(
+        "agent {} after {:.0} ms",
+        version.agent_version,
+        begin.elapsed().as_secs_f64() * 1000.0
+    );
     let guest = Guest { agent: AgentServiceClient::new(client), rootfs };
     if let Ok(mut log) = dialer.dial(LOG_PORT).await {
         tokio::spawn(async move {
@@ -617,8 +654,19 @@ async fn main() -> Result<ExitCode> {
 
     let mut failed = false;
     check!(
-        failed, guest, lifecycle, environment, command_errors, exec, terminal, pause_and_limits,
-        out_of_memory, streams, seccomp, guest_calls, many
+        failed,
+        guest,
+        lifecycle,
+        environment,
+        command_errors,
+        exec,
+        terminal,
+        pause_and_limits,
+        out_of_memory,
+        streams,
+        seccomp,
+        guest_calls,
+        many
     );
     let begin = Instant::now();
     guest.agent.destroy_sandbox(context(), &DestroySandboxRequest::new()).await?;

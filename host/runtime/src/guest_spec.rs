@@ -11,7 +11,14 @@ use crate::ContainerRole;
 
 /// Device nodes of which every guest has its own.
 const GUEST_DEVICES: [&str; 9] = [
-    "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/console", "/dev/ptmx",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/console",
+    "/dev/ptmx",
     "/dev/fuse",
 ];
 
@@ -41,7 +48,9 @@ pub enum SpecError {
     #[error("the OCI hook {0} cannot be run: hooks are not supported in this version")]
     Hook(PathBuf),
     /// A host device.
-    #[error("the device {0} of the host cannot be given to a VM in this version; remove it from the container")]
+    #[error(
+        "the device {0} of the host cannot be given to a VM in this version; remove it from the container"
+    )]
     Device(PathBuf),
     /// A user namespace of the host.
     #[error("user namespaces are not supported; the container is fenced by its VM instead")]
@@ -130,7 +139,9 @@ fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
 
 /// Devices that every guest has need no entry; others would name hardware of the host.
 fn guest_devices(linux: &mut Linux) -> Result<(), SpecError> {
-    let is_guests = |device: &LinuxDevice| GUEST_DEVICES.iter().any(|known| device.path().as_os_str() == *known);
+    let is_guests = |device: &LinuxDevice| {
+        GUEST_DEVICES.iter().any(|known| device.path().as_os_str() == *known)
+    };
     let devices = linux.devices().clone().unwrap_or_default();
     if let Some(foreign) = devices.iter().find(|device| !is_guests(device)) {
         return Err(SpecError::Device(foreign.path().clone()));
@@ -142,7 +153,8 @@ fn guest_devices(linux: &mut Linux) -> Result<(), SpecError> {
 /// A plain path below the guest's cgroup root; systemd's `slice:prefix:name` means nothing there.
 fn guest_cgroup(path: Option<&PathBuf>, id: &str) -> PathBuf {
     let is_plain = |path: &&PathBuf| {
-        path.is_absolute() && path.to_str().is_some_and(|text| !text.contains(':') && !text.contains(".."))
+        path.is_absolute()
+            && path.to_str().is_some_and(|text| !text.contains(':') && !text.contains(".."))
     };
     path.filter(is_plain).cloned().unwrap_or_else(|| PathBuf::from(format!("/kata/{id}")))
 }
@@ -166,7 +178,13 @@ mod tests {
         assert_eq!(network_namespace(&spec).unwrap(), Some(PathBuf::from("/run/netns/x")));
         let guest = for_guest(spec, "c", KEEP).unwrap();
         let linux = guest.linux().as_ref().unwrap();
-        let left: Vec<_> = linux.namespaces().as_ref().unwrap().iter().map(|one| (one.typ(), one.path())).collect();
+        let left: Vec<_> = linux
+            .namespaces()
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|one| (one.typ(), one.path()))
+            .collect();
         assert_eq!(left, [(LinuxNamespaceType::Pid, &None), (LinuxNamespaceType::Ipc, &None)]);
         assert_eq!(linux.cgroups_path().as_ref().unwrap(), &PathBuf::from("/default/c"));
     }
@@ -185,18 +203,25 @@ mod tests {
             ))
         };
         assert!(for_guest(with("/dev/null"), "c", KEEP).is_ok());
-        assert_eq!(for_guest(with("/dev/sda"), "c", KEEP), Err(SpecError::Device("/dev/sda".into())));
+        assert_eq!(
+            for_guest(with("/dev/sda"), "c", KEEP),
+            Err(SpecError::Device("/dev/sda".into()))
+        );
     }
 
     #[test]
     fn hooks_are_refused_by_name() {
-        let spec = spec(r#"{"ociVersion":"1.0.2","hooks":{"poststop":[{"path":"/bin/h"}]},"linux":{}}"#);
+        let spec =
+            spec(r#"{"ociVersion":"1.0.2","hooks":{"poststop":[{"path":"/bin/h"}]},"linux":{}}"#);
         assert_eq!(for_guest(spec, "c", KEEP), Err(SpecError::Hook("/bin/h".into())));
     }
 
     #[test]
     fn systemd_cgroup_becomes_a_plain_path() {
-        assert_eq!(guest_cgroup(Some(&PathBuf::from("a.slice:cri:c")), "c"), PathBuf::from("/kata/c"));
+        assert_eq!(
+            guest_cgroup(Some(&PathBuf::from("a.slice:cri:c")), "c"),
+            PathBuf::from("/kata/c")
+        );
         assert_eq!(guest_cgroup(Some(&PathBuf::from("/../c")), "c"), PathBuf::from("/kata/c"));
     }
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_agent_client::{GuestSandbox, GuestStorage};
-use kata_config::{HostConfig, HostResources, InternetworkingModel, LogLevel, MachineType, WorkloadLimits};
+use kata_config::{
+    HostConfig, HostResources, InternetworkingModel, LogLevel, MachineType, WorkloadLimits,
+};
 use kata_hypervisor::{ShareSpec, VmSpec};
 use kata_qemu::{AcceleratorChoice, MachineChoice, QemuSettings};
 use kata_sandbox::{ContainerPlan, Deadlines, SandboxMount, SandboxPlan};
@@ -47,7 +49,11 @@ pub(crate) fn qemu_settings(config: &HostConfig) -> QemuSettings {
     }
 }
 
-pub(crate) fn sandbox(runtime: &Runtime, id: &str, spec: &Spec) -> Result<SandboxPlan, RuntimeError> {
+pub(crate) fn sandbox(
+    runtime: &Runtime,
+    id: &str,
+    spec: &Spec,
+) -> Result<SandboxPlan, RuntimeError> {
     check_id(id)?;
     let config = &runtime.config;
     check_network(config, spec)?;
@@ -96,7 +102,8 @@ pub(crate) fn container(
     let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
     let readonly_rootfs = root.readonly().unwrap_or_default();
     // containerd mounts at `rootfs` whatever the spec says; without mounts the spec's path holds, relative to the bundle.
-    let rootfs = if rootfs_mounts.is_empty() { bundle.join(root.path()) } else { bundle.join("rootfs") };
+    let rootfs =
+        if rootfs_mounts.is_empty() { bundle.join(root.path()) } else { bundle.join("rootfs") };
     let shared_pid_namespace = guest_spec::shares_pid_namespace(&spec, &role);
     let mounts = kata_storage::plan_mounts(&spec, bundle)?;
     let policy = GuestPolicy { drop_seccomp: runtime.config.runtime.disable_guest_seccomp };
@@ -115,7 +122,8 @@ pub(crate) fn container(
 /// Ids become file names and parts of socket paths.
 fn check_id(id: &str) -> Result<(), RuntimeError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
-    let is_usable = (1..=128).contains(&id.len()) && id.bytes().all(is_plain) && id != "." && id != "..";
+    let is_usable =
+        (1..=128).contains(&id.len()) && id.bytes().all(is_plain) && id != "." && id != "..";
     if is_usable { Ok(()) } else { Err(RuntimeError::Id(id.to_owned())) }
 }
 
@@ -180,7 +188,7 @@ fn file_server(runtime: &Runtime, run_dir: &Path, socket: PathBuf) -> FileServer
 fn guest_sandbox(config: &HostConfig, id: &str, spec: &Spec) -> GuestSandbox {
     GuestSandbox {
         id: id.to_owned(),
-        hostname: spec.hostname().clone().unwrap_or_default(),
+        hostname: hostname(spec),
         dns: Vec::new(),
         storages: vec![GuestStorage {
             driver: "virtio-fs".to_owned(),
@@ -201,6 +209,12 @@ fn sandbox_mounts(config: &HostConfig) -> Vec<SandboxMount> {
     mounts.map(|one| SandboxMount { source: one.source.clone(), readonly: one.read_only }).collect()
 }
 
+/// Without a name of its own a container has its host's, as with any other runtime.
+fn hostname(spec: &Spec) -> String {
+    let own = spec.hostname().clone().filter(|name| !name.is_empty());
+    own.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+}
+
 /// The engine's cgroup, or one of our own where the administrator does not want the engine's.
 fn cgroup(config: &HostConfig, id: &str, spec: &Spec) -> String {
     let engines = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
@@ -214,7 +228,9 @@ fn cgroup(config: &HostConfig, id: &str, spec: &Spec) -> String {
 fn limits(spec: &Spec, role: &ContainerRole) -> WorkloadLimits {
     if *role != ContainerRole::Single {
         let annotations = spec.annotations().as_ref();
-        let number = |key: &str| annotations.and_then(|all| all.get(key)).and_then(|text| text.parse::<i64>().ok());
+        let number = |key: &str| {
+            annotations.and_then(|all| all.get(key)).and_then(|text| text.parse::<i64>().ok())
+        };
         let period = number(CRI_PERIOD).and_then(|period| u64::try_from(period).ok());
         return WorkloadLimits::from_spec(number(CRI_QUOTA), period, number(CRI_MEMORY));
     }

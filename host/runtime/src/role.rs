@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 
 /// Annotation keys for a container's kind: containerd's CRI, CRI-O, dockershim.
-const KIND_KEYS: [&str; 3] =
-    ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType", "io.kubernetes.docker.type"];
+const KIND_KEYS: [&str; 3] = [
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri-o.ContainerType",
+    "io.kubernetes.docker.type",
+];
 
 /// Annotation keys for the id of the sandbox that a container belongs to, in the same order.
 const SANDBOX_KEYS: [&str; 3] =
@@ -39,7 +42,8 @@ mod tests {
     use super::*;
 
     fn role(pairs: &[(&str, &str)]) -> ContainerRole {
-        let annotations = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let annotations =
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         role_of(Some(&annotations))
     }
 
@@ -48,7 +52,10 @@ mod tests {
         let (kind, id) = ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id");
         assert_eq!(role(&[(kind, "sandbox"), (id, "p1")]), ContainerRole::PodSandbox);
         assert_eq!(role(&[(kind, "container"), (id, "p1")]), ContainerRole::PodMember("p1".into()));
-        let crio = [("io.kubernetes.cri-o.ContainerType", "container"), ("io.kubernetes.cri-o.SandboxID", "p2")];
+        let crio = [
+            ("io.kubernetes.cri-o.ContainerType", "container"),
+            ("io.kubernetes.cri-o.SandboxID", "p2"),
+        ];
         assert_eq!(role(&crio), ContainerRole::PodMember("p2".into()));
         assert_eq!(role(&[("other", "container")]), ContainerRole::Single);
         assert_eq!(role_of(None), ContainerRole::Single);

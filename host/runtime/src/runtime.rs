@@ -33,7 +33,9 @@ pub enum RuntimeError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// A file that the VM is made of is missing.
-    #[error("the {what} {path} cannot be read; build it with `make`, or set `{key}` in the configuration")]
+    #[error(
+        "the {what} {path} cannot be read; build it with `make`, or set `{key}` in the configuration"
+    )]
     Asset {
         /// What it is.
         what: &'static str,
@@ -46,7 +48,9 @@ pub enum RuntimeError {
         source: io::Error,
     },
     /// The id cannot be a file name.
-    #[error("`{0}` is not a usable container id; use letters, digits, `_`, `.`, `+` and `-`, at most 128")]
+    #[error(
+        "`{0}` is not a usable container id; use letters, digits, `_`, `.`, `+` and `-`, at most 128"
+    )]
     Id(String),
     /// The network namespace cannot be looked into.
     #[error("cannot look into the network namespace {path}")]

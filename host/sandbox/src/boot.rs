@@ -7,7 +7,7 @@ use std::time::Duration;
 use kata_agent_client::AgentClient;
 use kata_hypervisor::{Hypervisor, Vm};
 use kata_storage::{FileServer, Share};
-use tokio::time::{sleep_until, Instant};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{BootError, BootStage, Footprint, SandboxPlan};
 
@@ -33,10 +33,15 @@ pub(crate) struct Booted {
 }
 
 /// Boots what the plan says. On error everything that was started has been taken down again.
-pub(crate) async fn boot(plan: &SandboxPlan, hypervisor: &dyn Hypervisor) -> Result<Booted, BootError> {
+pub(crate) async fn boot(
+    plan: &SandboxPlan,
+    hypervisor: &dyn Hypervisor,
+) -> Result<Booted, BootError> {
     let footprint = Footprint::make(&plan.id, &plan.vm.run_dir, &plan.cgroup)?;
     match boot_parts(plan, hypervisor, &footprint).await {
-        Ok((vm, agent, share, file_server)) => Ok(Booted { vm, agent, share, file_server, footprint }),
+        Ok((vm, agent, share, file_server)) => {
+            Ok(Booted { vm, agent, share, file_server, footprint })
+        }
         Err(error) => {
             if let Err(left) = footprint.remove() {
                 tracing::warn!("after the failed boot: {left}");
@@ -79,11 +84,18 @@ async fn boot_parts(
     }
 }
 
-async fn boot_vm(plan: &SandboxPlan, hypervisor: &dyn Hypervisor) -> Result<Arc<dyn Vm>, BootError> {
+async fn boot_vm(
+    plan: &SandboxPlan,
+    hypervisor: &dyn Hypervisor,
+) -> Result<Arc<dyn Vm>, BootError> {
     let after = plan.deadlines.vmm;
     match tokio::time::timeout(after, hypervisor.boot(&plan.vm)).await {
         Ok(vm) => Ok(Arc::from(vm?)),
-        Err(_) => Err(BootError::Late { stage: BootStage::Vmm, after, last_words: "it said nothing".into() }),
+        Err(_) => Err(BootError::Late {
+            stage: BootStage::Vmm,
+            after,
+            last_words: "it said nothing".into(),
+        }),
     }
 }
 
@@ -144,5 +156,9 @@ pub(crate) fn last_words(vm: &dyn Vm) -> String {
 }
 
 fn quote(lines: &[String], nothing: &str) -> String {
-    if lines.is_empty() { nothing.to_owned() } else { format!("last words: `{}`", lines.join(" | ")) }
+    if lines.is_empty() {
+        nothing.to_owned()
+    } else {
+        format!("last words: `{}`", lines.join(" | "))
+    }
 }

@@ -25,7 +25,9 @@ const DEATH: Duration = Duration::from_secs(2);
 #[derive(Debug, Error)]
 pub enum FootprintError {
     /// The id belongs to a sandbox that lives.
-    #[error("the sandbox {id} is already running (pid {pid}); delete it first, or choose another id")]
+    #[error(
+        "the sandbox {id} is already running (pid {pid}); delete it first, or choose another id"
+    )]
     InUse {
         /// The sandbox's id.
         id: String,

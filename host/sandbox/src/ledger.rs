@@ -153,7 +153,8 @@ impl Ledger {
             if self.containers.contains_key(&key.container) {
                 return Err(Refusal::AlreadyExists(key.clone()));
             }
-            let container = Container { init: Phase::Creating, paused: false, execs: BTreeMap::new() };
+            let container =
+                Container { init: Phase::Creating, paused: false, execs: BTreeMap::new() };
             self.containers.insert(key.container.clone(), container);
             return Ok(());
         };
@@ -189,7 +190,9 @@ impl Ledger {
                 *phase = Phase::Starting;
                 Ok(())
             }
-            phase => Err(Refusal::WrongState { action: "start", key: key.clone(), state: phase.word() }),
+            phase => {
+                Err(Refusal::WrongState { action: "start", key: key.clone(), state: phase.word() })
+            }
         }
     }
 
@@ -215,7 +218,9 @@ impl Ledger {
     /// end was known already, or is held back until the container's execs have ended.
     pub fn exited(&mut self, key: &ProcessKey, exit: Exit) -> Released {
         match self.phase_mut(key) {
-            Ok(phase) if !matches!(phase, Phase::Ending(_) | Phase::Stopped(_)) => *phase = Phase::Ending(exit),
+            Ok(phase) if !matches!(phase, Phase::Ending(_) | Phase::Stopped(_)) => {
+                *phase = Phase::Ending(exit);
+            }
             _ => return Released::new(),
         }
         self.release(&key.container)
@@ -279,7 +284,9 @@ impl Ledger {
             Phase::Running | Phase::Starting => Ok(()),
             Phase::Created if key.exec.is_none() => Ok(()),
             Phase::Ending(_) | Phase::Stopped(_) => Err(Refusal::AlreadyFinished(key.clone())),
-            phase => Err(Refusal::WrongState { action: "signal", key: key.clone(), state: phase.word() }),
+            phase => {
+                Err(Refusal::WrongState { action: "signal", key: key.clone(), state: phase.word() })
+            }
         }
     }
 
@@ -288,7 +295,9 @@ impl Ledger {
         match *self.phase_mut(key)? {
             Phase::Stopped(exit) => Ok(Some(exit)),
             Phase::Created => Ok(None),
-            phase => Err(Refusal::WrongState { action: "delete", key: key.clone(), state: phase.word() }),
+            phase => {
+                Err(Refusal::WrongState { action: "delete", key: key.clone(), state: phase.word() })
+            }
         }
     }
 
@@ -321,7 +330,12 @@ impl Ledger {
     #[must_use]
     pub fn live_execs(&self, container: &str) -> Vec<String> {
         let Some(container) = self.containers.get(container) else { return Vec::new() };
-        container.execs.iter().filter(|(_, phase)| phase.is_alive()).map(|(id, _)| id.clone()).collect()
+        container
+            .execs
+            .iter()
+            .filter(|(_, phase)| phase.is_alive())
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     /// How many containers there are, whatever their state.
@@ -355,7 +369,12 @@ impl Ledger {
         released
     }
 
-    fn expect_running(&mut self, name: &str, paused: bool, action: &'static str) -> Result<(), Refusal> {
+    fn expect_running(
+        &mut self,
+        name: &str,
+        paused: bool,
+        action: &'static str,
+    ) -> Result<(), Refusal> {
         let key = ProcessKey::init(name);
         let container = self.container_mut(&key)?;
         if container.init == Phase::Running && container.paused == paused {
@@ -373,7 +392,9 @@ impl Ledger {
         let container = self.container_mut(key)?;
         match &key.exec {
             None => Ok(&mut container.init),
-            Some(exec) => container.execs.get_mut(exec).ok_or_else(|| Refusal::NotFound(key.clone())),
+            Some(exec) => {
+                container.execs.get_mut(exec).ok_or_else(|| Refusal::NotFound(key.clone()))
+            }
         }
     }
 }
@@ -456,7 +477,11 @@ mod tests {
 
     fn key(container: u8, exec: u8) -> ProcessKey {
         let container = format!("c{container}");
-        if exec == 0 { ProcessKey::init(&container) } else { ProcessKey::exec(&container, &format!("e{exec}")) }
+        if exec == 0 {
+            ProcessKey::init(&container)
+        } else {
+            ProcessKey::exec(&container, &format!("e{exec}"))
+        }
     }
 
     proptest! {

@@ -13,6 +13,13 @@
 //!   (nothing left)
 //! ```
 
+// What comes up from the leaves as it is, so that whoever uses a sandbox needs none of them.
+pub use kata_agent_client::{
+    AgentError, BlockIoStats, BlockIoStatsEntry, ContainerStats, CpuStats, HugePageStats,
+    MemoryStats, MemoryUsage, PidsStats, ThrottlingStats,
+};
+pub use kata_storage::RootfsMount;
+
 mod boot;
 mod error;
 mod footprint;

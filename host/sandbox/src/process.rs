@@ -90,7 +90,12 @@ impl Processes {
     }
 
     /// Whether the guest has to be told of a terminal's new size; a pending exec only takes it down.
-    pub(crate) fn resize(&mut self, key: &ProcessKey, rows: u32, columns: u32) -> Result<bool, Refusal> {
+    pub(crate) fn resize(
+        &mut self,
+        key: &ProcessKey,
+        rows: u32,
+        columns: u32,
+    ) -> Result<bool, Refusal> {
         self.ledger.status(key)?;
         let Some(exec) = self.pending.get_mut(key) else { return Ok(true) };
         let size = BoxBuilder::default().height(u64::from(rows)).width(u64::from(columns)).build();
@@ -99,7 +104,10 @@ impl Processes {
     }
 
     /// Someone who wants to know when the process ends.
-    pub(crate) fn subscribe(&self, key: &ProcessKey) -> Result<watch::Receiver<Option<Exit>>, Refusal> {
+    pub(crate) fn subscribe(
+        &self,
+        key: &ProcessKey,
+    ) -> Result<watch::Receiver<Option<Exit>>, Refusal> {
         let exit = self.exits.get(key).ok_or_else(|| Refusal::NotFound(key.clone()))?;
         Ok(exit.subscribe())
     }

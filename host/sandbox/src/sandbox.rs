@@ -57,7 +57,8 @@ impl Sandbox {
         hypervisor: &dyn Hypervisor,
         events: Arc<dyn EventSink>,
     ) -> Result<Self, BootError> {
-        let Booted { vm, agent, share, file_server, footprint } = boot::boot(&plan, hypervisor).await?;
+        let Booted { vm, agent, share, file_server, footprint } =
+            boot::boot(&plan, hypervisor).await?;
         let shared = Arc::new(Shared {
             id: plan.id,
             single_container: plan.single_container,
@@ -89,7 +90,11 @@ impl Sandbox {
     }
 
     /// Makes a container, with its init process waiting to be started and its streams attached.
-    pub async fn create(&self, plan: ContainerPlan, stdio: Box<dyn Stdio>) -> Result<(), SandboxError> {
+    pub async fn create(
+        &self,
+        plan: ContainerPlan,
+        stdio: Box<dyn Stdio>,
+    ) -> Result<(), SandboxError> {
         let key = ProcessKey::init(&plan.id);
         self.shared.processes().add(&key)?;
         let made = self.create_in_guest(plan).await;
@@ -121,7 +126,12 @@ impl Sandbox {
     }
 
     /// Registers a process to be added to a running container; [`Sandbox::start`] starts it.
-    pub fn exec(&self, key: &ProcessKey, process: Process, stdio: Box<dyn Stdio>) -> Result<(), SandboxError> {
+    pub fn exec(
+        &self,
+        key: &ProcessKey,
+        process: Process,
+        stdio: Box<dyn Stdio>,
+    ) -> Result<(), SandboxError> {
         let mut processes = self.shared.processes();
         processes.add(key)?;
         processes.hold_exec(key, process, stdio);
@@ -192,7 +202,8 @@ impl Sandbox {
         if is_last {
             self.stop("its last container was deleted").await;
         } else {
-            let removed = self.unless_gone(self.shared.agent.remove_container(&key.container)).await;
+            let removed =
+                self.unless_gone(self.shared.agent.remove_container(&key.container)).await;
             if let Err(error) = removed {
                 tracing::warn!("{key} is deleted although the guest could not remove it: {error}");
             }
@@ -212,9 +223,15 @@ impl Sandbox {
     }
 
     /// Sets the size of a process's terminal; before the start it takes effect with it.
-    pub async fn resize(&self, key: &ProcessKey, rows: u32, columns: u32) -> Result<(), SandboxError> {
+    pub async fn resize(
+        &self,
+        key: &ProcessKey,
+        rows: u32,
+        columns: u32,
+    ) -> Result<(), SandboxError> {
         if self.shared.processes().resize(key, rows, columns)? {
-            self.unless_gone(self.shared.agent.tty_win_resize(&guest_id(key), rows, columns)).await?;
+            self.unless_gone(self.shared.agent.tty_win_resize(&guest_id(key), rows, columns))
+                .await?;
         }
         Ok(())
     }
@@ -236,7 +253,11 @@ impl Sandbox {
     }
 
     /// Sets a container's limits anew.
-    pub async fn update(&self, container: &str, resources: &LinuxResources) -> Result<(), SandboxError> {
+    pub async fn update(
+        &self,
+        container: &str,
+        resources: &LinuxResources,
+    ) -> Result<(), SandboxError> {
         self.shared.processes().ledger.status(&ProcessKey::init(container))?;
         self.unless_gone(self.shared.agent.update_container(container, resources)).await
     }
@@ -344,10 +365,13 @@ impl Shared {
     /// Ends everything, once; whoever comes later waits for it. `guest_lives` says whether the guest can still be asked.
     async fn take_down(&self, reason: &str, guest_lives: bool) {
         let end = async {
-            self.gone.send_if_modified(|gone| gone.is_none().then(|| *gone = Some(reason.to_owned())).is_some());
+            self.gone.send_if_modified(|gone| {
+                gone.is_none().then(|| *gone = Some(reason.to_owned())).is_some()
+            });
             if guest_lives {
                 // What the guest still holds in its page cache has to reach the host's files first.
-                let farewell = tokio::time::timeout(boot::FAREWELL, self.agent.destroy_sandbox()).await;
+                let farewell =
+                    tokio::time::timeout(boot::FAREWELL, self.agent.destroy_sandbox()).await;
                 if let Ok(Err(error)) = farewell {
                     tracing::debug!("sandbox {}: the agent's farewell: {error}", self.id);
                 }
@@ -405,7 +429,8 @@ async fn watch_process(shared: Arc<Shared>, key: ProcessKey) {
         stdio.drained().await;
     }
     // The guest is not trusted with more than the eight bits that a status has.
-    let exit = Exit { status: u32::from(status.to_le_bytes()[0]), at: std::time::SystemTime::now() };
+    let exit =
+        Exit { status: u32::from(status.to_le_bytes()[0]), at: std::time::SystemTime::now() };
     shared.exited(&key, exit);
     if key.exec.is_none() {
         end_container(&shared, &key).await;

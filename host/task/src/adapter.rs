@@ -36,7 +36,8 @@ impl GuestStreams for GuestProcess {
 
     async fn write_stdin(&self, bytes: Vec<u8>) -> Result<usize, StreamError> {
         let taken = self.write_stdin(bytes).await.map_err(StreamError::new)?;
-        Ok(usize::try_from(taken).expect("a usize has at least 32 bits on every platform that runs this"))
+        Ok(usize::try_from(taken)
+            .expect("a usize has at least 32 bits on every platform that runs this"))
     }
 
     async fn close_stdin(&self) -> Result<(), StreamError> {

@@ -3,9 +3,9 @@
 use std::error::Error;
 use std::fmt::Write;
 
-use kata_agent_client::AgentError;
 use kata_host_runtime::RuntimeError;
-use kata_sandbox::{BootError, ProcessKey, Refusal, SandboxError};
+
+use kata_sandbox::{AgentError, BootError, ProcessKey, Refusal, SandboxError};
 use ttrpc::Code;
 
 /// A failed request.
@@ -37,7 +37,8 @@ impl Failure {
 
     /// A container that names no sandbox was sent to one.
     pub(crate) fn second_sandbox(id: &str) -> Self {
-        let message = format!("container {id} does not belong to the sandbox that this shim serves");
+        let message =
+            format!("container {id} does not belong to the sandbox that this shim serves");
         Self::new(Code::ALREADY_EXISTS, message)
     }
 
@@ -52,8 +53,10 @@ impl Failure {
         let is_guests_refusal = matches!(error, SandboxError::Agent(AgentError::Refused { .. }));
         let mut failure = Self::from(error);
         if is_guests_refusal {
-            failure.message =
-                format!("OCI runtime create failed: unable to start container process: {}", failure.message);
+            failure.message = format!(
+                "OCI runtime create failed: unable to start container process: {}",
+                failure.message
+            );
         }
         failure
     }

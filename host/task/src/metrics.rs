@@ -6,8 +6,8 @@
 mod legacy;
 mod unified;
 
-use kata_agent_client::{BlockIoStatsEntry, ContainerStats, MemoryStats};
 use kata_linux::cgroup;
+use kata_sandbox::{BlockIoStatsEntry, ContainerStats, MemoryStats};
 use kata_shim_api::{Any, metrics};
 
 /// The metrics of a container, as version 2 where the host has nothing else, and as version 1 otherwise.

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kata_host_runtime::{ContainerRole, Runtime, role_of};
-use kata_sandbox::{Exit, ProcessKey, Sandbox};
+use kata_sandbox::{Exit, ProcessKey, RootfsMount, Sandbox};
 use kata_shim_api::api::{CreateTaskRequest, Mount};
 use kata_shim_api::options::RuntimeOptions;
-use kata_storage::RootfsMount;
 use oci_spec::runtime::{Process, Spec};
 use tokio::sync::Notify;
 
@@ -79,7 +78,8 @@ impl Owner {
             terminal: req.terminal,
         };
         let stdio = self.open_stdio(&key, &record).await?;
-        let options = RuntimeOptions::from_any(req.options.as_ref()).map_err(|error| Failure::invalid("options", &error))?;
+        let options = RuntimeOptions::from_any(req.options.as_ref())
+            .map_err(|error| Failure::invalid("options", &error))?;
         let role = role_of(spec.annotations().as_ref());
         let rootfs_mounts = req.rootfs.iter().map(rootfs_mount).collect();
 
@@ -113,7 +113,8 @@ impl Owner {
                 _ => Err(Failure::second_sandbox(id)),
             };
         }
-        let config = Some(options.config_path.as_str()).filter(|path| !path.is_empty()).map(Path::new);
+        let config =
+            Some(options.config_path.as_str()).filter(|path| !path.is_empty()).map(Path::new);
         let runtime = Runtime::load(config, spec.annotations().as_ref())?;
         let plan = runtime.plan_sandbox(id, spec)?;
         // Whatever the container's own plan refuses is refused before anything has started.
@@ -125,7 +126,12 @@ impl Owner {
     }
 
     /// Registers a process to be added to a container.
-    pub(crate) async fn exec(&self, key: &ProcessKey, process: Process, record: Record) -> Result<(), Failure> {
+    pub(crate) async fn exec(
+        &self,
+        key: &ProcessKey,
+        process: Process,
+        record: Record,
+    ) -> Result<(), Failure> {
         let stdio = self.open_stdio(key, &record).await?;
         self.sandbox()?.exec(key, process, Box::new(stdio))?;
         self.records().insert(key.clone(), record);
@@ -184,7 +190,8 @@ impl Owner {
 
 fn read_spec(bundle: &Path) -> Result<Spec, Failure> {
     let path = bundle.join("config.json");
-    Spec::load(&path).map_err(|error| Failure::invalid(&format!("bundle's {}", path.display()), &error))
+    Spec::load(&path)
+        .map_err(|error| Failure::invalid(&format!("bundle's {}", path.display()), &error))
 }
 
 fn rootfs_mount(mount: &Mount) -> RootfsMount {

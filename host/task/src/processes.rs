@@ -2,8 +2,8 @@
 
 use kata_sandbox::Status;
 use kata_shim_api::api;
-use protobuf::{CodedOutputStream, MessageField};
 use protobuf::well_known_types::any::Any;
+use protobuf::{CodedOutputStream, MessageField};
 
 use crate::error::Failure;
 
@@ -23,7 +23,8 @@ pub(crate) fn status(status: Status) -> api::Status {
 pub(crate) fn infos(pid: u32, execs: &[String]) -> Result<Vec<api::ProcessInfo>, Failure> {
     let init = api::ProcessInfo { pid, ..Default::default() };
     let execs = execs.iter().map(|exec| {
-        let info = Any { type_url: DETAILS.to_owned(), value: details(exec)?, ..Default::default() };
+        let info =
+            Any { type_url: DETAILS.to_owned(), value: details(exec)?, ..Default::default() };
         Ok(api::ProcessInfo { pid, info: MessageField::some(info), ..Default::default() })
     });
     std::iter::once(Ok(init)).chain(execs).collect()

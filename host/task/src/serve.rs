@@ -47,7 +47,8 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let service = Arc::new(TaskService { owner: Arc::clone(&owner) });
 
     options.listener.set_nonblocking(true).context("cannot prepare the shim's socket")?;
-    let listener = tokio::net::UnixListener::from_std(options.listener).context("cannot use the shim's socket")?;
+    let listener = tokio::net::UnixListener::from_std(options.listener)
+        .context("cannot use the shim's socket")?;
     let mut server = ttrpc::asynchronous::Server::new()
         .add_listener(kata_shim_api::listener(listener))
         .register_service(task_services(&service));
@@ -70,6 +71,8 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
 /// be repeated. For a container that was a member of a pod only its own bundle is cleaned.
 pub fn cleanup(id: &str, bundle: &Path) -> anyhow::Result<()> {
     let dir = Path::new(kata_host_runtime::RUN_DIR).join(id);
-    kata_sandbox::sweep(&dir).with_context(|| format!("cannot remove what is left of sandbox {id}"))?;
-    mount::unmount_tree(&bundle.join("rootfs")).context("cannot unmount the bundle's root file system")
+    kata_sandbox::sweep(&dir)
+        .with_context(|| format!("cannot remove what is left of sandbox {id}"))?;
+    mount::unmount_tree(&bundle.join("rootfs"))
+        .context("cannot unmount the bundle's root file system")
 }

@@ -29,7 +29,11 @@ type Answer<T> = ttrpc::Result<T>;
 
 #[async_trait]
 impl Task for TaskService {
-    async fn create(&self, _: &TtrpcContext, req: api::CreateTaskRequest) -> Answer<api::CreateTaskResponse> {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        req: api::CreateTaskRequest,
+    ) -> Answer<api::CreateTaskResponse> {
         if !req.checkpoint.is_empty() {
             return Err(refuse("containers in a VM cannot be restored from a checkpoint"));
         }
@@ -45,7 +49,8 @@ impl Task for TaskService {
         tracing::info!(id = %req.id, exec = %req.exec_id, "start");
         let owner = Arc::clone(&self.owner);
         let key = key(&req.id, &req.exec_id);
-        let started = tokio::spawn(async move { owner.sandbox()?.start(&key).await.map_err(Failure::from) });
+        let started =
+            tokio::spawn(async move { owner.sandbox()?.start(&key).await.map_err(Failure::from) });
         started.await.map_err(Failure::lost)??;
         Ok(api::StartResponse { pid: self.owner.sandbox()?.pid(), ..Default::default() })
     }
@@ -79,8 +84,8 @@ impl Task for TaskService {
         if req.exec_id.is_empty() {
             return Err(refuse("an exec needs an id"));
         }
-        let process: Process =
-            serde_json::from_slice(&req.spec.value).map_err(|error| Failure::invalid("exec spec", &error))?;
+        let process: Process = serde_json::from_slice(&req.spec.value)
+            .map_err(|error| Failure::invalid("exec spec", &error))?;
         let record = Record {
             bundle: self.owner.record(&ProcessKey::init(&req.id))?.bundle,
             stdin: req.stdin,
@@ -100,7 +105,8 @@ impl Task for TaskService {
     }
 
     async fn wait(&self, _: &TtrpcContext, req: api::WaitRequest) -> Answer<api::WaitResponse> {
-        let exit = self.owner.sandbox()?.wait(&key(&req.id, &req.exec_id)).await.map_err(Failure::from)?;
+        let exit =
+            self.owner.sandbox()?.wait(&key(&req.id, &req.exec_id)).await.map_err(Failure::from)?;
         Ok(api::WaitResponse {
             exit_status: exit.status,
             exited_at: MessageField::some(timestamp(exit.at)),
@@ -108,7 +114,11 @@ impl Task for TaskService {
         })
     }
 
-    async fn delete(&self, _: &TtrpcContext, req: api::DeleteRequest) -> Answer<api::DeleteResponse> {
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        req: api::DeleteRequest,
+    ) -> Answer<api::DeleteResponse> {
         tracing::info!(id = %req.id, exec = %req.exec_id, "delete");
         let owner = Arc::clone(&self.owner);
         let key = key(&req.id, &req.exec_id);
@@ -168,10 +178,17 @@ impl Task for TaskService {
 
     async fn stats(&self, _: &TtrpcContext, req: api::StatsRequest) -> Answer<api::StatsResponse> {
         let stats = self.owner.sandbox()?.stats(&req.id).await.map_err(Failure::from)?;
-        Ok(api::StatsResponse { stats: MessageField::some(metrics::to_any(&stats)), ..Default::default() })
+        Ok(api::StatsResponse {
+            stats: MessageField::some(metrics::to_any(&stats)),
+            ..Default::default()
+        })
     }
 
-    async fn connect(&self, _: &TtrpcContext, _: api::ConnectRequest) -> Answer<api::ConnectResponse> {
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        _: api::ConnectRequest,
+    ) -> Answer<api::ConnectResponse> {
         Ok(api::ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: self.owner.sandbox().map(|sandbox| sandbox.pid()).unwrap_or_default(),

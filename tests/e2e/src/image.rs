@@ -112,7 +112,7 @@ impl Image {
         archive.finish()
     }
 
-    /// Unpacks the layer into a directory.
+    /// Unpacks the layer into a directory, which is made.
     pub fn unpack(directory: &Path) -> Result<()> {
         let mut archive = tar::Archive::new(Cursor::new(layer()?));
         archive.set_preserve_permissions(true);

@@ -1,6 +1,6 @@
 //! `io.containerd.cgroups.v1.Metrics`.
 
-use kata_agent_client::{
+use kata_sandbox::{
     BlockIoStats, BlockIoStatsEntry, ContainerStats, CpuStats, MemoryStats, MemoryUsage,
 };
 use kata_shim_api::metrics::v1::{

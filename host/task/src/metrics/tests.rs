@@ -1,4 +1,4 @@
-use kata_agent_client::{
+use kata_sandbox::{
     BlockIoStats, CpuStats, HugePageStats, MemoryUsage, PidsStats, ThrottlingStats,
 };
 

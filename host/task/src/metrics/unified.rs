@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kata_agent_client::{BlockIoStats, ContainerStats, CpuStats, MemoryStats};
+use kata_sandbox::{BlockIoStats, ContainerStats, CpuStats, MemoryStats};
 use kata_shim_api::metrics::v2::{
     CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat, RdmaStat,
 };

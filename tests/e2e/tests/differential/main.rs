@@ -5,7 +5,7 @@ mod mounts;
 
 use anyhow::Result;
 use compare::{Case, Probe, compare, compare_clients};
-use kata_e2e::{Containerd, Image, Run, Spec, scenario};
+use kata_e2e::{Image, Run, Spec, scenario};
 use serde_json::json;
 
 /// What any container shows of itself.
@@ -55,12 +55,12 @@ const MASKED: &str = "
 /// What the root file system can do.
 const FILES: &str = "
     cd /home; umask 022; mkdir d; echo 1 > d/a; ln d/a d/b; ln -s a d/c; mkfifo d/p; chmod 4751 d/a; chown 5:6 d/b
-    stat -c '%n %F %a %u %g %h %s' d d/*; mv d/a d/e; cat d/b d/c; rm d/e; ls d; rmdir d; touch -d 2001-02-03 f; stat -c %y f
+    stat -c '%n %F %a %u %g %h %s' d d/*; mv d/a d/e; cat d/b d/c; rm d/e; ls d; rmdir d; touch -d '2001-02-03 04:05:06' f; stat -c %y f
     truncate -s 1M f; stat -c %s f; rm -r d f /bin/busybox; ls /home /bin/busybox; sync; find /etc | sort";
 
 #[test]
 fn plain_container_is_the_same() -> Result<()> {
-    scenario(|containerd| compare(containerd, ITSELF, |script| containerd.shell(script)))
+    scenario(|containerd| compare(ITSELF, |script| containerd.shell(script)))
 }
 
 #[test]
@@ -76,25 +76,27 @@ fn container_of_a_user_is_the_same() -> Result<()> {
         let run = |script: &str| containerd.shell(script).image(&image).env("COLOR", "red\tgreen");
         let mut probes = ITSELF.to_vec();
         probes.push(Probe::new("access", "cat /srv/secret; cat /srv/of-user; echo x > /etc/passwd; touch /home/user/x && echo mine"));
-        compare(containerd, &probes, run)
+        compare(&probes, run)
     })
 }
 
 #[test]
 fn options_of_ctr_mean_the_same() -> Result<()> {
     scenario(|containerd| {
-        let options = |run: Run<'_>| {
-            run.flag("--read-only")
+        let run = |script: &str| {
+            containerd
+                .shell(script)
+                .flag("--read-only")
                 .option("--cap-add", "CAP_SYS_TIME")
                 .option("--cap-drop", "CAP_CHOWN")
                 .flag("--allow-new-privs")
                 .flag("--seccomp")
                 .cwd("/srv")
         };
-        let mut probes: Vec<_> = ITSELF.to_vec();
+        let mut probes = ITSELF.to_vec();
         probes.push(Probe::new("dropped capability", "chown 1 /dev/shm; chmod 700 /run && echo ok"));
         probes.push(Probe::new("seccomp", "unshare -m true; unshare -U true; nsenter -t 1 -m true; keyctl 2>/dev/null; sh -c 'mount -t proc none /mnt'; date >/dev/null && echo date"));
-        compare(containerd, &probes, |script| options(containerd.shell(script)))
+        compare(&probes, run)
     })
 }
 
@@ -102,19 +104,22 @@ fn options_of_ctr_mean_the_same() -> Result<()> {
 fn terminal_shows_the_same() -> Result<()> {
     const TERMINAL: &[Probe] = &[
         Probe::new("terminal", "tty; test -t 0 && test -t 1 && test -t 2 && echo all"),
-        Probe::new("modes", "stty -a"),
+        // The size comes at a time of its own, and has a test of its own.
+        Probe::new("modes", "stty -a | grep -v baud"),
         Probe::new("console", "stat -c '%F %a %u %g' /dev/console; echo to the console > /dev/console"),
         Probe::new("TERM", "env | sort"),
         Probe::new("session", "awk '{ print $5 == $6, $7 != 0, $8 > 0 }' /proc/1/stat"),
     ];
-    scenario(|containerd| compare(containerd, TERMINAL, |script| containerd.shell(script).tty()))
+    scenario(|containerd| compare(TERMINAL, |script| containerd.shell(script).tty()))
 }
 
 #[test]
 fn own_specification_means_the_same() -> Result<()> {
     scenario(|containerd| {
-        let rootfs = containerd.directory().join("rootfs");
-        Image::unpack(&rootfs)?;
+        // One for each run: what a run leaves in it changes the next.
+        let rootfs = ["a", "b"].map(|name| containerd.directory().join("rootfs").join(name));
+        rootfs.iter().try_for_each(|rootfs| Image::unpack(rootfs))?;
+        let mut unused = rootfs.iter();
         let mut probes = ITSELF.to_vec();
         probes.extend([
             Probe::new("limits", "ulimit -n; ulimit -Hn; ulimit -c; ulimit -Hc; ulimit -s; ulimit -f"),
@@ -123,8 +128,10 @@ fn own_specification_means_the_same() -> Result<()> {
             Probe::new("own masks", "cat /srv/secret; ls /etc; echo x > /home/x"),
             Probe::new("processes", "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 5 & done 2>/dev/null"),
         ]);
-        let run = |script: &str| containerd.shell(script).spec(own_specification(&rootfs, script));
-        compare(containerd, &probes, run)
+        compare(&probes, |script| {
+            let rootfs = unused.next().expect("a case is run twice");
+            containerd.shell(script).spec(own_specification(rootfs, script))
+        })
     })
 }
 
@@ -203,7 +210,7 @@ fn init_starts_and_ends_the_same() -> Result<()> {
 fn signals_end_init_the_same() -> Result<()> {
     const SCRIPT: &str = "for signal in HUP USR1 USR2 TERM WINCH; do trap \"echo got $signal\" $signal; done
         trap 'echo bye; exit 9' QUIT; echo ready; while :; do sleep 0.1; done";
-    let told = |containerd: &Containerd, run: Run<'_>| -> Result<(String, i32)> {
+    let told = |run: Run<'_>| -> Result<(String, i32)> {
         let (client, container) = run.attach_and_keep()?;
         client.expect("ready")?;
         // Each by itself: pending signals have no order.
@@ -215,7 +222,6 @@ fn signals_end_init_the_same() -> Result<()> {
         container.kill("QUIT")?;
         let output = client.wait()?;
         container.remove()?;
-        let _ = containerd;
         Ok((output.text(), output.code))
     };
     let killed = |run: Run<'_>| -> Result<i32> {
@@ -229,7 +235,7 @@ fn signals_end_init_the_same() -> Result<()> {
     scenario(|containerd| {
         let run = || containerd.shell(SCRIPT);
         let runc = || run().under(kata_e2e::Runtime::Runc);
-        assert_eq!(told(containerd, run())?, told(containerd, runc())?);
+        assert_eq!(told(run())?, told(runc())?);
         assert_eq!((killed(run())?, killed(runc())?), (137, 137));
         Ok(())
     })
