@@ -86,6 +86,7 @@ async fn serve(is_init: bool, options: &Options, log: Log) -> anyhow::Result<()>
     };
     let agent = Arc::new(Agent::new(settings, reaper));
     let shell_port = options.debug_console.then_some(options.debug_console_port).flatten();
+    tracing::debug!("the machine is set up");
     let (services, _running) = Services::start(&agent, log, options.log_port, shell_port)
         .await
         .context("cannot start the service")?;

@@ -13,7 +13,7 @@ use oci_spec::runtime::LinuxResources;
 pub use stats::{CpuStats, HugetlbStats, IoEntry, MemoryStats, Stats};
 
 /// Where the hierarchy is mounted.
-const ROOT: &str = "/sys/fs/cgroup";
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 
 /// What could not be done with a group.
 #[derive(Debug, thiserror::Error)]

@@ -121,6 +121,7 @@ async fn create_parts<E: Future>(
     if let Some(resources) = &plan.resources {
         plan.cgroup.apply(resources)?;
     }
+    tracing::debug!(container = id, "bundle and cgroup are made");
     if plan.terminal {
         let socket = bundle.join("console.sock");
         let listener = UnixListener::bind(&socket).map_err(CreateError::Stdio)?;
@@ -134,6 +135,7 @@ async fn create_parts<E: Future>(
         let (stdio, ends) = Stdio::pipes(plan.uid, pipe_size).map_err(CreateError::Stdio)?;
         let maker = Maker { id, plan, bundle: &bundle, streams: Streams::Pipes(&ends) };
         let child = maker.fork()?;
+        tracing::debug!(container = id, maker = child.pid, "forked");
         // The process's ends must be its alone, or the streams would never end.
         drop(ends);
         let (pid, pidfd) = answer(&child, ended(child.pid)).await?;
@@ -201,6 +203,10 @@ impl Maker<'_> {
     fn make(&self) -> Result<(i32, OwnedFd), String> {
         // The agent's own groups are not the container's; libcontainer only ever adds.
         nix::unistd::setgroups(&[]).map_err(|errno| errno.to_string())?;
+        if !self.plan.rootfs.is_dir() {
+            let rootfs = self.plan.rootfs.display();
+            return Err(format!("the container's root file system {rootfs} is not in the guest"));
+        }
         let mounts = self.plan.spec.mounts().as_deref().unwrap_or_default();
         let process = self.plan.spec.process().as_ref().ok_or("no process")?;
         cwd::prepare(&self.plan.rootfs, mounts, process.cwd()).map_err(|error| {
@@ -246,6 +252,7 @@ async fn answer(child: &Child, ended: impl Future) -> Result<(i32, OwnedFd), Cre
         match message {
             Some((Answer::Logged(text), _)) => drop(cause.get_or_insert(text)),
             Some((Answer::Created(pid), fds)) => {
+                tracing::debug!(init = pid, "init is made");
                 let pidfd = fds.into_iter().next().ok_or(ForkError::Died)?;
                 return Ok((pid, pidfd));
             }

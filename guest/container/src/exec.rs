@@ -19,7 +19,7 @@ use rustix::process::DumpableBehavior;
 use rustix::thread::{Gid, ThreadNameSpaceType, Uid};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, ROOT as CGROUP_ROOT};
 use crate::executor::Command;
 use crate::fork::{self, Answers, Child, ForkError};
 use crate::process::{self, Spawned};
@@ -95,6 +95,7 @@ pub async fn exec(
     } else {
         let (stdio, ends) = Stdio::pipes(uid, pipe_size).map_err(ExecError::Stdio)?;
         let child = joiner.fork(Some(&ends))?;
+        tracing::debug!(joiner = child.pid, "forked");
         // The process's ends must be its alone, or the streams would never end.
         drop(ends);
         let made = collect(&child).await?;
@@ -112,6 +113,7 @@ struct Made {
 async fn collect(child: &Child) -> Result<Made, ExecError> {
     let (mut made, mut master, mut failed) = (None, None, None);
     while let Some((answer, fds)) = child.next::<Answer>().await? {
+        tracing::debug!(?answer, "the joiner answers");
         let fd = fds.into_iter().next();
         match answer {
             Answer::Made(pid) => made = fd.map(|pidfd| (pid, pidfd)),
@@ -123,8 +125,12 @@ async fn collect(child: &Child) -> Result<Made, ExecError> {
         return Err(ExecError::Failed(text));
     }
     let (pid, pidfd) = made.ok_or(ForkError::Died)?;
+    tracing::debug!(pid, "the command runs");
     Ok(Made { pid, pidfd, master })
 }
+
+/// What [`fork::clone_sibling`] yields.
+type Sibling = Option<(i32, OwnedFd)>;
 
 /// What the forked children need to know.
 struct Joiner<'a> {
@@ -152,8 +158,7 @@ impl Joiner<'_> {
         // From here on the container could see this process, which is still made of the agent.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(|errno| format!("cannot hide from the container: {errno}"))?;
-        self.join_cgroup()
-            .map_err(|error| format!("cannot join the container's cgroup: {error}"))?;
+        let groups = self.open_cgroups();
         let score = self.process.oom_score_adj().unwrap_or(0);
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .map_err(|error| format!("cannot set oom_score_adj: {error}"))?;
@@ -166,8 +171,7 @@ impl Joiner<'_> {
             rustix::thread::move_into_thread_name_spaces(self.target.init.pidfd(), namespaces)
                 .map_err(|errno| format!("cannot join the container's namespaces: {errno}"))?;
         }
-        let sibling =
-            fork::clone_sibling().map_err(|error| format!("cannot make a process: {error}"))?;
+        let sibling = self.clone_into(groups)?;
         match sibling {
             Some((pid, pidfd)) => answers.send(&Answer::Made(pid), &[pidfd.as_fd()]),
             None => {
@@ -179,19 +183,29 @@ impl Joiner<'_> {
         Ok(())
     }
 
-    /// A container that has divided its group has moved its processes into groups below it; then
-    /// init's own group is the one that can be joined.
-    fn join_cgroup(&self) -> io::Result<()> {
-        let join = |directory: &Path| fs::write(directory.join("cgroup.procs"), "0");
-        match join(&self.target.cgroup.directory()) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                let pid = self.target.init.pid();
-                let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-                let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-                join(&Path::new("/sys/fs/cgroup").join(own.unwrap_or_default()))
+    /// The container's group, and the one that its init is in, which may be below it: a container
+    /// that has divided its group has moved its processes, and the group itself takes none then.
+    /// To be opened while the guest's file systems are in sight.
+    fn open_cgroups(&self) -> [io::Result<fs::File>; 2] {
+        let own = || {
+            let groups = fs::read_to_string(format!("/proc/{}/cgroup", self.target.init.pid()))?;
+            let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+            fs::File::open(Path::new(CGROUP_ROOT).join(own.unwrap_or_default()))
+        };
+        [fs::File::open(self.target.cgroup.directory()), own()]
+    }
+
+    /// Born into its group, the process need not be moved, for which the kernel would stop all
+    /// others.
+    fn clone_into(&self, groups: [io::Result<fs::File>; 2]) -> Result<Sibling, String> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for group in groups {
+            match group.and_then(|group| fork::clone_sibling(group.as_fd())) {
+                Ok(sibling) => return Ok(sibling),
+                Err(error) => last = error,
             }
-            result => result,
         }
+        Err(format!("cannot make a process in the container: {last}"))
     }
 
     /// In the second child, inside of the container. Returns only to say what failed.

@@ -46,7 +46,7 @@ impl Output {
 }
 
 impl Guest {
-    fn spec(&self, id: &str, process: serde_json::Value) -> Result<Spec> {
+    fn spec(&self, id: &str, process: &serde_json::Value) -> Result<Spec> {
         let mut spec = json!({
             "ociVersion": "1.0.2",
             "root": {"path": self.rootfs},
@@ -80,7 +80,7 @@ impl Guest {
     }
 
     async fn create_with(&self, id: &str, change: impl FnOnce(&mut Spec)) -> Result<()> {
-        let mut spec = self.spec(id, process(&["true"]))?;
+        let mut spec = self.spec(id, &process(&["true"]))?;
         change(&mut spec);
         let mut request = CreateContainerRequest::new();
         (request.container_id, request.exec_id) = (id.into(), id.into());
@@ -226,7 +226,7 @@ async fn environment(guest: &Guest) -> Result<()> {
         "HOME=/home/seven",
         "uid=7(seven) gid=8 groups=9,10",
         "0022\n/made/for/it\nsandbox\n0::/\n",
-        "SigIgn:\t0000000000000000",
+        "SigBlk:\t0000000000000000",
         "CapEff:\t0000000000000000",
         "CapBnd:\t00000000000000e3",
         "NoNewPrivs:\t1",
@@ -374,7 +374,7 @@ async fn pause_and_limits(guest: &Guest) -> Result<()> {
 }
 
 async fn out_of_memory(guest: &Guest) -> Result<()> {
-    let hog = "head -c 200m /dev/zero | tail -c 200m > /dev/null; echo never";
+    let hog = "head -c 100m /dev/zero | tail -c 100m > /dev/null; echo never";
     guest.create("oom", process(&["sh", "-c", hog])).await?;
     guest.start("oom").await?;
     let event = guest.agent.get_oom_event(context(), &GetOOMEventRequest::new()).await?;
@@ -567,7 +567,7 @@ async fn many(guest: &Guest) -> Result<()> {
     }
     println!("    10 at once: {:.1} ms", begin.elapsed().as_secs_f64() * 1000.0);
     let signals = guest.exec_output("m", "sig", &["grep", "Sig", "/proc/self/status"]).await?;
-    println!("{}", signals.text());
+    ensure!(signals.text().contains("SigIgn:\t0000000000000000"), "{}", signals.text());
     guest.remove("m").await?;
     let (mut created, mut started, mut ran, mut removed) = (0.0, 0.0, 0.0, 0.0);
     for _ in 0..10 {

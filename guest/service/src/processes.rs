@@ -186,6 +186,7 @@ impl Agent {
         let container = self.container(container_id)?;
         let process = self.process(&container, exec_id)?;
         let status = process.wait().await;
+        tracing::debug!(container = container_id, id = exec_id, ?status, "a process has ended");
         container.waited(exec_id);
         status.ok_or_else(|| refuse(Code::INTERNAL, "the process's status was lost"))
     }

@@ -73,18 +73,22 @@ impl Service {
 #[async_trait]
 impl AgentService for Service {
     async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> Done {
+        tracing::debug!(container = request.container_id, "CreateContainer");
         self.whole(|agent| async move { agent.create_container(request).await }).await
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: StartContainerRequest) -> Done {
+        tracing::debug!(container = request.container_id, "StartContainer");
         self.agent.start_container(&request.container_id).map(|()| Empty::new())
     }
 
     async fn remove_container(&self, _: &TtrpcContext, request: RemoveContainerRequest) -> Done {
+        tracing::debug!(container = request.container_id, "RemoveContainer");
         self.whole(|agent| async move { agent.remove_container(&request).await }).await
     }
 
     async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Done {
+        tracing::debug!(container = request.container_id, id = request.exec_id, "ExecProcess");
         self.whole(|agent| async move { agent.exec_process(request).await }).await
     }
 

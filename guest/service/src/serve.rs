@@ -101,7 +101,9 @@ impl Services {
 
     /// Serves streams that come over a serial port, until the host closes it.
     pub async fn serial(self: &Arc<Self>, mut listener: SerialListener) {
+        tracing::debug!("serving on the serial port");
         while let Some((port, pending)) = listener.accept().await {
+            tracing::debug!(port, "the host dials");
             if !self.has(port) {
                 pending.refuse();
                 continue;

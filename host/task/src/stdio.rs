@@ -153,9 +153,18 @@ impl ProcessStdio {
                 copying,
             );
         }
-        if let Some(program) = self.log_program {
-            tokio::spawn(program.finish(done.clone()));
-        }
+        let done = match self.log_program {
+            None => done,
+            // Its output is delivered only when the program has dealt with it, which its end tells.
+            Some(program) => {
+                let (finishing, finished) = watch::channel(());
+                tokio::spawn(async move {
+                    program.finish(done).await;
+                    drop(finishing);
+                });
+                finished
+            }
+        };
         let hold = self.hold.clone();
         input::spawn(self.stdin, self.hold, self.terminal, guest, is_ended);
         AttachedStdio { ended, done, hold }

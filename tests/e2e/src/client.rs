@@ -152,9 +152,9 @@ impl Client {
 
     /// Waits until `text` has come on its standard output.
     pub fn expect(&self, text: &str) -> Result<()> {
-        self.stdout.expect(text, Deadline::for_command()).with_context(|| {
-            format!("{}, which says on stderr: {}", self.name, self.stderr.text())
-        })
+        self.stdout
+            .expect(text, Deadline::for_command())
+            .with_context(|| format!("{}, which says on stderr: {}", self.name, self.stderr.text()))
     }
 
     /// Resizes its terminal, and tells it.

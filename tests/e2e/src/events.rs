@@ -44,7 +44,8 @@ impl Events {
         let deadline = Deadline::for_command();
         loop {
             let lines = self.client.stdout.times("\n");
-            let told = self.lines().into_iter().any(|line| line.contains(topic) && line.contains(content));
+            let told =
+                self.lines().into_iter().any(|line| line.contains(topic) && line.contains(content));
             if told {
                 return Ok(());
             }

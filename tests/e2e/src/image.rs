@@ -176,7 +176,9 @@ impl Archive {
     }
 
     fn link(&mut self, kind: EntryType, name: &str, target: &str) -> Result<()> {
-        let mut header = header(kind, 0o777, 0, 0);
+        // Of a hard link, these are the file's own.
+        let (mode, owner) = if kind == EntryType::Link { (0o640, 1000) } else { (0o777, 0) };
+        let mut header = header(kind, mode, owner, 0);
         let added = self.0.append_link(&mut header, name, target);
         added.with_context(|| format!("cannot add {name}"))
     }

@@ -32,6 +32,7 @@ mod json;
 mod leaks;
 mod mark;
 
+mod packages;
 mod process;
 mod pty;
 mod run;
@@ -49,6 +50,7 @@ pub use events::Events;
 pub use image::Image;
 pub use mark::Mark;
 
+pub use packages::{PackageRoot, Suite};
 pub use process::{Part, Process, await_part, parts_of};
 pub use run::Run;
 pub use runtime::{Installation, Runtime, only_a_vm};

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::deadline::Deadline;
@@ -64,6 +65,13 @@ impl Process {
         }
     }
 
+    /// Waits for its end. False when the deadline has passed.
+    pub fn ends(&self, deadline: Deadline) -> Result<bool> {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let ready = poll(&mut fds, Some(&deadline.timespec())).context("cannot poll")?;
+        Ok(ready > 0)
+    }
+
     /// Its end is an event on this descriptor.
     pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
@@ -80,7 +88,12 @@ impl Process {
     /// One line for an error.
     #[must_use]
     pub fn describe(&self) -> String {
-        format!("process {}: {} [{}]", self.pid, self.program.display(), self.command_line.join(" "))
+        format!(
+            "process {}: {} [{}]",
+            self.pid,
+            self.program.display(),
+            self.command_line.join(" ")
+        )
     }
 }
 

@@ -19,8 +19,9 @@ pub(crate) struct Pty {
 impl Pty {
     /// Opens one with 24 rows and 80 columns.
     pub(crate) fn open() -> Result<Self> {
-        let master: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-            .context("cannot open a terminal")?;
+        let master: OwnedFd =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+                .context("cannot open a terminal")?;
         grantpt(&master).context("cannot grant the terminal")?;
         unlockpt(&master).context("cannot unlock the terminal")?;
         let name = ptsname(&master, Vec::new()).context("cannot name the terminal")?;

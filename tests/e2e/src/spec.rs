@@ -47,12 +47,14 @@ impl Spec {
     pub(crate) fn write(&self, file: &Path, namespace: &str, id: &str) -> Result<()> {
         let mut spec = self.0.clone();
         spec["linux"]["cgroupsPath"] = json!(format!("/{namespace}/{id}"));
-        fs::write(file, spec.to_string()).with_context(|| format!("cannot write {}", file.display()))
+        fs::write(file, spec.to_string())
+            .with_context(|| format!("cannot write {}", file.display()))
     }
 }
 
 fn base() -> Value {
-    let capabilities = json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"]);
+    let capabilities =
+        json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"]);
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
     json!({
         "ociVersion": "1.0.2",
@@ -80,7 +82,10 @@ fn base() -> Value {
                 { "type": "network" },
             ],
             "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
+            "maskedPaths": [
+                "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+                "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+            ],
             "readonlyPaths": ["/proc/bus", "/proc/irq", "/proc/sys"],
         },
     })

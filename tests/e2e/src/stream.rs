@@ -86,7 +86,10 @@ impl Stream {
         let why = if seen { "the stream has ended" } else { "the deadline has passed" };
         let text_so_far = self.text();
         let tail = tail(&text_so_far);
-        bail!("waited for {text:?} ({times} times), but {why} after {:.1?}:\n{tail}", deadline.elapsed());
+        bail!(
+            "waited for {text:?} ({times} times), but {why} after {:.1?}:\n{tail}",
+            deadline.elapsed()
+        );
     }
 
     /// Fails if something comes within `time`. Slow by nature: for what must not happen only.

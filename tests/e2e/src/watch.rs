@@ -41,9 +41,7 @@ impl Watch {
     fn add(&self, path: &Path, flags: WatchFlags) -> Result<()> {
         match inotify::add_watch(&self.directories, path, flags) {
             Ok(_) | Err(rustix::io::Errno::NOENT) => Ok(()),
-            Err(error) => {
-                Err(error).with_context(|| format!("cannot watch {}", path.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("cannot watch {}", path.display())),
         }
     }
 

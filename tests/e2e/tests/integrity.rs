@@ -45,8 +45,7 @@ fn ensure_same(got: &[u8], expected: &[u8]) -> Result<()> {
 fn stream_through_init_comes_back_whole() -> Result<()> {
     scenario(|containerd| {
         let data = stream();
-        let client =
-            containerd.shell("cat; exit 5").stdin(Input::Bytes(data.clone())).attach()?;
+        let client = containerd.shell("cat; exit 5").stdin(Input::Bytes(data.clone())).attach()?;
         let output = client.wait_until(a_long_time())?;
         assert_eq!(output.code, 5);
         ensure_same(&output.stdout, &data)

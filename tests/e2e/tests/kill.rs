@@ -53,7 +53,8 @@ fn busy_container_dies_with(part: Part) -> Result<()> {
         return Ok(());
     }
     scenario(|containerd| {
-        let (client, container) = containerd.shell("cat /dev/zero | cat; exit 1").attach_and_keep()?;
+        let (client, container) =
+            containerd.shell("cat /dev/zero | cat; exit 1").attach_and_keep()?;
         client.stdout.expect("\0", Deadline::for_command())?;
         kill(containerd, part)?;
         answers(client)?;
@@ -172,7 +173,8 @@ fn client_is_killed_and_the_container_lives_on() -> Result<()> {
 #[test]
 fn containerd_is_killed_and_started_again() -> Result<()> {
     scenario(|containerd| {
-        let container = containerd.shell("trap 'exit 9' TERM; while :; do sleep 0.1; done").start()?;
+        let container =
+            containerd.shell("trap 'exit 9' TERM; while :; do sleep 0.1; done").start()?;
         containerd.kill_and_restart()?;
         lives(&container)?;
         container.pause()?;

@@ -224,11 +224,12 @@ fn logs_go_where_the_engine_says() -> Result<()> {
     })
 }
 
-/// A logging program as containerd defines it: output on descriptors 3 and 4, and 5 to be closed when it is ready.
+/// A logging program as containerd defines it: output on descriptors 3 and 4, and 5 to be closed when it is ready. Told to end by
+/// SIGTERM, it reads to the end first.
 fn write_logger(path: &std::path::Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let script = "#!/bin/sh\n[ \"$1\" = to ] || exit 1\n\
-                  echo $CONTAINER_ID $CONTAINER_NAMESPACE > $2\nexec 5>&-\nexec cat <&3 >> $2\n";
+                  trap '' TERM\necho $CONTAINER_ID $CONTAINER_NAMESPACE > $2\nexec 5>&-\nexec cat <&3 >> $2\n";
     fs::write(path, script)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     Ok(())

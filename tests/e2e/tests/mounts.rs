@@ -88,14 +88,16 @@ fn read_only_is_read_only() -> Result<()> {
     scenario(|containerd| {
         let shared = Shared::make(containerd)?;
         let run = |script: &str| {
-            containerd
-                .shell(script)
-                .bind(&shared.readonly, "/ro", "rbind:ro")
-                .bind(&shared.readonly_file, "/ro-file", "rbind:ro")
+            containerd.shell(script).bind(&shared.readonly, "/ro", "rbind:ro").bind(
+                &shared.readonly_file,
+                "/ro-file",
+                "rbind:ro",
+            )
         };
         assert_eq!(run(VANDALISM).output()?.success()?, "");
         if only_a_vm("a host that does not trust its guest's mount options") {
-            let script = format!("mount -o remount,rw /ro; mount -o remount,rw /ro-file; {VANDALISM}");
+            let script =
+                format!("mount -o remount,rw /ro; mount -o remount,rw /ro-file; {VANDALISM}");
             let output = run(&script).flag("--privileged").output()?;
             assert_eq!(output.text(), "", "{output}");
         }
@@ -108,7 +110,8 @@ fn read_only_is_read_only() -> Result<()> {
 #[test]
 fn read_only_root_file_system_is_read_only() -> Result<()> {
     scenario(|containerd| {
-        let script = "touch /new 2>&1; echo x > /etc/hostname; touch /tmp/x /dev/shm/y; ls /dev/shm";
+        let script =
+            "touch /new 2>&1; echo x > /etc/hostname; touch /tmp/x /dev/shm/y; ls /dev/shm";
         let output = containerd.shell(script).flag("--read-only").output()?;
         assert_eq!(output.text(), "touch: /new: Read-only file system\ny\n", "{output}");
         Ok(())
@@ -144,7 +147,9 @@ fn resolver_and_hosts_files_are_the_engines() -> Result<()> {
         fs::write(files.join("resolv.conf"), "nameserver 203.0.113.7\n")?;
         fs::write(files.join("hosts"), "203.0.113.8 example\n")?;
         let output = containerd
-            .shell("cat /etc/resolv.conf /etc/hosts; nslookup example 2>&1 | grep -c 203.0.113.7; :")
+            .shell(
+                "cat /etc/resolv.conf /etc/hosts; nslookup example 2>&1 | grep -c 203.0.113.7; :",
+            )
             .bind(&files.join("resolv.conf"), "/etc/resolv.conf", "rbind:ro")
             .bind(&files.join("hosts"), "/etc/hosts", "rbind:rw")
             .output()?

@@ -99,7 +99,8 @@ pub(crate) fn remove_sockets(containerd: &Containerd) {
 /// What the daemon holds open of containers that it has deleted.
 fn open_in_daemon(containerd: &Containerd) -> Vec<String> {
     let bundles = of_daemon(containerd);
-    let of_container = |path: &str| bundles.iter().any(|bundle| Path::new(path).starts_with(bundle));
+    let of_container =
+        |path: &str| bundles.iter().any(|bundle| Path::new(path).starts_with(bundle));
     let open = open_paths(containerd.pid(), of_container);
     open.into_iter().map(|path| format!("open in containerd: {path}")).collect()
 }

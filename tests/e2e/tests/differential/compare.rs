@@ -25,10 +25,7 @@ impl Probe {
 }
 
 /// Asks all `probes` in one container of each runtime, as a boot is not for free, and compares the answers one by one.
-pub(crate) fn compare<'a>(
-    probes: &[Probe],
-    mut run: impl FnMut(&str) -> Run<'a>,
-) -> Result<()> {
+pub(crate) fn compare<'a>(probes: &[Probe], mut run: impl FnMut(&str) -> Run<'a>) -> Result<()> {
     let script = script_of(probes);
     let reference = run(&script).under(Runtime::Runc).output()?;
     let tested = run(&script).output()?;
@@ -152,7 +149,8 @@ fn outputs(containerd: &Containerd, cases: &[Case], runtime: Runtime) -> Result<
 /// Everything that must be the same. Of an error of the engine, the end: what it says before names its own stages.
 fn essence(output: &Output) -> String {
     let errors = output.error_text();
-    let cause = ["exec: ", "exec /", "chdir to cwd"].iter().filter_map(|start| errors.find(start)).min();
+    let cause =
+        ["exec: ", "exec /", "chdir to cwd"].iter().filter_map(|start| errors.find(start)).min();
     let errors = match cause {
         Some(at) if errors.starts_with("ctr: ") => format!("… {}", &errors[at..]),
         _ => errors,

@@ -2,7 +2,8 @@
 
 /// Destination, type and options of every mount, without what only the host's side of a share decides.
 pub(crate) fn normalized(table: &str) -> String {
-    let mut lines = table.lines().map(normalized_line).collect::<Vec<_>>();
+    let lines = table.lines().filter(|line| !masks_what_only_some_kernels_have(line));
+    let mut lines = lines.map(normalized_line).collect::<Vec<_>>();
     lines.push(String::new());
     lines.join("\n")
 }
@@ -18,4 +19,12 @@ fn normalized_line(line: &str) -> String {
     // Newer kernels show it where older ones don't.
     options.retain(|option| *option != "inode64");
     format!("{destination} {kind} {}", options.join(","))
+}
+
+/// A mask lies only over what is there.
+fn masks_what_only_some_kernels_have(line: &str) -> bool {
+    const EVERYWHERE: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/kcore", "/proc/sys"];
+    let destination = line.split(' ').nth(1).unwrap_or_default();
+    let in_kernel = destination.starts_with("/proc/") || destination.starts_with("/sys/firmware");
+    in_kernel && !EVERYWHERE.contains(&destination)
 }

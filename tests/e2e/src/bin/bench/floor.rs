@@ -1,0 +1,145 @@
+//! The least that a virtual machine can take: the same QEMU, machine and kernel, and an init that ends at once.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Client, Deadline, Input, Process};
+
+/// Options with a value that make the machine and what boots in it.
+const KEPT: &[&str] =
+    &["-machine", "-global", "-accel", "-cpu", "-smp", "-m", "-kernel", "-append", "-display"];
+
+/// Options without a value.
+const FLAGS: &[&str] = &["-nodefaults", "-no-user-config", "-no-reboot"];
+
+/// Boots the machine of `vmm` with an initial ramdisk that ends it at once, and tells how long that took.
+pub(crate) fn measure(vmm: &Recipe, directory: &Path) -> Result<Duration> {
+    let initrd = directory.join("floor.img");
+    fs::write(&initrd, initial_ramdisk()).context("cannot write the initial ramdisk")?;
+    let mut command = Command::new(&vmm.program);
+    command.args(&vmm.arguments).arg("-initrd").arg(&initrd).args(["-serial", "null"]);
+    let start = Instant::now();
+    let output = Client::spawn(command, Input::Nothing)?
+        .wait_until(Deadline::after(Duration::from_secs(30)))
+        .context("the floor's machine does not end")?;
+    ensure!(output.code == 0, "the floor's machine failed: {output}");
+    Ok(start.elapsed())
+}
+
+/// A QEMU command line without devices and initial ramdisk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Recipe {
+    program: String,
+    arguments: Vec<String>,
+}
+
+impl Recipe {
+    /// The machine of a sandbox's QEMU.
+    pub(crate) fn of(vmm: &Process) -> Result<Self> {
+        let program = vmm.program.to_str().context("QEMU's path is not UTF-8")?;
+        Ok(Self::from(program, &vmm.command_line))
+    }
+
+    fn from(program: &str, command_line: &[String]) -> Self {
+        let mut arguments = Vec::new();
+        let mut words = command_line.iter().skip(1).peekable();
+        while let Some(word) = words.next() {
+            if FLAGS.contains(&word.as_str()) {
+                arguments.push(word.clone());
+                continue;
+            }
+            let value = words.next_if(|value| !value.starts_with('-'));
+            let memory = word == "-object"
+                && value.is_some_and(|value| value.starts_with("memory-backend-"));
+            if KEPT.contains(&word.as_str()) || memory {
+                arguments.push(word.clone());
+                arguments.extend(value.cloned());
+            }
+        }
+        Self { program: program.to_owned(), arguments }
+    }
+}
+
+/// An archive (cpio "newc") with one file: the init.
+fn initial_ramdisk() -> Vec<u8> {
+    let mut archive = Vec::new();
+    add(&mut archive, "init", 0o100_755, &init());
+    add(&mut archive, "TRAILER!!!", 0, &[]);
+    archive
+}
+
+fn add(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+    let length = |length: usize| u32::try_from(length).expect("files here are small");
+    let (size, name_size) = (length(content.len()), length(name.len() + 1));
+    // inode, mode, uid, gid, links, mtime, size, device and special device (major, minor), length of the name, checksum
+    let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+    archive.extend_from_slice(b"070701");
+    archive.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
+    archive.extend_from_slice(name.as_bytes());
+    archive.push(0);
+    pad(archive);
+    archive.extend_from_slice(content);
+    pad(archive);
+}
+
+fn pad(archive: &mut Vec<u8>) {
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+/// A program of one system call: reboot(2), which ends the machine, for QEMU is told not to reboot.
+fn init() -> Vec<u8> {
+    #[rustfmt::skip]
+    let code: [u8; 27] = [
+        0xb8, 0xa9, 0x00, 0x00, 0x00, // mov eax, 169 (reboot)
+        0xbf, 0xad, 0xde, 0xe1, 0xfe, // mov edi, LINUX_REBOOT_MAGIC1
+        0xbe, 0x69, 0x19, 0x12, 0x28, // mov esi, LINUX_REBOOT_MAGIC2
+        0xba, 0x67, 0x45, 0x23, 0x01, // mov edx, LINUX_REBOOT_CMD_RESTART
+        0x4d, 0x31, 0xd2,             // xor r10, r10
+        0x0f, 0x05,                   // syscall
+        0xeb, 0xfe,                   // jmp here
+    ];
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let size = HEADERS + code.len() as u64;
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let halves = |values: &[u16]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+    let kind = halves(&[2, 62]); // executable, x86-64
+    let counts = halves(&[64, 56, 1, 64, 0, 0]);
+    elf.extend(kind);
+    elf.extend(1_u32.to_le_bytes());
+    elf.extend([BASE + HEADERS, 64, 0].iter().flat_map(|v: &u64| v.to_le_bytes()));
+    elf.extend(0_u32.to_le_bytes());
+    elf.extend(counts);
+    // One segment, readable and executable: the whole file.
+    elf.extend([1_u32, 5].iter().flat_map(|v| v.to_le_bytes()));
+    elf.extend([0, BASE, BASE, size, size, 0x1000].iter().flat_map(|v: &u64| v.to_le_bytes()));
+    elf.extend(code);
+    elf
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recipe_keeps_the_machine_and_drops_devices() {
+        let line = "qemu -nodefaults -no-reboot -name sandbox-x -machine microvm,memory-backend=ram -accel tcg \
+            -object memory-backend-memfd,id=ram,size=256M -m 256M -kernel /k -initrd /i -append console=ttyS0 \
+            -chardev socket,id=c,fd=3 -mon chardev=c -object rng-random,id=r -device virtio-rng-device,rng=r -sandbox on";
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let expected = "-nodefaults -no-reboot -machine microvm,memory-backend=ram -accel tcg \
+            -object memory-backend-memfd,id=ram,size=256M -m 256M -kernel /k -append console=ttyS0";
+        let recipe = Recipe::from("/usr/bin/qemu", &words);
+        assert_eq!(recipe.arguments.join(" "), expected);
+    }
+
+    #[test]
+    fn init_is_an_elf_program_of_its_whole_length() {
+        let init = init();
+        assert_eq!(init.len(), 64 + 56 + 27);
+        assert_eq!(&init[24..32], &(0x40_0078_u64).to_le_bytes());
+    }
+}

@@ -1,0 +1,52 @@
+//! Every release of containerd that people use.
+
+use anyhow::{Result, ensure};
+use kata_e2e::{Containerd, Daemon, Input, PackageRoot, Scenario, Suite};
+
+fn serves(daemon: Daemon, version: &str) -> Result<()> {
+    let told = daemon.version()?;
+    ensure!(told.contains(version), "expected containerd {version}: {told}");
+    Scenario::new().daemon(daemon).run(whole_life)
+}
+
+/// One of everything that the engine asks of a shim.
+fn whole_life(containerd: &Containerd) -> Result<()> {
+    let output = containerd.shell("echo out; echo err >&2; exit 42").output()?;
+    assert_eq!((output.text(), output.code), ("out\n".to_owned(), 42), "{output}");
+
+    let events = containerd.events()?;
+    let container = containerd.run(["sleep", "1000"]).start()?;
+    let exec = container.exec(["cat"]).stdin(Input::Bytes(b"through exec".to_vec()));
+    assert_eq!(exec.output()?.success()?, "through exec");
+    container.pause()?;
+    container.resume()?;
+    ensure!(container.metrics()?["memory"].is_object(), "no memory in the metrics");
+    containerd.kill_and_restart()?;
+    assert_eq!(container.status()?.as_deref(), Some("RUNNING"));
+    assert_eq!(container.exec(["echo", "alive"]).output()?.success()?, "alive\n");
+    drop(events);
+    let events = containerd.events()?;
+    container.kill("KILL")?;
+    events.expect_exit(container.id())?;
+    container.delete()?;
+
+    let error = containerd.run(["no-such-command"]).output()?.failure()?;
+    ensure!(error.contains("executable file not found in $PATH"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn containerd_of_this_machine_is_served() -> Result<()> {
+    serves(Daemon::of_this_machine(), "containerd")
+}
+
+#[test]
+fn containerd_1_7_is_served() -> Result<()> {
+    serves(PackageRoot::fetch(Suite::Trixie, &["containerd", "runc"])?.daemon(), " 1.7.")
+}
+
+#[test]
+fn containerd_2_is_served() -> Result<()> {
+    let daemon = PackageRoot::fetch(Suite::Sid, &["containerd", "runc"])?.daemon();
+    serves(daemon, " 2.")
+}
