@@ -84,7 +84,8 @@ async fn serve(is_init: bool, options: &Options, log: Log) -> anyhow::Result<()>
         hotplug_timeout: options.hotplug_timeout,
         is_init,
     };
-    let agent = Arc::new(Agent::new(settings, reaper));
+    let agent = Agent::new(settings, reaper).context("cannot hide from containers")?;
+    let agent = Arc::new(agent);
     let shell_port = options.debug_console.then_some(options.debug_console_port).flatten();
     tracing::debug!("the machine is set up");
     let (services, _running) = Services::start(&agent, log, options.log_port, shell_port)

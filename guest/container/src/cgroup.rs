@@ -5,7 +5,7 @@ mod limits;
 mod stats;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
@@ -158,7 +158,7 @@ impl Cgroup {
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         for setting in limits::settings(resources) {
             let file = self.file(&setting.file);
-            match fs::write(&file, &setting.value) {
+            match write(&file, &setting.value) {
                 Ok(()) => {}
                 // Nothing is lost when what cannot be limited was not to be limited.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && setting.optional => {}
@@ -205,7 +205,7 @@ impl Cgroup {
 
     fn set(&self, name: &str, value: &str) -> Result<(), CgroupError> {
         let file = self.file(name);
-        match fs::write(&file, value) {
+        match write(&file, value) {
             Err(error) if !self.directory().exists() => drop(error),
             Err(source) => return Err(CgroupError::Set { file, value: value.to_owned(), source }),
             Ok(()) => {}
@@ -217,6 +217,12 @@ impl Cgroup {
         let file = self.file(name);
         fs::read_to_string(&file).map_err(|source| CgroupError::Read { file, source })
     }
+}
+
+/// As `fs::write`, but a file that is missing stays missing: the kernel's answer to making one here
+/// is a misleading "permission denied".
+fn write(file: &Path, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
 }
 
 /// A group's files cannot be removed; only the directories below it can, and then itself.

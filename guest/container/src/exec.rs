@@ -1,9 +1,12 @@
 //! Making a further process in a running container.
 //!
-//! A first child joins the container's cgroup and namespaces, through the descriptor of its init,
-//! and makes the process as the agent's own child; that one takes the steps that its credentials
-//! must not be able to take back, and executes the command. Its errors come back on the socket,
-//! whose end says that the command runs.
+//! A child of the agent, born into the container's cgroup and pid namespace, joins its other
+//! namespaces through the descriptor of its init, takes the steps that its credentials must not be
+//! able to take back, and executes the command. Its errors come back on the socket, whose end says
+//! that the command runs.
+//!
+//! The container can see the child before it has become the container's own; the agent has made
+//! itself, and with that its children, invisible to debuggers ([`fork::hide`]).
 
 use std::fs;
 use std::io;
@@ -15,13 +18,12 @@ use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::Syscall;
 use libcontainer::syscall::syscall::create_syscall;
 use oci_spec::runtime::{LinuxCapabilities, Process};
-use rustix::process::DumpableBehavior;
 use rustix::thread::{Gid, ThreadNameSpaceType, Uid};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, ROOT as CGROUP_ROOT};
 use crate::executor::Command;
-use crate::fork::{self, Answers, Child, ForkError};
+use crate::fork::{self, Answers, Birthplace, Child, ForkError};
 use crate::process::{self, Spawned};
 use crate::spec::{Inherited, SpecError, check_process, complete};
 use crate::stdio::{ProcessEnds, Stdio};
@@ -46,8 +48,6 @@ pub enum ExecError {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
-    /// The process's pid, with its pidfd.
-    Made(i32),
     /// With the terminal's master.
     Terminal,
     Failed(String),
@@ -87,52 +87,36 @@ pub async fn exec(
         command: Command::new(args, environment, uid),
     };
     if process.terminal().unwrap_or(false) {
-        let child = joiner.fork(None)?;
-        let made = collect(&child).await?;
-        let master = made.master.ok_or(ForkError::Died)?;
+        let (child, pidfd) = joiner.fork(None)?;
+        let master = collect(&child).await?.ok_or(ForkError::Died)?;
         let stdio = Stdio::terminal(master, uid).map_err(ExecError::Stdio)?;
-        Ok(Spawned { pid: made.pid, pidfd: made.pidfd, stdio })
+        Ok(Spawned { pid: child.pid, pidfd, stdio })
     } else {
         let (stdio, ends) = Stdio::pipes(uid, pipe_size).map_err(ExecError::Stdio)?;
-        let child = joiner.fork(Some(&ends))?;
-        tracing::debug!(joiner = child.pid, "forked");
+        let (child, pidfd) = joiner.fork(Some(&ends))?;
+        tracing::debug!(pid = child.pid, "forked");
         // The process's ends must be its alone, or the streams would never end.
         drop(ends);
-        let made = collect(&child).await?;
-        Ok(Spawned { pid: made.pid, pidfd: made.pidfd, stdio })
+        collect(&child).await?;
+        tracing::debug!(pid = child.pid, "the command runs");
+        Ok(Spawned { pid: child.pid, pidfd, stdio })
     }
 }
 
-struct Made {
-    pid: i32,
-    pidfd: OwnedFd,
-    master: Option<OwnedFd>,
-}
-
-/// Listens until the socket ends, which it does when the command runs, or when all is over.
-async fn collect(child: &Child) -> Result<Made, ExecError> {
-    let (mut made, mut master, mut failed) = (None, None, None);
+/// Listens until the socket ends, which it does when the command runs, or when all is over. Yields
+/// the terminal's master, if there is one.
+async fn collect(child: &Child) -> Result<Option<OwnedFd>, ExecError> {
+    let mut master = None;
     while let Some((answer, fds)) = child.next::<Answer>().await? {
-        tracing::debug!(?answer, "the joiner answers");
-        let fd = fds.into_iter().next();
         match answer {
-            Answer::Made(pid) => made = fd.map(|pidfd| (pid, pidfd)),
-            Answer::Terminal => master = fd,
-            Answer::Failed(text) => failed = Some(text),
+            Answer::Terminal => master = fds.into_iter().next(),
+            Answer::Failed(text) => return Err(ExecError::Failed(text)),
         }
     }
-    if let Some(text) = failed {
-        return Err(ExecError::Failed(text));
-    }
-    let (pid, pidfd) = made.ok_or(ForkError::Died)?;
-    tracing::debug!(pid, "the command runs");
-    Ok(Made { pid, pidfd, master })
+    Ok(master)
 }
 
-/// What [`fork::clone_sibling`] yields.
-type Sibling = Option<(i32, OwnedFd)>;
-
-/// What the forked children need to know.
+/// What the child needs to know.
 struct Joiner<'a> {
     target: &'a Target<'a>,
     process: &'a Process,
@@ -141,24 +125,42 @@ struct Joiner<'a> {
 }
 
 impl Joiner<'_> {
-    fn fork(&self, ends: Option<&ProcessEnds>) -> Result<Child, ForkError> {
-        let mut keep: Vec<BorrowedFd<'_>> = vec![self.target.init.pidfd()];
+    fn fork(&self, ends: Option<&ProcessEnds>) -> Result<(Child, OwnedFd), ForkError> {
+        let init = self.target.init.pidfd();
+        let mut keep: Vec<BorrowedFd<'_>> = vec![init];
         if let Some(ends) = ends {
             keep.extend([ends.stdin.as_fd(), ends.stdout.as_fd(), ends.stderr.as_fd()]);
         }
-        fork::fork(&keep, |answers| {
-            if let Err(error) = self.join(ends, answers) {
-                answers.send(&Answer::Failed(error), &[]);
+        let shares_pids =
+            self.target.inherited.namespaces.contains(ThreadNameSpaceType::PROCESS_ID);
+        let work = |answers: &Answers| {
+            let error = self.become_process(ends, answers).err().unwrap_or_default();
+            answers.send(&Answer::Failed(error), &[]);
+        };
+        let fork_into = |group: fs::File| {
+            let place =
+                Birthplace { cgroup: group.as_fd(), pid_namespace: shares_pids.then_some(init) };
+            fork::fork_into(&place, &keep, work)
+        };
+        let group = fs::File::open(self.target.cgroup.directory()).map_err(ForkError::Fork)?;
+        match fork_into(group) {
+            Err(ForkError::Fork(error)) if error.raw_os_error() == Some(libc::EBUSY) => {
+                fork_into(self.group_of_init().map_err(ForkError::Fork)?)
             }
-        })
+            result => result,
+        }
     }
 
-    /// In the first child; in the second one it does not return unless something fails.
-    fn join(&self, ends: Option<&ProcessEnds>, answers: &Answers) -> Result<(), String> {
-        // From here on the container could see this process, which is still made of the agent.
-        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-            .map_err(|errno| format!("cannot hide from the container: {errno}"))?;
-        let groups = self.open_cgroups();
+    /// A container that has divided its group has moved its processes into groups below it; the
+    /// group itself takes none then.
+    fn group_of_init(&self) -> io::Result<fs::File> {
+        let groups = fs::read_to_string(format!("/proc/{}/cgroup", self.target.init.pid()))?;
+        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+        fs::File::open(Path::new(CGROUP_ROOT).join(own.unwrap_or_default()))
+    }
+
+    /// In the child. Returns only to say what failed.
+    fn become_process(&self, ends: Option<&ProcessEnds>, answers: &Answers) -> Result<(), String> {
         let score = self.process.oom_score_adj().unwrap_or(0);
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .map_err(|error| format!("cannot set oom_score_adj: {error}"))?;
@@ -166,50 +168,16 @@ impl Joiner<'_> {
         for limit in self.process.rlimits().iter().flatten() {
             syscall.set_rlimit(limit).map_err(|error| format!("cannot set rlimit: {error}"))?;
         }
-        let namespaces = self.target.inherited.namespaces;
+        let namespaces = self.target.inherited.namespaces - ThreadNameSpaceType::PROCESS_ID;
         if namespaces != ThreadNameSpaceType::empty() {
             rustix::thread::move_into_thread_name_spaces(self.target.init.pidfd(), namespaces)
                 .map_err(|errno| format!("cannot join the container's namespaces: {errno}"))?;
         }
-        let sibling = self.clone_into(groups)?;
-        match sibling {
-            Some((pid, pidfd)) => answers.send(&Answer::Made(pid), &[pidfd.as_fd()]),
-            None => {
-                let error = self.become_process(ends, answers, syscall.as_ref()).err();
-                answers.send(&Answer::Failed(error.unwrap_or_default()), &[]);
-                fork::exit(1);
-            }
-        }
-        Ok(())
+        self.become_contained(ends, answers, syscall.as_ref())
     }
 
-    /// The container's group, and the one that its init is in, which may be below it: a container
-    /// that has divided its group has moved its processes, and the group itself takes none then.
-    /// To be opened while the guest's file systems are in sight.
-    fn open_cgroups(&self) -> [io::Result<fs::File>; 2] {
-        let own = || {
-            let groups = fs::read_to_string(format!("/proc/{}/cgroup", self.target.init.pid()))?;
-            let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-            fs::File::open(Path::new(CGROUP_ROOT).join(own.unwrap_or_default()))
-        };
-        [fs::File::open(self.target.cgroup.directory()), own()]
-    }
-
-    /// Born into its group, the process need not be moved, for which the kernel would stop all
-    /// others.
-    fn clone_into(&self, groups: [io::Result<fs::File>; 2]) -> Result<Sibling, String> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for group in groups {
-            match group.and_then(|group| fork::clone_sibling(group.as_fd())) {
-                Ok(sibling) => return Ok(sibling),
-                Err(error) => last = error,
-            }
-        }
-        Err(format!("cannot make a process in the container: {last}"))
-    }
-
-    /// In the second child, inside of the container. Returns only to say what failed.
-    fn become_process(
+    /// In the child, inside of the container. Returns only to say what failed.
+    fn become_contained(
         &self,
         ends: Option<&ProcessEnds>,
         answers: &Answers,

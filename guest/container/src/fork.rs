@@ -19,6 +19,8 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
+use rustix::process::DumpableBehavior;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -60,6 +62,16 @@ pub struct Answers {
     socket: OwnedFd,
 }
 
+/// Where a child is born.
+#[derive(Debug)]
+pub struct Birthplace<'a> {
+    /// Directory of its cgroup. Born into it, it need not be moved, for which the kernel would stop
+    /// all others.
+    pub cgroup: BorrowedFd<'a>,
+    /// A process whose pid namespace it is to be in; `None` for the agent's.
+    pub pid_namespace: Option<BorrowedFd<'a>>,
+}
+
 /// Forks a child that runs `work` and exits, with its standard streams and the descriptors in
 /// `keep` (under the same numbers), and no others. It begins with default signal dispositions and
 /// no signal blocked.
@@ -68,30 +80,89 @@ pub struct Answers {
 ///
 /// Fails when processes, memory or descriptors have run out.
 pub fn fork(keep: &[BorrowedFd<'_>], work: impl FnOnce(&Answers)) -> Result<Child, ForkError> {
+    let (socket, theirs) = conversation()?;
+    // SAFETY: the agent has one thread, so the child's memory is consistent, and it leaves through
+    // `run`, which never returns.
+    match unsafe { libc::fork() } {
+        -1 => Err(ForkError::Fork(io::Error::last_os_error())),
+        0 => run(keep, theirs, work),
+        pid => Ok(Child { pid, socket }),
+    }
+}
+
+/// As [`fork`], but the child is born into `place`. Also yields a descriptor of it, which is its own
+/// even if its pid is given away before the caller looks.
+///
+/// # Errors
+///
+/// As [`fork`], when the pid namespace's init has ended, and with EBUSY when the group has been
+/// divided into others.
+pub fn fork_into(
+    place: &Birthplace<'_>,
+    keep: &[BorrowedFd<'_>],
+    work: impl FnOnce(&Answers),
+) -> Result<(Child, OwnedFd), ForkError> {
+    let (socket, theirs) = conversation()?;
+    let born = match place.pid_namespace {
+        Some(process) => with_children_in(process, || clone_into(place.cgroup)),
+        None => clone_into(place.cgroup),
+    };
+    match born.map_err(ForkError::Fork)? {
+        None => run(keep, theirs, work),
+        Some((pid, pidfd)) => Ok((Child { pid, socket }, pidfd)),
+    }
+}
+
+fn conversation() -> Result<(Descriptor, OwnedFd), ForkError> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(|errno| ForkError::Fork(errno.into()))?;
-    let socket = Descriptor::new(ours).map_err(ForkError::Fork)?;
-    // SAFETY: the agent has one thread, so the child's memory is consistent, and it leaves through
-    // `_exit` below without ever returning from this function.
-    match unsafe { libc::fork() } {
-        -1 => Err(ForkError::Fork(io::Error::last_os_error())),
-        0 => {
-            let mut kept: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
-            kept.push(theirs.as_raw_fd());
-            reset_signals();
-            close_others(kept);
-            let answers = Answers { socket: theirs };
-            let silence = tracing::Dispatch::none();
-            let run = AssertUnwindSafe(|| work(&answers));
-            let outcome = tracing::dispatcher::with_default(&silence, || {
-                std::panic::catch_unwind(run).map_or(1, |()| 0)
-            });
-            exit(outcome)
-        }
-        pid => Ok(Child { pid, socket }),
+    Ok((Descriptor::new(ours).map_err(ForkError::Fork)?, theirs))
+}
+
+/// In the child.
+fn run(keep: &[BorrowedFd<'_>], socket: OwnedFd, work: impl FnOnce(&Answers)) -> ! {
+    let mut kept: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.push(socket.as_raw_fd());
+    reset_signals();
+    close_others(kept);
+    let answers = Answers { socket };
+    let silence = tracing::Dispatch::none();
+    let work = AssertUnwindSafe(|| work(&answers));
+    let outcome = tracing::dispatcher::with_default(&silence, || {
+        std::panic::catch_unwind(work).map_or(1, |()| 0)
+    });
+    exit(outcome)
+}
+
+/// Runs `fork` while new children of this process are born into the pid namespace of `process`.
+/// Entering a pid namespace changes nothing for oneself, so it can be taken back (setns(2)).
+fn with_children_in(
+    process: BorrowedFd<'_>,
+    fork: impl FnOnce() -> io::Result<Born>,
+) -> io::Result<Born> {
+    let own = std::fs::File::open("/proc/self/ns/pid")?;
+    rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)?;
+    let born = fork();
+    // Not in the child, whose own children belong where it was born.
+    if !matches!(born, Ok(None)) {
+        rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))
+            .expect("a process may always return to its own pid namespace");
     }
+    born
+}
+
+/// Makes this process, and every child that it forks, invisible to debuggers and the like until it
+/// executes something else. To be called once, before the first container is made: a process that
+/// joins a container is still made of the agent for a while, and its memory and descriptors must
+/// not be for the container to look at.
+///
+/// # Errors
+///
+/// No known kernel refuses.
+pub fn hide() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// Ends this process at once, running nothing of what the agent has registered for its own end.
@@ -117,34 +188,30 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// In a forked child: makes a process that is a sibling (its parent is the agent), born into
-/// `cgroup` and into the namespaces that this one has chosen for its children. Yields its pid as
-/// the agent sees it and a descriptor of it, or `None` in the new process.
-///
-/// # Errors
-///
-/// Fails when processes or memory have run out, when the pid namespace is dying, and with EBUSY
-/// when the group has been divided.
-pub fn clone_sibling(cgroup: BorrowedFd<'_>) -> io::Result<Option<(i32, OwnedFd)>> {
+/// What a call that returns twice returns: `None` in the child; in the parent, who it is.
+type Born = Option<(i32, OwnedFd)>;
+
+/// Forks into `cgroup`.
+fn clone_into(cgroup: BorrowedFd<'_>) -> io::Result<Born> {
     /// `CLONE_INTO_CGROUP` of linux/sched.h.
     const INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: RawFd = -1;
     let mut arguments = CloneArgs {
-        flags: (libc::CLONE_PARENT | libc::CLONE_PIDFD).unsigned_abs().into(),
+        flags: u64::from(libc::CLONE_PIDFD.unsigned_abs()) | INTO_CGROUP,
         pidfd: &raw mut pidfd as u64,
+        exit_signal: libc::SIGCHLD.unsigned_abs().into(),
         cgroup: cgroup.as_raw_fd().unsigned_abs().into(),
         ..CloneArgs::default()
     };
-    arguments.flags |= INTO_CGROUP;
     // SAFETY: without CLONE_VM and with no stack given this is a fork, to which the reasoning of
     // `fork` applies; the struct has the size that is given, and its one pointer is valid.
     let pid =
         unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArgs>()) };
-    match pid {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(None),
+    match i32::try_from(pid) {
+        Ok(0) => Ok(None),
         // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-        _ => Ok(Some((pid as i32, unsafe { OwnedFd::from_raw_fd(pidfd) }))),
+        Ok(pid @ 1..) => Ok(Some((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

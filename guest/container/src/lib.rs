@@ -9,7 +9,7 @@
 //!    ▲               │ pid, pidfd                            │
 //!    └───────────────┘      maker exits: init becomes the agent's child
 //!
-//!  agent ──fork──▶ joiner ──setns──▶ clone3(CLONE_PARENT) ──▶ process ──exec
+//!  agent ──clone3 into the cgroup and pid namespace──▶ process ──setns, drop, exec──▶ command
 //! ```
 //!
 //! What libcontainer is not asked to do, and why:

@@ -1,7 +1,8 @@
 //! Drives an agent that runs somewhere, through its whole protocol, and says what held and how long
-//! it took: `drive <socket> <rootfs in the guest>`.
+//! it took: `drive <socket> <rootfs in the guest> [no-limits]`.
 //!
-//! The socket is the host's end of the guest's serial port. The root file system must have busybox
+//! The socket is the host's end of the guest's serial port, or with `unix://` before it the one that
+//! an agent serves on which was run by hand. The root file system must have busybox
 //! as `/bin/busybox` and its applets' links.
 
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ use kata_agent_api::agent_ttrpc::AgentServiceClient;
 use kata_agent_api::convert::{process_to_wire, spec_to_wire};
 use kata_agent_api::health::CheckRequest;
 use kata_agent_api::health_ttrpc::HealthClient;
-use kata_channel::{AGENT_PORT, LOG_PORT, SerialDialer};
+use kata_channel::{AGENT_PORT, ChannelStream, LOG_PORT, SerialDialer};
 use oci_spec::runtime::{Process, Spec};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
@@ -31,6 +32,8 @@ fn context() -> Context {
 struct Guest {
     agent: AgentServiceClient,
     rootfs: String,
+    /// Whether the guest has cgroup controllers.
+    limits: bool,
 }
 
 struct Output {
@@ -76,6 +79,9 @@ impl Guest {
             }
         });
         spec["process"]["capabilities"] = capabilities();
+        if !self.limits {
+            spec["linux"]["resources"] = json!({});
+        }
         Ok(serde_json::from_value(spec)?)
     }
 
@@ -216,7 +222,7 @@ async fn lifecycle(guest: &Guest) -> Result<()> {
 
 async fn environment(guest: &Guest) -> Result<()> {
     let mut process = sh(
-        "env; id; umask; pwd; hostname; cat /proc/1/cgroup; grep -E 'Cap|NoNew|SigIgn' /proc/self/status",
+        "env; id; umask; pwd; hostname; cat /proc/1/cgroup; grep -E 'Cap|NoNew|SigBlk' /proc/self/status",
     );
     process["user"] = json!({"uid": 7, "gid": 8, "additionalGids": [9, 10]});
     process["cwd"] = json!("/made/for/it");
@@ -413,6 +419,28 @@ async fn streams(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
+async fn bulk(guest: &Guest) -> Result<()> {
+    let size = 16 << 20;
+    let rate = |begin: Instant| f64::from(16) / begin.elapsed().as_secs_f64();
+    guest.create("b", process(&["head", "-c", &size.to_string(), "/dev/zero"])).await?;
+    guest.start("b").await?;
+    let begin = Instant::now();
+    ensure!(guest.output("b", "b").await?.stdout.len() == size);
+    println!("    out: {:.1} MiB/s", rate(begin));
+    guest.remove("b").await?;
+    guest.create("b", process(&["sh", "-c", "cat > /dev/null"])).await?;
+    guest.start("b").await?;
+    let chunk = vec![b'x'; 64 << 10];
+    let begin = Instant::now();
+    for _ in 0..size / chunk.len() {
+        guest.write("b", "b", &chunk).await?;
+    }
+    guest.write("b", "b", b"").await?;
+    ensure!(guest.output("b", "b").await?.status == 0);
+    println!("    in: {:.1} MiB/s", rate(begin));
+    guest.remove("b").await
+}
+
 async fn seccomp(guest: &Guest) -> Result<()> {
     for no_new_privileges in [false, true] {
         guest
@@ -443,9 +471,6 @@ async fn seccomp(guest: &Guest) -> Result<()> {
 
 async fn guest_calls(guest: &Guest) -> Result<()> {
     let agent = &guest.agent;
-    let mut date = SetGuestDateTimeRequest::new();
-    date.Sec = 1_800_000_000;
-    agent.set_guest_date_time(context(), &date).await?;
     let mut seed = ReseedRandomDevRequest::new();
     seed.data = vec![7; 64];
     agent.reseed_random_dev(context(), &seed).await?;
@@ -453,6 +478,10 @@ async fn guest_calls(guest: &Guest) -> Result<()> {
     (ask.mem_block_size, ask.mem_hotplug_probe) = (true, true);
     let details = agent.get_guest_details(context(), &ask).await?;
     ensure!(details.agent_details.init_daemon, "not PID 1");
+    // Only a guest's clock may be set: an agent that is not PID 1 may run on somebody's own machine.
+    let mut date = SetGuestDateTimeRequest::new();
+    date.Sec = 1_800_000_000;
+    agent.set_guest_date_time(context(), &date).await?;
     let metrics = agent.get_metrics(context(), &GetMetricsRequest::new()).await?.metrics;
     let memory = metrics.lines().find(|line| line.contains("rss")).unwrap_or_default();
     println!("    {memory}");
@@ -611,21 +640,39 @@ macro_rules! check {
     )+};
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<ExitCode> {
-    let mut arguments = std::env::args().skip(1);
-    let socket = arguments.next().context("usage: drive <socket> <rootfs>")?;
-    let rootfs = arguments.next().context("usage: drive <socket> <rootfs>")?;
+/// Dials the agent through the serial port's socket, and prints its log meanwhile.
+async fn dial(socket: &str) -> Result<ChannelStream> {
     let begin = Instant::now();
     let carrier = loop {
-        match UnixStream::connect(&socket).await {
+        match UnixStream::connect(socket).await {
             Ok(carrier) => break carrier,
+            // The machine that makes the socket is only being started.
             Err(_) if begin.elapsed() < PATIENCE => tokio::task::yield_now().await,
             Err(error) => return Err(error.into()),
         }
     };
     let dialer = SerialDialer::new(carrier);
     let stream = dialer.dial(AGENT_PORT).await?;
+    tokio::spawn(async move {
+        let Ok(mut log) = dialer.dial(LOG_PORT).await else { return };
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = log.read(&mut buffer).await {
+            eprint!("{}", String::from_utf8_lossy(&buffer[..length]));
+        }
+    });
+    Ok(stream)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    let socket = arguments.next().context("usage: drive <socket> <rootfs>")?;
+    let rootfs = arguments.next().context("usage: drive <socket> <rootfs>")?;
+    let begin = Instant::now();
+    let stream: ChannelStream = match socket.strip_prefix("unix://") {
+        Some(path) => Box::new(UnixStream::connect(path).await?),
+        None => dial(&socket).await?,
+    };
     println!("dialled after {:.0} ms", begin.elapsed().as_secs_f64() * 1000.0);
     let client = ttrpc::r#async::Client::new(Socket::new(stream));
     let version =
@@ -635,16 +682,8 @@ async fn main() -> Result<ExitCode> {
         version.agent_version,
         begin.elapsed().as_secs_f64() * 1000.0
     );
-    let guest = Guest { agent: AgentServiceClient::new(client), rootfs };
-    if let Ok(mut log) = dialer.dial(LOG_PORT).await {
-        tokio::spawn(async move {
-            let mut buffer = [0; 4096];
-            while let Ok(length @ 1..) = log.read(&mut buffer).await {
-                eprint!("{}", String::from_utf8_lossy(&buffer[..length]));
-            }
-        });
-    }
-
+    let limits = arguments.next().as_deref() != Some("no-limits");
+    let guest = Guest { agent: AgentServiceClient::new(client), rootfs, limits };
     let begin = Instant::now();
     let mut request = CreateSandboxRequest::new();
     (request.sandbox_id, request.hostname) = ("s1".into(), "sandbox".into());
@@ -664,6 +703,7 @@ async fn main() -> Result<ExitCode> {
         pause_and_limits,
         out_of_memory,
         streams,
+        bulk,
         seccomp,
         guest_calls,
         many

@@ -39,18 +39,23 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent without a sandbox. `reaper` must be running.
-    #[must_use]
-    pub fn new(settings: Settings, reaper: Reaper) -> Self {
+    /// An agent without a sandbox. `reaper` must be running. Hides this process from the containers
+    /// to come.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the kernel does not let the process hide, which no known one does.
+    pub fn new(settings: Settings, reaper: Reaper) -> std::io::Result<Self> {
+        kata_guest_container::fork::hide()?;
         let (oom_sender, oom_events) = mpsc::channel(OOM_BACKLOG);
-        Self {
+        Ok(Self {
             settings,
             reaper,
             sandbox: Mutex::default(),
             oom_sender,
             oom_events: tokio::sync::Mutex::new(oom_events),
             destroyed: watch::Sender::new(false),
-        }
+        })
     }
 
     /// Returns when the host has destroyed the sandbox.

@@ -45,7 +45,8 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
 
 fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
     // The leaks that mitigations close do not exist between guest code that is translated; their costs do.
-    let mut params = vec!["mitigations=off".to_owned()];
+    // Patching the lock prefixes away on one processor costs a translating emulator more than it ever wins.
+    let mut params = vec!["mitigations=off".to_owned(), "noreplace-smp".to_owned()];
     if machine == Machine::Microvm {
         // This machine has no timer to calibrate the time stamp counter against but one that a busy host makes useless; the kernel
         // would then wait for ever, and silently.

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use crate::channel::{Channel, socket_pair};
 use crate::command_line::CommandLine;
 use crate::device::Device;
+use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
 use crate::machine::Machine;
 use crate::qmp::Qmp;
@@ -29,6 +30,7 @@ pub(crate) async fn launch(
 ) -> Result<QemuVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
+    let machine = choose_machine(settings, spec).map_err(setup("the guest kernel"))?;
     let mut spawn = Spawn::new(&settings.program).jail(Jail::strict());
 
     let (control, their_control) = socket_pair().map_err(setup("the control socket"))?;
@@ -44,7 +46,6 @@ pub(crate) async fn launch(
     }
     devices.push(Device::Entropy { source: settings.entropy_source.clone() });
 
-    let machine = Machine::from(settings.machine);
     let command_line = CommandLine {
         sandbox: spec.sandbox.clone(),
         machine,
@@ -75,6 +76,17 @@ pub(crate) async fn launch(
     let console_end = console::collect(console_output, console.clone());
     let qmp = greet(&program, &child, control).await?;
     Ok(QemuVm { child, qmp, channel, console, console_end })
+}
+
+fn choose_machine(settings: &QemuSettings, spec: &VmSpec) -> io::Result<Machine> {
+    let image = KernelImage::of(&spec.kernel)?;
+    Machine::choose(settings.machine, image).ok_or_else(|| {
+        let kernel = spec.kernel.display();
+        io::Error::other(format!(
+            "{kernel} is compressed and microvm boots an uncompressed one (vmlinux) only; \
+             use that, or set `machine_type` to q35"
+        ))
+    })
 }
 
 /// Waits for QEMU's first words, or for its last.

@@ -16,6 +16,7 @@ mod channel;
 mod command_line;
 mod console;
 mod device;
+mod kernel_image;
 mod kernel_params;
 mod launch;
 mod machine;
@@ -36,7 +37,7 @@ use accelerator::Accelerator;
 const MAX_VCPUS: u32 = 240;
 
 /// Boots virtual machines with QEMU. The guest kernel is an uncompressed ELF `vmlinux` with a PVH entry note, which every x86-64 kernel
-/// with `CONFIG_PVH` has, or for `q35` also a `bzImage`.
+/// with `CONFIG_PVH` has, or a `bzImage`.
 #[derive(Debug)]
 pub struct Qemu {
     settings: QemuSettings,

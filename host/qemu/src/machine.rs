@@ -2,11 +2,16 @@
 
 use crate::accelerator::Accelerator;
 use crate::device::{Argument, Transport};
+use crate::kernel_image::KernelImage;
 use crate::option::OptionValue;
 use crate::settings::MachineChoice;
 
 /// The name of the memory object.
 pub(crate) const MEMORY: &str = "ram";
+
+/// Everything that the emulation can do, but for "fast" string instructions: it executes them byte by byte, and a kernel or C library that finds
+/// them uses them for every copy. Without them a boot takes 15 % less time.
+const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
 
 /// The machine to emulate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,17 +20,20 @@ pub(crate) enum Machine {
     Q35,
 }
 
-impl From<MachineChoice> for Machine {
-    fn from(choice: MachineChoice) -> Self {
-        match choice {
+impl Machine {
+    /// The machine to boot this kernel on; `None` if the one that was asked for cannot.
+    pub(crate) fn choose(choice: MachineChoice, kernel: KernelImage) -> Option<Self> {
+        match (choice, kernel) {
             // No device of a sandbox needs PCI or hotplug yet.
-            MachineChoice::Auto | MachineChoice::Microvm => Self::Microvm,
-            MachineChoice::Q35 => Self::Q35,
+            (MachineChoice::Auto | MachineChoice::Microvm, KernelImage::Elf) => Some(Self::Microvm),
+            // It has no firmware that could start a compressed kernel.
+            (MachineChoice::Microvm, KernelImage::BzImage) => None,
+            (MachineChoice::Auto, KernelImage::BzImage) | (MachineChoice::Q35, _) => {
+                Some(Self::Q35)
+            }
         }
     }
-}
 
-impl Machine {
     pub(crate) fn transport(self) -> Transport {
         match self {
             Self::Microvm => Transport::Mmio,
@@ -71,8 +79,10 @@ pub(crate) fn processor_arguments(
     let (accelerator, model) = match accelerator {
         Accelerator::Kvm => (OptionValue::new("kvm"), "host"),
         // With one virtual CPU the emulation can do without atomic instructions and is faster.
-        Accelerator::Tcg if vcpus == 1 => (OptionValue::new("tcg").with("thread", "single"), "max"),
-        Accelerator::Tcg => (OptionValue::new("tcg").with("thread", "multi"), "max"),
+        Accelerator::Tcg if vcpus == 1 => {
+            (OptionValue::new("tcg").with("thread", "single"), EMULATED_CPU)
+        }
+        Accelerator::Tcg => (OptionValue::new("tcg").with("thread", "multi"), EMULATED_CPU),
     };
     // Features are the administrator's own list, whose commas separate.
     let model = match features {
@@ -92,4 +102,18 @@ pub(crate) fn memory_arguments(memory_mib: u32) -> Vec<Argument> {
         .with("merge", "off")
         .with("dump", "off");
     vec![("-object", memory.into()), ("-m", format!("{memory_mib}M"))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smallest_machine_that_boots_the_kernel_is_chosen() {
+        use MachineChoice::{Auto, Microvm, Q35};
+        assert_eq!(Machine::choose(Auto, KernelImage::Elf), Some(Machine::Microvm));
+        assert_eq!(Machine::choose(Auto, KernelImage::BzImage), Some(Machine::Q35));
+        assert_eq!(Machine::choose(Microvm, KernelImage::BzImage), None);
+        assert_eq!(Machine::choose(Q35, KernelImage::Elf), Some(Machine::Q35));
+    }
 }

@@ -36,10 +36,10 @@ impl Default for QemuSettings {
 /// Which machine QEMU emulates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MachineChoice {
-    /// The smallest that does: at present always [`MachineChoice::Microvm`].
+    /// The smallest that does: [`MachineChoice::Microvm`], but for a compressed kernel [`MachineChoice::Q35`].
     #[default]
     Auto,
-    /// No PCI, no firmware, no hotplug.
+    /// No PCI, no firmware, no hotplug. Boots an uncompressed kernel only.
     Microvm,
     /// A PC with PCI Express.
     Q35,

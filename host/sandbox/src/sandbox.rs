@@ -170,13 +170,14 @@ impl Sandbox {
     /// Sends a signal to one process, or with `all` to every process of the container.
     pub async fn kill(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<(), SandboxError> {
         self.shared.processes().ledger.may_signal(key)?;
-        if all {
-            return self.unless_gone(self.shared.agent.signal_all(&key.container, signal)).await;
-        }
-        let sent = self.unless_gone(self.shared.agent.signal_process(&guest_id(key), signal)).await;
+        let sent = if all {
+            self.unless_gone(self.shared.agent.signal_all(&key.container, signal)).await
+        } else {
+            self.unless_gone(self.shared.agent.signal_process(&guest_id(key), signal)).await
+        };
         match sent {
-            // It ended before the signal came, and its exit is on its way.
-            Err(SandboxError::Agent(AgentError::NotFound { .. })) => {
+            // It ended before the signal came, by itself or with its VM, and its exit is on its way.
+            Err(SandboxError::Agent(AgentError::NotFound { .. }) | SandboxError::Gone { .. }) => {
                 Err(Refusal::AlreadyFinished(key.clone()).into())
             }
             sent => sent,

@@ -15,6 +15,12 @@ pub(crate) struct Failure {
     message: String,
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
@@ -105,7 +111,6 @@ impl From<SandboxError> for Failure {
 
 impl From<BootError> for Failure {
     fn from(error: BootError) -> Self {
-        tracing::error!("{}", chain(&error));
         Self::new(Code::UNKNOWN, chain(&error))
     }
 }

@@ -41,7 +41,8 @@ impl Task for TaskService {
         // A caller that gives up must not leave a half-made container that nobody knows.
         let owner = Arc::clone(&self.owner);
         let made = tokio::spawn(async move { owner.create(req).await }).await;
-        let pid = made.map_err(Failure::lost)??;
+        let made = made.map_err(Failure::lost)?;
+        let pid = made.inspect_err(|failure| tracing::error!("cannot create the container: {failure}"))?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
@@ -51,7 +52,8 @@ impl Task for TaskService {
         let key = key(&req.id, &req.exec_id);
         let started =
             tokio::spawn(async move { owner.sandbox()?.start(&key).await.map_err(Failure::from) });
-        started.await.map_err(Failure::lost)??;
+        let started = started.await.map_err(Failure::lost)?;
+        started.inspect_err(|failure| tracing::error!("cannot start {}: {failure}", req.id))?;
         Ok(api::StartResponse { pid: self.owner.sandbox()?.pid(), ..Default::default() })
     }
 

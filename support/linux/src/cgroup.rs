@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -78,7 +79,7 @@ impl HostCgroup {
     pub fn remove(&self) -> Result<(), CgroupError> {
         let mut result = Ok(());
         for dir in &self.dirs {
-            match fs::remove_dir(dir) {
+            match remove_emptied(dir) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     result = Err(CgroupError::Io { action: "remove", path: dir.clone(), source });
                 }
@@ -129,6 +130,26 @@ impl Membership {
 #[must_use]
 pub fn is_unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// A process leaves its cgroups a moment after its end has been told, and no event says when. So a group without processes that is
+/// still busy gets a few moments; one with processes does not.
+fn remove_emptied(dir: &Path) -> io::Result<()> {
+    const MOMENTS: u32 = 50;
+    const MOMENT: Duration = Duration::from_millis(10);
+    for _ in 0..MOMENTS {
+        match fs::remove_dir(dir) {
+            Err(busy) if busy.kind() == io::ErrorKind::ResourceBusy && is_empty(dir) => {
+                std::thread::sleep(MOMENT);
+            }
+            result => return result,
+        }
+    }
+    fs::remove_dir(dir)
+}
+
+fn is_empty(dir: &Path) -> bool {
+    fs::read_to_string(dir.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty())
 }
 
 fn join(dir: &Path) -> Result<(), CgroupError> {

@@ -19,18 +19,23 @@ pub struct ProcessIdentity {
 }
 
 impl ProcessIdentity {
-    /// The process that has this id now; `None` when there is none, or only a zombie.
+    /// The process that has this id now; `None` when there is none. One that has ended and was not reaped yet has its id still, and
+    /// may have threads that are just ending.
     #[must_use]
     pub fn of(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (state, start_time) = parse_stat(&stat)?;
-        (state != 'Z').then_some(Self { pid, start_time })
+        Self::with_state(pid).map(|(identity, _)| identity)
     }
 
-    /// Whether it still runs.
+    /// Whether it still runs: a zombie does not.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        Self::of(self.pid).is_some_and(|now| now == *self)
+        Self::with_state(self.pid).is_some_and(|(now, state)| now == *self && state != 'Z')
+    }
+
+    fn with_state(pid: u32) -> Option<(Self, char)> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (state, start_time) = parse_stat(&stat)?;
+        Some((Self { pid, start_time }, state))
     }
 
     /// Kills it if it still runs, and waits until it is gone, but not longer than `patience`. Never touches another process that
@@ -40,10 +45,11 @@ impl ProcessIdentity {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return true };
         // The descriptor pins the id; only then is the comparison worth something.
         let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
-        if !self.is_alive() {
+        if Self::of(self.pid) != Some(*self) {
             return true;
         }
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        // Readable when the last thread has ended; the first one may be a zombie long before that.
         let timeout = Timespec::try_from(patience).ok();
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         matches!(retry(|| poll(&mut fds, timeout.as_ref())), Ok(ready) if ready > 0)

@@ -17,13 +17,16 @@ pub fn interfaces(path: &Path) -> io::Result<Vec<String>> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
         std::fs::read_to_string("/proc/thread-self/net/dev")
     });
-    let table = looker.join().map_err(|_| io::Error::other("the thread that looked into the namespace panicked"))??;
+    let table = looker
+        .join()
+        .map_err(|_| io::Error::other("the thread that looked into the namespace panicked"))??;
     Ok(parse_names(&table))
 }
 
 /// The names in a `/proc/net/dev` table (proc_pid_net(5)): two lines of heading, then `name: counters`.
 fn parse_names(table: &str) -> Vec<String> {
-    let names = table.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
+    let names =
+        table.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
     names.filter(|name| *name != "lo").map(str::to_owned).collect()
 }
 

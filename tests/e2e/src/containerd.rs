@@ -152,7 +152,6 @@ impl Containerd {
     }
 
     /// A container to be that runs a shell with `script`.
-    #[must_use]
     pub fn shell(&self, script: &str) -> Run<'_> {
         self.run(["sh", "-c", script])
     }

@@ -26,7 +26,7 @@ use crate::process::{self, Process};
 use crate::watch::Watch;
 
 pub(crate) use cgroups::remove as remove_cgroups;
-pub(crate) use files::remove_sockets;
+pub(crate) use files::remove as remove_files;
 
 /// How long things may take to go after the engine has said that they are gone.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -4,12 +4,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 
 use crate::containerd::{Containerd, Daemon, log_tail};
+use crate::deadline::Deadline;
 use crate::leaks::{self, Traces};
 use crate::process::marked;
 use crate::runtime::{Installation, Runtime};
@@ -92,9 +94,15 @@ fn nothing_is_known(containerd: &Containerd) -> Result<()> {
 /// Removes what a failed test has left, as far as that goes: the failure was told already, and the next test shall not suffer.
 fn sweep(containerd: &Containerd) {
     let mark = containerd.mark();
-    for process in marked(mark).unwrap_or_default() {
+    let processes = marked(mark).unwrap_or_default();
+    for process in &processes {
         eprintln!("killing what was left: {}", process.describe());
         let _ = process.signal(Signal::KILL);
+    }
+    // A cgroup goes only after the last process in it.
+    let deadline = Deadline::after(Duration::from_secs(10));
+    for process in &processes {
+        let _ = process.ends(deadline);
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for line in mounts.lines().rev().filter(|line| mark.is_in(line.as_bytes())) {
@@ -103,5 +111,5 @@ fn sweep(containerd: &Containerd) {
         }
     }
     leaks::remove_cgroups(mark);
-    leaks::remove_sockets(containerd);
+    leaks::remove_files(containerd);
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kata_e2e::{Containerd, Deadline, Image, Scenario, Spec, only_a_vm, scenario};
 use serde_json::json;
 use tempfile::TempDir;
@@ -34,9 +34,8 @@ fn fails_with(containerd: &Containerd, words: &[&str]) -> Result<()> {
     let client = containerd.run(["true"]).attach()?;
     let error = client.wait_until(Deadline::after(PATIENCE))?.failure()?;
     names(&error, words)?;
-    let log = containerd.log().text();
-    ensure!(log.contains(words[0]), "the log does not name {:?}", words[0]);
-    Ok(())
+    let logged = containerd.log().expect(words[0], Deadline::after(Duration::from_secs(5)));
+    logged.context("containerd's log does not tell the cause")
 }
 
 fn names(error: &str, words: &[&str]) -> Result<()> {
@@ -144,7 +143,7 @@ fn bad_bundles_are_refused() -> Result<()> {
         };
         let missing = containerd.directory().join("no-such-rootfs");
         fails(Spec::new(&missing, &["true"]), &["no-such-rootfs"])?;
-        fails(Spec::new(&rootfs, &[]), &["args"])?;
+        fails(Spec::new(&rootfs, &[]), &["arg"])?;
         fails(Spec::new(&rootfs, &["true"]).set("/process/cwd", json!("not/absolute")), &["cwd"])
     })
 }

@@ -70,7 +70,7 @@ fn stream_through_terminal_of_init_comes_back_whole() -> Result<()> {
     scenario(|containerd| {
         let data = stream();
         let client = containerd.shell(&echo_in_terminal(data.len())).tty().attach()?;
-        comes_back_through_terminal(client, data)
+        comes_back_through_terminal(client, &data)
     })
 }
 
@@ -80,20 +80,20 @@ fn stream_through_terminal_of_exec_comes_back_whole() -> Result<()> {
         let data = stream();
         let container = containerd.run(["sleep", "1000"]).start()?;
         let client = container.shell(&echo_in_terminal(data.len())).tty().attach()?;
-        comes_back_through_terminal(client, data)?;
+        comes_back_through_terminal(client, &data)?;
         container.remove()
     })
 }
 
-fn comes_back_through_terminal(mut client: Client, data: Vec<u8>) -> Result<()> {
+fn comes_back_through_terminal(mut client: Client, data: &[u8]) -> Result<()> {
     client.expect("ready")?;
-    client.write_and_close(data.clone());
+    client.write_and_close(data.to_owned());
     let output = client.wait_until(a_long_time())?;
     assert_eq!(output.code, 6);
     let greeting = output.stdout.iter().position(|byte| *byte == b'\n');
     let greeting = greeting.context("there is no greeting")?;
     let rest = &output.stdout[greeting + 1..];
-    ensure_same(rest, &data)
+    ensure_same(rest, data)
 }
 
 #[test]
@@ -112,6 +112,21 @@ fn half_closed_input_reaches_the_process() -> Result<()> {
         exec.expect("first")?;
         exec.close_stdin();
         assert_eq!(exec.wait()?.success()?, "first\nend of input\n");
+        container.remove()
+    })
+}
+
+#[test]
+fn input_that_ends_before_the_start_is_read_to_its_end() -> Result<()> {
+    // The engine has everything, and the end, while the process is still being made.
+    scenario(|containerd| {
+        let short = || Input::Bytes(b"short".to_vec());
+        assert_eq!(containerd.run(["cat"]).stdin(short()).output()?.success()?, "short");
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        for _ in 0..5 {
+            let exec = container.exec(["cat"]).stdin(short());
+            assert_eq!(exec.output()?.success()?, "short");
+        }
         container.remove()
     })
 }

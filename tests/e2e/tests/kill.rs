@@ -187,6 +187,21 @@ fn containerd_is_killed_and_started_again() -> Result<()> {
     })
 }
 
+#[test]
+fn containerd_is_killed_while_the_vmm_boots() -> Result<()> {
+    if !only_a_vm("a long start") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let (client, container) = containerd.run(["sleep", "1000"]).attach_and_keep()?;
+        await_part(containerd.mark(), Part::Vmm, Deadline::for_command())?;
+        containerd.kill()?;
+        answers(client)?;
+        containerd.kill_and_restart()?;
+        container.remove()
+    })
+}
+
 fn lives(container: &Container<'_>) -> Result<()> {
     assert_eq!(container.status()?.as_deref(), Some("RUNNING"));
     assert_eq!(container.exec(["echo", "alive"]).output()?.success()?, "alive\n");

@@ -1,7 +1,7 @@
 //! Every release of containerd that people use.
 
 use anyhow::{Result, ensure};
-use kata_e2e::{Containerd, Daemon, Input, PackageRoot, Scenario, Suite};
+use kata_e2e::{Containerd, Daemon, Input, PackageRoot, Runtime, Scenario, Suite, only_a_vm};
 
 fn serves(daemon: Daemon, version: &str) -> Result<()> {
     let told = daemon.version()?;
@@ -48,5 +48,17 @@ fn containerd_1_7_is_served() -> Result<()> {
 #[test]
 fn containerd_2_is_served() -> Result<()> {
     let daemon = PackageRoot::fetch(Suite::Sid, &["containerd", "runc"])?.daemon();
-    serves(daemon, " 2.")
+    serves(daemon.clone(), " 2.")?;
+    if !only_a_vm("a shim that answers -info; runc's is older than the question") {
+        return Ok(());
+    }
+    Scenario::new().daemon(daemon).run(runtime_is_inspected)
+}
+
+/// Releases since 2.0 ask the shim what it is, without a container.
+fn runtime_is_inspected(containerd: &Containerd) -> Result<()> {
+    let name = Runtime::under_test().name();
+    let told = containerd.ctr(["plugins", "inspect-runtime", "--runtime", name])?.success()?;
+    ensure!(told.contains("Version") || told.contains("version"), "{told}");
+    Ok(())
 }

@@ -218,11 +218,19 @@ async fn missing_program_is_named() {
 }
 
 #[tokio::test]
-async fn file_that_is_no_kernel_is_told_in_qemus_words() {
+async fn file_that_is_no_kernel_is_named() {
     let mut bench = bench("no-kernel");
     bench.spec.kernel = bench.file("kernel", b"no kernel at all\n");
     let text = failure(QemuSettings::default(), &bench.spec).await;
-    assert!(text.contains("exited with status 1") && text.contains("kernel"), "{text}");
+    assert!(text.contains("/kernel: is neither an uncompressed kernel"), "{text}");
+}
+
+#[tokio::test]
+async fn broken_kernel_is_told_in_qemus_words() {
+    let mut bench = bench("broken-kernel");
+    bench.spec.kernel = bench.file("kernel", b"\x7fELF and then nothing\n");
+    let text = failure(QemuSettings::default(), &bench.spec).await;
+    assert!(text.contains("exited with status 1") && text.contains("elf kernel"), "{text}");
 }
 
 #[tokio::test]

@@ -47,15 +47,7 @@ pub(super) fn left(containerd: &Containerd) -> Vec<String> {
     for directory in of_daemon(containerd) {
         left.extend(entries(&directory).iter().map(|path| format!("bundle: {}", path.display())));
     }
-    let mark = containerd.mark();
-    for place in PLACES {
-        for path in entries(Path::new(place)) {
-            let name = path.as_os_str().as_bytes();
-            if mark.is_in(name) && !path.starts_with(containerd.directory()) {
-                left.push(format!("file: {}", path.display()));
-            }
-        }
-    }
+    left.extend(marked(containerd).iter().map(|path| format!("file: {}", path.display())));
     left.extend(sockets(containerd));
     // runc's shim leaves its socket when it is killed.
     if Runtime::under_test() == Runtime::Kata {
@@ -89,10 +81,17 @@ fn shim_socket_paths(containerd: &Containerd) -> Vec<PathBuf> {
     names.map(|name| Path::new("/run/containerd/s").join(name)).collect()
 }
 
-/// Removes the sockets of shims.
-pub(crate) fn remove_sockets(containerd: &Containerd) {
-    for path in shim_socket_paths(containerd) {
-        let _ = fs::remove_file(path);
+/// What carries the mark in the places of all sandboxes, outside of the fixture's own directory.
+fn marked(containerd: &Containerd) -> Vec<PathBuf> {
+    let paths = PLACES.iter().flat_map(|place| entries(Path::new(place)));
+    let marked = paths.filter(|path| containerd.mark().is_in(path.as_os_str().as_bytes()));
+    marked.filter(|path| !path.starts_with(containerd.directory())).collect()
+}
+
+/// Removes the files of sandboxes and the sockets of shims.
+pub(crate) fn remove(containerd: &Containerd) {
+    for path in shim_socket_paths(containerd).into_iter().chain(marked(containerd)) {
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
     }
 }
 

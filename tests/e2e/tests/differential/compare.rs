@@ -149,11 +149,11 @@ fn outputs(containerd: &Containerd, cases: &[Case], runtime: Runtime) -> Result<
 /// Everything that must be the same. Of an error of the engine, the end: what it says before names its own stages.
 fn essence(output: &Output) -> String {
     let errors = output.error_text();
-    let cause =
-        ["exec: ", "exec /", "chdir to cwd"].iter().filter_map(|start| errors.find(start)).min();
-    let errors = match cause {
-        Some(at) if errors.starts_with("ctr: ") => format!("… {}", &errors[at..]),
-        _ => errors,
+    let starts = ["exec: ", "exec /", "chdir to cwd"].iter().filter_map(|start| errors.find(start));
+    let errors = match starts.min() {
+        // Who tells it, the engine or the process itself, depends on how late it was found.
+        Some(at) => errors[at..].trim_end().trim_end_matches(": unknown"),
+        None => &errors,
     };
     format!("exit code {}, stdout {:?}, stderr {errors:?}", output.code, output.text())
 }

@@ -23,7 +23,7 @@ fn normalized_line(line: &str) -> String {
 
 /// A mask lies only over what is there.
 fn masks_what_only_some_kernels_have(line: &str) -> bool {
-    const EVERYWHERE: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/kcore", "/proc/sys"];
+    const EVERYWHERE: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
     let destination = line.split(' ').nth(1).unwrap_or_default();
     let in_kernel = destination.starts_with("/proc/") || destination.starts_with("/sys/firmware");
     in_kernel && !EVERYWHERE.contains(&destination)
