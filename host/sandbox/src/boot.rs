@@ -23,6 +23,9 @@ pub(crate) const GRACE: Duration = Duration::from_secs(2);
 /// How long the guest may take to write its dirty pages out before its VM is ended.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How far back the console is searched for a kernel's last words.
+const SEARCHED_LINES: usize = 100;
+
 /// The parts of a sandbox that is up.
 pub(crate) struct Booted {
     pub(crate) vm: Arc<dyn Vm>,
@@ -126,7 +129,8 @@ async fn reach_agent(
     tokio::select! {
         biased;
         exit = vm.exited() => {
-            Err(BootError::Died { stage: stage(), exit: exit.to_string(), last_words: last_words(vm) })
+            let last_words = last_words(vm) + &remedy(vm, plan);
+            Err(BootError::Died { stage: stage(), exit: exit.to_string(), last_words })
         }
         _ = file_server.exited() => Err(BootError::FileServer {
             program: plan.file_server.program.clone(),
@@ -148,11 +152,14 @@ async fn explain_lost_channel(vm: &dyn Vm, stage: BootStage, error: BootError) -
     }
 }
 
-/// What VMM and console said last, on one line.
+/// What VMM and console said last, on one line. A kernel that panicked says why before it lists where, so that line comes first.
 pub(crate) fn last_words(vm: &dyn Vm) -> String {
     let vmm = quote(&vm.stderr(), "the hypervisor said nothing");
-    let console = quote(&vm.console().last_lines(QUOTED_LINES), "the guest's console is empty");
-    format!("{vmm}; {console}")
+    let lines = vm.console().last_lines(SEARCHED_LINES);
+    let panic = lines.iter().rposition(|line| line.contains("Kernel panic"));
+    let from = panic.unwrap_or(lines.len().saturating_sub(QUOTED_LINES));
+    let quoted = &lines[from..lines.len().min(from + QUOTED_LINES)];
+    format!("{vmm}; {}", quote(quoted, "the guest's console is empty"))
 }
 
 fn quote(lines: &[String], nothing: &str) -> String {
@@ -161,4 +168,15 @@ fn quote(lines: &[String], nothing: &str) -> String {
     } else {
         format!("last words: `{}`", lines.join(" | "))
     }
+}
+
+/// What most often is behind a guest that ends without a word.
+fn remedy(vm: &dyn Vm, plan: &SandboxPlan) -> String {
+    if vm.console().last_lines(1).is_empty() {
+        let memory = plan.vm.memory_mib;
+        return format!(
+            "; {memory} MiB of memory may be too little: raise `default_memory`, or check `kernel`"
+        );
+    }
+    String::new()
 }

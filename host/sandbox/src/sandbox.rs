@@ -473,6 +473,7 @@ fn share_storage(share: &Share, plan: &mut ContainerPlan) -> Result<(), SandboxE
     if !plan.rootfs_mounts.is_empty() {
         kata_storage::mount_rootfs(&plan.rootfs_mounts, &plan.rootfs)?;
     }
+    kata_storage::check_mount_points(&plan.rootfs, &plan.mounts)?;
     if plan.readonly_rootfs {
         kata_storage::make_mount_points(&plan.rootfs, &plan.spec, &plan.mounts)?;
     }

@@ -10,6 +10,16 @@ use thiserror::Error;
 /// Why something could not be mounted, shared or served.
 #[derive(Debug, Error)]
 pub enum StorageError {
+    /// A file and a directory meet at a mount point.
+    #[error(
+        "cannot mount {source_path} at {destination}: not a directory: a directory cannot be mounted onto a file, nor a file onto a directory"
+    )]
+    Kinds {
+        /// What was to be mounted.
+        source_path: PathBuf,
+        /// Where.
+        destination: PathBuf,
+    },
     /// A bind mount's source is not there or not accessible. Worded as runc words it, since engines match on that.
     #[error("error mounting \"{origin}\" to rootfs at \"{destination}\": stat {origin}: {reason}")]
     NoSource {

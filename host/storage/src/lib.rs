@@ -22,7 +22,7 @@ mod share;
 mod source;
 
 pub use error::StorageError;
-pub use mount_points::make_mount_points;
+pub use mount_points::{check_mount_points, make_mount_points};
 pub use plan::{GuestMounts, HostBind, plan_mounts};
 pub use rootfs::{RootfsMount, mount_rootfs};
 pub use server::{FileServer, FileServerSpec};

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 use crate::{GuestMounts, StorageError};
@@ -44,6 +44,30 @@ pub fn make_mount_points(
         return Ok(());
     }
     make(&root, &cwd, false).map_err(|errno| failed(&cwd, errno))
+}
+
+/// Refuses what no kernel mounts: a file on a directory, or a directory on a file. Said here, it names both.
+pub fn check_mount_points(rootfs: &Path, mounts: &GuestMounts) -> Result<(), StorageError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(root) = openat(CWD, rootfs, flags, Mode::empty()) else { return Ok(()) };
+    for bind in &mounts.host_binds {
+        let mut earlier = mounts.spec_mounts.iter().take(bind.index);
+        if earlier.any(|mount| bind.destination.starts_with(mount.destination())) {
+            continue;
+        }
+        // What is not there will be made, and what cannot be looked at is for the guest to complain about.
+        let Ok(target) = open(&root, &bind.destination).and_then(rustix::fs::fstat) else {
+            continue;
+        };
+        let target_is_directory = FileType::from_raw_mode(target.st_mode) == FileType::Directory;
+        if target_is_directory != bind.source.is_dir() {
+            return Err(StorageError::Kinds {
+                source_path: bind.source.clone(),
+                destination: bind.destination.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Makes one path below the root, unless it is there.

@@ -9,6 +9,7 @@
 //! ```
 
 mod adapter;
+mod creation;
 mod error;
 mod events;
 mod metrics;

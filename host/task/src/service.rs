@@ -10,6 +10,7 @@ use oci_spec::runtime::{LinuxResources, Process};
 use protobuf::MessageField;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::creation::Creation;
 use crate::error::{Failure, refuse};
 use crate::owner::{Owner, Record};
 use crate::{metrics, processes};
@@ -38,11 +39,9 @@ impl Task for TaskService {
             return Err(refuse("containers in a VM cannot be restored from a checkpoint"));
         }
         tracing::info!(id = %req.id, bundle = %req.bundle, "create");
-        // A caller that gives up must not leave a half-made container that nobody knows.
-        let owner = Arc::clone(&self.owner);
-        let made = tokio::spawn(async move { owner.create(req).await }).await;
-        let made = made.map_err(Failure::lost)?;
-        let pid = made.inspect_err(|failure| tracing::error!("cannot create the container: {failure}"))?;
+        let made = Creation::begin(Arc::clone(&self.owner), req).finish().await?;
+        let pid =
+            made.inspect_err(|failure| tracing::error!("cannot create the container: {failure}"))?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 

@@ -118,10 +118,11 @@ fn half_closed_input_reaches_the_process() -> Result<()> {
 
 #[test]
 fn input_that_ends_before_the_start_is_read_to_its_end() -> Result<()> {
-    // The engine has everything, and the end, while the process is still being made.
+    // The client has everything, and the end, while the process is still being made. It tells the end only if nobody takes its input
+    // before it has made the exec: so the shim must open the input at the start, and not before. (Of init's input, ctr itself forgets
+    // to tell so early an end, whatever the runtime.)
     scenario(|containerd| {
         let short = || Input::Bytes(b"short".to_vec());
-        assert_eq!(containerd.run(["cat"]).stdin(short()).output()?.success()?, "short");
         let container = containerd.run(["sleep", "1000"]).start()?;
         for _ in 0..5 {
             let exec = container.exec(["cat"]).stdin(short());
