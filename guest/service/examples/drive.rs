@@ -15,10 +15,10 @@ use kata_agent_api::agent_ttrpc::AgentServiceClient;
 use kata_agent_api::convert::{process_to_wire, spec_to_wire};
 use kata_agent_api::health::CheckRequest;
 use kata_agent_api::health_ttrpc::HealthClient;
-use kata_channel::{AGENT_PORT, ChannelStream, LOG_PORT, SerialDialer};
+use kata_channel::{AGENT_PORT, ChannelStream, DEBUG_CONSOLE_PORT, LOG_PORT, SerialDialer};
 use oci_spec::runtime::{Process, Spec};
 use serde_json::json;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
@@ -643,6 +643,22 @@ macro_rules! check {
     )+};
 }
 
+/// A guest that has its debug console switched on and a shell offers it.
+async fn debug_console(mut shell: ChannelStream) -> Result<()> {
+    shell.write_all(b"echo sum $((40 + 2)); tty\n").await?;
+    shell.flush().await?;
+    let mut text = String::new();
+    let mut buffer = [0; 1024];
+    while !text.contains("/dev/pts/") {
+        let length = shell.read(&mut buffer).await?;
+        ensure!(length > 0, "the shell ended: {text:?}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    ensure!(text.contains("sum 42"), "{text:?}");
+    println!("ok   debug console");
+    Ok(())
+}
+
 /// Dials the agent through the serial port's socket, and prints its log meanwhile.
 async fn dial(socket: &str) -> Result<ChannelStream> {
     let begin = Instant::now();
@@ -656,6 +672,9 @@ async fn dial(socket: &str) -> Result<ChannelStream> {
     };
     let dialer = SerialDialer::new(carrier);
     let stream = dialer.dial(AGENT_PORT).await?;
+    if let Ok(shell) = dialer.dial(DEBUG_CONSOLE_PORT).await {
+        debug_console(shell).await?;
+    }
     tokio::spawn(async move {
         let Ok(mut log) = dialer.dial(LOG_PORT).await else { return };
         let mut buffer = [0; 4096];

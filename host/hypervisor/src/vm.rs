@@ -67,7 +67,7 @@ pub struct VmExit {
 impl fmt::Display for VmExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.signal, self.code) {
-            (Some(signal), _) => write!(f, "killed by signal {signal}")?,
+            (Some(signal), _) => write!(f, "was killed by signal {signal}")?,
             (None, Some(code)) => write!(f, "exited with status {code}")?,
             (None, None) => f.write_str("ended")?,
         }

@@ -22,6 +22,8 @@ const GUEST_DEVICES: [&str; 9] = [
     "/dev/fuse",
 ];
 
+const USUAL_UMASK: u32 = 0o022;
+
 /// What of a spec cannot be done in a VM, or not by this version.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SpecError {
@@ -71,6 +73,12 @@ pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result
         // Neither is known to the guest's kernel.
         process.set_apparmor_profile(None);
         process.set_selinux_label(None);
+        // The protocol has no umask; the usual one is the guest's own.
+        let mut user = process.user().clone();
+        if user.umask() == Some(USUAL_UMASK) {
+            user.set_umask(None);
+            process.set_user(user);
+        }
     }
     let mut linux = spec.linux().clone().ok_or(SpecError::Missing("linux"))?;
     linux.set_mount_label(None);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kata_agent_client::AgentClient;
-use kata_hypervisor::{Hypervisor, Vm};
+use kata_hypervisor::{Hypervisor, Vm, VmExit};
 use kata_storage::{FileServer, Share};
 use tokio::time::{Instant, sleep_until};
 
@@ -22,6 +22,9 @@ pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
 /// How long the guest may take to write its dirty pages out before its VM is ended.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long the VM's death may take to follow what it has caused.
+const DEATH: Duration = Duration::from_millis(500);
 
 /// How far back the console is searched for a kernel's last words.
 const SEARCHED_LINES: usize = 100;
@@ -124,31 +127,31 @@ async fn reach_agent(
         tokio::time::sleep(plan.deadlines.agent).await;
         (BootStage::Agent, plan.deadlines.agent)
     };
-    let stage = || if console.kernel_is_up() { BootStage::Agent } else { BootStage::Kernel };
     // Biased: when the VM's death has also broken the channel, the death is the cause and the one to tell.
-    tokio::select! {
+    let failure = tokio::select! {
         biased;
-        exit = vm.exited() => {
-            let last_words = last_words(vm) + &remedy(vm, plan);
-            Err(BootError::Died { stage: stage(), exit: exit.to_string(), last_words })
-        }
-        _ = file_server.exited() => Err(BootError::FileServer {
+        exit = vm.exited() => return Err(died(plan, vm, &exit)),
+        _ = file_server.exited() => BootError::FileServer {
             program: plan.file_server.program.clone(),
             last_words: quote(&file_server.stderr(), "it said nothing"),
-        }),
-        agent = hello => match agent {
-            Err(error) => Err(explain_lost_channel(vm, stage(), error).await),
-            agent => agent,
         },
-        (stage, after) = late => Err(BootError::Late { stage, after, last_words: last_words(vm) }),
-    }
+        agent = hello => match agent {
+            Err(error) => error,
+            agent => return agent,
+        },
+        (stage, after) = late => return Err(BootError::Late { stage, after, last_words: last_words(vm) }),
+    };
+    // A channel that breaks and a file server that ends are most often a VM that dies: wait a moment for the better reason.
+    let exit = tokio::time::timeout(DEATH, vm.exited()).await;
+    Err(exit.map_or(failure, |exit| died(plan, vm, &exit)))
 }
 
-/// A channel that breaks is most often a VM that dies: wait a moment for the better reason.
-async fn explain_lost_channel(vm: &dyn Vm, stage: BootStage, error: BootError) -> BootError {
-    match tokio::time::timeout(Duration::from_millis(500), vm.exited()).await {
-        Ok(exit) => BootError::Died { stage, exit: exit.to_string(), last_words: last_words(vm) },
-        Err(_) => error,
+fn died(plan: &SandboxPlan, vm: &dyn Vm, exit: &VmExit) -> BootError {
+    let stage = if vm.console().kernel_is_up() { BootStage::Agent } else { BootStage::Kernel };
+    BootError::Died {
+        stage,
+        exit: exit.to_string(),
+        last_words: last_words(vm) + &remedy(vm, plan),
     }
 }
 

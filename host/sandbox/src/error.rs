@@ -32,6 +32,9 @@ pub enum SandboxError {
         /// What happened.
         reason: String,
     },
+    /// The host's side of the process's streams cannot be used.
+    #[error("cannot open the process's stdio")]
+    Stdio(#[source] crate::StdioError),
     /// The spec lacks something that every container has.
     #[error("the container's spec has no {0}")]
     Incomplete(&'static str),

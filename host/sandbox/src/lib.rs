@@ -34,4 +34,4 @@ pub use footprint::{Footprint, FootprintError, sweep};
 pub use ledger::{Exit, Ledger, ProcessKey, Refusal, Status};
 pub use plan::{ContainerPlan, Deadlines, SandboxMount, SandboxPlan};
 pub use sandbox::Sandbox;
-pub use stdio::{AttachedStdio, EventSink, GuestProcess, SandboxEvent, Stdio};
+pub use stdio::{AttachedStdio, EventSink, GuestProcess, SandboxEvent, Stdio, StdioError};

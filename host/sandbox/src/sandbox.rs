@@ -9,7 +9,7 @@ use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::{OnceCell, watch};
 
 use crate::boot::{self, Booted};
-use crate::process::Processes;
+use crate::process::{PendingExec, Processes};
 use crate::{
     BootError, ContainerPlan, EventSink, Exit, Footprint, GuestProcess, ProcessKey, Refusal,
     SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
@@ -140,17 +140,14 @@ impl Sandbox {
 
     /// Starts a created process. Its start event is out before this returns.
     pub async fn start(&self, key: &ProcessKey) -> Result<(), SandboxError> {
-        let pending = {
+        let mut pending = {
             let mut processes = self.shared.processes();
             processes.ledger.begin_start(key)?;
             processes.take_exec(key)
         };
-        let started = match &pending {
+        let started = match &mut pending {
             None => self.unless_gone(self.shared.agent.start_container(&key.container)).await,
-            Some(exec) => {
-                let id = guest_id(key);
-                self.unless_gone(self.shared.agent.exec_process(&id, &exec.process)).await
-            }
+            Some(exec) => self.start_exec(key, exec).await,
         };
         let mut processes = self.shared.processes();
         if let Err(error) = started {
@@ -165,6 +162,16 @@ impl Sandbox {
         drop(processes);
         tokio::spawn(watch_process(Arc::clone(&self.shared), key.clone()));
         Ok(())
+    }
+
+    async fn start_exec(
+        &self,
+        key: &ProcessKey,
+        exec: &mut PendingExec,
+    ) -> Result<(), SandboxError> {
+        exec.stdio.open().await.map_err(SandboxError::Stdio)?;
+        let id = guest_id(key);
+        self.unless_gone(self.shared.agent.exec_process(&id, &exec.process)).await
     }
 
     /// Sends a signal to one process, or with `all` to every process of the container.
@@ -405,15 +412,18 @@ impl Shared {
 
 /// Notices the death of the VMM or of the file server, without either of which there is no sandbox.
 async fn watch_parts(shared: Arc<Shared>) {
-    let mut gone = shared.gone.subscribe();
     let reason = tokio::select! {
         biased;
-        _ = gone.wait_for(Option::is_some) => return,
+        () = shared.until_gone() => return,
         exit = shared.vm.exited() => {
             format!("the VM {exit}; {}", boot::last_words(shared.vm.as_ref()))
         }
-        // A guest whose file system is gone hangs at the next file that it touches, so it is not asked either.
-        _ = shared.file_server.exited() => "its file server ended".to_owned(),
+        // A guest whose file system is gone hangs at the next file that it touches, so it is not asked either. But a server ends with
+        // its VM, too, and then the VM is the cause.
+        _ = shared.file_server.exited() => {
+            let cause = tokio::time::timeout(boot::GRACE, shared.vm.exited()).await;
+            cause.map_or_else(|_| "its file server ended".to_owned(), |exit| format!("the VM {exit}"))
+        }
     };
     tracing::error!("sandbox {}: {reason}", shared.id);
     shared.take_down(&reason, false).await;

@@ -7,8 +7,15 @@ use kata_agent_client::{AgentClient, AgentError, ProcessId};
 
 use crate::{Exit, ProcessKey};
 
-/// The host's side of a process's standard streams, opened and waiting.
+/// Why the host's side of a process's streams cannot be used.
+pub type StdioError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The host's side of a process's standard streams.
+#[async_trait]
 pub trait Stdio: Send {
+    /// Opens what is not open yet. Called just before the process starts, and before [`Stdio::attach`].
+    async fn open(&mut self) -> Result<(), StdioError>;
+
     /// Starts copying between the guest's process and the host. Called once, when the guest knows the process.
     fn attach(self: Box<Self>, process: GuestProcess) -> Arc<dyn AttachedStdio>;
 }

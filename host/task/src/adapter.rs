@@ -5,11 +5,42 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kata_sandbox::{AttachedStdio, GuestProcess, Stdio};
 
-use crate::stdio::{self, GuestStreams, ProcessStdio, StreamError};
+use crate::stdio::{
+    self, GuestStreams, ProcessStdio, StdioError, StdioIds, StdioSpec, StreamError,
+};
 
-impl Stdio for ProcessStdio {
+/// Streams that the engine named. An init's are opened when it is created, since engines connect to them then; an exec's when it is
+/// started, since before that nobody may hold them open.
+pub(crate) struct HostStdio {
+    spec: StdioSpec,
+    ids: StdioIds,
+    opened: Option<ProcessStdio>,
+}
+
+impl HostStdio {
+    pub(crate) fn new(spec: StdioSpec, ids: StdioIds) -> Self {
+        Self { spec, ids, opened: None }
+    }
+
+    /// Opens them now.
+    pub(crate) async fn opened(mut self) -> Result<Self, StdioError> {
+        self.opened = Some(ProcessStdio::open(&self.spec, &self.ids).await?);
+        Ok(self)
+    }
+}
+
+#[async_trait]
+impl Stdio for HostStdio {
+    async fn open(&mut self) -> Result<(), kata_sandbox::StdioError> {
+        if self.opened.is_none() {
+            self.opened = Some(ProcessStdio::open(&self.spec, &self.ids).await?);
+        }
+        Ok(())
+    }
+
     fn attach(self: Box<Self>, process: GuestProcess) -> Arc<dyn AttachedStdio> {
-        Arc::new((*self).attach(Arc::new(process)))
+        let opened = self.opened.expect("the sandbox opens before it attaches");
+        Arc::new(opened.attach(Arc::new(process)))
     }
 }
 

@@ -11,9 +11,10 @@ use kata_shim_api::options::RuntimeOptions;
 use oci_spec::runtime::{Process, Spec};
 use tokio::sync::Notify;
 
+use crate::adapter::HostStdio;
 use crate::error::Failure;
 use crate::events::TaskEvents;
-use crate::stdio::{ProcessStdio, StdioIds, StdioSpec};
+use crate::stdio::{StdioIds, StdioSpec};
 
 /// What the engine told of a process, to be told back.
 #[derive(Debug, Clone, Default)]
@@ -77,7 +78,8 @@ impl Owner {
             stderr: req.stderr.clone(),
             terminal: req.terminal,
         };
-        let stdio = self.open_stdio(&key, &record).await?;
+        let stdio = self.stdio(&key, &record).opened().await;
+        let stdio = stdio.map_err(|error| Failure::invalid("stdio", &error))?;
         let options = RuntimeOptions::from_any(req.options.as_ref())
             .map_err(|error| Failure::invalid("options", &error))?;
         let role = role_of(spec.annotations().as_ref());
@@ -126,13 +128,13 @@ impl Owner {
     }
 
     /// Registers a process to be added to a container.
-    pub(crate) async fn exec(
+    pub(crate) fn exec(
         &self,
         key: &ProcessKey,
         process: Process,
         record: Record,
     ) -> Result<(), Failure> {
-        let stdio = self.open_stdio(key, &record).await?;
+        let stdio = self.stdio(key, &record);
         self.sandbox()?.exec(key, process, Box::new(stdio))?;
         self.records().insert(key.clone(), record);
         self.events.exec_added(key);
@@ -171,7 +173,7 @@ impl Owner {
         }
     }
 
-    async fn open_stdio(&self, key: &ProcessKey, record: &Record) -> Result<ProcessStdio, Failure> {
+    fn stdio(&self, key: &ProcessKey, record: &Record) -> HostStdio {
         let spec = StdioSpec {
             stdin: record.stdin.clone(),
             stdout: record.stdout.clone(),
@@ -179,8 +181,7 @@ impl Owner {
             terminal: record.terminal,
         };
         let id = key.exec.as_ref().unwrap_or(&key.container).clone();
-        let ids = StdioIds { id, namespace: self.namespace.clone() };
-        ProcessStdio::open(&spec, &ids).await.map_err(|error| Failure::invalid("stdio", &error))
+        HostStdio::new(spec, StdioIds { id, namespace: self.namespace.clone() })
     }
 
     fn records(&self) -> MutexGuard<'_, HashMap<ProcessKey, Record>> {

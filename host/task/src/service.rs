@@ -94,7 +94,7 @@ impl Task for TaskService {
             stderr: req.stderr,
             terminal: req.terminal,
         };
-        self.owner.exec(&ProcessKey::exec(&req.id, &req.exec_id), process, record).await?;
+        self.owner.exec(&ProcessKey::exec(&req.id, &req.exec_id), process, record)?;
         Ok(Empty::new())
     }
 

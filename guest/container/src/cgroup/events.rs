@@ -106,7 +106,9 @@ impl Cgroup {
     ///
     /// Fails when the group cannot be watched.
     pub async fn emptied(&self) -> Result<(), CgroupError> {
-        if !self.directory().exists() {
+        // Mostly it is empty already, and a watch is dear to give up: the kernel waits for a grace
+        // period then.
+        if self.is_empty() || !self.directory().exists() {
             return Ok(());
         }
         let watch = Watch::new(self.file("cgroup.events"))?;

@@ -192,7 +192,7 @@ async fn killed_vmm_is_an_event() {
     let pid = nix::unistd::Pid::from_raw(vm.pid().try_into().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     let exit = timeout(SOON, vm.exited()).await.unwrap();
-    assert_eq!(exit.to_string(), "killed by signal 9");
+    assert_eq!(exit.to_string(), "was killed by signal 9");
 }
 
 #[tokio::test]
