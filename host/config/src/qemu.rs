@@ -52,8 +52,6 @@ section! {
         virtio_fs_extra_args: Vec<String> = Vec::new();
         /// The host's source of random numbers for the guest.
         entropy_source: PathBuf = PathBuf::from("/dev/urandom");
-        /// A directory in the guest with programs to run as OCI hooks, in its folders prestart, poststart and poststop; "" for none.
-        guest_hook_path: String = String::new();
         /// The annotations that a pod may set, by exact name: of io.katacontainers.config.hypervisor.NAME just NAME; of the others
         /// with the word before it, as in "runtime.disable_guest_seccomp" and "agent.container_pipe_size".
         /// Annotations that choose paths, programs, arguments or kernel parameters cannot be listed.
@@ -215,6 +213,7 @@ const OFF: &[OffKey] = &[
     text("measurement_algo", &[""]),
     any_list("valid_entropy_sources"),
     either("disable_nesting_checks"),
+    text("guest_hook_path", &[""]),
     // Debugging and templates.
     text("extra_monitor_socket", &[""]),
     text("dbg_monitor_socket", &[""]),

@@ -194,13 +194,12 @@ fn guest_sandbox(config: &HostConfig, id: &str, spec: &Spec) -> GuestSandbox {
             driver: "virtio-fs".to_owned(),
             source: SHARE_TAG.to_owned(),
             fstype: "virtiofs".to_owned(),
-            options: vec!["nodev".to_owned()],
             mount_point: kata_storage::GUEST_SHARE.to_owned(),
             ..GuestStorage::default()
         }],
         shared_pid_namespace: false,
         kernel_modules: config.agent.kernel_modules.clone(),
-        guest_hook_path: config.qemu.guest_hook_path.clone(),
+        guest_hook_path: String::new(),
     }
 }
 

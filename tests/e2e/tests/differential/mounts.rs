@@ -11,8 +11,9 @@ pub(crate) fn normalized(table: &str) -> String {
 fn normalized_line(line: &str) -> String {
     let columns: Vec<_> = line.split(' ').collect();
     let [_, destination, kind, options, ..] = columns[..] else { return line.to_owned() };
-    // The root file system comes from a snapshotter under runc, and over virtio-fs under kata.
-    let shared = destination == "/" || kind == "virtiofs";
+    // A host's file system shows itself under runc, and comes over virtio-fs under kata.
+    let shared =
+        destination == "/" || matches!(kind, "virtiofs" | "ext4" | "xfs" | "btrfs" | "overlay");
     let kind = if shared { "shared" } else { kind };
     let mut options: Vec<_> =
         options.split(',').filter(|option| !shared || matches!(*option, "ro" | "rw")).collect();

@@ -1,0 +1,328 @@
+//! What must hold for containers.
+
+use std::time::{Duration, Instant};
+
+use crate::guest::*;
+use anyhow::{Context as _, Result, ensure};
+use kata_agent_api::agent::*;
+use serde_json::json;
+
+pub(crate) async fn lifecycle(guest: &Guest) -> Result<()> {
+    let output = guest.run("c1", sh("echo out; echo err >&2; exit 42")).await?;
+    ensure!(output.status == 42, "status {}", output.status);
+    ensure!(output.stdout == b"out\n" && output.stderr == b"err\n", "{:?}", output.text());
+    let error = guest.wait("c1", "c1").await.err().context("a removed container is known")?;
+    ensure!(error.to_string().contains("no container"), "{error}");
+    Ok(())
+}
+
+pub(crate) async fn environment(guest: &Guest) -> Result<()> {
+    let mut process = sh(
+        "env; id; umask; pwd; hostname; cat /proc/1/cgroup; grep -E 'Cap|NoNew|SigBlk' /proc/self/status",
+    );
+    process["user"] = json!({"uid": 7, "gid": 8, "additionalGids": [9, 10]});
+    process["cwd"] = json!("/made/for/it");
+    let text = guest.run("env", process).await?.text();
+    for expected in [
+        "PATH=/bin:/sbin",
+        "HOME=/home/seven",
+        "uid=7(seven) gid=8 groups=9,10",
+        "0022\n/made/for/it\nsandbox\n0::/\n",
+        "SigBlk:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t00000000000000e3",
+        "NoNewPrivs:\t1",
+    ] {
+        ensure!(text.contains(expected), "no {expected:?} in {text}");
+    }
+    Ok(())
+}
+
+/// The sentence of a refusal.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<ttrpc::Error>() {
+        Some(ttrpc::Error::RpcStatus(status)) => status.message().to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+pub(crate) async fn command_errors(guest: &Guest) -> Result<()> {
+    guest.create("up", sh("sleep 1000")).await?;
+    guest.start("up").await?;
+    for (command, words) in [
+        ("foo", r#"exec: "foo": executable file not found in $PATH"#),
+        ("/foo", r#"exec: "/foo": stat /foo: no such file or directory"#),
+        ("/etc/passwd", r#"exec: "/etc/passwd": permission denied"#),
+    ] {
+        let created = guest.create("bad", process(&[command])).await;
+        let error = sentence(&created.err().context("a bad command was taken")?);
+        ensure!(error == words, "create: {error}");
+        let made = guest.exec("up", "bad", process(&[command])).await;
+        let error = sentence(&made.err().context("a bad command was taken")?);
+        ensure!(error == words, "exec: {error}");
+    }
+    let output = guest.run("format", process(&["/noshebang"])).await?;
+    ensure!(output.status == 1, "status {}", output.status);
+    ensure!(output.stderr == b"exec /noshebang: exec format error\n", "{:?}", output.stderr);
+    let bad_root = guest.create_with("bad", |spec| {
+        let mut root = spec.root().clone().unwrap_or_default();
+        root.set_path("/nonexistent".into());
+        spec.set_root(Some(root));
+    });
+    let error = bad_root.await.err().context("a bad root was taken")?;
+    println!("    bad root: {}", sentence(&error));
+    guest.remove("up").await
+}
+
+pub(crate) async fn exec(guest: &Guest) -> Result<()> {
+    guest.create("e", sh("trap 'exit 3' TERM; while :; do sleep 1000 & wait; done")).await?;
+    guest.start("e").await?;
+    let output = guest.exec_output("e", "x1", &["sh", "-c", "cat; echo $HOME; exit 5"]);
+    let (output, _) = tokio::join!(output, async {
+        // The reader of standard input may not be there yet.
+        while guest.write("e", "x1", b"hello ").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        guest.write("e", "x1", b"world\n").await?;
+        guest.write("e", "x1", b"").await
+    });
+    let output = output?;
+    ensure!(output.status == 5 && output.text() == "hello world\n/root\n", "{:?}", output.text());
+
+    let mounts =
+        guest.exec_output("e", "x2", &["sh", "-c", "ps; hostname; ls /proc/self/fd"]).await?;
+    ensure!(mounts.text().contains("sleep 1000"), "{}", mounts.text());
+    ensure!(mounts.text().ends_with("sandbox\n0\n1\n2\n3\n"), "{}", mounts.text());
+
+    guest.exec("e", "x3", process(&["sleep", "1000"])).await?;
+    guest.signal("e", "x3", 15).await?;
+    ensure!(guest.wait("e", "x3").await? == 143);
+    guest.exec("e", "x4", process(&["sleep", "1000"])).await?;
+    guest.signal("e", "x4", 9).await?;
+    ensure!(guest.wait("e", "x4").await? == 137);
+    guest.signal("e", "e", 15).await?;
+    ensure!(guest.wait("e", "e").await? == 3);
+    guest.remove("e").await
+}
+
+pub(crate) async fn terminal(guest: &Guest) -> Result<()> {
+    let mut init = sh("tty; stty size; read line; echo got $line; stty size; exit 9");
+    init["terminal"] = json!(true);
+    guest.create("t", init).await?;
+    let resize = |exec_id: &str, row, column| TtyWinResizeRequest {
+        container_id: "t".into(),
+        exec_id: exec_id.into(),
+        row,
+        column,
+        ..Default::default()
+    };
+    guest.agent.tty_win_resize(context(), &resize("t", 30, 100)).await?;
+    guest.start("t").await?;
+    let mut text = Vec::new();
+    while !text.ends_with(b"30 100\r\n") {
+        text.extend(guest.read("t", "t", false).await?);
+    }
+    ensure!(text.starts_with(b"/dev/"), "{}", String::from_utf8_lossy(&text));
+    guest.agent.tty_win_resize(context(), &resize("t", 40, 120)).await?;
+    guest.write("t", "t", b"line\n").await?;
+    let output = guest.output("t", "t").await?;
+    ensure!(output.text().contains("got line\r\n40 120\r\n"), "{}", output.text());
+    ensure!(output.status == 9);
+    guest.remove("t").await?;
+
+    guest.create("t", sh("sleep 1000")).await?;
+    guest.start("t").await?;
+    let mut process = sh("tty; test -t 0 && test -t 2 && echo yes; ls -l $(tty)");
+    process["terminal"] = json!(true);
+    guest.exec("t", "x", process).await?;
+    let output = guest.output("t", "x").await?;
+    ensure!(output.text().starts_with("/dev/pts/0\r\nyes\r\ncrw--w----"), "{:?}", output.text());
+    guest.remove("t").await
+}
+
+pub(crate) async fn pause_and_limits(guest: &Guest) -> Result<()> {
+    guest.create("p", sh("while :; do echo x; sleep 0.01; done")).await?;
+    guest.start("p").await?;
+    let pause = PauseContainerRequest { container_id: "p".into(), ..Default::default() };
+    let resume = ResumeContainerRequest { container_id: "p".into(), ..Default::default() };
+    guest.agent.pause_container(context(), &pause).await?;
+    ensure!(guest.exec("p", "x", process(&["true"])).await.is_err(), "exec in a paused container");
+    ensure!(guest.agent.pause_container(context(), &pause).await.is_err(), "paused twice");
+    guest.agent.resume_container(context(), &resume).await?;
+
+    let cgroup = |file: &str| format!("cat /sys/fs/cgroup/{file}");
+    let limits = ["memory.max", "pids.max", "cpu.max", "cpu.weight"].map(cgroup).join(";");
+    let output = guest.exec_output("p", "x", &["sh", "-c", &limits]).await?;
+    ensure!(output.text() == "67108864\n100\n200000 100000\n39\n", "{}", output.text());
+    let mut update = UpdateContainerRequest { container_id: "p".into(), ..Default::default() };
+    let resources =
+        json!({"memory": {"limit": 32 << 20}, "pids": {"limit": 50}, "cpu": {"shares": 512}});
+    let resources = serde_json::from_value(resources)?;
+    update.resources = Some(kata_agent_api::convert::resources_to_wire(&resources)?).into();
+    guest.agent.update_container(context(), &update).await?;
+    let output = guest.exec_output("p", "x", &["sh", "-c", &limits]).await?;
+    ensure!(output.text() == "33554432\n50\n200000 100000\n20\n", "{}", output.text());
+
+    let request = StatsContainerRequest { container_id: "p".into(), ..Default::default() };
+    let stats =
+        guest.agent.stats_container(context(), &request).await?.cgroup_stats.unwrap_or_default();
+    ensure!(stats.cpu_stats.cpu_usage.total_usage > 0, "no cpu usage");
+    ensure!(stats.memory_stats.usage.limit == 32 << 20, "limit {}", stats.memory_stats.usage.limit);
+    ensure!(stats.pids_stats.current >= 1 && stats.pids_stats.limit == 50);
+    ensure!(stats.memory_stats.stats.contains_key("anon"));
+    guest.signal("p", "", 9).await?;
+    ensure!(guest.wait("p", "p").await? == 137);
+    guest.remove("p").await
+}
+
+pub(crate) async fn out_of_memory(guest: &Guest) -> Result<()> {
+    let hog = "head -c 100m /dev/zero | tail -c 100m > /dev/null; echo never";
+    guest.create("oom", process(&["sh", "-c", hog])).await?;
+    guest.start("oom").await?;
+    let event = guest.agent.get_oom_event(context(), &GetOOMEventRequest::new()).await?;
+    ensure!(event.container_id == "oom", "{}", event.container_id);
+    guest.remove("oom").await
+}
+
+pub(crate) async fn streams(guest: &Guest) -> Result<()> {
+    let size = 8 << 20;
+    let script = format!("head -c {size} /dev/zero | tee /dev/stderr | md5sum; md5sum");
+    guest.create("s", sh(&script)).await?;
+    guest.start("s").await?;
+    let chunk = vec![b'x'; 256 << 10];
+    let writer = async {
+        for _ in 0..size / chunk.len() {
+            guest.write("s", "s", &chunk).await?;
+        }
+        guest.write("s", "s", b"").await
+    };
+    let begin = Instant::now();
+    let (output, written) = tokio::join!(guest.output("s", "s"), writer);
+    let output = output?;
+    written?;
+    let elapsed = begin.elapsed().as_secs_f64();
+    println!("    {:.1} MiB/s", 2.0 * size as f64 / f64::from(1 << 20) / elapsed);
+    ensure!(output.stderr.len() == size, "{} of {size} bytes of stderr", output.stderr.len());
+    let sums = "96995b58d4cbf6aaa9041b4f00c7f6ae  -\n";
+    ensure!(output.text().starts_with(sums), "{}", output.text());
+    guest.remove("s").await?;
+
+    // A background process keeps the pipe open.
+    let begin = Instant::now();
+    let output = guest.run("bg", sh("sleep 1000 & echo started")).await?;
+    ensure!(output.text() == "started\n" && output.status == 0);
+    ensure!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    Ok(())
+}
+
+pub(crate) async fn bulk(guest: &Guest) -> Result<()> {
+    let size = 16 << 20;
+    let rate = |begin: Instant| f64::from(16) / begin.elapsed().as_secs_f64();
+    guest.create("b", process(&["dd", "if=/dev/zero", "bs=65536", "count=256"])).await?;
+    guest.start("b").await?;
+    let begin = Instant::now();
+    ensure!(guest.output("b", "b").await?.stdout.len() == size);
+    println!("    out: {:.1} MiB/s", rate(begin));
+    guest.remove("b").await?;
+    guest.create("b", process(&["sh", "-c", "cat > /dev/null"])).await?;
+    guest.start("b").await?;
+    let chunk = vec![b'x'; 64 << 10];
+    let begin = Instant::now();
+    for _ in 0..size / chunk.len() {
+        guest.write("b", "b", &chunk).await?;
+    }
+    guest.write("b", "b", b"").await?;
+    ensure!(guest.output("b", "b").await?.status == 0);
+    println!("    in: {:.1} MiB/s", rate(begin));
+    guest.remove("b").await
+}
+
+pub(crate) async fn seccomp(guest: &Guest) -> Result<()> {
+    for no_new_privileges in [false, true] {
+        guest
+            .create_with("sec", |spec| {
+                let mut process = sh("sleep 1000");
+                process["noNewPrivileges"] = json!(no_new_privileges);
+                process["capabilities"] = capabilities();
+                spec.set_process(serde_json::from_value(process).ok());
+                let mut linux = spec.linux().clone().unwrap_or_default();
+                let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+                    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13}]});
+                linux.set_seccomp(serde_json::from_value(profile).ok());
+                spec.set_linux(Some(linux));
+            })
+            .await?;
+        guest.start("sec").await?;
+        let mut process = sh("mkdir /tmp/x; grep Seccomp: /proc/1/status /proc/self/status");
+        process["noNewPrivileges"] = json!(no_new_privileges);
+        guest.exec("sec", "x", process).await?;
+        let output = guest.output("sec", "x").await?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(errors.contains("Permission denied"), "{errors}");
+        ensure!(output.text().matches("Seccomp:\t2").count() == 2, "{}", output.text());
+        guest.remove("sec").await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn many(guest: &Guest) -> Result<()> {
+    guest.create("m", sh("sleep 1000")).await?;
+    guest.start("m").await?;
+    let count = 50;
+    let begin = Instant::now();
+    for _ in 0..count {
+        let ask = GuestDetailsRequest::new();
+        guest.agent.get_guest_details(context(), &ask).await?;
+    }
+    println!("    rpc: {:.1} ms each", begin.elapsed().as_secs_f64() * 1000.0 / f64::from(count));
+    let mut made = 0.0;
+    for number in 0..count {
+        let begin = Instant::now();
+        guest.exec("m", &format!("w{number}"), process(&["true"])).await?;
+        made += begin.elapsed().as_secs_f64() * 1000.0;
+        guest.output("m", &format!("w{number}")).await?;
+    }
+    println!("    exec alone: {:.1} ms each", made / f64::from(count));
+    let begin = Instant::now();
+    for number in 0..count {
+        let output = guest.exec_output("m", &format!("x{number}"), &["echo", "complete"]).await?;
+        ensure!(output.text() == "complete\n" && output.status == 0, "number {number}");
+    }
+    println!("    exec: {:.1} ms each", begin.elapsed().as_secs_f64() * 1000.0 / f64::from(count));
+    let begin = Instant::now();
+    let runs = (0..10).map(|number| {
+        guest.exec_output(
+            "m",
+            ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9"][number],
+            &["echo", "complete"],
+        )
+    });
+    for output in futures::future::join_all(runs).await {
+        ensure!(output?.text() == "complete\n");
+    }
+    println!("    10 at once: {:.1} ms", begin.elapsed().as_secs_f64() * 1000.0);
+    let signals = guest.exec_output("m", "sig", &["grep", "Sig", "/proc/self/status"]).await?;
+    ensure!(signals.text().contains("SigIgn:\t0000000000000000"), "{}", signals.text());
+    guest.remove("m").await?;
+    let (mut created, mut started, mut ran, mut removed) = (0.0, 0.0, 0.0, 0.0);
+    for _ in 0..10 {
+        let mut begin = Instant::now();
+        let mut lap = || {
+            let elapsed = begin.elapsed().as_secs_f64() * 100.0;
+            begin = Instant::now();
+            elapsed
+        };
+        guest.create("m", process(&["true"])).await?;
+        created += lap();
+        guest.start("m").await?;
+        started += lap();
+        guest.output("m", "m").await?;
+        ran += lap();
+        guest.remove("m").await?;
+        removed += lap();
+    }
+    println!(
+        "    create {created:.1} start {started:.1} output+wait {ran:.1} remove {removed:.1} ms"
+    );
+    Ok(())
+}
