@@ -47,11 +47,7 @@ fn serve(flags: Flags, listener: UnixListener, socket: PathBuf) -> anyhow::Resul
         namespace: flags.namespace,
         id: flags.id,
         ttrpc_address: env::var(TTRPC_ADDRESS).ok().filter(|address| !address.is_empty()),
-        publish_binary: Some(flags.publish_binary)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from),
         socket,
-        debug: flags.debug,
     }))
 }
 

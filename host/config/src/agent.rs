@@ -15,7 +15,7 @@ section! {
         log_level: LogLevel = LogLevel::Info;
         /// Serve a shell of the guest on the debug console port. Whoever reaches that port owns the guest.
         debug_console_enabled: bool = false;
-        /// Milliseconds that one try to connect to the agent may take, where the channel needs tries (vsock).
+        /// Milliseconds between two tries to connect to the agent, where the channel needs tries (vsock).
         dial_timeout_ms: u32 = 10, check at_least(1);
         /// Milliseconds from the start of the VM until the agent must have answered; less than 10000 counts as 10000.
         /// (`dial_timeout`, in seconds, is the Go runtime's name of this key.)
@@ -36,7 +36,7 @@ impl Agent {
         self.log_level.with_debug(self.enable_debug)
     }
 
-    /// How long one try to connect may take.
+    /// The time between two tries to connect.
     #[must_use]
     pub fn dial_timeout(&self) -> Duration {
         Duration::from_millis(self.dial_timeout_ms.into())

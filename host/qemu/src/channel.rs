@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
 
 use kata_channel::{ChannelError, ChannelStream, SERIAL_PORT_NAME, SerialDialer};
 use kata_hypervisor::HypervisorError;
@@ -15,17 +16,21 @@ use crate::vsock::{self, Cid};
 #[derive(Debug)]
 pub(crate) enum Channel {
     Serial(SerialDialer),
-    Vsock(Cid),
+    Vsock(Cid, Duration),
 }
 
 impl Channel {
-    /// Makes both ends: this one, and the device whose descriptor is passed to QEMU.
-    pub(crate) fn open(spawn: &mut Spawn) -> Result<(Self, Device), HypervisorError> {
+    /// Makes both ends: this one, and the device whose descriptor is passed to QEMU. `dial_again` is the time between two tries where the
+    /// channel has no other way to learn that the agent listens.
+    pub(crate) fn open(
+        spawn: &mut Spawn,
+        dial_again: Duration,
+    ) -> Result<(Self, Device), HypervisorError> {
         let setup = |source| HypervisorError::Setup { what: "the channel to the agent", source };
         match vsock::reserve_cid().map_err(setup)? {
             Some((vhost, cid)) => {
                 let device = Device::Vsock { vhost: spawn.pass_fd(vhost), cid: cid.number() };
-                Ok((Self::Vsock(cid), device))
+                Ok((Self::Vsock(cid, dial_again), device))
             }
             None => {
                 let (ours, theirs) = socket_pair().map_err(setup)?;
@@ -42,9 +47,10 @@ impl Channel {
                 ChannelError::Closed => HypervisorError::ChannelClosed,
                 error => HypervisorError::Dial { port, source: io::Error::other(error) },
             }),
-            Self::Vsock(cid) => {
-                cid.dial(port).await.map_err(|source| HypervisorError::Dial { port, source })
-            }
+            Self::Vsock(cid, again) => cid
+                .dial(port, *again)
+                .await
+                .map_err(|source| HypervisorError::Dial { port, source }),
         }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) async fn launch(
     let (console_output, their_console) = socket_pair().map_err(setup("the console"))?;
     let control_fd = spawn.pass_fd(their_control);
     let console_fd = spawn.pass_fd(their_console);
-    let (channel, agent_port) = Channel::open(&mut spawn)?;
+    let (channel, agent_port) = Channel::open(&mut spawn, settings.dial_again)?;
     let mut devices = vec![agent_port];
     for share in &spec.shares {
         let socket =

@@ -1,6 +1,7 @@
 //! What an administrator may set about QEMU.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Settings that are the same for all VMs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct QemuSettings {
     pub seccomp_sandbox: String,
     /// The file that the guest's random numbers come from, like `/dev/urandom`.
     pub entropy_source: PathBuf,
+    /// The time between two tries to reach an agent that does not listen yet, where the channel is vsock.
+    pub dial_again: Duration,
 }
 
 impl Default for QemuSettings {
@@ -29,6 +32,7 @@ impl Default for QemuSettings {
             seccomp_sandbox:
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
             entropy_source: "/dev/urandom".into(),
+            dial_again: Duration::from_millis(10),
         }
     }
 }

@@ -14,9 +14,6 @@ use tokio_vsock::{VsockAddr, VsockStream};
 /// Tries to find an address that is free; the addresses are many and the VMs few.
 const ATTEMPTS: usize = 100;
 
-/// Between two dials of a guest whose agent does not listen yet: vsock has no event for it.
-const DIAL_AGAIN: Duration = Duration::from_millis(10);
-
 mod ioctl {
     // linux/vhost.h
     nix::ioctl_write_ptr!(
@@ -34,12 +31,13 @@ impl Cid {
         self.0
     }
 
-    /// Connects, again and again while the guest has nobody who listens: its kernel resets such a connection at once.
-    pub(crate) async fn dial(self, port: u32) -> io::Result<ChannelStream> {
+    /// Connects, again and again while the guest has nobody who listens: its kernel resets such a connection at once, and vsock
+    /// has no event that would tell when to try next.
+    pub(crate) async fn dial(self, port: u32, again: Duration) -> io::Result<ChannelStream> {
         loop {
             match VsockStream::connect(VsockAddr::new(self.0, port)).await {
                 Ok(stream) => return Ok(Box::new(stream)),
-                Err(error) if is_early(&error) => tokio::time::sleep(DIAL_AGAIN).await,
+                Err(error) if is_early(&error) => tokio::time::sleep(again).await,
                 Err(error) => return Err(error),
             }
         }

@@ -46,6 +46,7 @@ pub(crate) fn qemu_settings(config: &HostConfig) -> QemuSettings {
         seccomp_sandbox: qemu.seccomp_sandbox.clone(),
         entropy_source: qemu.entropy_source.clone(),
         accelerator: AcceleratorChoice::Auto,
+        dial_again: config.agent.dial_timeout(),
     }
 }
 

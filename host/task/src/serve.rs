@@ -29,12 +29,8 @@ pub struct ServeOptions {
     pub id: String,
     /// Where the engine takes events; `None` when it wants none.
     pub ttrpc_address: Option<String>,
-    /// The engine's program, which publishes events for those without a ttrpc address.
-    pub publish_binary: Option<PathBuf>,
     /// The listener's path, removed at the end.
     pub socket: PathBuf,
-    /// Whether to log verbosely.
-    pub debug: bool,
 }
 
 /// Serves one sandbox until the engine shuts it down or SIGTERM comes. To be called on a current-thread runtime, in a process
