@@ -118,12 +118,13 @@ check: build-deps
 	else \
 	    echo 'licences of dependencies are not checked: cargo-deny is not installed'; \
 	fi
-	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --lib
+	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e --exclude=kata-qemu
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-qemu --lib
 
 .PHONY: test
 test: check all engines
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test='*'
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --test='*'
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test='*' -- --test-threads=2
 
 .PHONY: bench
 bench: all engines

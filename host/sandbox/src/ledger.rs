@@ -290,6 +290,12 @@ impl Ledger {
         }
     }
 
+    /// Whether the process waits to be started.
+    #[must_use]
+    pub fn is_created(&mut self, key: &ProcessKey) -> bool {
+        matches!(self.phase_mut(key), Ok(Phase::Created))
+    }
+
     /// Asks whether the process may be deleted; its exit, or `None` when it never ran.
     pub fn may_delete(&mut self, key: &ProcessKey) -> Result<Option<Exit>, Refusal> {
         match *self.phase_mut(key)? {

@@ -15,6 +15,9 @@ use crate::{
     SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
 };
 
+/// The status of a process whose own cannot be learned, as containerd has it.
+const UNKNOWN_STATUS: i32 = 255;
+
 /// SIGKILL, which is also what ends every process of a container at once.
 const SIGKILL: u32 = 9;
 
@@ -176,7 +179,11 @@ impl Sandbox {
 
     /// Sends a signal to one process, or with `all` to every process of the container.
     pub async fn kill(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<(), SandboxError> {
-        self.shared.processes().ledger.may_signal(key)?;
+        let never_started = {
+            let mut processes = self.shared.processes();
+            processes.ledger.may_signal(key)?;
+            processes.ledger.is_created(key)
+        };
         let sent = if all {
             self.unless_gone(self.shared.agent.signal_all(&key.container, signal)).await
         } else {
@@ -186,6 +193,11 @@ impl Sandbox {
             // It ended before the signal came, by itself or with its VM, and its exit is on its way.
             Err(SandboxError::Agent(AgentError::NotFound { .. }) | SandboxError::Gone { .. }) => {
                 Err(Refusal::AlreadyFinished(key.clone()).into())
+            }
+            // A process is followed from its start; one that may end without a start, from here.
+            Ok(()) if never_started => {
+                tokio::spawn(watch_process(Arc::clone(&self.shared), key.clone()));
+                Ok(())
             }
             sent => sent,
         }
@@ -431,9 +443,14 @@ async fn watch_parts(shared: Arc<Shared>) {
 
 /// Follows one running process to its end, and its output to the last byte.
 async fn watch_process(shared: Arc<Shared>, key: ProcessKey) {
-    let Ok(status) = shared.unless_gone(shared.agent.wait_process(&guest_id(&key))).await else {
-        // `watch_parts` tells the end of everything.
-        return;
+    let status = match shared.unless_gone(shared.agent.wait_process(&guest_id(&key))).await {
+        Ok(status) => status,
+        // The take-down tells the end of everything.
+        Err(SandboxError::Gone { .. }) => return,
+        Err(error) => {
+            tracing::error!("the end of {key} cannot be learned, so it counts as failed: {error}");
+            UNKNOWN_STATUS
+        }
     };
     let attached = shared.processes().attached(&key);
     if let Some(stdio) = attached {
