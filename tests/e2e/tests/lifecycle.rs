@@ -204,13 +204,15 @@ fn native_snapshotter_serves_as_well() -> Result<()> {
 #[test]
 fn logs_go_where_the_engine_says() -> Result<()> {
     scenario(|containerd| {
+        // `ctr` attaches to fifos only, so the end is learned from the events.
+        let events = containerd.events()?;
         let file = containerd.directory().join("container.log");
         let uri = format!("file://{}", file.display());
         let container = containerd
             .shell("echo to the file; echo errors too >&2")
             .option("--log-uri", &uri)
             .start()?;
-        container.wait()?;
+        events.expect_exit(container.id())?;
         container.remove()?;
         let log = fs::read_to_string(&file)?;
         ensure!(log.contains("to the file\n") && log.contains("errors too\n"), "{log}");
@@ -221,7 +223,7 @@ fn logs_go_where_the_engine_says() -> Result<()> {
         let uri = format!("binary://{}?to={}", logger.display(), copy.display());
         let container = containerd.shell("echo to the logger").option("--log-uri", &uri).start()?;
         let id = container.id().to_owned();
-        container.wait()?;
+        events.expect_exit(&id)?;
         container.remove()?;
         let log = fs::read_to_string(&copy)?;
         assert_eq!(log, format!("{id} {}\nto the logger\n", containerd.namespace()));
