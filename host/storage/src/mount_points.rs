@@ -131,11 +131,11 @@ mod tests {
     #[test]
     fn missing_directories_are_made_and_those_below_mounts_are_not() {
         let rootfs = made(
-            r#"{"ociVersion":"1.0.2","process":{"cwd":"/work/here","user":{"uid":0,"gid":0}},"mounts":[
+            r#"{"ociVersion":"1.0.2","process":{"cwd":"/app/here","user":{"uid":0,"gid":0}},"mounts":[
                 {"destination":"/proc","type":"proc"},{"destination":"/dev","type":"tmpfs"},
                 {"destination":"/dev/shm","type":"tmpfs"},{"destination":"/a/b","type":"tmpfs"}]}"#,
         );
-        for there in ["proc", "dev", "a/b", "work/here"] {
+        for there in ["proc", "dev", "a/b", "app/here"] {
             assert!(rootfs.path().join(there).is_dir(), "{there}");
         }
         assert!(!rootfs.path().join("dev/shm").exists());
