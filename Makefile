@@ -39,6 +39,7 @@ host_crates := containerd-shim-kata-v2 kata-virtiofsd kata-image xtask
 host_programs := $(addprefix $(release)/,$(host_crates))
 
 build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
+check_packages := busybox-static
 engine_packages := containerd runc qemu-system-x86 busybox-static
 
 # --- Building -------------------------------------------------------------------------------------
@@ -110,6 +111,7 @@ demo: all engines
 
 .PHONY: check
 check: build-deps
+	@mk/require-packages $(check_packages)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	$(CARGO) run $(CARGO_FLAGS) --quiet --package=xtask -- check
