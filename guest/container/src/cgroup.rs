@@ -1,5 +1,7 @@
 //! A container's control group (version 2 only: the guest is ours).
 
+mod bpf;
+mod devices;
 mod events;
 mod limits;
 mod stats;
@@ -10,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
 
+pub use devices::{DeviceFilter, DeviceRuleError, DeviceRules};
 pub use stats::{CpuStats, HugetlbStats, IoEntry, MemoryStats, Stats};
 
 /// Where the hierarchy is mounted.
@@ -61,6 +64,12 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// The device rules cannot be enforced.
+    #[error(
+        "cannot enforce the container's device rules; boot a guest kernel with CONFIG_CGROUP_BPF, or let \
+         the container use all devices"
+    )]
+    Devices(#[source] io::Error),
     /// The group cannot be removed, since processes are left in it.
     #[error("cannot remove cgroup {path}")]
     Remove {

@@ -118,6 +118,7 @@ async fn create_parts<E: Future>(
     let bundle = write_bundle(id, plan)?;
     set_network(plan)?;
     plan.cgroup.create()?;
+    plan.device_filter.enforce(&plan.cgroup, &plan.device_rules)?;
     if let Some(resources) = &plan.resources {
         plan.cgroup.apply(resources)?;
     }

@@ -13,7 +13,7 @@ use oci_spec::runtime::{
 };
 use rustix::thread::ThreadNameSpaceType;
 
-use crate::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::{Cgroup, CgroupError, DeviceFilter, DeviceRuleError, DeviceRules};
 use crate::environment::{Environment, EnvironmentError};
 use crate::namespaces::SharedNamespaces;
 
@@ -35,6 +35,9 @@ pub enum SpecError {
     /// The cgroup path is malformed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A device rule is malformed.
+    #[error(transparent)]
+    DeviceRule(#[from] DeviceRuleError),
 }
 
 /// A container's specification, taken apart.
@@ -46,6 +49,10 @@ pub struct Plan {
     pub resources: Option<LinuxResources>,
     /// The container's group.
     pub cgroup: Cgroup,
+    /// Devices that the container may use when it is made.
+    pub device_rules: DeviceRules,
+    /// What enforces those, or others that come later.
+    pub device_filter: DeviceFilter,
     /// Network settings by file below `/proc/sys`: the network namespace is the guest's, so that the
     /// agent applies them to it.
     pub network_sysctls: BTreeMap<String, String>,
@@ -96,6 +103,8 @@ impl Plan {
         let cgroup = Cgroup::new(linux.cgroups_path().as_deref(), id)?;
         linux.set_cgroups_path(Some(cgroup.path()));
         let resources = linux.resources().clone();
+        let devices = resources.as_ref().and_then(|resources| resources.devices().as_deref());
+        let device_rules = DeviceRules::new(devices.unwrap_or_default())?;
         linux.set_resources(None);
         linux.set_intel_rdt(None).set_mount_label(None);
         let network_sysctls = split_sysctls(&mut linux);
@@ -116,6 +125,8 @@ impl Plan {
             spec,
             resources,
             cgroup,
+            device_rules,
+            device_filter: DeviceFilter::default(),
             network_sysctls,
             rootfs,
             terminal,
@@ -123,6 +134,14 @@ impl Plan {
             uid,
             inherited,
         })
+    }
+
+    /// Whether the container joins a pid namespace of others.
+    #[must_use]
+    pub fn shares_pids(&self) -> bool {
+        let linux = self.spec.linux().as_ref();
+        let pids = linux.and_then(|linux| namespace(linux, LinuxNamespaceType::Pid));
+        pids.is_some_and(|path| path.is_some())
     }
 }
 

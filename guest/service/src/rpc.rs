@@ -12,6 +12,7 @@ use kata_agent_api::convert::resources_from_wire;
 use kata_agent_api::csi::VolumeStatsResponse;
 use kata_agent_api::empty::Empty;
 use kata_agent_api::types;
+use kata_guest_container::cgroup::DeviceRules;
 use kata_guest_container::stdio::Output;
 use kata_guest_setup::{clock, entropy};
 use ttrpc::Code;
@@ -114,7 +115,13 @@ impl AgentService for Service {
         let resources = request.resources.into_option();
         let resources = resources.ok_or_else(|| invalid("the request has no resources"))?;
         let resources = resources_from_wire(resources).map_err(Tell::tell)?;
-        container.plan.cgroup.apply(&resources).map_err(Tell::tell)?;
+        let plan = &container.plan;
+        // Most updates are not about devices, and leave them as they are.
+        if let Some(devices) = resources.devices().as_deref().filter(|list| !list.is_empty()) {
+            let rules = DeviceRules::new(devices).map_err(Tell::tell)?;
+            plan.device_filter.enforce(&plan.cgroup, &rules).map_err(Tell::tell)?;
+        }
+        plan.cgroup.apply(&resources).map_err(Tell::tell)?;
         Ok(Empty::new())
     }
 

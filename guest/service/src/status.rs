@@ -84,6 +84,12 @@ impl Tell for kata_guest_container::spec::SpecError {
     }
 }
 
+impl Tell for kata_guest_container::cgroup::DeviceRuleError {
+    fn code(&self) -> Code {
+        Code::INVALID_ARGUMENT
+    }
+}
+
 impl Tell for kata_agent_api::convert::ConvertError {
     fn code(&self) -> Code {
         Code::INVALID_ARGUMENT

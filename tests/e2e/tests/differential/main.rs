@@ -1,9 +1,10 @@
 //! The same under runc and under kata: a table of cases, each run under both and compared.
 
 mod compare;
+mod devices;
 mod mounts;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use compare::{Case, Probe, compare, compare_clients};
 use kata_e2e::{Image, Run, Spec, scenario};
 use serde_json::json;
@@ -90,7 +91,8 @@ const FILES: &str = "
 
 #[test]
 fn plain_container_is_the_same() -> Result<()> {
-    scenario(|containerd| compare(ITSELF, |script| containerd.shell(script)))
+    let probes = [ITSELF, devices::LOG].concat();
+    scenario(|containerd| compare(&probes, |script| containerd.shell(script)))
 }
 
 #[test]
@@ -198,6 +200,21 @@ fn own_specification(rootfs: &std::path::Path, script: &str) -> Spec {
 }
 
 #[test]
+fn device_rules_mean_the_same() -> Result<()> {
+    scenario(|containerd| {
+        let rootfs = containerd.directory().join("rootfs");
+        Image::unpack(&rootfs)?;
+        devices::tables().iter().try_for_each(|(name, rules)| {
+            let run = |script: &str| {
+                let spec = Spec::new(&rootfs, &["sh", "-c", script]);
+                containerd.shell(script).spec(devices::with_rules(spec, rules))
+            };
+            compare(devices::LOG, run).context(*name)
+        })
+    })
+}
+
+#[test]
 fn exec_is_the_same() -> Result<()> {
     const CASES: &[Case] = &[
         Case::exec("exit 0", &["true"]),
@@ -229,6 +246,10 @@ fn exec_is_the_same() -> Result<()> {
         Case::exec(
             "same world",
             &["sh", "-c", "hostname; ls /; readlink /proc/1/exe; ls /proc | grep -c '^1$'"],
+        ),
+        Case::exec(
+            "device that is not allowed",
+            &["sh", "-c", "mknod /dev/log c 1 11; echo x > /dev/log"],
         ),
         Case::exec("user", &["id"]).with(&["--user", "1000"]),
         Case::exec("user and group", &["id"]).with(&["--user", "1000:29"]),

@@ -1,0 +1,101 @@
+//! The three calls of bpf(2) that a device filter needs.
+#![expect(unsafe_code, reason = "bpf has no safe wrapper")]
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// One instruction, as `struct bpf_insn` of linux/bpf.h.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Instruction {
+    /// Class, operation and kind of operand.
+    pub(super) code: u8,
+    /// The destination in the low four bits, the source in the high ones. (On a big-endian machine the
+    /// two halves change places; the guest is little-endian.)
+    pub(super) registers: u8,
+    /// Of a jump: instructions to skip; of a load: bytes from the source register.
+    pub(super) offset: i16,
+    /// The operand, if it is a constant.
+    pub(super) immediate: i32,
+}
+
+/// Commands, the kind of program and flags, with their numbers of linux/bpf.h.
+const PROG_LOAD: libc::c_int = 5;
+const PROG_ATTACH: libc::c_int = 8;
+const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const CGROUP_DEVICE: u32 = 6;
+/// Groups below may have filters of their own, which can only forbid more.
+const ALLOW_MULTI: u32 = 2;
+const REPLACE: u32 = 4;
+
+/// No helper function of the kernel is called, so that any licence will do.
+const LICENCE: &CStr = c"Apache-2.0";
+
+/// The part of `union bpf_attr` that loads a program.
+#[repr(C)]
+struct Load {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    licence: u64,
+}
+
+/// The part of `union bpf_attr` that attaches one.
+#[repr(C)]
+struct Attach {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+    replaced: u32,
+}
+
+/// Hands a device filter to the kernel, which checks it. Its descriptor closes on exec.
+///
+/// # Errors
+///
+/// ENOSYS or EINVAL from a kernel without such programs, and EINVAL, EACCES or E2BIG for a program
+/// that it does not take.
+pub(super) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
+    let attributes = Load {
+        kind: PROG_TYPE_CGROUP_DEVICE,
+        count: u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        instructions: program.as_ptr() as u64,
+        licence: LICENCE.as_ptr() as u64,
+    };
+    let fd = bpf(PROG_LOAD, &attributes)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets `program` judge every access from `cgroup` and below from now on, in place of `replaced`, of
+/// which there is no moment without either. It stays for as long as the group does.
+///
+/// # Errors
+///
+/// Fails when `replaced` is not attached there, and on a kernel without such programs.
+pub(super) fn attach(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    replaced: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().unsigned_abs();
+    let attributes = Attach {
+        target: number(cgroup),
+        program: number(program),
+        kind: CGROUP_DEVICE,
+        flags: if replaced.is_some() { ALLOW_MULTI | REPLACE } else { ALLOW_MULTI },
+        replaced: replaced.map_or(0, number),
+    };
+    bpf(PROG_ATTACH, &attributes).map(drop)
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+    // SAFETY: these commands only read: the attributes, whose size is given, and what they point to,
+    // which outlives the call and has the length that they say.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+}
