@@ -20,7 +20,7 @@ pub struct SharedNamespaces {
     pub ipc: Option<PathBuf>,
     /// Host name.
     pub uts: Option<PathBuf>,
-    /// Process ids.
+    /// Process ids: those of the sandbox's first container.
     pub pid: Option<PathBuf>,
 }
 
@@ -76,7 +76,7 @@ impl SharedNamespaces {
         }
     }
 
-    /// Shares the pid namespace of `process` with the containers that are made from now on.
+    /// Keeps the pid namespace of `process` for containers that are to share it.
     ///
     /// # Errors
     ///

@@ -56,7 +56,8 @@ impl Agent {
         let spec = spec_from_wire(wire).map_err(Tell::tell)?;
         let (plan, storages) = {
             let mut sandbox = self.sandbox();
-            let plan = Plan::new(spec, id, &sandbox.namespaces).map_err(Tell::tell)?;
+            let namespaces = sandbox.namespaces_for(request.sandbox_pidns)?;
+            let plan = Plan::new(spec, id, &namespaces).map_err(Tell::tell)?;
             (plan, sandbox.storages.add(&request.storages)?)
         };
         let init = match self.make_init(id, &plan).await {
@@ -66,11 +67,22 @@ impl Agent {
                 return Err(error);
             }
         };
+        self.keep_pid_namespace(&init);
+        let container = Container::new(id, plan, init, storages);
+        kill_with_init(&container);
+        Ok(container)
+    }
+
+    /// Keeps the first container's process ids for those that are to share them.
+    fn keep_pid_namespace(&self, init: &Process) {
         let mut sandbox = self.sandbox();
-        if (sandbox.shares_pids || request.sandbox_pidns) && sandbox.namespaces.pid.is_none() {
-            sandbox.namespaces.share_pid(&init).map_err(Tell::tell)?;
+        if sandbox.namespaces.pid.is_some() {
+            return;
         }
-        Ok(Container::new(id, plan, init, storages))
+        if let Err(error) = sandbox.namespaces.share_pid(init) {
+            // Whoever wants to share them will be told.
+            tracing::warn!(error = &error as &dyn std::error::Error, "a pid namespace is not kept");
+        }
     }
 
     async fn make_init(&self, id: &str, plan: &Plan) -> ttrpc::Result<Process> {
@@ -268,6 +280,24 @@ impl Agent {
             not_found(format!("there is no process {exec_id:?} in container {id:?}"))
         })
     }
+}
+
+/// With its pid namespace a container's processes end when its init does. In one that it shares they
+/// would live on.
+fn kill_with_init(container: &Container) {
+    if !container.plan.shares_pids() {
+        return;
+    }
+    let (init, cgroup) = (Arc::clone(&container.init), container.plan.cgroup.clone());
+    tokio::spawn(async move {
+        init.wait().await;
+        if let Err(error) = cgroup.kill() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "processes outlive their init"
+            );
+        }
+    });
 }
 
 /// Frozen processes make no more of their kind, so nobody is missed.

@@ -17,7 +17,7 @@ pub(crate) struct Sandbox {
     pub(crate) id: Option<String>,
     /// Namespaces that containers share.
     pub(crate) namespaces: SharedNamespaces,
-    /// Whether containers share the first one's pid namespace.
+    /// Whether all containers share the first one's pid namespace.
     pub(crate) shares_pids: bool,
     /// What is mounted.
     pub(crate) storages: Storages,
@@ -70,6 +70,24 @@ impl Sandbox {
         self.containers.remove(id);
     }
 
+    /// The namespaces for one more container, which shares process ids with the first one if it or the
+    /// sandbox wants that. The first one has its own.
+    ///
+    /// # Errors
+    ///
+    /// FAILED_PRECONDITION when the first container's have gone with it.
+    pub(crate) fn namespaces_for(&self, shares_pids: bool) -> ttrpc::Result<SharedNamespaces> {
+        let mut namespaces = self.namespaces.clone();
+        let is_first = !self.containers.values().any(Option::is_some);
+        if !shares_pids && !self.shares_pids {
+            namespaces.pid = None;
+        } else if namespaces.pid.is_none() && !is_first {
+            let text = "the container is to share process ids with the sandbox's first one, which has ended";
+            return Err(refuse(ttrpc::Code::FAILED_PRECONDITION, text));
+        }
+        Ok(namespaces)
+    }
+
     /// Every container that has been made.
     pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
         self.containers.values().flatten().cloned().collect()
@@ -88,5 +106,17 @@ mod tests {
         assert!(sandbox.container("a").is_err(), "not made yet");
         sandbox.settle("a", None);
         sandbox.reserve("a").unwrap();
+    }
+
+    #[test]
+    fn process_ids_are_shared_only_on_demand() {
+        let mut sandbox = Sandbox::default();
+        assert_eq!(sandbox.namespaces_for(true).unwrap().pid, None, "the first has its own");
+        let pid = PathBuf::from("/run/pid");
+        sandbox.namespaces.pid = Some(pid.clone());
+        assert_eq!(sandbox.namespaces_for(true).unwrap().pid, Some(pid.clone()));
+        assert_eq!(sandbox.namespaces_for(false).unwrap().pid, None);
+        sandbox.shares_pids = true;
+        assert_eq!(sandbox.namespaces_for(false).unwrap().pid, Some(pid));
     }
 }

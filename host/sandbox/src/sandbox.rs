@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kata_agent_client::{AgentClient, AgentError, ContainerStats, GuestContainer, ProcessId};
+use kata_agent_client::{
+    AgentClient, AgentError, ContainerStats, GuestContainer, GuestStorage, ProcessId,
+};
 use kata_hypervisor::{Hypervisor, Vm};
-use kata_storage::{FileServer, Share};
+use kata_storage::{FileServer, Share, SharedMemory};
 use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::{OnceCell, watch};
 
@@ -122,7 +124,7 @@ impl Sandbox {
         let container = GuestContainer {
             id: plan.id,
             spec: plan.spec,
-            storages: Vec::new(),
+            storages: plan.mounts.shared_memory.iter().map(memory_storage).collect(),
             shared_pid_namespace: plan.shared_pid_namespace,
         };
         self.unless_gone(self.shared.agent.create_container(&container)).await
@@ -510,6 +512,21 @@ fn share_storage(share: &Share, plan: &mut ContainerPlan) -> Result<(), SandboxE
     let mounts = share.add_mounts(&plan.id, plan.mounts.clone())?;
     plan.spec.set_mounts(Some(mounts));
     Ok(())
+}
+
+/// A tmpfs that the agent mounts for the first container that needs it, and keeps until the last one goes.
+fn memory_storage(memory: &SharedMemory) -> GuestStorage {
+    let options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned);
+    let size = (memory.size > 0).then(|| format!("size={}", memory.size));
+    GuestStorage {
+        driver: "ephemeral".to_owned(),
+        source: "shm".to_owned(),
+        fstype: "tmpfs".to_owned(),
+        options: options.into_iter().chain(size).collect(),
+        mount_point: memory.guest_path.display().to_string(),
+        shared: true,
+        ..GuestStorage::default()
+    }
 }
 
 /// How the agent knows a process: an init's exec id is its container's id.

@@ -27,3 +27,4 @@ pub use plan::{GuestMounts, HostBind, plan_mounts};
 pub use rootfs::{RootfsMount, mount_rootfs};
 pub use server::{FileServer, FileServerSpec};
 pub use share::{GUEST_SHARE, Share};
+pub use source::SharedMemory;

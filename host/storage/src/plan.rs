@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Mount, Spec};
 
 use crate::StorageError;
-use crate::source::{Source, look_at};
+use crate::source::{SharedMemory, Source, look_at};
 
 /// File systems that the guest's kernel makes out of nothing.
 const GUEST_TYPES: [&str; 16] = [
@@ -40,6 +40,8 @@ pub struct GuestMounts {
     pub spec_mounts: Vec<Mount>,
     /// The mounts whose source is the host's to share.
     pub host_binds: Vec<HostBind>,
+    /// What the guest has to have before it makes the mounts.
+    pub shared_memory: Vec<SharedMemory>,
 }
 
 /// A directory or file of the host that a container is to see.
@@ -61,7 +63,8 @@ pub struct HostBind {
 
 /// Sorts a spec's mounts. Relative sources are taken from `bundle`. Changes nothing; looks at the sources of bind mounts only.
 pub fn plan_mounts(spec: &Spec, bundle: &Path) -> Result<GuestMounts, StorageError> {
-    let mut plan = GuestMounts { spec_mounts: Vec::new(), host_binds: Vec::new() };
+    let mut plan =
+        GuestMounts { spec_mounts: Vec::new(), host_binds: Vec::new(), shared_memory: Vec::new() };
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         let options: &[String] = mount.options().as_deref().unwrap_or_default();
         refuse_id_mapping(mount, options)?;
@@ -128,7 +131,10 @@ fn plan_bind(
         Source::Guest(path) => {
             in_guest.set_source(Some(path));
         }
-        Source::SharedMemory(size) => in_guest = shared_memory(mount, size),
+        Source::SharedMemory(memory) => {
+            in_guest.set_source(Some(memory.guest_path.clone()));
+            plan.shared_memory.push(memory);
+        }
         Source::Refused(reason) => return Err(unsupported(mount, &reason)),
     }
     plan.spec_mounts.push(in_guest);
@@ -153,16 +159,6 @@ fn own_mount(mount: &Mount, options: &[String]) -> Result<Mount, StorageError> {
         in_guest.set_options(Some(guest_options(options)));
     }
     Ok(in_guest)
-}
-
-/// A tmpfs of the guest in place of one of the host, which no process of the VM could share with one of the host.
-fn shared_memory(mount: &Mount, size: u64) -> Mount {
-    let mut in_guest = mount.clone();
-    in_guest.set_typ(Some("tmpfs".to_owned())).set_source(Some("shm".into()));
-    let options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned);
-    let size = (size > 0).then(|| format!("size={size}"));
-    in_guest.set_options(Some(options.into_iter().chain(size).collect()));
-    in_guest
 }
 
 /// The options that mean in the guest what they mean on the host.

@@ -14,10 +14,20 @@ pub(crate) enum Source {
     Host(PathBuf),
     /// The guest has the same under this path: a device that every kernel has, or a part of `/proc`, `/sys` or `/dev`.
     Guest(PathBuf),
-    /// Memory that processes share: the guest makes its own, of this size in bytes.
-    SharedMemory(u64),
+    /// Memory that processes share: the guest makes its own.
+    SharedMemory(SharedMemory),
     /// Nobody; the reason is a sentence's end.
     Refused(String),
+}
+
+/// Memory of the guest in place of memory of the host, which no process of the VM could share with one of the host. Containers of one
+/// sandbox that are given the same of the host's are given the same of the guest's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedMemory {
+    /// Where the guest is to have it, as a tmpfs.
+    pub guest_path: PathBuf,
+    /// The most that it may hold, in bytes; 0 is no limit but the guest's own.
+    pub size: u64,
 }
 
 /// The kernel's own file systems by their magic numbers (statfs(2)). Files on them are faces of the host's kernel, and mean nothing
@@ -40,6 +50,9 @@ const KERNEL_FILE_SYSTEMS: [(u64, &str); 13] = [
 
 const TMPFS: u64 = 0x0102_1994;
 
+/// Where the guest has the memory that containers share; the rest of the name says which.
+const GUEST_MEMORY: &str = "/run/kata-containers/sandbox/shm";
+
 /// Looks at `source` as it is now. An error means that it is not there or cannot be reached.
 pub(crate) fn look_at(source: &Path, destination: &Path) -> io::Result<Source> {
     let path = fs::canonicalize(source)?;
@@ -59,7 +72,11 @@ pub(crate) fn look_at(source: &Path, destination: &Path) -> io::Result<Source> {
     let magic = u64::from(file_system.f_type as u32);
     if destination == Path::new("/dev/shm") && magic == TMPFS && kind.is_dir() {
         let blocks = u64::try_from(file_system.f_bsize).unwrap_or(0);
-        return Ok(Source::SharedMemory(file_system.f_blocks.saturating_mul(blocks)));
+        let size = file_system.f_blocks.saturating_mul(blocks);
+        return Ok(Source::SharedMemory(SharedMemory {
+            guest_path: guest_memory(&metadata),
+            size,
+        }));
     }
     let of_kernel = KERNEL_FILE_SYSTEMS.iter().find(|(number, _)| *number == magic);
     if is_in_system_tree(&path) {
@@ -72,6 +89,11 @@ pub(crate) fn look_at(source: &Path, destination: &Path) -> io::Result<Source> {
         )),
         None => Source::Host(path),
     })
+}
+
+/// A name that this directory of the host has for as long as it is mounted, and no other.
+fn guest_memory(metadata: &fs::Metadata) -> PathBuf {
+    PathBuf::from(format!("{GUEST_MEMORY}-{:x}-{:x}", metadata.dev(), metadata.ino()))
 }
 
 /// Whether the path belongs to what a guest has itself. Shared memory below `/dev` is ordinary files.
@@ -134,7 +156,8 @@ mod tests {
     #[test]
     fn tmpfs_on_dev_shm_is_shared_memory() {
         let found = look_at(Path::new("/dev/shm"), Path::new("/dev/shm")).unwrap();
-        assert!(matches!(found, Source::SharedMemory(size) if size > 0), "{found:?}");
+        assert!(matches!(&found, Source::SharedMemory(memory) if memory.size > 0), "{found:?}");
+        assert_eq!(look_at(Path::new("/dev/shm"), Path::new("/dev/shm")).unwrap(), found);
         assert_eq!(look("/dev/shm"), Source::Host("/dev/shm".into()));
     }
 

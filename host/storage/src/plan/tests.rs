@@ -98,8 +98,9 @@ fn shared_memory_of_the_host_becomes_the_guests() {
     let plan = plan(&[("/dev/shm", "bind", "/dev/shm", "rbind,ro")]).unwrap();
     assert!(plan.host_binds.is_empty());
     let shm = &plan.spec_mounts[0];
-    assert_eq!(shm.typ().as_deref(), Some("tmpfs"));
-    assert!(options(shm).iter().any(|option| option.starts_with("size=")), "{shm:?}");
+    assert_eq!(plan.shared_memory.len(), 1);
+    assert_eq!(shm.source().as_deref(), Some(plan.shared_memory[0].guest_path.as_path()));
+    assert_eq!(options(shm), ["rbind", "ro"]);
 }
 
 #[test]
