@@ -11,7 +11,7 @@
 use crate::workspace::Workspace;
 
 /// Host crates that know one matter each, and not each other.
-const LEAVES: &[&str] = &["config", "hypervisor", "agent-client", "network", "storage"];
+const LEAVES: &[&str] = &["config", "hypervisor", "agent-client", "network", "storage", "timeline"];
 
 /// Host crates that drive one VMM each.
 const DRIVERS: &[&str] = &["qemu", "krun", "cloud-hypervisor", "firecracker"];

@@ -21,6 +21,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use kata_task::Moment;
 
 use flags::{Action, Invocation};
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
 
 /// Does what the command line asks for and returns what is to be printed.
 fn answer() -> anyhow::Result<Vec<u8>> {
+    let asked = Moment::now();
     let args: Vec<String> = std::env::args_os()
         .skip(1)
         .map(|arg| {
@@ -55,7 +57,7 @@ fn answer() -> anyhow::Result<Vec<u8>> {
     match action {
         Action::Version => Ok(format!("{PROGRAM}: version {VERSION}\n").into_bytes()),
         Action::Info => info::run().context("cannot describe the runtime"),
-        Action::Start => start::run(&flags),
+        Action::Start => start::run(&flags, asked),
         Action::Delete => {
             delete::run(&flags).with_context(|| format!("cannot clean up after {}", flags.id))
         }

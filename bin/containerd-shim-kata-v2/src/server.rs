@@ -8,11 +8,11 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use kata_task::ServeOptions;
+use kata_task::{Moment, ServeOptions};
 
 use crate::flags::Flags;
 use crate::log;
-use crate::server_process::TTRPC_ADDRESS;
+use crate::server_process::{ASKED, TTRPC_ADDRESS};
 
 /// Runs until the sandbox has ended. What goes wrong is logged, since nobody reads what a server prints.
 pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
@@ -48,6 +48,7 @@ fn serve(flags: Flags, listener: UnixListener, socket: PathBuf) -> anyhow::Resul
         id: flags.id,
         ttrpc_address: env::var(TTRPC_ADDRESS).ok().filter(|address| !address.is_empty()),
         socket,
+        asked: env::var(ASKED).ok().and_then(|asked| asked.parse().ok()).map(Moment::from_nanos),
     }))
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use kata_shim_api::address::{SocketAddress, write_whole};
 use kata_shim_api::bootstrap::StartInput;
+use kata_task::Moment;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -25,13 +26,16 @@ const PID_FILE: &str = "shim.pid";
 /// The environment variable for where events go; containerd sets it for us, we set it for the server.
 pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 
+/// The environment variable that tells the server when `start` was executed, in nanoseconds of `CLOCK_MONOTONIC`.
+pub(crate) const ASKED: &str = "KATA_SHIM_ASKED";
+
 /// How long a server that was told to end may take before it is killed.
 const GRACE: Duration = Duration::from_millis(1500);
 
 /// Starts the server with the socket as its standard input, and writes its pid to the bundle. It holds nothing of ours.
 pub(crate) fn spawn(
     flags: &Flags,
-    input: &StartInput,
+    (input, asked): (&StartInput, Moment),
     address: &SocketAddress,
     listener: UnixListener,
     bundle: &Path,
@@ -49,6 +53,7 @@ pub(crate) fn spawn(
     if flags.debug || input.debug() {
         command.arg("-debug");
     }
+    command.env(ASKED, asked.as_nanos().to_string());
     if let Some(address) = input.ttrpc_address() {
         command.env(TTRPC_ADDRESS, address);
     }

@@ -13,6 +13,7 @@ use kata_host_runtime::ContainerRole;
 use kata_shim_api::address::SocketAddress;
 use kata_shim_api::bootstrap::StartInput;
 use kata_shim_api::identifier;
+use kata_task::Moment;
 use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 
 use crate::bundle;
@@ -23,8 +24,8 @@ use crate::socket::{self, Bound};
 /// More than any engine's options need, and less than would hurt.
 const LARGEST_INPUT: u64 = 4 << 20;
 
-/// Returns what is to be printed.
-pub(crate) fn run(flags: &Flags) -> anyhow::Result<Vec<u8>> {
+/// Returns what is to be printed. `asked` is when this program was executed.
+pub(crate) fn run(flags: &Flags, asked: Moment) -> anyhow::Result<Vec<u8>> {
     identifier::check("container id (-id)", &flags.id)?;
     identifier::check("namespace (-namespace)", &flags.namespace)?;
     let bundle =
@@ -43,7 +44,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<Vec<u8>> {
         }
         ContainerRole::PodMember(_) => record(&address, &bundle)?,
         ContainerRole::Single | ContainerRole::PodSandbox => {
-            start(flags, &input, &address, &bundle)?;
+            start(flags, &input, &address, &bundle, asked)?;
         }
     }
     Ok(input.answer(&address))
@@ -55,12 +56,13 @@ fn start(
     input: &StartInput,
     address: &SocketAddress,
     bundle: &Path,
+    asked: Moment,
 ) -> anyhow::Result<()> {
     let Bound::Fresh(listener) = socket::bind(address)? else { return record(address, bundle) };
     let started = (|| {
         share_no_core()?;
         record(address, bundle)?;
-        server_process::spawn(flags, input, address, listener, bundle)
+        server_process::spawn(flags, (input, asked), address, listener, bundle)
     })();
     if started.is_err() {
         // The error is what matters; a socket that stays is replaced by the next start.

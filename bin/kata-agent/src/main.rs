@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use kata_channel::{AGENT_PORT, SerialListener};
@@ -17,18 +18,20 @@ use kata_guest_setup::cmdline::{self, Options, ServerAddress};
 use kata_guest_setup::network::Network;
 use kata_guest_setup::reaper::Reaper;
 use kata_guest_setup::serial::SerialPort;
-use kata_guest_setup::{modules, mounts, power};
+use kata_guest_setup::{boot, modules, mounts, power};
 
 /// Overrides `agent.server_addr`.
 const SERVER_ADDRESS: &str = "KATA_AGENT_SERVER_ADDR";
 
 fn main() -> ExitCode {
+    let started = boot::clock();
     let is_init = std::process::id() == 1;
     let mounted = if is_init { mounts::set_up() } else { Ok(()) };
     // The host takes this line as the sign that the kernel is up.
     println!("kata-agent {VERSION} started");
     let options = options();
-    let result = mounted.map_err(anyhow::Error::from).and_then(|()| run(is_init, &options));
+    let result =
+        mounted.map_err(anyhow::Error::from).and_then(|()| run(is_init, &options, started));
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -56,7 +59,7 @@ fn options() -> Options {
     options
 }
 
-fn run(is_init: bool, options: &Options) -> anyhow::Result<()> {
+fn run(is_init: bool, options: &Options, started: Duration) -> anyhow::Result<()> {
     let log = Log::start(options.log);
     for warning in &options.warnings {
         tracing::warn!("{warning}");
@@ -73,17 +76,20 @@ fn run(is_init: bool, options: &Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(is_init, options, log))
-}
-
-async fn serve(is_init: bool, options: &Options, log: Log) -> anyhow::Result<()> {
-    let (reaper, collecting) = Reaper::start().context("cannot listen for SIGCHLD")?;
-    tokio::spawn(collecting);
     let settings = Settings {
         pipe_size: options.container_pipe_size,
         hotplug_timeout: options.hotplug_timeout,
         is_init,
+        started,
+        ready: boot::clock(),
     };
+    runtime.block_on(serve(settings, options, log))
+}
+
+async fn serve(settings: Settings, options: &Options, log: Log) -> anyhow::Result<()> {
+    let (reaper, collecting) = Reaper::start().context("cannot listen for SIGCHLD")?;
+    tokio::spawn(collecting);
+    let is_init = settings.is_init;
     let agent = Agent::new(settings, reaper).context("cannot hide from containers")?;
     let agent = Arc::new(agent);
     let shell_port = options.debug_console.then_some(options.debug_console_port).flatten();

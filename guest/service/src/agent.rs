@@ -20,6 +20,10 @@ pub struct Settings {
     pub hotplug_timeout: Duration,
     /// Whether the agent is PID 1.
     pub is_init: bool,
+    /// The agent's first instruction, on the clock of [`kata_guest_setup::boot`].
+    pub started: Duration,
+    /// The machine was set up, on the same clock.
+    pub ready: Duration,
 }
 
 /// The state behind the services.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use kata_agent_api::BootStamps;
 use kata_agent_api::agent::*;
 use kata_agent_api::agent_ttrpc::AgentService;
 use kata_agent_api::convert::resources_from_wire;
@@ -14,7 +15,7 @@ use kata_agent_api::empty::Empty;
 use kata_agent_api::types;
 use kata_guest_container::cgroup::DeviceRules;
 use kata_guest_container::stdio::Output;
-use kata_guest_setup::{clock, entropy};
+use kata_guest_setup::{boot, clock, entropy};
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 
@@ -245,7 +246,16 @@ impl AgentService for Service {
     }
 
     async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> Done {
-        self.whole(|agent| async move { agent.create_sandbox(request).await }).await
+        let taken = boot::clock();
+        self.whole(|agent| async move { agent.create_sandbox(request).await }).await?;
+        let stamps = BootStamps {
+            kernel_done: boot::kernel_done(),
+            agent_started: self.agent.settings.started,
+            agent_ready: self.agent.settings.ready,
+            taken,
+            given: boot::clock(),
+        };
+        Ok(stamps.to_answer())
     }
 
     async fn destroy_sandbox(&self, _: &TtrpcContext, _: DestroySandboxRequest) -> Done {

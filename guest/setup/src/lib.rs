@@ -4,6 +4,7 @@
 //! Nothing in here knows a container or the agent protocol. Everything is called from the agent's
 //! single thread, so no function blocks for longer than a system call does.
 
+pub mod boot;
 pub mod channel;
 pub mod clock;
 pub mod cmdline;

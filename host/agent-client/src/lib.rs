@@ -28,6 +28,7 @@ pub use container::GuestContainer;
 pub use error::AgentError;
 pub use file::{FileContent, GuestFile};
 pub use guest::{AgentVersion, GuestDetails};
+pub use kata_agent_api::BootStamps;
 pub use network::{GuestAddress, GuestInterface, GuestNeighbour, GuestRoute, IpFamily};
 pub use process::ProcessId;
 pub use sandbox::{GuestSandbox, GuestStorage, GuestStorageGroup};

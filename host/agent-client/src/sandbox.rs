@@ -1,7 +1,7 @@
 //! The guest as a whole: before its first container and after its last.
 
-use kata_agent_api::agent;
 use kata_agent_api::types::FSGroupChangePolicy;
+use kata_agent_api::{BootStamps, agent};
 
 use crate::client::request;
 use crate::{AgentClient, AgentError};
@@ -56,8 +56,12 @@ pub struct GuestStorageGroup {
 }
 
 impl AgentClient {
-    /// Prepares the guest. Must be called once, before there are containers.
-    pub async fn create_sandbox(&self, sandbox: &GuestSandbox) -> Result<(), AgentError> {
+    /// Prepares the guest. Must be called once, before there are containers. Tells what the guest says of its boot; `None` from an
+    /// agent that says nothing, which every other one does.
+    pub async fn create_sandbox(
+        &self,
+        sandbox: &GuestSandbox,
+    ) -> Result<Option<BootStamps>, AgentError> {
         let message = agent::CreateSandboxRequest {
             hostname: sandbox.hostname.clone(),
             dns: sandbox.dns.clone(),
@@ -68,7 +72,8 @@ impl AgentClient {
             kernel_modules: sandbox.kernel_modules.iter().filter_map(|m| module(m)).collect(),
             ..Default::default()
         };
-        request!(self, agent.create_sandbox, "CreateSandbox", message).map(drop)
+        let answer = request!(self, agent.create_sandbox, "CreateSandbox", message)?;
+        Ok(BootStamps::of_answer(&answer))
     }
 
     /// Ends the sandbox. The guest stops by itself afterwards; it may do so before it answers,

@@ -1,6 +1,7 @@
 //! The two traits: [`Hypervisor`] boots, [`Vm`] is what runs then.
 
 use std::fmt;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
@@ -29,6 +30,11 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 pub trait Vm: Send + Sync + fmt::Debug {
     /// The VMM's process id on the host.
     fn pid(&self) -> u32;
+
+    /// When the VMM's program had been executed; `None` where the driver cannot tell.
+    fn executed(&self) -> Option<Instant> {
+        None
+    }
 
     /// The guest's console.
     fn console(&self) -> Console;

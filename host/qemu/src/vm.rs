@@ -1,6 +1,7 @@
 //! A running QEMU.
 
 use std::fmt;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
@@ -26,6 +27,10 @@ pub(crate) struct QemuVm {
 impl Vm for QemuVm {
     fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    fn executed(&self) -> Option<Instant> {
+        Some(self.child.executed())
     }
 
     fn console(&self) -> Console {

@@ -7,8 +7,10 @@ use std::time::Duration;
 use kata_agent_client::AgentClient;
 use kata_hypervisor::{Hypervisor, Vm, VmExit};
 use kata_storage::{FileServer, Share};
+use kata_timeline::{Recorder, Stage};
 use tokio::time::{Instant, sleep_until};
 
+use crate::timing::record_guest;
 use crate::{BootError, BootStage, Footprint, SandboxPlan};
 
 /// The agent's port in the guest (agent protocol: vsock port 1024).
@@ -42,9 +44,11 @@ pub(crate) struct Booted {
 pub(crate) async fn boot(
     plan: &SandboxPlan,
     hypervisor: &dyn Hypervisor,
+    times: &Recorder,
 ) -> Result<Booted, BootError> {
     let footprint = Footprint::make(&plan.id, &plan.vm.run_dir, &plan.cgroup)?;
-    match boot_parts(plan, hypervisor, &footprint).await {
+    times.stamp(Stage::FootprintMade);
+    match boot_parts(plan, hypervisor, &footprint, times).await {
         Ok((vm, agent, share, file_server)) => {
             Ok(Booted { vm, agent, share, file_server, footprint })
         }
@@ -63,12 +67,14 @@ async fn boot_parts(
     plan: &SandboxPlan,
     hypervisor: &dyn Hypervisor,
     footprint: &Footprint,
+    times: &Recorder,
 ) -> Result<Parts, BootError> {
     let share = Share::create(&plan.vm.run_dir)?;
     for mount in &plan.sandbox_mounts {
         share.add_sandbox_mount(&mount.source, mount.readonly)?;
     }
     let file_server = FileServer::start(&plan.file_server)?;
+    times.stamp_at(Stage::FileServerExecuted, file_server.executed());
     let vm = match boot_vm(plan, hypervisor).await {
         Ok(vm) => vm,
         Err(error) => {
@@ -76,8 +82,12 @@ async fn boot_parts(
             return Err(error);
         }
     };
+    times.stamp(Stage::VmmGreeted);
+    if let Some(executed) = vm.executed() {
+        times.stamp_at(Stage::VmmExecuted, executed);
+    }
     let reached = match footprint.record(&[vm.pid(), file_server.pid()]) {
-        Ok(()) => reach_agent(plan, vm.as_ref(), &file_server).await,
+        Ok(()) => reach_agent(plan, vm.as_ref(), &file_server, times).await,
         Err(error) => Err(error.into()),
     };
     match reached {
@@ -110,12 +120,16 @@ async fn reach_agent(
     plan: &SandboxPlan,
     vm: &dyn Vm,
     file_server: &FileServer,
+    times: &Recorder,
 ) -> Result<AgentClient, BootError> {
     let console = vm.console();
     let hello = async {
         let stream = vm.dial(AGENT_PORT).await?;
         let agent = AgentClient::new(stream, plan.deadlines.request);
-        agent.create_sandbox(&plan.guest).await.map_err(BootError::Agent)?;
+        times.stamp(Stage::AgentReached);
+        let told = agent.create_sandbox(&plan.guest).await.map_err(BootError::Agent)?;
+        times.stamp(Stage::SandboxCreated);
+        record_guest(times, told);
         Ok(agent)
     };
     let kernel_deadline = Instant::now() + plan.deadlines.kernel;

@@ -19,6 +19,7 @@ pub use kata_agent_client::{
     MemoryStats, MemoryUsage, PidsStats, ThrottlingStats,
 };
 pub use kata_storage::RootfsMount;
+pub use kata_timeline::{Moment, Recorder, Stage};
 
 mod boot;
 mod error;
@@ -28,6 +29,7 @@ mod plan;
 mod process;
 mod sandbox;
 mod stdio;
+mod timing;
 
 pub use error::{BootError, BootStage, SandboxError};
 pub use footprint::{Footprint, FootprintError, sweep};

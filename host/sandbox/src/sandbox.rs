@@ -7,11 +7,13 @@ use kata_agent_client::{
 };
 use kata_hypervisor::{Hypervisor, Vm};
 use kata_storage::{FileServer, Share, SharedMemory};
+use kata_timeline::{Recorder, Stage};
 use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::{OnceCell, watch};
 
 use crate::boot::{self, Booted};
 use crate::process::{PendingExec, Processes};
+use crate::timing::Timing;
 use crate::{
     BootError, ContainerPlan, EventSink, Exit, Footprint, GuestProcess, ProcessKey, Refusal,
     SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
@@ -45,6 +47,7 @@ struct Shared {
     // are held; events are emitted under the lock, which is what keeps their order.
     share: Mutex<Option<Share>>,
     footprint: Footprint,
+    timing: Arc<Timing>,
     processes: Mutex<Processes>,
     events: Arc<dyn EventSink>,
     /// Why the sandbox is gone, once it is.
@@ -56,14 +59,17 @@ impl Sandbox {
     /// Boots the sandbox and returns when its agent has set it up. Blocks on nothing but the VM.
     ///
     /// The calling thread becomes the parent of VMM and file server, which die with it; the calling process enters the
-    /// sandbox's cgroup and must have a mount namespace of its own.
+    /// sandbox's cgroup and must have a mount namespace of its own. The stages of the start are added to `times`; the record is
+    /// written to the sandbox's directory when its first container has been started, and when that has written its first byte.
     pub async fn boot(
         plan: SandboxPlan,
         hypervisor: &dyn Hypervisor,
         events: Arc<dyn EventSink>,
+        times: Recorder,
     ) -> Result<Self, BootError> {
         let Booted { vm, agent, share, file_server, footprint } =
-            boot::boot(&plan, hypervisor).await?;
+            boot::boot(&plan, hypervisor, &times).await?;
+        let timing = Timing { times, sandbox: plan.id.clone(), dir: plan.vm.run_dir };
         let shared = Arc::new(Shared {
             id: plan.id,
             single_container: plan.single_container,
@@ -72,6 +78,7 @@ impl Sandbox {
             file_server,
             share: Mutex::new(Some(share)),
             footprint,
+            timing: Arc::new(timing),
             processes: Mutex::default(),
             events,
             gone: watch::Sender::new(None),
@@ -106,6 +113,7 @@ impl Sandbox {
         let mut processes = self.shared.processes();
         match made {
             Ok(()) => {
+                self.shared.timing.times.stamp(Stage::ContainerCreated);
                 processes.ledger.created(&key);
                 processes.attach(&key, stdio.attach(self.guest_process(&key)));
                 Ok(())
@@ -121,6 +129,7 @@ impl Sandbox {
 
     async fn create_in_guest(&self, mut plan: ContainerPlan) -> Result<(), SandboxError> {
         self.shared.with_share(|share| share_storage(share, &mut plan))?;
+        self.shared.timing.times.stamp(Stage::StorageShared);
         let container = GuestContainer {
             id: plan.id,
             spec: plan.spec,
@@ -145,6 +154,7 @@ impl Sandbox {
 
     /// Starts a created process. Its start event is out before this returns.
     pub async fn start(&self, key: &ProcessKey) -> Result<(), SandboxError> {
+        self.shared.timing.times.stamp(Stage::StartAsked);
         let mut pending = {
             let mut processes = self.shared.processes();
             processes.ledger.begin_start(key)?;
@@ -165,6 +175,7 @@ impl Sandbox {
         processes.ledger.started(key);
         self.shared.events.emit(SandboxEvent::Started { process: key.clone() });
         drop(processes);
+        self.shared.timing.stamp_and_save(Stage::ProcessExecuted);
         tokio::spawn(watch_process(Arc::clone(&self.shared), key.clone()));
         Ok(())
     }
@@ -308,7 +319,7 @@ impl Sandbox {
     }
 
     fn guest_process(&self, key: &ProcessKey) -> GuestProcess {
-        GuestProcess::new(self.shared.agent.clone(), guest_id(key))
+        GuestProcess::new(self.shared.agent.clone(), guest_id(key), Arc::clone(&self.shared.timing))
     }
 
     async fn unless_gone<T>(

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_agent_client::{AgentClient, AgentError, ProcessId};
+use kata_timeline::Stage;
 
+use crate::timing::Timing;
 use crate::{Exit, ProcessKey};
 
 /// Why the host's side of a process's streams cannot be used.
@@ -35,21 +37,29 @@ pub trait AttachedStdio: Send + Sync {
 pub struct GuestProcess {
     agent: AgentClient,
     id: ProcessId,
+    timing: Arc<Timing>,
 }
 
 impl GuestProcess {
-    pub(crate) fn new(agent: AgentClient, id: ProcessId) -> Self {
-        Self { agent, id }
+    pub(crate) fn new(agent: AgentClient, id: ProcessId, timing: Arc<Timing>) -> Self {
+        Self { agent, id, timing }
     }
 
     /// The next bytes of stdout, at most `max`; empty at its end. Waits for as long as there are none.
     pub async fn read_stdout(&self, max: u32) -> Result<Vec<u8>, AgentError> {
-        self.agent.read_stdout(&self.id, max).await
+        self.timed(self.agent.read_stdout(&self.id, max).await)
     }
 
     /// The next bytes of stderr, at most `max`; empty at its end, at once for a process with a terminal.
     pub async fn read_stderr(&self, max: u32) -> Result<Vec<u8>, AgentError> {
-        self.agent.read_stderr(&self.id, max).await
+        self.timed(self.agent.read_stderr(&self.id, max).await)
+    }
+
+    fn timed(&self, output: Result<Vec<u8>, AgentError>) -> Result<Vec<u8>, AgentError> {
+        if output.as_ref().is_ok_and(|bytes| !bytes.is_empty()) {
+            self.timing.stamp_and_save(Stage::FirstOutput);
+        }
+        output
     }
 
     /// Writes to stdin and says how much was taken. Waits while the process does not read.

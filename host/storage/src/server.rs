@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use kata_linux::jail::{Jail, Resource};
 use kata_linux::process::{Child, Exit, Spawn};
@@ -65,6 +66,12 @@ impl FileServer {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    /// When its program had been executed.
+    #[must_use]
+    pub fn executed(&self) -> Instant {
+        self.child.executed()
     }
 
     /// Resolves when the server has ended, with how; at once if it already has.

@@ -19,4 +19,5 @@ mod serve;
 mod service;
 mod stdio;
 
+pub use kata_sandbox::Moment;
 pub use serve::{ServeOptions, cleanup, serve};

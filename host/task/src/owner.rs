@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kata_host_runtime::{ContainerRole, Runtime, role_of};
-use kata_sandbox::{Exit, ProcessKey, RootfsMount, Sandbox};
+use kata_sandbox::{Exit, ProcessKey, Recorder, RootfsMount, Sandbox, Stage};
 use kata_shim_api::api::{CreateTaskRequest, Mount};
 use kata_shim_api::options::RuntimeOptions;
 use oci_spec::runtime::{Process, Spec};
@@ -30,6 +30,7 @@ pub(crate) struct Record {
 pub(crate) struct Owner {
     namespace: String,
     pub(crate) events: Arc<TaskEvents>,
+    times: Recorder,
     sandbox: OnceLock<(Runtime, Sandbox)>,
     /// Held while the sandbox boots, so that it boots once and a shutdown waits for it.
     booting: tokio::sync::Mutex<()>,
@@ -45,10 +46,11 @@ impl std::fmt::Debug for Owner {
 }
 
 impl Owner {
-    pub(crate) fn new(namespace: String, events: Arc<TaskEvents>) -> Self {
+    pub(crate) fn new(namespace: String, events: Arc<TaskEvents>, times: Recorder) -> Self {
         Self {
             namespace,
             events,
+            times,
             sandbox: OnceLock::new(),
             booting: tokio::sync::Mutex::default(),
             records: Mutex::default(),
@@ -68,6 +70,7 @@ impl Owner {
 
     /// Makes a container, and for the first one its sandbox. Returns the pid that stands for it.
     pub(crate) async fn create(&self, req: CreateTaskRequest) -> Result<u32, Failure> {
+        self.times.stamp(Stage::CreateAsked);
         let bundle = PathBuf::from(&req.bundle);
         let spec = read_spec(&bundle)?;
         let key = ProcessKey::init(&req.id);
@@ -121,8 +124,10 @@ impl Owner {
         let plan = runtime.plan_sandbox(id, spec)?;
         // Whatever the container's own plan refuses is refused before anything has started.
         runtime.plan_container(id, spec.clone(), Path::new("/"), Vec::new())?;
+        self.times.stamp(Stage::PlanReady);
         let events = Arc::clone(&self.events);
-        let sandbox = Sandbox::boot(plan, runtime.hypervisor(), events).await?;
+        let times = self.times.clone();
+        let sandbox = Sandbox::boot(plan, runtime.hypervisor(), events, times).await?;
         self.events.set_pid(sandbox.pid());
         Ok(self.sandbox.get_or_init(|| (runtime, sandbox)))
     }

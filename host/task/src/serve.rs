@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kata_linux::mount;
+use kata_sandbox::{Moment, Recorder, Stage};
 use kata_shim_api::task_services;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,6 +32,8 @@ pub struct ServeOptions {
     pub ttrpc_address: Option<String>,
     /// The listener's path, removed at the end.
     pub socket: PathBuf,
+    /// When the engine asked for the sandbox's start; `None` if nobody could tell.
+    pub asked: Option<Moment>,
 }
 
 /// Serves one sandbox until the engine shuts it down or SIGTERM comes. To be called on a current-thread runtime, in a process
@@ -39,7 +42,11 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     mount::unshare_mount_namespace().context("cannot take a mount namespace of its own")?;
     let publisher = Publisher::start(options.namespace.clone(), options.ttrpc_address.as_deref());
     let events = Arc::new(TaskEvents::new(publisher));
-    let owner = Arc::new(Owner::new(options.namespace, Arc::clone(&events)));
+    let times = Recorder::new();
+    if let Some(asked) = options.asked {
+        times.stamp_at(Stage::ShimAsked, asked);
+    }
+    let owner = Arc::new(Owner::new(options.namespace, Arc::clone(&events), times.clone()));
     let service = Arc::new(TaskService { owner: Arc::clone(&owner) });
 
     options.listener.set_nonblocking(true).context("cannot prepare the shim's socket")?;
@@ -49,6 +56,7 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
         .add_listener(kata_shim_api::listener(listener))
         .register_service(task_services(&service));
     server.start().await.context("cannot serve the task API")?;
+    times.stamp(Stage::ServerUp);
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     tokio::select! {

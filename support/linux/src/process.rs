@@ -15,6 +15,7 @@ use std::io::{self, PipeReader, Read};
 use std::os::fd::{OwnedFd, RawFd};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Instant;
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal};
@@ -140,6 +141,7 @@ impl Spawn {
         let (words, stderr) = io::pipe().map_err(watch_error)?;
         let mut command = self.command(stderr).map_err(watch_error)?;
         let child = jail::spawn(&mut command, own_pids);
+        let executed = Instant::now();
         // Closes our ends of the pipe and of what was passed.
         drop(command);
         let child = child.map_err(|source| why_not(program.clone(), words.try_clone(), source))?;
@@ -151,7 +153,7 @@ impl Spawn {
         let last_words = LastWords::default();
         let (report, exit) = watch::channel(None);
         tokio::spawn(watch_over(reaper, stderr, last_words.clone(), report));
-        Ok(Child { pid: child.id(), pidfd, exit, last_words })
+        Ok(Child { pid: child.id(), executed, pidfd, exit, last_words })
     }
 
     fn command(self, stderr: io::PipeWriter) -> io::Result<Command> {
@@ -180,6 +182,7 @@ fn why_not(program: String, words: io::Result<PipeReader>, source: io::Error) ->
 #[derive(Debug)]
 pub struct Child {
     pid: u32,
+    executed: Instant,
     pidfd: Arc<Pidfd>,
     exit: watch::Receiver<Option<Exit>>,
     last_words: LastWords,
@@ -190,6 +193,12 @@ impl Child {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// When the child had executed its program.
+    #[must_use]
+    pub fn executed(&self) -> Instant {
+        self.executed
     }
 
     /// Resolves when the child has ended, has been reaped, and what it wrote to stderr has been read; at once if it already has.

@@ -4,8 +4,10 @@
 //! The agent serves [`agent_ttrpc::AgentService`] and [`health_ttrpc::Health`] on one connection.
 //! Messages carry no documentation here: it stands in the `.proto` files.
 
+mod boot_stamps;
 pub mod convert;
 
+pub use boot_stamps::BootStamps;
 pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
 pub use protobuf::well_known_types::empty;
 

@@ -1,0 +1,87 @@
+//! Where the time of a start went, as `kata-runtime timeline` tells it.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Client, Input, Installation, Output, only_a_vm, scenario};
+
+/// Every stage, in the order in which a container without a network reaches them.
+const STAGES: &[&str] = &[
+    "shim-asked",
+    "server-up",
+    "create-asked",
+    "plan-ready",
+    "footprint-made",
+    "file-server-executed",
+    "vmm-executed",
+    "kernel-entered",
+    "kernel-done",
+    "agent-started",
+    "agent-ready",
+    "sandbox-created",
+    "storage-shared",
+    "container-created",
+    "start-asked",
+    "process-executed",
+    "first-output",
+];
+
+fn timeline(arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(Installation::under_test().bin().join("kata-runtime"));
+    command.arg("timeline").args(arguments);
+    Client::spawn(command, Input::Nothing)?.wait()
+}
+
+#[test]
+fn every_stage_of_a_start_is_told_in_its_order() -> Result<()> {
+    if !only_a_vm("the stages of a boot") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let run = containerd.shell("echo first; cat").stdin(Input::Pipe);
+        let id = run.id().to_owned();
+        let mut client = run.attach()?;
+        client.expect("first")?;
+
+        let json = timeline(&[&id, "--json"])?.success()?;
+        let record: serde_json::Value = serde_json::from_str(&json)?;
+        let stamps = record["stamps"].as_array().context("no stamps")?;
+        let at = |stage: &str| {
+            let stamp = stamps.iter().find(|stamp| stamp["stage"] == stage);
+            stamp
+                .and_then(|stamp| stamp["at"].as_u64())
+                .with_context(|| format!("no {stage}: {json}"))
+        };
+        // The guest's clock is known up to the time that one exchange was on its way.
+        let slack =
+            record["guest_uncertainty_ns"].as_u64().context("the clocks were not compared")?;
+        for pair in STAGES.windows(2) {
+            let (earlier, later) = (at(pair[0])?, at(pair[1])?);
+            ensure!(earlier <= later + slack, "{} comes after {}: {json}", pair[0], pair[1]);
+        }
+        ensure!(slack < at("first-output")? - at("shim-asked")?, "±{slack} ns tells nothing");
+
+        let table = timeline(&[&id])?.success()?;
+        ensure!(
+            table.contains("agent reached") && table.contains("guest kernel: boots"),
+            "{table}"
+        );
+        let picture = timeline(&[&id, "--svg"])?.success()?;
+        ensure!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"), "{picture}");
+
+        client.close_stdin();
+        client.wait()?;
+        let error = timeline(&[&id])?.failure()?;
+        ensure!(error.contains("the sandbox does not run"), "{error}");
+        Ok(())
+    })
+}
+
+#[test]
+fn sandbox_that_cannot_be_is_refused() -> Result<()> {
+    for id in ["../x", "", "a/b"] {
+        let error = timeline(&[id])?.failure()?;
+        ensure!(error.contains("sandbox id"), "{id:?}: {error}");
+    }
+    Ok(())
+}
