@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn emulated_microvm_is_rendered_whole() {
         let expected = "-nodefaults -no-user-config -no-reboot -display none -name sandbox-web-1 \
-            -machine microvm,memory-backend=ram,acpi=on,auto-kernel-cmdline=off,x-option-roms=off,rtc=on \
+            -machine microvm,memory-backend=ram,acpi=on,auto-kernel-cmdline=off,rtc=on \
             -global virtio-mmio.force-legacy=false -accel tcg,thread=single -cpu max,erms=off,fsrm=off -smp 1 \
             -object memory-backend-memfd,id=ram,size=256M,share=on,merge=off,dump=off -m 256M \
             -kernel /share/vmlinux.container -initrd /share/initrd.img -append console=ttyS0 quiet \

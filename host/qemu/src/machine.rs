@@ -49,7 +49,6 @@ impl Machine {
                     // virtio devices are found through ACPI: distributions' kernels do not read them off the command line.
                     .with("acpi", "on")
                     .with("auto-kernel-cmdline", "off")
-                    .with("x-option-roms", "off")
                     // So that the guest's clock is right before the agent is told the time.
                     .with("rtc", "on");
                 vec![
