@@ -43,7 +43,7 @@ section! {
         default_maxmemory: u32 = 0;
         /// How container file systems reach the guest: "virtio-fs".
         shared_fs: SharedFs = SharedFs::VirtioFs;
-        /// The virtio-fs server; "" uses the one that is installed with this software.
+        /// The virtio-fs server, QEMU's or the one written in Rust; "" uses the one that is installed with this software.
         virtio_fs_daemon: Option<PathBuf> = None;
         /// What the guest may cache of shared files: "auto" (data until a file is closed, names for a second), "always", "never",
         /// or "metadata" (names and attributes, but no data).

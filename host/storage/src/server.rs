@@ -13,7 +13,7 @@ use crate::StorageError;
 /// How to run a file server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileServerSpec {
-    /// Our `kata-virtiofsd`, or another virtiofsd (1.5 or newer) with the same command line.
+    /// Our `kata-virtiofsd`, or another one: that of QEMU up to 7, or the one written in Rust that took its place.
     pub program: PathBuf,
     /// Whether it is another one: it then puts up its walls by itself, all of them.
     pub external: bool,
@@ -104,37 +104,67 @@ impl Drop for FileServer {
 }
 
 fn arguments(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
+    let mut arguments = if spec.external { others(spec, fd) } else { ours(spec, fd) };
+    arguments.extend(spec.extra_args.iter().map(OsString::from));
+    arguments
+}
+
+/// QEMU's own server knows no others than these, and its successor still takes them.
+fn others(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
+    let mut source = OsString::from("source=");
+    source.push(&spec.shared_dir);
+    let cache = if spec.cache == "never" { "none" } else { &spec.cache };
+    let mut arguments = vec![format!("--fd={fd}").into()];
+    for option in [source, format!("cache={cache}").into(), "xattr".into()] {
+        arguments.extend(["-o".into(), option]);
+    }
+    if spec.debug {
+        arguments.push("-d".into());
+    }
+    arguments
+}
+
+fn ours(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
     let mut shared_dir = OsString::from("--shared-dir=");
     shared_dir.push(&spec.shared_dir);
-    let mut arguments = vec![
+    vec![
         format!("--fd={fd}").into(),
         shared_dir,
         format!("--cache={}", spec.cache).into(),
         // Images carry file capabilities in them.
         "--xattr".into(),
         format!("--log-level={}", if spec.debug { "debug" } else { "warn" }).into(),
-    ];
-    arguments.extend(spec.extra_args.iter().map(OsString::from));
-    arguments
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn administrators_arguments_come_last() {
-        let spec = FileServerSpec {
+    fn spec(external: bool, cache: &str) -> FileServerSpec {
+        FileServerSpec {
             program: "virtiofsd".into(),
-            external: false,
+            external,
             extra_args: vec!["--thread-pool-size=1".to_owned()],
-            cache: "auto".to_owned(),
+            cache: cache.to_owned(),
             shared_dir: "/run/x/shared".into(),
             socket: "/run/x/fs.sock".into(),
             debug: false,
-        };
-        let arguments = arguments(&spec, 3);
+        }
+    }
+
+    #[test]
+    fn administrators_arguments_come_last() {
+        let arguments = arguments(&spec(false, "auto"), 3);
         assert_eq!(arguments[..2], ["--fd=3", "--shared-dir=/run/x/shared"]);
+        assert_eq!(arguments.last().unwrap(), "--thread-pool-size=1");
+    }
+
+    #[test]
+    fn other_servers_are_told_in_their_words() {
+        let arguments = arguments(&spec(true, "never"), 3);
+        let expected = ["--fd=3", "-o", "source=/run/x/shared", "-o", "cache=none", "-o", "xattr"];
+        assert_eq!(arguments[..7], expected);
         assert_eq!(arguments.last().unwrap(), "--thread-pool-size=1");
     }
 }
