@@ -80,7 +80,8 @@ $(initrd): $(kernel_packages) $(agent) $(release)/kata-image
 
 config := share/defaults/kata-containers/configuration.toml
 installed := bin/containerd-shim-kata-v2 bin/kata-runtime libexec/kata-containers/kata-virtiofsd \
-    share/kata-containers/vmlinux.container share/kata-containers/kata-containers-initrd.img $(config)
+    share/kata-containers/vmlinux.container share/kata-containers/kata-containers-initrd.img $(config) \
+    $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target)
 
 # $(call install-into,DIRECTORY,PREFIX): what is built, into DIRECTORY, configured for PREFIX.
 # Files that are the same are left alone.
@@ -88,6 +89,8 @@ define install-into
 @install -C -D -m 755 $(release)/containerd-shim-kata-v2 $(release)/kata-runtime -t $(1)/bin
 @install -C -D -m 755 $(release)/kata-virtiofsd -t $(1)/libexec/kata-containers
 @install -C -D -m 644 $(vmlinux) $(initrd) -t $(1)/share/kata-containers
+@install -C -D -m 755 $(agent) -t $(1)/share/kata-containers/guest
+@install -C -D -m 644 bin/kata-agent/systemd/kata-agent.service bin/kata-agent/systemd/kata-containers.target -t $(1)/share/kata-containers/guest
 @$(release)/xtask default-config --prefix $(2) >$(build)/configuration.toml
 @install -C -D -m 644 $(build)/configuration.toml $(1)/$(config)
 @echo 'installed into $(1)'
@@ -101,7 +104,7 @@ install: $(if $(wildcard $(initrd)),,all)
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(installed))
 	@rmdir --ignore-fail-on-non-empty $(wildcard $(addprefix $(DESTDIR)$(PREFIX)/, \
-	    libexec/kata-containers share/kata-containers share/defaults/kata-containers)) 2>/dev/null || true
+	    libexec/kata-containers share/kata-containers/guest share/kata-containers share/defaults/kata-containers)) 2>/dev/null || true
 
 # --- Showing and testing --------------------------------------------------------------------------
 
@@ -120,12 +123,13 @@ check: build-deps
 	else \
 	    echo 'licences of dependencies are not checked: cargo-deny is not installed'; \
 	fi
-	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e --exclude=kata-qemu
+	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e --exclude=kata-guest-tests --exclude=kata-qemu
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-qemu --lib
 
 .PHONY: test
 test: check all engines
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --test='*'
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-guest-tests --test='*' -- --test-threads=2
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test='*' -- --test-threads=2
 
 .PHONY: bench
@@ -148,6 +152,8 @@ build-deps:
 engines:
 	@((EUID == 0)) || { echo 'containerd and its VMs need root; run this as root' >&2; exit 1; }
 	@mk/require-packages $(engine_packages)
+	@# A file server that is not ours, for a test: older suites have it with QEMU, newer ones by itself.
+	@test -e /usr/lib/qemu/virtiofsd || mk/require-packages virtiofsd
 
 .PHONY: clean
 clean:

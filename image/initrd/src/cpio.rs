@@ -19,7 +19,7 @@ const S_IFCHR: u32 = 0o020_000;
 
 /// What an archive entry is, with its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Entry<'a> {
+pub enum Entry<'a> {
     /// A directory.
     Directory,
     /// A regular file and its bytes; at most 4 GiB - 1.
@@ -32,7 +32,7 @@ pub(crate) enum Entry<'a> {
 
 /// An archive in the making, in memory.
 #[derive(Debug, Default)]
-pub(crate) struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     last_inode: u32,
 }
@@ -40,7 +40,7 @@ pub(crate) struct Archive {
 impl Archive {
     /// Appends an entry. `path` has no leading slash, and its directory must have been added
     /// before. `permissions` are the low twelve bits of the mode.
-    pub(crate) fn add(&mut self, path: &str, permissions: u32, entry: Entry<'_>) {
+    pub fn add(&mut self, path: &str, permissions: u32, entry: Entry<'_>) {
         let (kind, links, content, device) = match entry {
             Entry::Directory => (S_IFDIR, 2, &[][..], (0, 0)),
             Entry::File(content) => (S_IFREG, 1, content, (0, 0)),
@@ -53,7 +53,8 @@ impl Archive {
     }
 
     /// Ends the archive and gives its bytes.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    #[must_use]
+    pub fn finish(mut self) -> Vec<u8> {
         self.append(&Header { inode: 0, mode: 0, links: 1, device: (0, 0) }, TRAILER, &[]);
         self.bytes
     }

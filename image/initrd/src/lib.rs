@@ -24,6 +24,7 @@ mod package;
 mod signature;
 
 pub use apt::{FetchError, fetch_kernel_package};
+pub use cpio::{Archive, Entry};
 pub use initrd::{InitrdError, build_initrd};
 pub use kernel::{KernelError, extract_vmlinux};
 pub use modules::{GUEST_MODULES, ModuleError};

@@ -1,13 +1,36 @@
-//! What must hold for containers.
+//! Containers and their processes, as the agent makes them.
 
 use std::time::{Duration, Instant};
 
-use crate::guest::*;
 use anyhow::{Context as _, Result, ensure};
 use kata_agent_api::agent::*;
+use kata_guest_tests::*;
 use serde_json::json;
 
-pub(crate) async fn lifecycle(guest: &Guest) -> Result<()> {
+#[test]
+fn containers_run_and_tell_how_they_ended() -> Result<()> {
+    booted(First::Agent, async |guest| {
+        lifecycle(guest).await.context("lifecycle")?;
+        environment(guest).await.context("environment")?;
+        command_errors(guest).await.context("command errors")?;
+        exec(guest).await.context("exec")?;
+        terminal(guest).await.context("terminal")?;
+        seccomp(guest).await.context("seccomp")
+    })
+}
+
+#[test]
+fn limits_hold_and_nothing_of_a_stream_is_lost() -> Result<()> {
+    booted(First::Agent, async |guest| {
+        pause_and_limits(guest).await.context("pause and limits")?;
+        devices(guest).await.context("devices")?;
+        out_of_memory(guest).await.context("out of memory")?;
+        streams(guest).await.context("streams")?;
+        many_at_once(guest).await.context("many at once")
+    })
+}
+
+async fn lifecycle(guest: &Guest) -> Result<()> {
     let output = guest.run("c1", sh("echo out; echo err >&2; exit 42")).await?;
     ensure!(output.status == 42, "status {}", output.status);
     ensure!(output.stdout == b"out\n" && output.stderr == b"err\n", "{:?}", output.text());
@@ -16,7 +39,7 @@ pub(crate) async fn lifecycle(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn environment(guest: &Guest) -> Result<()> {
+async fn environment(guest: &Guest) -> Result<()> {
     let mut process = sh(
         "env; id; umask; pwd; hostname; cat /proc/1/cgroup; grep -E 'Cap|NoNew|SigBlk' /proc/self/status",
     );
@@ -38,15 +61,7 @@ pub(crate) async fn environment(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// The sentence of a refusal.
-pub(crate) fn sentence(error: &anyhow::Error) -> String {
-    match error.downcast_ref::<ttrpc::Error>() {
-        Some(ttrpc::Error::RpcStatus(status)) => status.message().to_owned(),
-        _ => error.to_string(),
-    }
-}
-
-pub(crate) async fn command_errors(guest: &Guest) -> Result<()> {
+async fn command_errors(guest: &Guest) -> Result<()> {
     guest.create("up", sh("sleep 1000")).await?;
     guest.start("up").await?;
     for (command, words) in [
@@ -70,11 +85,11 @@ pub(crate) async fn command_errors(guest: &Guest) -> Result<()> {
         spec.set_root(Some(root));
     });
     let error = bad_root.await.err().context("a bad root was taken")?;
-    println!("    bad root: {}", sentence(&error));
+    ensure!(sentence(&error).contains("/nonexistent"), "{}", sentence(&error));
     guest.remove("up").await
 }
 
-pub(crate) async fn exec(guest: &Guest) -> Result<()> {
+async fn exec(guest: &Guest) -> Result<()> {
     guest.create("e", sh("trap 'exit 3' TERM; while :; do sleep 1000 & wait; done")).await?;
     guest.start("e").await?;
     let output = guest.exec_output("e", "x1", &["sh", "-c", "cat; echo $HOME; exit 5"]);
@@ -105,7 +120,7 @@ pub(crate) async fn exec(guest: &Guest) -> Result<()> {
     guest.remove("e").await
 }
 
-pub(crate) async fn terminal(guest: &Guest) -> Result<()> {
+async fn terminal(guest: &Guest) -> Result<()> {
     let mut init = sh("tty; stty size; read line; echo got $line; stty size; exit 9");
     init["terminal"] = json!(true);
     guest.create("t", init).await?;
@@ -140,7 +155,7 @@ pub(crate) async fn terminal(guest: &Guest) -> Result<()> {
     guest.remove("t").await
 }
 
-pub(crate) async fn pause_and_limits(guest: &Guest) -> Result<()> {
+async fn pause_and_limits(guest: &Guest) -> Result<()> {
     guest.create("p", sh("while :; do echo x; sleep 0.01; done")).await?;
     guest.start("p").await?;
     let pause = PauseContainerRequest { container_id: "p".into(), ..Default::default() };
@@ -175,7 +190,7 @@ pub(crate) async fn pause_and_limits(guest: &Guest) -> Result<()> {
     guest.remove("p").await
 }
 
-pub(crate) async fn out_of_memory(guest: &Guest) -> Result<()> {
+async fn out_of_memory(guest: &Guest) -> Result<()> {
     let hog = "head -c 100m /dev/zero | tail -c 100m > /dev/null; echo never";
     guest.create("oom", process(&["sh", "-c", hog])).await?;
     guest.start("oom").await?;
@@ -184,7 +199,7 @@ pub(crate) async fn out_of_memory(guest: &Guest) -> Result<()> {
     guest.remove("oom").await
 }
 
-pub(crate) async fn streams(guest: &Guest) -> Result<()> {
+async fn streams(guest: &Guest) -> Result<()> {
     let size = 8 << 20;
     let script = format!("head -c {size} /dev/zero | tee /dev/stderr | md5sum; md5sum");
     guest.create("s", sh(&script)).await?;
@@ -196,12 +211,9 @@ pub(crate) async fn streams(guest: &Guest) -> Result<()> {
         }
         guest.write("s", "s", b"").await
     };
-    let begin = Instant::now();
     let (output, written) = tokio::join!(guest.output("s", "s"), writer);
     let output = output?;
     written?;
-    let elapsed = begin.elapsed().as_secs_f64();
-    println!("    {:.1} MiB/s", 2.0 * size as f64 / f64::from(1 << 20) / elapsed);
     ensure!(output.stderr.len() == size, "{} of {size} bytes of stderr", output.stderr.len());
     let sums = "96995b58d4cbf6aaa9041b4f00c7f6ae  -\n";
     ensure!(output.text().starts_with(sums), "{}", output.text());
@@ -215,29 +227,7 @@ pub(crate) async fn streams(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn bulk(guest: &Guest) -> Result<()> {
-    let size = 16 << 20;
-    let rate = |begin: Instant| f64::from(16) / begin.elapsed().as_secs_f64();
-    guest.create("b", process(&["dd", "if=/dev/zero", "bs=65536", "count=256"])).await?;
-    guest.start("b").await?;
-    let begin = Instant::now();
-    ensure!(guest.output("b", "b").await?.stdout.len() == size);
-    println!("    out: {:.1} MiB/s", rate(begin));
-    guest.remove("b").await?;
-    guest.create("b", process(&["sh", "-c", "cat > /dev/null"])).await?;
-    guest.start("b").await?;
-    let chunk = vec![b'x'; 64 << 10];
-    let begin = Instant::now();
-    for _ in 0..size / chunk.len() {
-        guest.write("b", "b", &chunk).await?;
-    }
-    guest.write("b", "b", b"").await?;
-    ensure!(guest.output("b", "b").await?.status == 0);
-    println!("    in: {:.1} MiB/s", rate(begin));
-    guest.remove("b").await
-}
-
-pub(crate) async fn seccomp(guest: &Guest) -> Result<()> {
+async fn seccomp(guest: &Guest) -> Result<()> {
     for no_new_privileges in [false, true] {
         guest
             .create_with("sec", |spec| {
@@ -265,64 +255,57 @@ pub(crate) async fn seccomp(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn many(guest: &Guest) -> Result<()> {
+/// Rules hold from the start, and others from an update on, for what runs already too.
+async fn devices(guest: &Guest) -> Result<()> {
+    let allow_all = json!({"devices": [{"allow": true, "access": "rwm"}]});
+    let no_log = json!({"devices": [{"allow": true, "access": "rwm"},
+        {"allow": false, "type": "c", "major": 1, "minor": 11, "access": "w"}]});
+    guest
+        .create_with("d", |spec| {
+            let capabilities = json!(["CAP_MKNOD"]);
+            let mut process = sh("mknod /dev/log c 1 11; exec sleep 1000");
+            process["capabilities"] = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
+            spec.set_process(serde_json::from_value(process).ok());
+        })
+        .await?;
+    guest.start("d").await?;
+    let write =
+        ["sh", "-c", "while ! test -e /dev/log; do sleep 0.1; done; echo '<7>a test' >/dev/log"];
+    let refused = "sh: can't create /dev/log: Operation not permitted\n";
+    for (exec_id, rules, expected) in [
+        ("x1", None, refused),
+        ("x2", Some(allow_all), ""),
+        ("x3", Some(no_log), refused),
+        ("x4", Some(json!({"pids": {"limit": 50}})), refused),
+    ] {
+        if let Some(rules) = rules {
+            let mut update =
+                UpdateContainerRequest { container_id: "d".into(), ..Default::default() };
+            let resources = serde_json::from_value(rules)?;
+            update.resources = Some(kata_agent_api::convert::resources_to_wire(&resources)?).into();
+            guest.agent.update_container(context(), &update).await?;
+        }
+        let output = guest.exec_output("d", exec_id, &write).await?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(errors == expected, "{exec_id}: {errors:?}");
+    }
+    guest.remove("d").await
+}
+
+async fn many_at_once(guest: &Guest) -> Result<()> {
     guest.create("m", sh("sleep 1000")).await?;
     guest.start("m").await?;
-    let count = 50;
-    let begin = Instant::now();
-    for _ in 0..count {
-        let ask = GuestDetailsRequest::new();
-        guest.agent.get_guest_details(context(), &ask).await?;
+    let ids: Vec<_> = (0..10).map(|number| format!("p{number}")).collect();
+    let echo = ["echo", "complete"];
+    let mut runs = Vec::new();
+    for id in &ids {
+        guest.exec("m", id, process(&echo)).await?;
+        runs.push(guest.output("m", id));
     }
-    println!("    rpc: {:.1} ms each", begin.elapsed().as_secs_f64() * 1000.0 / f64::from(count));
-    let mut made = 0.0;
-    for number in 0..count {
-        let begin = Instant::now();
-        guest.exec("m", &format!("w{number}"), process(&["true"])).await?;
-        made += begin.elapsed().as_secs_f64() * 1000.0;
-        guest.output("m", &format!("w{number}")).await?;
+    for run in runs {
+        ensure!(run.await?.text() == "complete\n");
     }
-    println!("    exec alone: {:.1} ms each", made / f64::from(count));
-    let begin = Instant::now();
-    for number in 0..count {
-        let output = guest.exec_output("m", &format!("x{number}"), &["echo", "complete"]).await?;
-        ensure!(output.text() == "complete\n" && output.status == 0, "number {number}");
-    }
-    println!("    exec: {:.1} ms each", begin.elapsed().as_secs_f64() * 1000.0 / f64::from(count));
-    let begin = Instant::now();
-    let runs = (0..10).map(|number| {
-        guest.exec_output(
-            "m",
-            ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9"][number],
-            &["echo", "complete"],
-        )
-    });
-    for output in futures::future::join_all(runs).await {
-        ensure!(output?.text() == "complete\n");
-    }
-    println!("    10 at once: {:.1} ms", begin.elapsed().as_secs_f64() * 1000.0);
     let signals = guest.exec_output("m", "sig", &["grep", "Sig", "/proc/self/status"]).await?;
     ensure!(signals.text().contains("SigIgn:\t0000000000000000"), "{}", signals.text());
-    guest.remove("m").await?;
-    let (mut created, mut started, mut ran, mut removed) = (0.0, 0.0, 0.0, 0.0);
-    for _ in 0..10 {
-        let mut begin = Instant::now();
-        let mut lap = || {
-            let elapsed = begin.elapsed().as_secs_f64() * 100.0;
-            begin = Instant::now();
-            elapsed
-        };
-        guest.create("m", process(&["true"])).await?;
-        created += lap();
-        guest.start("m").await?;
-        started += lap();
-        guest.output("m", "m").await?;
-        ran += lap();
-        guest.remove("m").await?;
-        removed += lap();
-    }
-    println!(
-        "    create {created:.1} start {started:.1} output+wait {ran:.1} remove {removed:.1} ms"
-    );
-    Ok(())
+    guest.remove("m").await
 }

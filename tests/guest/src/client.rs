@@ -10,34 +10,54 @@ use oci_spec::runtime::{Process, Spec};
 use serde_json::json;
 use ttrpc::context::Context;
 
-/// Long enough for an emulated guest on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+use crate::machine::Machine;
 
-pub(crate) fn context() -> Context {
+/// Long enough for an emulated guest on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The circumstances of a request: how long it may take.
+#[must_use]
+pub fn context() -> Context {
     ttrpc::context::with_duration(PATIENCE)
 }
 
-pub(crate) struct Guest {
-    pub(crate) agent: AgentServiceClient,
-    pub(crate) rootfs: String,
-    /// Whether the guest has cgroup controllers.
-    pub(crate) limits: bool,
+/// A guest with a sandbox. An init's exec id is its container's id.
+pub struct Guest {
+    /// Its agent, for requests that have no method here.
+    pub agent: AgentServiceClient,
+    /// The machine that it runs on.
+    pub machine: Machine,
+    /// A root file system with busybox; all containers have the same.
+    pub rootfs: String,
 }
 
-pub(crate) struct Output {
-    pub(crate) stdout: Vec<u8>,
-    pub(crate) stderr: Vec<u8>,
-    pub(crate) status: i32,
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest").field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
+/// What a process has left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// All of its standard output.
+    pub stdout: Vec<u8>,
+    /// All of its standard error.
+    pub stderr: Vec<u8>,
+    /// Its exit status, or 128 and the signal.
+    pub status: i32,
 }
 
 impl Output {
-    pub(crate) fn text(&self) -> String {
+    /// Standard output as text.
+    #[must_use]
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 }
 
 impl Guest {
-    pub(crate) fn spec(&self, id: &str, process: &serde_json::Value) -> Result<Spec> {
+    fn spec(&self, id: &str, process: &serde_json::Value) -> Result<Spec> {
         let mut spec = json!({
             "ociVersion": "1.0.2",
             "root": {"path": self.rootfs},
@@ -67,13 +87,11 @@ impl Guest {
             }
         });
         spec["process"]["capabilities"] = capabilities();
-        if !self.limits {
-            spec["linux"]["resources"] = json!({});
-        }
         Ok(serde_json::from_value(spec)?)
     }
 
-    pub(crate) async fn create_with(&self, id: &str, change: impl FnOnce(&mut Spec)) -> Result<()> {
+    /// Makes a container, whose specification `change` may change.
+    pub async fn create_with(&self, id: &str, change: impl FnOnce(&mut Spec)) -> Result<()> {
         let mut spec = self.spec(id, &process(&["true"]))?;
         change(&mut spec);
         let mut request = CreateContainerRequest::new();
@@ -83,7 +101,8 @@ impl Guest {
         Ok(())
     }
 
-    pub(crate) async fn create(&self, id: &str, process: serde_json::Value) -> Result<()> {
+    /// Makes a container that is to run `process`.
+    pub async fn create(&self, id: &str, process: serde_json::Value) -> Result<()> {
         let process: Process = serde_json::from_value(process)?;
         let capabilities = serde_json::from_value(capabilities())?;
         self.create_with(id, |spec| {
@@ -94,18 +113,15 @@ impl Guest {
         .await
     }
 
-    pub(crate) async fn start(&self, id: &str) -> Result<()> {
+    /// Starts a container's init.
+    pub async fn start(&self, id: &str) -> Result<()> {
         let request = StartContainerRequest { container_id: id.into(), ..Default::default() };
         self.agent.start_container(context(), &request).await?;
         Ok(())
     }
 
-    pub(crate) async fn exec(
-        &self,
-        id: &str,
-        exec_id: &str,
-        process: serde_json::Value,
-    ) -> Result<()> {
+    /// Runs one more process in a container.
+    pub async fn exec(&self, id: &str, exec_id: &str, process: serde_json::Value) -> Result<()> {
         let mut process: Process = serde_json::from_value(process)?;
         process.set_capabilities(Some(serde_json::from_value(capabilities())?));
         let mut request = ExecProcessRequest::new();
@@ -115,7 +131,8 @@ impl Guest {
         Ok(())
     }
 
-    pub(crate) async fn signal(&self, id: &str, exec_id: &str, signal: u32) -> Result<()> {
+    /// Sends a signal to a process, or with an empty exec id to all of the container.
+    pub async fn signal(&self, id: &str, exec_id: &str, signal: u32) -> Result<()> {
         let mut request = SignalProcessRequest::new();
         (request.container_id, request.exec_id, request.signal) =
             (id.into(), exec_id.into(), signal);
@@ -123,13 +140,15 @@ impl Guest {
         Ok(())
     }
 
-    pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> Result<i32> {
+    /// Waits for a process to end, and tells its status.
+    pub async fn wait(&self, id: &str, exec_id: &str) -> Result<i32> {
         let mut request = WaitProcessRequest::new();
         (request.container_id, request.exec_id) = (id.into(), exec_id.into());
         Ok(self.agent.wait_process(context(), &request).await?.status)
     }
 
-    pub(crate) async fn write(&self, id: &str, exec_id: &str, data: &[u8]) -> Result<()> {
+    /// Writes to a process's standard input; nothing closes it.
+    pub async fn write(&self, id: &str, exec_id: &str, data: &[u8]) -> Result<()> {
         let mut request = WriteStreamRequest::new();
         (request.container_id, request.exec_id) = (id.into(), exec_id.into());
         request.data = data.to_vec();
@@ -137,7 +156,8 @@ impl Guest {
         Ok(())
     }
 
-    pub(crate) async fn read(&self, id: &str, exec_id: &str, stderr: bool) -> Result<Vec<u8>> {
+    /// Reads what has come of a process's output, at its end nothing.
+    pub async fn read(&self, id: &str, exec_id: &str, stderr: bool) -> Result<Vec<u8>> {
         let mut request = ReadStreamRequest::new();
         (request.container_id, request.exec_id) = (id.into(), exec_id.into());
         request.len = 1 << 20;
@@ -149,7 +169,7 @@ impl Guest {
         Ok(response.data)
     }
 
-    pub(crate) async fn read_all(&self, id: &str, exec_id: &str, stderr: bool) -> Result<Vec<u8>> {
+    async fn read_all(&self, id: &str, exec_id: &str, stderr: bool) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         loop {
             let data = self.read(id, exec_id, stderr).await?;
@@ -160,7 +180,8 @@ impl Guest {
         }
     }
 
-    pub(crate) async fn output(&self, id: &str, exec_id: &str) -> Result<Output> {
+    /// Reads a process's output to the end, and waits for its status.
+    pub async fn output(&self, id: &str, exec_id: &str) -> Result<Output> {
         let (stdout, stderr, status) = tokio::join!(
             self.read_all(id, exec_id, false),
             self.read_all(id, exec_id, true),
@@ -169,14 +190,15 @@ impl Guest {
         Ok(Output { stdout: stdout?, stderr: stderr?, status: status? })
     }
 
-    pub(crate) async fn remove(&self, id: &str) -> Result<()> {
+    /// Kills what is left of a container and removes it.
+    pub async fn remove(&self, id: &str) -> Result<()> {
         let request = RemoveContainerRequest { container_id: id.into(), ..Default::default() };
         self.agent.remove_container(context(), &request).await?;
         Ok(())
     }
 
     /// A container from creation to removal.
-    pub(crate) async fn run(&self, id: &str, process: serde_json::Value) -> Result<Output> {
+    pub async fn run(&self, id: &str, process: serde_json::Value) -> Result<Output> {
         self.create(id, process).await?;
         self.start(id).await?;
         let output = self.output(id, id).await?;
@@ -184,27 +206,38 @@ impl Guest {
         Ok(output)
     }
 
-    pub(crate) async fn exec_output(
-        &self,
-        id: &str,
-        exec_id: &str,
-        args: &[&str],
-    ) -> Result<Output> {
+    /// One more process, from its start to its end.
+    pub async fn exec_output(&self, id: &str, exec_id: &str, args: &[&str]) -> Result<Output> {
         self.exec(id, exec_id, process(args)).await?;
         self.output(id, exec_id).await
     }
 }
 
-pub(crate) fn process(args: &[&str]) -> serde_json::Value {
+/// A process of the specification that runs this command as root.
+#[must_use]
+pub fn process(args: &[&str]) -> serde_json::Value {
     json!({"args": args, "cwd": "/", "env": ["PATH=/bin:/sbin", "B=1", "A=2"],
         "user": {"uid": 0, "gid": 0}, "noNewPrivileges": true})
 }
 
-pub(crate) fn sh(script: &str) -> serde_json::Value {
+/// A process that runs a script.
+#[must_use]
+pub fn sh(script: &str) -> serde_json::Value {
     process(&["sh", "-c", script])
 }
 
-pub(crate) fn capabilities() -> serde_json::Value {
+/// The few capabilities that all processes of these tests have.
+#[must_use]
+pub fn capabilities() -> serde_json::Value {
     let set = json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"]);
     json!({"bounding": set, "effective": set, "permitted": set})
+}
+
+/// What an error of the agent says, without its code.
+#[must_use]
+pub fn sentence(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<ttrpc::Error>() {
+        Some(ttrpc::Error::RpcStatus(status)) => status.message().to_owned(),
+        _ => error.to_string(),
+    }
 }

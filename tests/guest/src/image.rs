@@ -1,0 +1,112 @@
+//! What the machine boots: the staged kernel and initrd, with busybox added for the guest itself and as a container's root.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use kata_initrd::{Archive, Entry};
+
+/// Where a statically linked busybox may be.
+const BUSYBOX: [&str; 3] = ["/usr/bin/busybox", "/bin/busybox", "/usr/sbin/busybox"];
+
+/// A container's root file system in the guest.
+pub(crate) const ROOTFS: &str = "/rootfs";
+
+/// The machine's first process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    /// The agent.
+    Agent,
+    /// Busybox's init, which starts the agent as one of its children.
+    BusyboxInit,
+}
+
+impl First {
+    /// Its program, as a parameter of the kernel.
+    pub(crate) fn parameter(self) -> &'static str {
+        match self {
+            Self::Agent => "rdinit=/init",
+            Self::BusyboxInit => "rdinit=/etc/first",
+        }
+    }
+}
+
+/// An initramfs cannot be pivoted away from, which the root of a bigger image can.
+const FIRST: &str = "#!/bin/sh
+mkdir /.root
+mount -o bind / /.root
+cd /.root
+mount -o move . /
+exec chroot . /bin/busybox init
+";
+
+const INITTAB: &str = "::sysinit:/etc/rcS
+::once:/etc/agent
+";
+
+/// What the system of a bigger image does before services start.
+const RCS: &str = "#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+while read -r module parameters; do insmod $module $parameters; done </etc/kata-modules
+ip link set lo up
+";
+
+/// As `kata-agent.service` does: the machine has no other purpose.
+const AGENT: &str = "#!/bin/sh
+/init >/dev/console 2>&1
+sync
+reboot -f
+";
+
+const PASSWD: &str = "root:x:0:0::/root:/bin/sh\nseven:x:7:7::/home/seven:/bin/sh\n";
+
+/// The staged file of the guest with this name.
+pub(crate) fn staged(name: &str) -> Result<PathBuf> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    let top = top.context("this crate is two folders down")?;
+    let path = top.join("build/stage/usr/local/share/kata-containers").join(name);
+    ensure!(path.exists(), "there is no {}; run `make`", path.display());
+    Ok(path)
+}
+
+/// The staged initrd and what this module adds. Of several archives the kernel unpacks one after the other.
+pub(crate) fn initrd() -> Result<Vec<u8>> {
+    let mut bytes = fs::read(staged("kata-containers-initrd.img")?)?;
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let busybox = BUSYBOX.iter().find(|path| Path::new(path).exists());
+    let busybox = busybox.context("there is no busybox; install the package busybox-static")?;
+    let applets = Command::new(busybox).arg("--list").output().context("cannot run busybox")?;
+    let applets = String::from_utf8(applets.stdout).context("busybox lists what is not UTF-8")?;
+    let program = fs::read(busybox)?;
+
+    let mut archive = Archive::default();
+    for root in ["", "rootfs/"] {
+        if !root.is_empty() {
+            archive.add("rootfs", 0o755, Entry::Directory);
+        }
+        for directory in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
+            archive.add(&format!("{root}{directory}"), 0o755, Entry::Directory);
+        }
+        archive.add(&format!("{root}bin/busybox"), 0o755, Entry::File(&program));
+        for applet in applets.lines().filter(|applet| *applet != "busybox") {
+            archive.add(&format!("{root}bin/{applet}"), 0o777, Entry::Symlink("busybox"));
+        }
+    }
+    let scripts = [("first", FIRST), ("inittab", INITTAB), ("rcS", RCS), ("agent", AGENT)];
+    for (name, text) in scripts {
+        archive.add(&format!("etc/{name}"), 0o755, Entry::File(text.as_bytes()));
+    }
+    archive.add("rootfs/etc/passwd", 0o644, Entry::File(PASSWD.as_bytes()));
+    archive.add("rootfs/noshebang", 0o755, Entry::File(b"no program\n"));
+    bytes.extend(archive.finish());
+    Ok(bytes)
+}
