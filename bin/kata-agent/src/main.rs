@@ -6,13 +6,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use kata_channel::{AGENT_PORT, SerialListener};
 use kata_guest_service::log::Log;
 use kata_guest_service::serve::Services;
 use kata_guest_service::{Agent, Settings, VERSION};
+use kata_guest_setup::boot::Clocks;
 use kata_guest_setup::channel::{self, Accept, Channel};
 use kata_guest_setup::cmdline::{self, Options, ServerAddress};
 use kata_guest_setup::network::Network;
@@ -24,7 +24,7 @@ use kata_guest_setup::{boot, modules, mounts, power};
 const SERVER_ADDRESS: &str = "KATA_AGENT_SERVER_ADDR";
 
 fn main() -> ExitCode {
-    let started = boot::clock();
+    let started = Clocks::now();
     let is_init = std::process::id() == 1;
     let mounted = if is_init { mounts::set_up() } else { Ok(()) };
     // The host takes this line as the sign that the kernel is up.
@@ -59,7 +59,7 @@ fn options() -> Options {
     options
 }
 
-fn run(is_init: bool, options: &Options, started: Duration) -> anyhow::Result<()> {
+fn run(is_init: bool, options: &Options, started: Clocks) -> anyhow::Result<()> {
     let log = Log::start(options.log);
     for warning in &options.warnings {
         tracing::warn!("{warning}");

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kata_guest_setup::boot::Clocks;
 use kata_guest_setup::reaper::Reaper;
 use tokio::sync::{mpsc, watch};
 
@@ -20,9 +21,9 @@ pub struct Settings {
     pub hotplug_timeout: Duration,
     /// Whether the agent is PID 1.
     pub is_init: bool,
-    /// The agent's first instruction, on the clock of [`kata_guest_setup::boot`].
-    pub started: Duration,
-    /// The machine was set up, on the same clock.
+    /// The agent's first instruction.
+    pub started: Clocks,
+    /// The machine was set up, on the kernel's clock.
     pub ready: Duration,
 }
 

@@ -15,6 +15,7 @@ use kata_agent_api::empty::Empty;
 use kata_agent_api::types;
 use kata_guest_container::cgroup::DeviceRules;
 use kata_guest_container::stdio::Output;
+use kata_guest_setup::boot::Clocks;
 use kata_guest_setup::{boot, clock, entropy};
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
@@ -248,12 +249,14 @@ impl AgentService for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> Done {
         let taken = boot::clock();
         self.whole(|agent| async move { agent.create_sandbox(request).await }).await?;
+        let (now, started) = (Clocks::now(), self.agent.settings.started);
         let stamps = BootStamps {
             kernel_done: boot::kernel_done(),
-            agent_started: self.agent.settings.started,
+            agent_started: started.kernel,
             agent_ready: self.agent.settings.ready,
             taken,
-            given: boot::clock(),
+            given: now.kernel,
+            machine_age: now.machine_age(started),
         };
         Ok(stamps.to_answer())
     }

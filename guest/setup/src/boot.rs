@@ -18,6 +18,51 @@ pub fn clock() -> Duration {
     )
 }
 
+/// A look at two clocks at once: the kernel's, which stands still while the kernel has not found a source for it yet, and the
+/// processor's time stamp counter, which runs from the machine's first instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clocks {
+    /// What [`clock`] shows.
+    pub kernel: Duration,
+    /// `None` on processors without such a counter.
+    ticks: Option<u64>,
+}
+
+impl Clocks {
+    /// Reads both.
+    #[must_use]
+    pub fn now() -> Self {
+        Self { kernel: clock(), ticks: ticks() }
+    }
+
+    /// How long the machine has been running, if its counter began with it. `earlier` is for learning the counter's speed, the
+    /// longer ago, the better; `None` if it was less than a millisecond ago.
+    #[must_use]
+    pub fn machine_age(self, earlier: Self) -> Option<Duration> {
+        let elapsed = self.kernel.checked_sub(earlier.kernel)?;
+        let (now, before) = (self.ticks?, earlier.ticks?);
+        let counted = now.checked_sub(before).filter(|counted| *counted > 0)?;
+        if elapsed < Duration::from_millis(1) {
+            return None;
+        }
+        let nanos = u128::from(now) * elapsed.as_nanos() / u128::from(counted);
+        u64::try_from(nanos).ok().map(Duration::from_nanos)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "reading the time stamp counter")]
+fn ticks() -> Option<u64> {
+    // SAFETY: every x86-64 processor has the instruction, and Linux lets user space execute it unless prctl(PR_SET_TSC) says
+    // otherwise, which nothing in the agent does.
+    Some(unsafe { core::arch::x86_64::_rdtsc() })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn ticks() -> Option<u64> {
+    None
+}
+
 /// When the kernel executed its init, as its log tells. The log's time stamps are of another clock than [`clock`], which began some
 /// milliseconds earlier or later. `None` without time stamps, or when much has been logged since.
 #[must_use]
@@ -63,6 +108,18 @@ mod tests {
         for log in ["", "<6>Run /init as init process\n", "<6>[ x.1] Run /init as init process"] {
             assert_eq!(parse(log), None, "{log}");
         }
+    }
+
+    #[test]
+    fn age_is_what_the_counter_has_counted() {
+        let ms = Duration::from_millis;
+        let started = Clocks { kernel: ms(400), ticks: Some(2_000_000_000) };
+        let now = Clocks { kernel: ms(500), ticks: Some(2_260_000_000) };
+        let age = now.machine_age(started).unwrap();
+        assert_eq!(age.as_micros(), 869_230);
+        assert_eq!(started.machine_age(now), None);
+        assert_eq!(now.machine_age(now), None);
+        assert_eq!(now.machine_age(Clocks { ticks: None, ..started }), None);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What the sandbox records of its own start.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use kata_agent_client::BootStamps;
 use kata_timeline::{GuestClock, Recorder, Stage};
@@ -29,10 +28,7 @@ impl Timing {
 
 /// Enters what the guest has told of its boot, if the exchange in which it did shows that it can be true.
 pub(crate) fn record_guest(times: &Recorder, told: Option<BootStamps>) {
-    let Some(told) = told else { return };
-    if !is_in_order(&told) {
-        return;
-    }
+    let Some(told) = told.filter(is_in_order) else { return };
     let so_far = times.timeline("");
     let (Some(asked), Some(answered)) =
         (so_far.at(Stage::AgentReached), so_far.at(Stage::SandboxCreated))
@@ -41,10 +37,14 @@ pub(crate) fn record_guest(times: &Recorder, told: Option<BootStamps>) {
     };
     let Some(clock) = GuestClock::compare(asked, answered, told.taken, told.given) else { return };
     times.set_guest_clock(clock);
+    // Before that, the machine did not exist.
+    let first = told.machine_age.and_then(|age| Some(clock.to_host(told.given)?.before(age)));
+    if let Some(first) = first.filter(|first| Some(*first) >= so_far.at(Stage::VmmExecuted)) {
+        times.stamp_at(Stage::KernelEntered, first);
+    }
     // The kernel's log has a clock of its own, which may be a little ahead.
     let kernel_done = told.kernel_done.map(|done| done.min(told.agent_started));
     for (stage, moment) in [
-        (Stage::KernelEntered, Some(Duration::ZERO)),
         (Stage::KernelDone, kernel_done),
         (Stage::AgentStarted, Some(told.agent_started)),
         (Stage::AgentReady, Some(told.agent_ready)),
@@ -61,6 +61,8 @@ fn is_in_order(told: &BootStamps) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use kata_timeline::Moment;
 
     use super::*;
@@ -82,6 +84,7 @@ mod tests {
             agent_ready: ms(900),
             taken: ms(1010),
             given: ms(1050),
+            machine_age: Some(ms(1450)),
         }
     }
 
@@ -91,9 +94,17 @@ mod tests {
         record_guest(&times, Some(told()));
         let timeline = times.timeline("s");
         // The exchange took 10 ms more on the host than in the guest, half of that on each way.
-        assert_eq!(timeline.at(Stage::KernelEntered), Some(Moment::from_nanos(995 * MS)));
+        assert_eq!(timeline.at(Stage::KernelEntered), Some(Moment::from_nanos(595 * MS)));
         assert_eq!(timeline.at(Stage::KernelDone), timeline.at(Stage::AgentStarted));
         assert_eq!(timeline.guest_uncertainty_ns, Some(5 * MS));
+    }
+
+    #[test]
+    fn machine_is_not_older_than_its_vmm() {
+        let times = recorder();
+        times.stamp_at(Stage::VmmExecuted, Moment::from_nanos(600 * MS));
+        record_guest(&times, Some(told()));
+        assert_eq!(times.timeline("s").at(Stage::KernelEntered), None);
     }
 
     #[test]

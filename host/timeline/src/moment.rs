@@ -33,6 +33,12 @@ impl Moment {
         self.0
     }
 
+    /// The moment that was `time` earlier, or the host's boot.
+    #[must_use]
+    pub fn before(self, time: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
     /// The time from `earlier` to this moment; zero if it is the later one.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

@@ -22,7 +22,7 @@ pub enum Stage {
     VmmExecuted,
     /// The VMM has said hello.
     VmmGreeted,
-    /// The guest kernel's clock has begun to run, which is among the first things that it does.
+    /// The guest's first instruction: its kernel's, or a few milliseconds earlier its firmware's.
     KernelEntered,
     /// The guest's kernel executes its init (its own time stamp of that message).
     KernelDone,

@@ -10,6 +10,7 @@
 //! | 20003 | the agent had set the machine up |
 //! | 20004 | the request was taken |
 //! | 20005 | the answer was given |
+//! | 20006 | how long the machine had been running then, missing if nothing tells |
 
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub struct BootStamps {
     pub taken: Duration,
     /// The answer was given.
     pub given: Duration,
+    /// How long the machine had been running when the answer was given, which is longer than the kernel's clock says; `None` if
+    /// nothing tells.
+    pub machine_age: Option<Duration>,
 }
 
 impl BootStamps {
@@ -45,6 +49,7 @@ impl BootStamps {
             Some(self.agent_ready),
             Some(self.taken),
             Some(self.given),
+            self.machine_age,
         ];
         for (field, stamp) in (FIRST_FIELD..).zip(stamps) {
             if let Some(nanos) = stamp.and_then(|stamp| u64::try_from(stamp.as_nanos()).ok()) {
@@ -67,6 +72,7 @@ impl BootStamps {
             agent_ready: stamp(FIRST_FIELD + 2)?,
             taken: stamp(FIRST_FIELD + 3)?,
             given: stamp(FIRST_FIELD + 4)?,
+            machine_age: stamp(FIRST_FIELD + 5),
         })
     }
 }
@@ -86,6 +92,7 @@ mod tests {
             agent_ready: ms(1000),
             taken: ms(1100),
             given: ms(1150),
+            machine_age: Some(ms(1500)),
         };
         for kernel_done in [None, Some(ms(900))] {
             stamps.kernel_done = kernel_done;
@@ -99,7 +106,7 @@ mod tests {
     fn answer_of_another_agent_has_none() {
         assert_eq!(BootStamps::of_answer(&Empty::new()), None);
         let mut odd = Empty::new();
-        for field in FIRST_FIELD..FIRST_FIELD + 5 {
+        for field in FIRST_FIELD..FIRST_FIELD + 6 {
             odd.special_fields.mut_unknown_fields().add_fixed32(field, 7);
         }
         assert_eq!(BootStamps::of_answer(&odd), None);
