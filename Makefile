@@ -6,7 +6,7 @@
 #   make demo       a container in a VM under containerd, with proof (as root)
 #   make check      the quick tests: format, lints, layers, licences, units
 #   make test       all tests, with real engines and VMs (as root)
-#   make bench      measure, print a table          (as root)
+#   make bench      measure, print a table          (as root) [BENCH=--groups=start,exec --runs=20 ...]
 #   make audit      look for published vulnerabilities of dependencies
 #   make clean      remove all that was built
 
@@ -40,6 +40,7 @@ host_programs := $(addprefix $(release)/,$(host_crates))
 
 build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
 check_packages := busybox-static
+bench_packages := runsc
 engine_packages := containerd runc qemu-system-x86 busybox-static
 
 # --- Building -------------------------------------------------------------------------------------
@@ -134,7 +135,8 @@ test: check all engines
 
 .PHONY: bench
 bench: all engines
-	$(CARGO) run $(CARGO_FLAGS) --quiet --release --package=kata-e2e --bin=bench
+	@mk/require-packages $(bench_packages)
+	$(CARGO) run $(CARGO_FLAGS) --quiet --release --package=kata-e2e --bin=bench -- $(BENCH)
 
 # Needs the network, and changes without a change of ours: therefore not a part of `check`.
 .PHONY: audit

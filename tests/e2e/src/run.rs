@@ -140,6 +140,13 @@ impl<'a> Run<'a> {
         Ok(Container::new(self.containerd, self.id))
     }
 
+    /// Begins to start it, without waiting: when the client has ended well, it runs.
+    pub fn starting(self) -> Result<(Client, Container<'a>)> {
+        let args = self.arguments(Some("--detach"))?;
+        let client = self.containerd.start_ctr(args, Input::Nothing)?;
+        Ok((client, Container::new(self.containerd, self.id)))
+    }
+
     fn arguments(&self, mode: Option<&str>) -> Result<Vec<OsString>> {
         let mut args: Vec<OsString> = vec!["run".into()];
         args.extend(mode.map(Into::into));

@@ -1,49 +1,135 @@
-//! `make bench`: measures, prints a table, and writes JSON. Exits with 0 whatever the figures are.
+//! `make bench`: measures, prints a table, and writes JSON and a picture. Exits with 0 whatever the figures are.
+//!
+//! Whatever is compared is measured in turns, so that a busy moment of the machine spoils no ratio.
 
 mod floor;
-mod measure;
+mod io;
+mod life;
+mod memory;
+mod metric;
+mod plot;
 mod report;
+mod subject;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use kata_e2e::{Installation, Scenario};
 
-use measure::Measurements;
+use metric::{Group, Subject, Values};
+use subject::Subjects;
 
-/// Measures containers under kata and under runc, and the least that a virtual machine can take.
+/// Measures containers under kata, runc and runsc, and the least that a virtual machine can take.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// How often each thing is measured. Ratios come from the medians of one run.
+    /// How often each thing is measured.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Where the figures go as JSON.
-    #[arg(long, default_value = "build/bench.json")]
+    /// How often many starts at once are measured; each takes as long as they all.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    bursts: u32,
+    /// What is measured; without it, everything.
+    #[arg(long, value_delimiter = ',')]
+    groups: Vec<Group>,
+    /// Another guest kernel than the installed one.
+    #[arg(long)]
+    kernel: Option<PathBuf>,
+    /// Another initial ramdisk than the installed one.
+    #[arg(long)]
+    initrd: Option<PathBuf>,
+    /// A disk image instead of an initial ramdisk.
+    #[arg(long, conflicts_with = "initrd")]
+    image: Option<PathBuf>,
+    /// Where the figures go: `bench.json` and `bench.svg` in this directory.
+    #[arg(long, default_value = "build")]
     output: PathBuf,
 }
 
 fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let mut measurements = Measurements::default();
-    Scenario::new().run(|containerd| {
-        for run in 1..=arguments.runs {
-            // Each round has one of everything, so that a busy moment of the machine spoils no ratio.
-            eprint!("\rround {run} of {}", arguments.runs);
-            measure::round(containerd, &mut measurements)?;
+    let mut arguments = Arguments::parse();
+    if arguments.groups.is_empty() {
+        arguments.groups = Group::value_variants().to_vec();
+    }
+    let configuration = tempfile::tempdir().context("cannot make a directory")?;
+    let mut scenario = Scenario::new();
+    if let Some(file) = configure(&arguments, configuration.path())? {
+        scenario = scenario.configuration(&file);
+    }
+    let mut values = Values::default();
+    scenario.run(|containerd| {
+        let subjects = Subjects::find(containerd)?;
+        for round in 1..=arguments.runs {
+            eprint!("\rround {round} of {} ", arguments.runs);
+            measure(&subjects, &arguments.groups, &mut values)?;
+        }
+        if arguments.groups.contains(&Group::Burst) {
+            for round in 1..=arguments.bursts {
+                eprint!("\rmany at once, round {round} of {} ", arguments.bursts);
+                burst(&subjects, &mut values)?;
+            }
         }
         eprintln!();
         Ok(())
     })?;
-    let installation = Installation::under_test();
-    let figures = report::figures(&measurements, &installation)?;
-    print!("{}", report::table(&figures, arguments.runs));
-    if let Some(directory) = arguments.output.parent() {
-        std::fs::create_dir_all(directory).context("cannot make the output's directory")?;
+    let installed = Installation::under_test().initrd();
+    let medium = arguments.initrd.or(arguments.image).unwrap_or(installed);
+    let promises = report::promises(&values, &medium)?;
+    print!("{}", report::table(&values, &promises));
+    fs::create_dir_all(&arguments.output).context("cannot make the output's directory")?;
+    for (name, content) in
+        [("bench.json", report::json(&values, &promises)?), ("bench.svg", plot::svg(&values))]
+    {
+        let file = arguments.output.join(name);
+        fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
+        println!("written to {}", file.display());
     }
-    let shown = arguments.output.display();
-    std::fs::write(&arguments.output, report::json(&figures, arguments.runs)?)
-        .with_context(|| format!("cannot write {shown}"))?;
-    println!("written to {shown}");
     Ok(())
+}
+
+/// One round of everything that takes one container at a time.
+fn measure(subjects: &Subjects<'_>, groups: &[Group], values: &mut Values) -> Result<()> {
+    let has = |wanted: &[Group]| wanted.iter().any(|group| groups.contains(group));
+    for subject in subjects.runtimes() {
+        if has(&[Group::Start]) {
+            life::run(subjects, subject, values)?;
+        }
+        if has(&[Group::Start, Group::Timeline, Group::Exec, Group::Stop, Group::Burst]) {
+            life::life(subjects, subject, groups, values)?;
+        }
+        if has(&[Group::Io]) {
+            io::files(subjects, subject, values)?;
+        }
+    }
+    if has(&[Group::Memory]) {
+        memory::idle(subjects, values)?;
+    }
+    Ok(())
+}
+
+fn burst(subjects: &Subjects<'_>, values: &mut Values) -> Result<()> {
+    for many in [(metric::TEN, 10), (metric::TWENTY, 20)] {
+        for subject in [Subject::Kata, Subject::Runc] {
+            life::burst(subjects, subject, many, values)?;
+        }
+    }
+    Ok(())
+}
+
+/// A configuration with the assets that were asked for; `None` if none were.
+fn configure(arguments: &Arguments, directory: &Path) -> Result<Option<PathBuf>> {
+    let given =
+        [("kernel", &arguments.kernel), ("initrd", &arguments.initrd), ("image", &arguments.image)];
+    let mut text = "[hypervisor.qemu]\n".to_owned();
+    for (key, path) in given.iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
+        let path = fs::canonicalize(path).with_context(|| format!("no {}", path.display()))?;
+        text.push_str(&format!("{key} = {:?}\n", path.display().to_string()));
+    }
+    if given.iter().all(|(_, path)| path.is_none()) {
+        return Ok(None);
+    }
+    let file = directory.join("configuration.toml");
+    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(Some(file))
 }

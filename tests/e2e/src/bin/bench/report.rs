@@ -1,91 +1,61 @@
-//! Figures, their budgets, and how they are shown.
+//! What the values come to: promises, table, JSON.
 
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kata_e2e::Installation;
 use serde::Serialize;
+use serde_json::json;
 
-use crate::measure::Measurements;
+use crate::metric::{self, Subject, Values};
 
-/// Budgets; all are upper bounds.
-const RUN_PER_FLOOR: f64 = 2.0;
-const EXEC_MORE_MS: f64 = 60.0;
-const SHIM_MIB: f64 = 12.0;
-const INITRD_MIB: f64 = 20.0;
-const PACKAGES: f64 = 400.0;
-const DELETE_S: f64 = 0.3;
-
-/// One line of the table.
+/// Something that SPECIFICATION.md promises, and what was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Figure {
-    name: &'static str,
-    value: f64,
-    unit: &'static str,
-    /// What it must not exceed, if anything.
-    budget: Option<f64>,
-    /// The least and the most of what the value is the median of.
-    range: Option<(f64, f64)>,
+pub(crate) struct Promise {
+    pub(crate) name: &'static str,
+    pub(crate) value: f64,
+    pub(crate) unit: &'static str,
+    /// What it must not exceed.
+    pub(crate) at_most: f64,
 }
 
-impl Figure {
-    fn of_seconds(name: &'static str, durations: &[Duration], budget: Option<f64>) -> Self {
-        let seconds: Vec<f64> = durations.iter().map(Duration::as_secs_f64).collect();
-        let least = seconds.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = seconds.iter().copied().fold(0.0, f64::max);
-        let range = Some((least, most));
-        Self { name, value: median(&seconds), unit: "s", budget, range }
-    }
-
-    fn plain(name: &'static str, value: f64, unit: &'static str, budget: Option<f64>) -> Self {
-        Self { name, value, unit, budget, range: None }
-    }
-
-    fn verdict(&self) -> String {
-        match self.budget {
-            None => String::new(),
-            Some(budget) if self.value <= budget => format!("met (at most {budget})"),
-            Some(budget) => format!("NOT MET (at most {budget})"),
-        }
+impl Promise {
+    pub(crate) fn is_kept(&self) -> bool {
+        self.value <= self.at_most
     }
 }
 
-/// Everything that was measured, in the table's order.
-pub(crate) fn figures(from: &Measurements, installation: &Installation) -> Result<Vec<Figure>> {
-    let mid = |durations: &[Duration]| {
-        median(&durations.iter().map(Duration::as_secs_f64).collect::<Vec<_>>())
-    };
-    let more_ms = (mid(&from.exec_kata) - mid(&from.exec_runc)) * 1000.0;
-    let ratio = mid(&from.run_kata) / mid(&from.floor);
-    let shim: Vec<f64> = from.shim_kib.iter().map(|kib| *kib as f64 / 1024.0).collect();
-    let initrd = installation.initrd();
-    let initrd = fs::metadata(&initrd).with_context(|| format!("no {}", initrd.display()))?.len();
-    Ok(vec![
-        Figure::of_seconds("floor: QEMU boots an init that ends", &from.floor, None),
-        Figure::of_seconds("ctr run --rm … true, kata", &from.run_kata, None),
-        Figure::plain("  as a multiple of the floor", ratio, "", Some(RUN_PER_FLOOR)),
-        Figure::of_seconds("ctr run --rm … true, runc", &from.run_runc, None),
-        Figure::of_seconds("ctr task exec … true, kata", &from.exec_kata, None),
-        Figure::of_seconds("ctr task exec … true, runc", &from.exec_runc, None),
-        Figure::plain("  kata takes more", more_ms, "ms", Some(EXEC_MORE_MS)),
-        Figure::of_seconds(
-            "running container: kill to gone, kata",
-            &from.delete_kata,
-            Some(DELETE_S),
-        ),
-        Figure::of_seconds("running container: kill to gone, runc", &from.delete_runc, None),
-        Figure::plain(
-            "shim's resident memory, one container",
-            median(&shim),
-            "MiB",
-            Some(SHIM_MIB),
-        ),
-        Figure::plain("initial ramdisk", initrd as f64 / 1_048_576.0, "MiB", Some(INITRD_MIB)),
-        Figure::plain("packages in Cargo.lock", packages()?, "", Some(PACKAGES)),
-    ])
+/// The promises about which something was measured. Ratios are of medians of one run.
+pub(crate) fn promises(values: &Values, initrd: &Path) -> Result<Vec<Promise>> {
+    let kata = |metric| values.median(metric, Subject::Kata);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    let against = |metric, subject| Some((kata(metric)?, values.median(metric, subject)?));
+    let burst = |metric, count: f64| Some(kata(metric)? * cores / (count * kata(metric::ONE)?));
+    let run = against(metric::RUN, Subject::Floor).map(|(kata, floor)| kata / floor);
+    let exec = against(metric::EXEC, Subject::Runc).map(|(kata, runc)| (kata - runc) * 1000.0);
+    let found = [
+        ("ctr run --rm … true ÷ the floor", run, "", 1.5),
+        ("ctr task exec … true, more than runc", exec, "ms", 60.0),
+        ("running container: kill to gone", kata(metric::STOP), "s", 0.3),
+        ("10 at once ÷ (10 × one ÷ cores)", burst(metric::TEN, 10.0), "", 1.2),
+        ("20 at once ÷ (20 × one ÷ cores)", burst(metric::TWENTY, 20.0), "", 1.2),
+        ("idle sandbox without the guest's memory", kata(metric::REST_PSS), "MiB", 30.0),
+        ("guest memory in use at idle", kata(metric::GUEST_USED), "MiB", 40.0),
+        ("shim", kata(metric::SHIM_PSS), "MiB", 6.0),
+        ("initial ramdisk", Some(mib(initrd)?), "MiB", 8.0),
+        ("packages in Cargo.lock", Some(packages()?), "", 400.0),
+    ];
+    let measured = found.into_iter().filter_map(|(name, value, unit, at_most)| {
+        Some(Promise { name, value: value?, unit, at_most })
+    });
+    Ok(measured.collect())
+}
+
+fn mib(file: &Path) -> Result<f64> {
+    let size = fs::metadata(file).with_context(|| format!("no {}", file.display()))?.len();
+    Ok(size as f64 / 1_048_576.0)
 }
 
 fn packages() -> Result<f64> {
@@ -94,37 +64,72 @@ fn packages() -> Result<f64> {
     Ok(text.lines().filter(|line| *line == "[[package]]").count() as f64)
 }
 
-/// The value in the middle; of an even number of values, the mean of the two in the middle. 0 of none.
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => 0.0,
-        length if length % 2 == 1 => sorted[middle],
-        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
-    }
-}
-
 /// The table for people.
-pub(crate) fn table(figures: &[Figure], runs: u32) -> String {
-    let mut text = format!("medians of {runs} interleaved runs\n\n");
-    for figure in figures {
-        let value = format!("{:.3} {}", figure.value, figure.unit);
-        let range = figure.range.map(|(least, most)| format!("{least:.3} … {most:.3}"));
-        let range = range.unwrap_or_default();
-        let line = format!("{:<40} {value:>12}  {range:<17} {}", figure.name, figure.verdict());
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}", line.trim_end());
+pub(crate) fn table(values: &Values, promises: &[Promise]) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "{:<38} {:<6} {:>5} {:>10} {:>10} {:>10}",
+        "what", "who", "runs", "median", "p90", "spread"
+    );
+    let mut before = None;
+    for (metric, subject, summary) in values.rows() {
+        let what = if before == Some(metric) {
+            String::new()
+        } else {
+            format!("{}, {}", metric.name, metric.unit)
+        };
+        before = Some(metric);
+        let (who, runs) = (subject.name(), summary.runs);
+        let (median, p90, spread) = (summary.median, summary.p90, summary.spread);
+        let _ = writeln!(
+            text,
+            "{what:<38} {who:<6} {runs:>5} {median:>10.3} {p90:>10.3} {spread:>10.3}"
+        );
     }
-    text.push('\n');
+    let _ = writeln!(text, "\n{:<42} {:>10} {:>10}", "promise", "measured", "at most");
+    for promise in promises {
+        let measured = format!("{:.2} {}", promise.value, promise.unit);
+        let verdict = if promise.is_kept() { "kept" } else { "NOT KEPT" };
+        let _ = writeln!(
+            text,
+            "{:<42} {:>10} {:>10} {verdict}",
+            promise.name,
+            measured.trim_end(),
+            promise.at_most
+        );
+    }
     text
 }
 
 /// The same for programs.
-pub(crate) fn json(figures: &[Figure], runs: u32) -> Result<String> {
-    let all = serde_json::json!({ "runs": runs, "figures": figures });
+pub(crate) fn json(values: &Values, promises: &[Promise]) -> Result<String> {
+    let rows: Vec<_> = values
+        .rows()
+        .map(|(metric, subject, summary)| {
+            json!({ "group": metric.group, "what": metric.name.trim(), "unit": metric.unit,
+                    "who": subject, "summary": summary })
+        })
+        .collect();
+    let all = json!({ "host": host(), "figures": rows, "promises": promises });
     serde_json::to_string_pretty(&all).context("cannot write JSON")
+}
+
+/// What the figures depend on.
+fn host() -> serde_json::Value {
+    let first = |file: &str, key: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
+        line.split_once(": ").map_or("", |(_, value)| value).to_owned()
+    };
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    json!({
+        "processor": first("/proc/cpuinfo", "model name"),
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+        "kernel": kernel.trim(),
+        "guest_kernel": Installation::under_test().kernel(),
+    })
 }
 
 #[cfg(test)]
@@ -132,24 +137,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn median_is_in_the_middle() {
-        assert_eq!(median(&[]), 0.0);
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-    }
-
-    #[test]
-    fn table_marks_what_is_over_budget() {
-        let figures = [
-            Figure::plain("good", 1.0, "s", Some(2.0)),
-            Figure::plain("bad", 3.0, "s", Some(2.0)),
-            Figure::of_seconds("free", &[Duration::from_secs(1)], None),
-        ];
-        let table = table(&figures, 1);
-        assert!(
-            table.contains("met (at most 2)") && table.contains("NOT MET (at most 2)"),
-            "{table}"
-        );
-        assert!(json(&figures, 1).unwrap().contains("\"budget\": 2.0"));
+    fn only_what_was_measured_is_judged() {
+        let mut values = Values::default();
+        values.add(metric::RUN, Subject::Kata, 3.0);
+        values.add(metric::RUN, Subject::Floor, 1.0);
+        let promises = promises(&values, Path::new("/dev/null")).unwrap();
+        assert_eq!(promises.len(), 3);
+        assert!(!promises[0].is_kept() && promises[1].is_kept());
+        let table = table(&values, &promises);
+        assert!(table.contains("NOT KEPT") && table.contains("3.000"), "{table}");
+        let json = json(&values, &promises).unwrap();
+        assert!(json.contains("\"at_most\": 1.5") && json.contains("\"who\": \"floor\""), "{json}");
     }
 }

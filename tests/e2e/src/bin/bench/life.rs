@@ -1,0 +1,119 @@
+//! A container's life: start, exec, stop, and many starts at once.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Container, Deadline, Part, parts_of};
+use kata_timeline::{Stage, Timeline};
+
+use crate::floor::{self, Recipe};
+use crate::metric::{self, Group, Metric, Subject, Values};
+use crate::subject::{Subjects, timed};
+
+/// Where a running sandbox has its record.
+const SANDBOXES: &str = "/run/kata";
+
+/// The parts of a start, by the stages at their ends.
+const PARTS: &[(Metric, Stage, Stage)] = &[
+    (metric::MACHINE, Stage::ShimAsked, Stage::VmmExecuted),
+    (metric::VMM, Stage::VmmExecuted, Stage::KernelEntered),
+    (metric::KERNEL, Stage::KernelEntered, Stage::KernelDone),
+    (metric::AGENT, Stage::KernelDone, Stage::AgentReached),
+    (metric::CONTAINER, Stage::AgentReached, Stage::ContainerCreated),
+    (metric::PROCESS, Stage::StartAsked, Stage::ProcessExecuted),
+];
+
+/// `ctr run --rm … true`, from its start to its end.
+pub(crate) fn run(subjects: &Subjects<'_>, subject: Subject, to: &mut Values) -> Result<()> {
+    let run = subjects.run(subject, &["true"]);
+    let ((), took) = timed(|| run.output()?.success().map(drop))?;
+    to.add(metric::RUN, subject, took.as_secs_f64());
+    Ok(())
+}
+
+/// One container that is started, looked at and stopped.
+pub(crate) fn life(
+    subjects: &Subjects<'_>,
+    subject: Subject,
+    groups: &[Group],
+    to: &mut Values,
+) -> Result<()> {
+    let idle = subjects.run(subject, &["sleep", "1000"]);
+    let (container, took) = timed(|| idle.start())?;
+    to.add(metric::ONE, subject, took.as_secs_f64());
+    let has = |group| groups.contains(&group);
+    if has(Group::Exec) {
+        // The first one of a container is not counted.
+        container.exec(["true"]).output()?.success()?;
+        let exec = container.exec(["true"]);
+        let ((), took) = timed(|| exec.output()?.success().map(drop))?;
+        to.add(metric::EXEC, subject, took.as_secs_f64());
+    }
+    if subject != Subject::Kata {
+        return stop(subjects, subject, container, to);
+    }
+    if has(Group::Timeline) {
+        record_timeline(&container, to)?;
+    }
+    let vmms = parts_of(subjects.containerd().mark(), Part::Vmm)?;
+    let recipe = Recipe::of(vmms.first().context("there is no QEMU")?)?;
+    stop(subjects, subject, container, to)?;
+    if has(Group::Start) {
+        let took = floor::measure(&recipe, subjects.containerd().directory())?;
+        to.add(metric::RUN, Subject::Floor, took.as_secs_f64());
+    }
+    Ok(())
+}
+
+fn record_timeline(container: &Container<'_>, to: &mut Values) -> Result<()> {
+    let timeline = Timeline::load(&std::path::Path::new(SANDBOXES).join(container.id()))?;
+    for &(metric, from, until) in PARTS {
+        if let Some(took) = timeline.between(from, until) {
+            to.add(metric, Subject::Kata, took.as_secs_f64() * 1000.0);
+        }
+    }
+    Ok(())
+}
+
+/// `ctr task delete --force`, until the last of its processes on the host is gone.
+fn stop(
+    subjects: &Subjects<'_>,
+    subject: Subject,
+    container: Container<'_>,
+    to: &mut Values,
+) -> Result<()> {
+    let containerd = subjects.containerd();
+    let mut processes = parts_of(containerd.mark(), Part::Vmm)?;
+    processes.extend(parts_of(containerd.mark(), Part::FileServer)?);
+    processes.extend(parts_of(containerd.mark(), Part::Shim)?);
+    let (deleted, took) = timed(|| {
+        let deleted = containerd.ctr(["task", "delete", "--force", container.id()])?;
+        for process in &processes {
+            ensure!(process.ends(Deadline::for_command())?, "{} stays", process.describe());
+        }
+        Ok(deleted)
+    })?;
+    ensure!(container.status()?.is_none(), "the task is still there: {deleted}");
+    container.remove()?;
+    to.add(metric::STOP, subject, took.as_secs_f64());
+    Ok(())
+}
+
+/// `count` starts at once, until the last one is ready.
+pub(crate) fn burst(
+    subjects: &Subjects<'_>,
+    subject: Subject,
+    (metric, count): (Metric, usize),
+    to: &mut Values,
+) -> Result<()> {
+    let runs = (0..count).map(|_| subjects.run(subject, &["sleep", "1000"]));
+    let start = Instant::now();
+    let starting = runs.map(|run| run.starting()).collect::<Result<Vec<_>>>()?;
+    let containers = starting.into_iter().map(|(client, container)| {
+        client.wait()?.success()?;
+        Ok(container)
+    });
+    let containers = containers.collect::<Result<Vec<_>>>()?;
+    to.add(metric, subject, start.elapsed().as_secs_f64());
+    containers.into_iter().try_for_each(Container::remove)
+}

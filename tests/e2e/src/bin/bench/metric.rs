@@ -1,0 +1,173 @@
+//! What is measured, of whom, and the values.
+
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+/// Things that are measured together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Group {
+    /// One container from `ctr run` to its end, beside the least that a VM can take.
+    Start,
+    /// Where the time of a start goes, by kata's own timeline.
+    Timeline,
+    /// A process in a running container.
+    Exec,
+    /// The end of a running container.
+    Stop,
+    /// 10 and 20 starts at once.
+    Burst,
+    /// What an idle sandbox costs.
+    Memory,
+    /// Files and output.
+    Io,
+}
+
+/// Whose value it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Subject {
+    /// The VMM with the same machine and kernel, and an init that ends at once.
+    Floor,
+    /// The runtime under test.
+    Kata,
+    /// The reference.
+    Runc,
+    /// gVisor.
+    Runsc,
+}
+
+impl Subject {
+    pub(crate) const ALL: [Self; 4] = [Self::Floor, Self::Kata, Self::Runc, Self::Runsc];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "floor",
+            Self::Kata => "kata",
+            Self::Runc => "runc",
+            Self::Runsc => "runsc",
+        }
+    }
+}
+
+/// One thing that is measured; a row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct Metric {
+    pub(crate) group: Group,
+    /// The row's place in its group.
+    order: u8,
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+}
+
+const fn metric(group: Group, order: u8, name: &'static str, unit: &'static str) -> Metric {
+    Metric { group, order, name, unit }
+}
+
+pub(crate) const RUN: Metric = metric(Group::Start, 0, "ctr run --rm … true", "s");
+pub(crate) const ONE: Metric = metric(Group::Start, 1, "one start until ready", "s");
+pub(crate) const MACHINE: Metric = metric(Group::Timeline, 0, "shim asked to VMM executed", "ms");
+pub(crate) const VMM: Metric = metric(Group::Timeline, 1, "VMM executed to kernel", "ms");
+pub(crate) const KERNEL: Metric = metric(Group::Timeline, 2, "kernel to init", "ms");
+pub(crate) const AGENT: Metric = metric(Group::Timeline, 3, "init to agent reached", "ms");
+pub(crate) const CONTAINER: Metric = metric(Group::Timeline, 4, "agent reached to created", "ms");
+pub(crate) const PROCESS: Metric = metric(Group::Timeline, 5, "start asked to executed", "ms");
+pub(crate) const EXEC: Metric = metric(Group::Exec, 0, "ctr task exec … true", "s");
+pub(crate) const STOP: Metric = metric(Group::Stop, 0, "running container: kill to gone", "s");
+pub(crate) const TEN: Metric = metric(Group::Burst, 0, "10 starts at once: last ready", "s");
+pub(crate) const TWENTY: Metric = metric(Group::Burst, 1, "20 starts at once: last ready", "s");
+pub(crate) const ALL_PSS: Metric = metric(Group::Memory, 0, "idle sandbox, all of it: PSS", "MiB");
+pub(crate) const REST_PSS: Metric = metric(Group::Memory, 1, "  without the guest's memory", "MiB");
+pub(crate) const TOUCHED: Metric = metric(Group::Memory, 2, "  the guest's memory", "MiB");
+pub(crate) const VMM_PSS: Metric = metric(Group::Memory, 3, "  VMM without it", "MiB");
+pub(crate) const SERVER_PSS: Metric = metric(Group::Memory, 4, "  file server without it", "MiB");
+pub(crate) const SHIM_PSS: Metric = metric(Group::Memory, 5, "  shim", "MiB");
+pub(crate) const GUEST_USED: Metric =
+    metric(Group::Memory, 6, "guest memory in use at idle", "MiB");
+pub(crate) const ROOT_WRITE: Metric = metric(Group::Io, 0, "rootfs: write and sync", "MB/s");
+pub(crate) const ROOT_READ: Metric = metric(Group::Io, 1, "rootfs: read again", "MB/s");
+pub(crate) const BIND_READ: Metric = metric(Group::Io, 2, "bind mount: first read", "MB/s");
+pub(crate) const BIND_WRITE: Metric = metric(Group::Io, 3, "bind mount: write and sync", "MB/s");
+pub(crate) const SMALL: Metric = metric(Group::Io, 4, "200 small files: make, list, remove", "s");
+pub(crate) const STDOUT: Metric = metric(Group::Io, 5, "standard output", "MB/s");
+
+/// All values, in the order in which they were measured.
+#[derive(Debug, Default)]
+pub(crate) struct Values {
+    values: BTreeMap<(Metric, Subject), Vec<f64>>,
+}
+
+impl Values {
+    pub(crate) fn add(&mut self, metric: Metric, subject: Subject, value: f64) {
+        self.values.entry((metric, subject)).or_default().push(value);
+    }
+
+    /// Who was measured, metric by metric.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (Metric, Subject, Summary)> {
+        self.values.iter().filter_map(|(&(metric, subject), values)| {
+            Some((metric, subject, Summary::of(values)?))
+        })
+    }
+
+    /// `None` if it was not measured.
+    pub(crate) fn median(&self, metric: Metric, subject: Subject) -> Option<f64> {
+        Some(Summary::of(self.values.get(&(metric, subject))?)?.median)
+    }
+}
+
+/// What several values come to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) runs: usize,
+    pub(crate) median: f64,
+    /// Nine of ten values are at most this.
+    pub(crate) p90: f64,
+    /// From the value that one of ten does not exceed to the one that nine of ten do not.
+    pub(crate) spread: f64,
+}
+
+impl Summary {
+    /// `None` of no values.
+    fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len().checked_sub(1)?;
+        // The nearest rank of those that are there.
+        let rank = |tenths: usize| sorted[(last * tenths).div_ceil(10)];
+        let low = sorted[last / 10];
+        let median = f64::midpoint(sorted[last / 2], sorted[last.div_ceil(2)]);
+        Some(Self { runs: sorted.len(), median, p90: rank(9), spread: rank(9) - low })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_knows_the_middle_and_the_tail() {
+        assert_eq!(Summary::of(&[]), None);
+        let one = Summary::of(&[3.0]).unwrap();
+        assert_eq!((one.median, one.p90, one.spread), (3.0, 3.0, 0.0));
+        let values: Vec<f64> = (1..=11).rev().map(f64::from).collect();
+        let eleven = Summary::of(&values).unwrap();
+        assert_eq!((eleven.runs, eleven.median, eleven.p90, eleven.spread), (11, 6.0, 10.0, 8.0));
+        assert_eq!(Summary::of(&[4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
+    }
+
+    #[test]
+    fn values_come_back_by_metric_and_subject() {
+        let mut values = Values::default();
+        values.add(EXEC, Subject::Runc, 2.0);
+        values.add(RUN, Subject::Kata, 1.0);
+        values.add(RUN, Subject::Floor, 0.5);
+        let rows: Vec<_> =
+            values.rows().map(|(metric, subject, _)| (metric.name, subject)).collect();
+        assert_eq!(rows[0], (RUN.name, Subject::Floor));
+        assert_eq!(rows[2], (EXEC.name, Subject::Runc));
+        assert_eq!(values.median(RUN, Subject::Kata), Some(1.0));
+        assert_eq!(values.median(RUN, Subject::Runsc), None);
+    }
+}

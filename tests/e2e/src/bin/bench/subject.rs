@@ -1,0 +1,80 @@
+//! The runtimes under containerd that are compared.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use kata_e2e::{Containerd, Run, Runtime};
+
+use crate::metric::Subject;
+
+/// How runsc is called. containerd's shim for runc drives it, since Debian's package has no shim of its own. Without a network
+/// namespace there is no network to give to it, and ptrace is the platform that needs nothing of the host.
+const RUNSC: &str = "#!/bin/sh\nexec runsc --platform=ptrace --network=none \"$@\"\n";
+
+/// The runtimes that work here.
+#[derive(Debug)]
+pub(crate) struct Subjects<'a> {
+    containerd: &'a Containerd,
+    runsc: Option<PathBuf>,
+}
+
+impl<'a> Subjects<'a> {
+    /// Finds out whether runsc works here; says why not if it does not.
+    pub(crate) fn find(containerd: &'a Containerd) -> Result<Self> {
+        let script = write_script(containerd.directory())?;
+        let with_runsc = Self { containerd, runsc: Some(script.clone()) };
+        let probe = with_runsc.run(Subject::Runsc, &["true"]).output()?;
+        let runsc = match probe.clone().success() {
+            Ok(_) => Some(script),
+            Err(_) => {
+                eprintln!(
+                    "runsc does not work here and is left out: {}",
+                    probe.error_text().trim()
+                );
+                None
+            }
+        };
+        Ok(Self { containerd, runsc })
+    }
+
+    /// Those that run containers.
+    pub(crate) fn runtimes(&self) -> Vec<Subject> {
+        let mut all = vec![Subject::Kata, Subject::Runc];
+        all.extend(self.runsc.is_some().then_some(Subject::Runsc));
+        all
+    }
+
+    pub(crate) fn containerd(&self) -> &'a Containerd {
+        self.containerd
+    }
+
+    /// A container to be under `subject`.
+    pub(crate) fn run(&self, subject: Subject, command: &[&str]) -> Run<'a> {
+        let run = self.containerd.run(command.iter().copied());
+        match (subject, &self.runsc) {
+            (Subject::Runsc, Some(script)) => {
+                run.under(Runtime::Runc).option("--runc-binary", &script.display().to_string())
+            }
+            (Subject::Runc | Subject::Runsc, _) => run.under(Runtime::Runc),
+            (Subject::Kata | Subject::Floor, _) => run.under(Runtime::Kata),
+        }
+    }
+}
+
+fn write_script(directory: &Path) -> Result<PathBuf> {
+    let script = directory.join("runsc");
+    fs::write(&script, RUNSC)
+        .and_then(|()| fs::set_permissions(&script, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("cannot write {}", script.display()))?;
+    Ok(script)
+}
+
+/// What `work` yields, and how long it took.
+pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+    let start = Instant::now();
+    let value = work()?;
+    Ok((value, start.elapsed()))
+}
