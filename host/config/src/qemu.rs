@@ -50,6 +50,8 @@ section! {
         virtio_fs_cache: VirtioFsCache = VirtioFsCache::Auto;
         /// Further arguments for the virtio-fs server.
         virtio_fs_extra_args: Vec<String> = Vec::new();
+        /// Let QEMU move network frames by itself, also where the host's kernel could (/dev/vhost-net).
+        disable_vhost_net: bool = false;
         /// The host's source of random numbers for the guest.
         entropy_source: PathBuf = PathBuf::from("/dev/urandom");
         /// The annotations that a pod may set, by exact name: of io.katacontainers.config.hypervisor.NAME just NAME; of the others
@@ -180,7 +182,6 @@ const OFF: &[OffKey] = &[
     either("disable_image_nvdimm"),
     // Network, devices, IOMMU.
     number("network_queues", &[1]),
-    either("disable_vhost_net"),
     number("rx_rate_limiter_max_rate", &[0]),
     number("tx_rate_limiter_max_rate", &[0]),
     number("net_rate_limiter_bw_max_rate", &[0]),

@@ -18,8 +18,8 @@ section! {
         enable_debug: bool = false;
         /// How much is logged: "trace", "debug", "info", "warn" or "error". enable_debug makes it at least "debug".
         log_level: LogLevel = LogLevel::Info;
-        /// How the interfaces of the sandbox's network namespace reach the VM: "tcfilter", "macvtap" or "none".
-        /// This version connects no network: a namespace with interfaces besides lo is refused unless this is "none".
+        /// How the interfaces of the sandbox's network namespace reach the VM: "tcfilter" passes every frame on between interface and
+        /// VM, "macvtap" puts a macvtap on top of the interface (the host's kernel must have it), "none" connects nothing.
         internetworking_model: InternetworkingModel = InternetworkingModel::Tcfilter;
         /// Run containers without the seccomp profile that the engine gives them.
         disable_guest_seccomp: bool = false;

@@ -1,9 +1,11 @@
 //! The virtual machine as plain data: what the plan decides and a driver builds.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// One virtual machine to boot. Paths are on the host and were checked to exist when the plan was made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct VmSpec {
     /// The sandbox's id: names the VM in process lists and logs, nothing else.
     pub sandbox: String,
@@ -19,6 +21,12 @@ pub struct VmSpec {
     pub kernel_params: Vec<String>,
     /// Directories served to the guest through virtio-fs.
     pub shares: Vec<ShareSpec>,
+    /// Its network devices.
+    pub nics: Vec<NicSpec>,
+    /// Whether network devices may be added while it runs ([`crate::Vm::add_nic`]).
+    pub hot_plug: bool,
+    /// The network namespace for the VMM; `None` gives it an empty one of its own.
+    pub network_namespace: Option<Arc<OwnedFd>>,
     /// A private directory (mode 0700) of this sandbox in which the driver may create sockets and files. Whoever
     /// made it removes it.
     pub run_dir: PathBuf,
@@ -33,6 +41,21 @@ pub struct ShareSpec {
     pub tag: String,
     /// The unix socket on which the file server listens (vhost-user back end).
     pub socket: PathBuf,
+}
+
+/// A network device whose other end is a tap.
+#[derive(Debug, Clone)]
+pub struct NicSpec {
+    /// Tells it apart from the others of the VM, and may be a part of an option: letters and digits.
+    pub id: String,
+    /// Its MAC address, as in `02:42:ac:11:00:02`.
+    pub mac: String,
+    /// The most that a frame may carry, in bytes; the guest is told.
+    pub mtu: u32,
+    /// The open tap. Frames have a virtio-net header (IFF_VNET_HDR). The VMM gets a copy.
+    pub tap: Arc<OwnedFd>,
+    /// An open vhost-net device that is to move its frames; `None` leaves that to the VMM.
+    pub vhost: Option<Arc<OwnedFd>>,
 }
 
 /// What a driver can do. Everything that is false here is refused at planning time, with a sentence.

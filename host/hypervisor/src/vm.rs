@@ -6,7 +6,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
 
-use crate::{Capabilities, Console, VmSpec};
+use crate::{Capabilities, Console, NicSpec, VmSpec};
 
 /// Boots virtual machines of one kind.
 #[async_trait]
@@ -54,6 +54,10 @@ pub trait Vm: Send + Sync + fmt::Debug {
 
     /// Lets the guest's CPUs run again after [`Vm::pause`].
     async fn resume(&self) -> Result<(), HypervisorError>;
+
+    /// Adds a network device to the running VM. The guest finds it by itself, a moment later. Refused with
+    /// [`HypervisorError::Unsupported`] unless [`VmSpec::hot_plug`] was asked for and could be had.
+    async fn add_nic(&self, nic: &NicSpec) -> Result<(), HypervisorError>;
 
     /// Ends the VM without asking the guest, and returns when the VMM is gone and reaped. May be repeated.
     async fn stop(&self);

@@ -16,9 +16,14 @@ pub(crate) enum Transport {
 
 impl Transport {
     fn device(self, kind: &str) -> OptionValue {
+        OptionValue::new(self.driver(kind))
+    }
+
+    /// The name of the driver of a device of this kind.
+    pub(crate) fn driver(self, kind: &str) -> String {
         match self {
-            Self::Mmio => OptionValue::new(format_args!("{kind}-device")),
-            Self::Pci => OptionValue::new(format_args!("{kind}-pci")),
+            Self::Mmio => format!("{kind}-device"),
+            Self::Pci => format!("{kind}-pci"),
         }
     }
 }
@@ -47,11 +52,59 @@ pub(crate) enum Device {
         /// By which the guest finds it.
         tag: String,
     },
+    /// A bus for devices that come later; a PCI Express one itself takes none while it runs.
+    HotPlugBus,
+    /// A network device on a tap.
+    Nic(Nic),
     /// Random numbers.
     Entropy {
         /// Where they come from.
         source: PathBuf,
     },
+}
+
+/// The name of the bus that [`Device::HotPlugBus`] makes.
+pub(crate) const HOT_PLUG_BUS: &str = "hot";
+
+/// A network device, with its descriptors by the names or numbers that QEMU knows them by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Nic {
+    pub(crate) id: String,
+    pub(crate) mac: String,
+    pub(crate) mtu: u32,
+    pub(crate) tap: String,
+    pub(crate) vhost: Option<String>,
+}
+
+impl Nic {
+    /// The back end, as keys and values. Its id is `net-ID`.
+    pub(crate) fn backend(&self) -> Vec<(&'static str, String)> {
+        let mut backend =
+            vec![("type", "tap".to_owned()), ("id", self.backend_id()), ("fd", self.tap.clone())];
+        if let Some(vhost) = &self.vhost {
+            backend.extend([("vhost", "on".to_owned()), ("vhostfd", vhost.clone())]);
+        }
+        backend
+    }
+
+    /// The device without its driver's name, as keys and values. Its id is `nic-ID`.
+    pub(crate) fn frontend(&self, transport: Transport) -> Vec<(&'static str, String)> {
+        let mut frontend = vec![
+            ("id", format!("nic-{}", self.id)),
+            ("netdev", self.backend_id()),
+            ("mac", self.mac.clone()),
+            ("host_mtu", self.mtu.to_string()),
+        ];
+        if transport == Transport::Pci {
+            // Nobody boots from it.
+            frontend.push(("romfile", String::new()));
+        }
+        frontend
+    }
+
+    fn backend_id(&self) -> String {
+        format!("net-{}", self.id)
+    }
 }
 
 /// One option and its value.
@@ -83,6 +136,21 @@ impl Device {
                 let share =
                     transport.device("vhost-user-fs").with("chardev", &backend).with("tag", tag);
                 vec![socket_backend(&backend, *socket), device(share)]
+            }
+            Self::HotPlugBus => {
+                vec![device(OptionValue::new("pcie-pci-bridge").with("id", HOT_PLUG_BUS))]
+            }
+            Self::Nic(nic) => {
+                let (_, kind) = &nic.backend()[0];
+                let mut backend = OptionValue::new(kind);
+                for (key, value) in &nic.backend()[1..] {
+                    backend = backend.with(key, value);
+                }
+                let mut frontend = transport.device("virtio-net");
+                for (key, value) in nic.frontend(transport) {
+                    frontend = frontend.with(key, value);
+                }
+                vec![("-netdev", backend.into()), device(frontend)]
             }
             Self::Entropy { source } => {
                 let backend = format!("entropy{number}");
@@ -145,6 +213,32 @@ mod tests {
             [
                 "-chardev socket,id=share7,fd=6",
                 "-device vhost-user-fs-device,chardev=share7,tag=a,,b",
+            ]
+        );
+    }
+
+    #[test]
+    fn nic_takes_an_open_tap_and_tells_the_guest_its_mtu() {
+        let nic = Nic {
+            id: "2".into(),
+            mac: "02:00:00:00:00:01".into(),
+            mtu: 1450,
+            tap: "8".into(),
+            vhost: None,
+        };
+        assert_eq!(
+            rendered(&Device::Nic(nic.clone()), Transport::Mmio),
+            [
+                "-netdev tap,id=net-2,fd=8",
+                "-device virtio-net-device,id=nic-2,netdev=net-2,mac=02:00:00:00:00:01,host_mtu=1450",
+            ]
+        );
+        let fast = Nic { vhost: Some("9".into()), ..nic };
+        assert_eq!(
+            rendered(&Device::Nic(fast), Transport::Pci),
+            [
+                "-netdev tap,id=net-2,fd=8,vhost=on,vhostfd=9",
+                "-device virtio-net-pci,id=nic-2,netdev=net-2,mac=02:00:00:00:00:01,host_mtu=1450,romfile=",
             ]
         );
     }

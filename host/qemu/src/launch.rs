@@ -1,17 +1,18 @@
 //! From a spec to a QEMU that has said hello.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 
-use kata_hypervisor::{Console, HypervisorError, VmExit, VmSpec};
-use kata_linux::jail::Jail;
+use kata_hypervisor::{Console, HypervisorError, NicSpec, VmExit, VmSpec};
+use kata_linux::jail::{Jail, Network};
 use kata_linux::process::{Child, Exit, Spawn, SpawnError};
 use tokio::net::UnixStream;
 
 use crate::channel::{Channel, socket_pair};
 use crate::command_line::CommandLine;
-use crate::device::Device;
+use crate::device::{Device, Nic};
 use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
 use crate::machine::Machine;
@@ -31,7 +32,11 @@ pub(crate) async fn launch(
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let machine = choose_machine(settings, spec).map_err(setup("the guest kernel"))?;
-    let mut spawn = Spawn::new(&settings.program).jail(Jail::strict());
+    let mut jail = Jail::strict();
+    if let Some(namespace) = &spec.network_namespace {
+        jail.network = Network::Joined(namespace.clone());
+    }
+    let mut spawn = Spawn::new(&settings.program).jail(jail);
 
     let (control, their_control) = socket_pair().map_err(setup("the control socket"))?;
     let (console_output, their_console) = socket_pair().map_err(setup("the console"))?;
@@ -43,6 +48,12 @@ pub(crate) async fn launch(
         let socket =
             connect(&share.socket).await.map_err(setup("the connection to the file server"))?;
         devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
+    }
+    if spec.hot_plug && machine.can_hot_plug() {
+        devices.push(Device::HotPlugBus);
+    }
+    for nic in &spec.nics {
+        devices.push(Device::Nic(pass_nic(&mut spawn, nic).map_err(setup("a network device"))?));
     }
     devices.push(Device::Entropy { source: settings.entropy_source.clone() });
 
@@ -75,12 +86,25 @@ pub(crate) async fn launch(
     let console = Console::new();
     let console_end = console::collect(console_output, console.clone());
     let qmp = greet(&program, &child, control).await?;
-    Ok(QemuVm { child, qmp, channel, console, console_end })
+    let hot_plug = spec.hot_plug && machine.can_hot_plug();
+    Ok(QemuVm { child, machine, hot_plug, qmp, channel, console, console_end })
+}
+
+/// Lets the child inherit the descriptors of a network device.
+fn pass_nic(spawn: &mut Spawn, nic: &NicSpec) -> io::Result<Nic> {
+    let mut pass = |fd: &OwnedFd| Ok::<_, io::Error>(spawn.pass_fd(fd.try_clone()?).to_string());
+    Ok(Nic {
+        id: nic.id.clone(),
+        mac: nic.mac.clone(),
+        mtu: nic.mtu,
+        tap: pass(&nic.tap)?,
+        vhost: nic.vhost.as_deref().map(pass).transpose()?,
+    })
 }
 
 fn choose_machine(settings: &QemuSettings, spec: &VmSpec) -> io::Result<Machine> {
     let image = KernelImage::of(&spec.kernel)?;
-    Machine::choose(settings.machine, image).ok_or_else(|| {
+    Machine::choose(settings.machine, image, spec.hot_plug).ok_or_else(|| {
         let kernel = spec.kernel.display();
         io::Error::other(format!(
             "{kernel} is compressed and microvm boots an uncompressed one (vmlinux) only; \

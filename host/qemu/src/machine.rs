@@ -21,17 +21,25 @@ pub(crate) enum Machine {
 }
 
 impl Machine {
-    /// The machine to boot this kernel on; `None` if the one that was asked for cannot.
-    pub(crate) fn choose(choice: MachineChoice, kernel: KernelImage) -> Option<Self> {
+    /// The machine to boot this kernel on; `None` if the one that was asked for cannot. With `hot_plug` it can be given devices while
+    /// it runs, unless the administrator has chosen one that cannot.
+    pub(crate) fn choose(
+        choice: MachineChoice,
+        kernel: KernelImage,
+        hot_plug: bool,
+    ) -> Option<Self> {
         match (choice, kernel) {
-            // No device of a sandbox needs PCI or hotplug yet.
-            (MachineChoice::Auto | MachineChoice::Microvm, KernelImage::Elf) => Some(Self::Microvm),
+            (MachineChoice::Auto, KernelImage::Elf) if !hot_plug => Some(Self::Microvm),
+            (MachineChoice::Microvm, KernelImage::Elf) => Some(Self::Microvm),
             // It has no firmware that could start a compressed kernel.
             (MachineChoice::Microvm, KernelImage::BzImage) => None,
-            (MachineChoice::Auto, KernelImage::BzImage) | (MachineChoice::Q35, _) => {
-                Some(Self::Q35)
-            }
+            (MachineChoice::Auto | MachineChoice::Q35, _) => Some(Self::Q35),
         }
+    }
+
+    /// Whether devices can be added while it runs.
+    pub(crate) fn can_hot_plug(self) -> bool {
+        self == Self::Q35
     }
 
     pub(crate) fn transport(self) -> Transport {
@@ -110,9 +118,11 @@ mod tests {
     #[test]
     fn smallest_machine_that_boots_the_kernel_is_chosen() {
         use MachineChoice::{Auto, Microvm, Q35};
-        assert_eq!(Machine::choose(Auto, KernelImage::Elf), Some(Machine::Microvm));
-        assert_eq!(Machine::choose(Auto, KernelImage::BzImage), Some(Machine::Q35));
-        assert_eq!(Machine::choose(Microvm, KernelImage::BzImage), None);
-        assert_eq!(Machine::choose(Q35, KernelImage::Elf), Some(Machine::Q35));
+        assert_eq!(Machine::choose(Auto, KernelImage::Elf, false), Some(Machine::Microvm));
+        assert_eq!(Machine::choose(Auto, KernelImage::Elf, true), Some(Machine::Q35));
+        assert_eq!(Machine::choose(Auto, KernelImage::BzImage, false), Some(Machine::Q35));
+        assert_eq!(Machine::choose(Microvm, KernelImage::Elf, true), Some(Machine::Microvm));
+        assert_eq!(Machine::choose(Microvm, KernelImage::BzImage, false), None);
+        assert_eq!(Machine::choose(Q35, KernelImage::Elf, false), Some(Machine::Q35));
     }
 }

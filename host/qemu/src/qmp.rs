@@ -4,8 +4,14 @@
 
 mod message;
 
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
 use kata_hypervisor::HypervisorError;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,7 +22,13 @@ use message::{Incoming, parse};
 /// The longest line that is accepted. QEMU is as little trusted as the guest that may have taken it over.
 const MAX_LINE: usize = 64 * 1024;
 
-type Request = (Command, oneshot::Sender<Result<(), String>>);
+/// A command on its way to the owner.
+struct Request {
+    command: Command,
+    /// A descriptor to send along.
+    descriptor: Option<Arc<OwnedFd>>,
+    answer: oneshot::Sender<Result<(), String>>,
+}
 
 /// A connection to a QEMU that has said hello.
 #[derive(Debug)]
@@ -35,7 +47,7 @@ impl Qmp {
             match lines.next().await {
                 Some(Incoming::Greeting) => break,
                 Some(_) => {}
-                None => return Err(refused(command, "no greeting".to_owned())),
+                None => return Err(refused(&command, "no greeting".to_owned())),
             }
         }
         let (requests, queue) = mpsc::channel(1);
@@ -48,10 +60,28 @@ impl Qmp {
 
     /// Sends a command and waits for QEMU's answer.
     pub(crate) async fn execute(&self, command: Command) -> Result<(), HypervisorError> {
-        let gone = |_| refused(command, "its control socket is closed".to_owned());
+        self.request(command, None).await
+    }
+
+    /// Hands QEMU a copy of a descriptor, which it then knows by `name`.
+    pub(crate) async fn pass_fd(
+        &self,
+        name: &str,
+        descriptor: &Arc<OwnedFd>,
+    ) -> Result<(), HypervisorError> {
+        self.request(Command::GetFd(name.to_owned()), Some(Arc::clone(descriptor))).await
+    }
+
+    async fn request(
+        &self,
+        command: Command,
+        descriptor: Option<Arc<OwnedFd>>,
+    ) -> Result<(), HypervisorError> {
+        let gone = |_| refused(&command, "its control socket is closed".to_owned());
         let (answer, answered) = oneshot::channel();
-        self.requests.send((command, answer)).await.map_err(|_| gone(()))?;
-        answered.await.map_err(|_| gone(()))?.map_err(|reason| refused(command, reason))
+        let request = Request { command: command.clone(), descriptor, answer };
+        self.requests.send(request).await.map_err(|_| gone(()))?;
+        answered.await.map_err(|_| gone(()))?.map_err(|reason| refused(&command, reason))
     }
 
     /// Resolves when QEMU has closed the socket, which its end does, with why the guest ended, if QEMU told.
@@ -63,7 +93,7 @@ impl Qmp {
     }
 }
 
-fn refused(command: Command, reason: String) -> HypervisorError {
+fn refused(command: &Command, reason: String) -> HypervisorError {
     HypervisorError::Control { command: command.name(), reason }
 }
 
@@ -91,13 +121,35 @@ impl Owner {
                     Some(Incoming::End(reason)) => self.report_end(reason),
                     Some(Incoming::Greeting | Incoming::Other) => {}
                 },
-                Some((command, answer)) = requests.recv(), if waiting.is_none() => {
-                    if self.write.write_all(command.line().as_bytes()).await.is_ok() {
-                        waiting = Some(answer);
+                Some(request) = requests.recv(), if waiting.is_none() => {
+                    if self.send(&request).await.is_ok() {
+                        waiting = Some(request.answer);
                     }
                 }
             }
         }
+    }
+
+    async fn send(&mut self, request: &Request) -> io::Result<()> {
+        let line = request.command.line();
+        let sent = match &request.descriptor {
+            None => 0,
+            Some(descriptor) => self.send_with(line.as_bytes(), descriptor).await?,
+        };
+        self.write.write_all(&line.as_bytes()[sent..]).await
+    }
+
+    /// Sends the beginning of a line with a descriptor (SCM_RIGHTS in unix(7)), and tells how much of it.
+    async fn send_with(&self, line: &[u8], descriptor: &OwnedFd) -> io::Result<usize> {
+        let socket: &UnixStream = self.write.as_ref();
+        let send = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let fds = [descriptor.as_fd()];
+            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+            Ok(sendmsg(socket, &[IoSlice::new(line)], &mut ancillary, SendFlags::NOSIGNAL)?)
+        };
+        socket.async_io(Interest::WRITABLE, send).await
     }
 
     /// The first reason counts: a panic is followed by the reset or shutdown that it causes.

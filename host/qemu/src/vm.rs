@@ -5,17 +5,23 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{Console, HypervisorError, Vm, VmExit};
+use kata_hypervisor::{Console, HypervisorError, NicSpec, Vm, VmExit};
 use kata_linux::process::Child;
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use crate::channel::Channel;
+use crate::device::{HOT_PLUG_BUS, Nic};
 use crate::launch::to_vm_exit;
+use crate::machine::Machine;
 use crate::qmp::{Command, Qmp};
 
 /// A virtual machine of QEMU's. Dropping it kills it.
 pub(crate) struct QemuVm {
     pub(crate) child: Child,
+    pub(crate) machine: Machine,
+    /// Whether it has a bus for devices that come later.
+    pub(crate) hot_plug: bool,
     pub(crate) qmp: Qmp,
     pub(crate) channel: Channel,
     pub(crate) console: Console,
@@ -61,10 +67,48 @@ impl Vm for QemuVm {
         self.qmp.execute(Command::Cont).await
     }
 
+    async fn add_nic(&self, nic: &NicSpec) -> Result<(), HypervisorError> {
+        if !self.hot_plug {
+            return Err(HypervisorError::Unsupported {
+                driver: "qemu",
+                what: "network interfaces that come after the boot on this machine; set `machine_type` to \"\" or \"q35\"",
+            });
+        }
+        let fd_name = |what: &str| format!("{what}-{}", nic.id);
+        let device = Nic {
+            id: nic.id.clone(),
+            mac: nic.mac.clone(),
+            mtu: nic.mtu,
+            tap: fd_name("tap"),
+            vhost: nic.vhost.as_ref().map(|_| fd_name("vhost")),
+        };
+        self.qmp.pass_fd(&device.tap, &nic.tap).await?;
+        if let (Some(name), Some(vhost)) = (&device.vhost, &nic.vhost) {
+            self.qmp.pass_fd(name, vhost).await?;
+        }
+        self.qmp.execute(Command::NetdevAdd(object(device.backend()))).await?;
+        let transport = self.machine.transport();
+        let mut frontend = object(device.frontend(transport));
+        frontend["driver"] = transport.driver("virtio-net").into();
+        frontend["bus"] = HOT_PLUG_BUS.into();
+        self.qmp.execute(Command::DeviceAdd(frontend)).await
+    }
+
     async fn stop(&self) {
         // There is no disk to flush and no device to release: nothing is won by asking QEMU first.
         self.child.end().await;
     }
+}
+
+/// Options as QMP takes them. Its types are those of QEMU's schema: switches and numbers are not strings there.
+fn object(options: Vec<(&'static str, String)>) -> Value {
+    let typed = |key: &str, value: String| match (key, value.as_str()) {
+        (_, "on") => Value::Bool(true),
+        ("host_mtu", number) => number.parse::<u32>().map_or(Value::String(value), Value::from),
+        _ => Value::String(value),
+    };
+    let fields = options.into_iter().map(|(key, value)| (key.to_owned(), typed(key, value)));
+    Value::Object(fields.collect::<Map<_, _>>())
 }
 
 impl fmt::Debug for QemuVm {

@@ -35,17 +35,6 @@ pub enum SpecError {
         "the host's network cannot be shared with a VM; run without host networking, or under another runtime"
     )]
     HostNetwork,
-    /// The container's network namespace has interfaces.
-    #[error(
-        "the network namespace {path} has the interfaces {interfaces}, and networking is not supported in this version; \
-         run without a network"
-    )]
-    Network {
-        /// The namespace.
-        path: PathBuf,
-        /// Its interfaces, loopback excepted.
-        interfaces: String,
-    },
     /// Hooks are the host's business and not run yet.
     #[error("the OCI hook {0} cannot be run: hooks are not supported in this version")]
     Hook(PathBuf),

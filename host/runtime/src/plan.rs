@@ -10,7 +10,9 @@ use kata_config::{
 };
 use kata_hypervisor::{ShareSpec, VmSpec};
 use kata_qemu::{AcceleratorChoice, MachineChoice, QemuSettings};
-use kata_sandbox::{ContainerPlan, Deadlines, SandboxMount, SandboxPlan};
+use kata_sandbox::{
+    ContainerPlan, Deadlines, NetworkModel, NetworkPlan, SandboxMount, SandboxPlan,
+};
 use kata_storage::{FileServerSpec, RootfsMount};
 use oci_spec::runtime::{LinuxResources, Spec};
 
@@ -26,6 +28,9 @@ const SHARE_TAG: &str = "kataShared";
 /// The longest that QEMU takes to say hello on a busy host, and an emulated kernel to reach its init.
 const VMM_DEADLINE: Duration = Duration::from_secs(30);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The largest resolv.conf(5) in bytes that is passed on to the guest.
+const MAX_RESOLV_CONF: u64 = 64 * 1024;
 
 /// CRI's annotations for the resources of a whole pod.
 const CRI_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
@@ -57,7 +62,7 @@ pub(crate) fn sandbox(
 ) -> Result<SandboxPlan, RuntimeError> {
     check_id(id)?;
     let config = &runtime.config;
-    check_network(config, spec)?;
+    let network = network(config, spec)?;
     let role = role_of(spec.annotations().as_ref());
     let run_dir = Path::new(RUN_DIR).join(id);
     let socket = run_dir.join("virtiofs.sock");
@@ -75,8 +80,12 @@ pub(crate) fn sandbox(
             kernel_params: kernel_params(config),
             shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), socket: socket.clone() }],
             debug: config.qemu.enable_debug,
+            nics: Vec::new(),
+            hot_plug: false,
+            network_namespace: None,
             run_dir: run_dir.clone(),
         },
+        network,
         file_server: file_server(runtime, &run_dir, socket),
         guest: guest_sandbox(config, id, spec),
         cgroup: cgroup(config, id, spec),
@@ -128,19 +137,26 @@ fn check_id(id: &str) -> Result<(), RuntimeError> {
     if is_usable { Ok(()) } else { Err(RuntimeError::Id(id.to_owned())) }
 }
 
-/// Networking is not there yet, so a namespace that the engine has wired up is refused, not ignored, unless the administrator
-/// wants no network.
-fn check_network(config: &HostConfig, spec: &Spec) -> Result<(), RuntimeError> {
-    let Some(path) = guest_spec::network_namespace(spec)? else { return Ok(()) };
-    if config.runtime.internetworking_model == InternetworkingModel::None {
-        return Ok(());
-    }
-    let interfaces = kata_linux::netns::interfaces(&path)
-        .map_err(|source| RuntimeError::Netns { path: path.clone(), source })?;
-    if interfaces.is_empty() {
-        return Ok(());
-    }
-    Err(SpecError::Network { path, interfaces: interfaces.join(", ") }.into())
+fn network(config: &HostConfig, spec: &Spec) -> Result<NetworkPlan, SpecError> {
+    let model = match config.runtime.internetworking_model {
+        InternetworkingModel::Tcfilter => Some(NetworkModel::TcFilter),
+        InternetworkingModel::Macvtap => Some(NetworkModel::MacVtap),
+        InternetworkingModel::None => None,
+    };
+    let namespace = guest_spec::network_namespace(spec)?;
+    Ok(NetworkPlan { namespace, model, vhost: !config.qemu.disable_vhost_net })
+}
+
+/// The lines of the resolv.conf(5) that the engine mounts into the container. One that cannot be read is the mount's own matter, and only a
+/// file of a sane size is one.
+fn dns(spec: &Spec) -> Vec<String> {
+    let mounts = spec.mounts().iter().flatten();
+    let mount = mounts.filter(|mount| mount.destination() == Path::new("/etc/resolv.conf")).next();
+    let Some(source) = mount.and_then(|mount| mount.source().as_ref()) else { return Vec::new() };
+    let is_file = std::fs::metadata(source)
+        .is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_RESOLV_CONF);
+    let text = if is_file { std::fs::read_to_string(source).ok() } else { None };
+    text.unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
 fn readable(path: &Path, what: &'static str, key: &'static str) -> Result<(), RuntimeError> {
@@ -190,7 +206,7 @@ fn guest_sandbox(config: &HostConfig, id: &str, spec: &Spec) -> GuestSandbox {
     GuestSandbox {
         id: id.to_owned(),
         hostname: hostname(spec),
-        dns: Vec::new(),
+        dns: dns(spec),
         storages: vec![GuestStorage {
             driver: "virtio-fs".to_owned(),
             source: SHARE_TAG.to_owned(),

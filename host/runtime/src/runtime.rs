@@ -52,15 +52,6 @@ pub enum RuntimeError {
         "`{0}` is not a usable container id; use letters, digits, `_`, `.`, `+` and `-`, at most 128"
     )]
     Id(String),
-    /// The network namespace cannot be looked into.
-    #[error("cannot look into the network namespace {path}")]
-    Netns {
-        /// Its path in the spec.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
     /// Not enough of the host is known to size a VM.
     #[error("cannot find out how many processors and how much memory this host has")]
     Host(#[source] io::Error),

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kata_agent_client::AgentClient;
-use kata_hypervisor::{Hypervisor, Vm, VmExit};
+use kata_hypervisor::{Hypervisor, Vm, VmExit, VmSpec};
 use kata_storage::{FileServer, Share};
 use kata_timeline::{Recorder, Stage};
 use tokio::time::{Instant, sleep_until};
 
+use crate::network::SandboxNetwork;
 use crate::timing::record_guest;
 use crate::{BootError, BootStage, Footprint, SandboxPlan};
 
@@ -38,6 +39,7 @@ pub(crate) struct Booted {
     pub(crate) share: Share,
     pub(crate) file_server: FileServer,
     pub(crate) footprint: Footprint,
+    pub(crate) network: Option<SandboxNetwork>,
 }
 
 /// Boots what the plan says. On error everything that was started has been taken down again.
@@ -48,11 +50,15 @@ pub(crate) async fn boot(
 ) -> Result<Booted, BootError> {
     let footprint = Footprint::make(&plan.id, &plan.vm.run_dir, &plan.cgroup)?;
     times.stamp(Stage::FootprintMade);
-    match boot_parts(plan, hypervisor, &footprint, times).await {
+    let mut network = None;
+    match boot_parts(plan, hypervisor, &footprint, &mut network, times).await {
         Ok((vm, agent, share, file_server)) => {
-            Ok(Booted { vm, agent, share, file_server, footprint })
+            Ok(Booted { vm, agent, share, file_server, footprint, network })
         }
         Err(error) => {
+            if let Some(network) = network {
+                network.leave().await;
+            }
             if let Err(left) = footprint.remove() {
                 tracing::warn!("after the failed boot: {left}");
             }
@@ -67,15 +73,18 @@ async fn boot_parts(
     plan: &SandboxPlan,
     hypervisor: &dyn Hypervisor,
     footprint: &Footprint,
+    network: &mut Option<SandboxNetwork>,
     times: &Recorder,
 ) -> Result<Parts, BootError> {
+    *network = SandboxNetwork::open(&plan.network, footprint).await?;
+    let spec = vm_spec(plan, network.as_mut());
     let share = Share::create(&plan.vm.run_dir)?;
     for mount in &plan.sandbox_mounts {
         share.add_sandbox_mount(&mount.source, mount.readonly)?;
     }
     let file_server = FileServer::start(&plan.file_server)?;
     times.stamp_at(Stage::FileServerExecuted, file_server.executed());
-    let vm = match boot_vm(plan, hypervisor).await {
+    let vm = match boot_vm(plan, spec, hypervisor).await {
         Ok(vm) => vm,
         Err(error) => {
             file_server.stop().await;
@@ -87,7 +96,7 @@ async fn boot_parts(
         times.stamp_at(Stage::VmmExecuted, executed);
     }
     let reached = match footprint.record(&[vm.pid(), file_server.pid()]) {
-        Ok(()) => reach_agent(plan, vm.as_ref(), &file_server, times).await,
+        Ok(()) => reach_agent(plan, vm.as_ref(), &file_server, network.as_ref(), times).await,
         Err(error) => Err(error.into()),
     };
     match reached {
@@ -100,12 +109,25 @@ async fn boot_parts(
     }
 }
 
+/// The plan's VM with its network.
+fn vm_spec(plan: &SandboxPlan, network: Option<&mut SandboxNetwork>) -> VmSpec {
+    let mut spec = plan.vm.clone();
+    let Some(network) = network else { return spec };
+    spec.hot_plug |= network.is_empty();
+    spec.nics = network.take_nics();
+    if plan.network.namespace.is_none() {
+        spec.network_namespace = Some(network.namespace().descriptor());
+    }
+    spec
+}
+
 async fn boot_vm(
     plan: &SandboxPlan,
+    spec: VmSpec,
     hypervisor: &dyn Hypervisor,
 ) -> Result<Arc<dyn Vm>, BootError> {
     let after = plan.deadlines.vmm;
-    match tokio::time::timeout(after, hypervisor.boot(&plan.vm)).await {
+    match tokio::time::timeout(after, hypervisor.boot(&spec)).await {
         Ok(vm) => Ok(Arc::from(vm?)),
         Err(_) => Err(BootError::Late {
             stage: BootStage::Vmm,
@@ -120,6 +142,7 @@ async fn reach_agent(
     plan: &SandboxPlan,
     vm: &dyn Vm,
     file_server: &FileServer,
+    network: Option<&SandboxNetwork>,
     times: &Recorder,
 ) -> Result<AgentClient, BootError> {
     let console = vm.console();
@@ -130,6 +153,9 @@ async fn reach_agent(
         let told = agent.create_sandbox(&plan.guest).await.map_err(BootError::Agent)?;
         times.stamp(Stage::SandboxCreated);
         record_guest(times, told);
+        if let Some(network) = network {
+            network.configure(&agent).await?;
+        }
         Ok(agent)
     };
     let kernel_deadline = Instant::now() + plan.deadlines.kernel;

@@ -10,7 +10,7 @@ use kata_linux::cgroup::CgroupError;
 use kata_storage::StorageError;
 use thiserror::Error;
 
-use crate::{FootprintError, Refusal};
+use crate::{FootprintError, JoinError, Refusal};
 
 /// Why a sandbox or one of its processes could not do what was asked.
 #[derive(Debug, Error)]
@@ -24,6 +24,9 @@ pub enum SandboxError {
     /// A directory could not be shared, or a root file system not be mounted.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// An interface that came after the boot could not be joined.
+    #[error(transparent)]
+    Network(#[from] JoinError),
     /// The VM, its file server or its agent is gone.
     #[error("the sandbox {id} is gone: {reason}")]
     Gone {
@@ -73,6 +76,9 @@ pub enum BootError {
     /// The shared directory or its file server could not be set up.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The network could not be joined.
+    #[error(transparent)]
+    Network(#[from] JoinError),
     /// The driver could not start the VM.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),

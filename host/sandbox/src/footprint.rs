@@ -1,5 +1,7 @@
 //! What a sandbox leaves on the host while it lives, written down so that it can be swept away when its owner was killed.
 //!
+//! A network namespace that the engine gave it belongs to it meanwhile, which the record says to all other sandboxes.
+//!
 //! A sandbox's mounts live in its owner's own mount namespace and its processes die with their parent, so that little is left to
 //! record: the directory `/run/kata/<id>`, the cgroup, and, against processes that are slow to die, their ids.
 
@@ -7,11 +9,13 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kata_linux::cgroup::{CgroupError, HostCgroup, Membership};
 use kata_linux::identity::ProcessIdentity;
 use kata_linux::mount;
+use kata_network::{Namespace, NamespaceId, NetworkError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -45,6 +49,22 @@ pub enum FootprintError {
         #[source]
         source: io::Error,
     },
+    /// The network namespace belongs to a sandbox that lives.
+    #[error(
+        "the network namespace {namespace} belongs to the sandbox {id}, which is running (pid {pid}); \
+         two VMs cannot share one, so give each its own"
+    )]
+    NetworkInUse {
+        /// The namespace's path.
+        namespace: PathBuf,
+        /// The other sandbox's id.
+        id: String,
+        /// Its owner's process id.
+        pid: u32,
+    },
+    /// The network namespace could not be cleaned.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The cgroup refused.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -54,11 +74,22 @@ pub enum FootprintError {
 }
 
 /// The record on disk.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Record {
     /// The owner first, then its children.
     processes: Vec<ProcessIdentity>,
     cgroups: Vec<PathBuf>,
+    /// The engine's network namespace, if the sandbox has one.
+    network: Option<NetworkRecord>,
+}
+
+/// A network namespace that a sandbox uses.
+#[derive(Debug, Serialize, Deserialize)]
+struct NetworkRecord {
+    path: PathBuf,
+    id: NamespaceId,
+    /// The numbers of the interfaces that were, or were about to be, joined to the VM.
+    interfaces: Vec<u32>,
 }
 
 /// The traces of a living sandbox, held by its owner.
@@ -67,6 +98,8 @@ pub struct Footprint {
     dir: PathBuf,
     cgroup: HostCgroup,
     before: Membership,
+    /// What is on disk; locked only while it is changed.
+    record: Mutex<Record>,
 }
 
 impl Footprint {
@@ -83,7 +116,8 @@ impl Footprint {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let before = Membership::of_this_process()?;
         let cgroup = HostCgroup::create(cgroup)?;
-        let footprint = Self { dir: dir.to_owned(), cgroup, before };
+        let record = Record { cgroups: cgroup.dirs().to_vec(), ..Record::default() };
+        let footprint = Self { dir: dir.to_owned(), cgroup, before, record: Mutex::new(record) };
         let entered = footprint.record(&[]).and_then(|()| Ok(footprint.cgroup.enter()?));
         if let Err(error) = entered {
             // What was made so far goes too; the first error is the one to tell.
@@ -95,13 +129,39 @@ impl Footprint {
 
     /// Writes down the children, besides the calling process itself.
     pub fn record(&self, children: &[u32]) -> Result<(), FootprintError> {
-        let processes = [std::process::id()]
-            .iter()
-            .chain(children)
-            .filter_map(|&pid| ProcessIdentity::of(pid))
-            .collect();
-        let record = Record { processes, cgroups: self.cgroup.dirs().to_vec() };
-        let text = serde_json::to_vec(&record).expect("plain numbers and paths are always JSON");
+        let all = [std::process::id()];
+        let all = all.iter().chain(children).filter_map(|&pid| ProcessIdentity::of(pid));
+        self.write(|record| record.processes = all.collect())
+    }
+
+    /// Makes the namespace this sandbox's own, unless another one that lives has it.
+    pub fn claim(&self, namespace: &Namespace) -> Result<(), FootprintError> {
+        let claim = NetworkRecord {
+            path: namespace.path().to_owned(),
+            id: namespace.id(),
+            interfaces: Vec::new(),
+        };
+        // First the claim, then the look: of two sandboxes at once none, or one, gets it.
+        self.write(|record| record.network = Some(claim))?;
+        let Some((id, pid)) = other_user(&self.dir, namespace.id()) else { return Ok(()) };
+        self.write(|record| record.network = None)?;
+        Err(FootprintError::NetworkInUse { namespace: namespace.path().to_owned(), id, pid })
+    }
+
+    /// Writes down which interfaces of the claimed namespace are about to be joined. Without a claim there is nothing to write: a fresh
+    /// namespace goes with its sandbox.
+    pub fn record_interfaces(&self, interfaces: Vec<u32>) -> Result<(), FootprintError> {
+        self.write(|record| {
+            if let Some(network) = &mut record.network {
+                network.interfaces = interfaces;
+            }
+        })
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Record)) -> Result<(), FootprintError> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut record);
+        let text = serde_json::to_vec(&*record).expect("plain numbers and paths are always JSON");
         let path = self.dir.join(RECORD);
         let fresh = self.dir.join("footprint.new");
         fs::write(&fresh, text)
@@ -129,7 +189,40 @@ pub fn sweep(dir: &Path) -> Result<(), FootprintError> {
         }
     }
     cgroup.remove()?;
+    if let Some(network) = record.network {
+        clean(&network)?;
+    }
     remove_dir(dir)
+}
+
+/// Takes away what a dead sandbox left in the engine's network namespace. A namespace that is gone took it along.
+fn clean(network: &NetworkRecord) -> Result<(), FootprintError> {
+    if network.interfaces.is_empty() {
+        return Ok(());
+    }
+    match Namespace::reopen(&network.path) {
+        Ok(namespace) if namespace.id() == network.id => {
+            Ok(kata_network::leave_blocking(&namespace, &network.interfaces)?)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Another sandbox beside `dir` that lives and uses the namespace: its id and its owner.
+fn other_user(dir: &Path, namespace: NamespaceId) -> Option<(String, u32)> {
+    for entry in fs::read_dir(dir.parent()?).ok()?.flatten() {
+        let other = entry.path();
+        if other == dir {
+            continue;
+        }
+        let Some(record) = read(&other) else { continue };
+        let uses = record.network.is_some_and(|network| network.id == namespace);
+        let owner = record.processes.first().filter(|owner| uses && owner.is_alive());
+        if let Some(owner) = owner {
+            return Some((entry.file_name().to_string_lossy().into_owned(), owner.pid));
+        }
+    }
+    None
 }
 
 fn read(dir: &Path) -> Option<Record> {

@@ -18,6 +18,7 @@ pub use kata_agent_client::{
     AgentError, BlockIoStats, BlockIoStatsEntry, ContainerStats, CpuStats, HugePageStats,
     MemoryStats, MemoryUsage, PidsStats, ThrottlingStats,
 };
+pub use kata_network::Model as NetworkModel;
 pub use kata_storage::RootfsMount;
 pub use kata_timeline::{Moment, Recorder, Stage};
 
@@ -25,6 +26,7 @@ mod boot;
 mod error;
 mod footprint;
 mod ledger;
+mod network;
 mod plan;
 mod process;
 mod sandbox;
@@ -34,6 +36,7 @@ mod timing;
 pub use error::{BootError, BootStage, SandboxError};
 pub use footprint::{Footprint, FootprintError, sweep};
 pub use ledger::{Exit, Ledger, ProcessKey, Refusal, Status};
-pub use plan::{ContainerPlan, Deadlines, SandboxMount, SandboxPlan};
+pub use network::JoinError;
+pub use plan::{ContainerPlan, Deadlines, NetworkPlan, SandboxMount, SandboxPlan};
 pub use sandbox::Sandbox;
 pub use stdio::{AttachedStdio, EventSink, GuestProcess, SandboxEvent, Stdio, StdioError};

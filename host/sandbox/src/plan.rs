@@ -9,6 +9,8 @@ use kata_hypervisor::VmSpec;
 use kata_storage::{FileServerSpec, GuestMounts, RootfsMount};
 use oci_spec::runtime::Spec;
 
+use crate::NetworkModel;
+
 /// A sandbox to boot.
 #[derive(Debug, Clone)]
 pub struct SandboxPlan {
@@ -22,12 +24,26 @@ pub struct SandboxPlan {
     pub guest: GuestSandbox,
     /// The cgroup on the host for the VMM, its companions and the calling process, as in the OCI spec's `cgroupsPath`.
     pub cgroup: String,
+    /// Where its network comes from.
+    pub network: NetworkPlan,
     /// Directories of the host that everything in the guest may see.
     pub sandbox_mounts: Vec<SandboxMount>,
     /// How long each stage of the boot, and each request, may take.
     pub deadlines: Deadlines,
     /// There will never be another container: the VM may go as soon as its first one has ended.
     pub single_container: bool,
+}
+
+/// Where a sandbox's network comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkPlan {
+    /// The network namespace that the engine has prepared. `None` makes a fresh one for the VMM to live in, which the engine may fill, through
+    /// the VMM's process id, until the first container starts.
+    pub namespace: Option<PathBuf>,
+    /// How its interfaces are joined to the VM; `None` joins none.
+    pub model: Option<NetworkModel>,
+    /// Whether the kernel may move the frames (vhost-net), where the host has that.
+    pub vhost: bool,
 }
 
 /// A directory of the host for a whole sandbox.

@@ -6,12 +6,14 @@ use kata_agent_client::{
     AgentClient, AgentError, ContainerStats, GuestContainer, GuestStorage, ProcessId,
 };
 use kata_hypervisor::{Hypervisor, Vm};
+use kata_network::Changes;
 use kata_storage::{FileServer, Share, SharedMemory};
 use kata_timeline::{Recorder, Stage};
 use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::{OnceCell, watch};
 
 use crate::boot::{self, Booted};
+use crate::network::SandboxNetwork;
 use crate::process::{PendingExec, Processes};
 use crate::timing::Timing;
 use crate::{
@@ -48,6 +50,9 @@ struct Shared {
     share: Mutex<Option<Share>>,
     footprint: Footprint,
     timing: Arc<Timing>,
+    /// `None` when there is none, and when it has been left. An async one, for the guest is asked while it is held: at the first start, and
+    /// never again.
+    network: tokio::sync::Mutex<Option<SandboxNetwork>>,
     processes: Mutex<Processes>,
     events: Arc<dyn EventSink>,
     /// Why the sandbox is gone, once it is.
@@ -67,7 +72,7 @@ impl Sandbox {
         events: Arc<dyn EventSink>,
         times: Recorder,
     ) -> Result<Self, BootError> {
-        let Booted { vm, agent, share, file_server, footprint } =
+        let Booted { vm, agent, share, file_server, footprint, network } =
             boot::boot(&plan, hypervisor, &times).await?;
         let timing = Timing { times, sandbox: plan.id.clone(), dir: plan.vm.run_dir };
         let shared = Arc::new(Shared {
@@ -79,6 +84,7 @@ impl Sandbox {
             share: Mutex::new(Some(share)),
             footprint,
             timing: Arc::new(timing),
+            network: tokio::sync::Mutex::new(network),
             processes: Mutex::default(),
             events,
             gone: watch::Sender::new(None),
@@ -161,7 +167,7 @@ impl Sandbox {
             processes.take_exec(key)
         };
         let started = match &mut pending {
-            None => self.unless_gone(self.shared.agent.start_container(&key.container)).await,
+            None => self.start_init(&key.container).await,
             Some(exec) => self.start_exec(key, exec).await,
         };
         let mut processes = self.shared.processes();
@@ -178,6 +184,11 @@ impl Sandbox {
         self.shared.timing.stamp_and_save(Stage::ProcessExecuted);
         tokio::spawn(watch_process(Arc::clone(&self.shared), key.clone()));
         Ok(())
+    }
+
+    async fn start_init(&self, container: &str) -> Result<(), SandboxError> {
+        settle_network(&self.shared).await?;
+        self.unless_gone(self.shared.agent.start_container(container)).await
     }
 
     async fn start_exec(
@@ -411,6 +422,9 @@ impl Shared {
             }
             self.vm.stop().await;
             self.file_server.stop().await;
+            if let Some(network) = self.network.lock().await.take() {
+                network.leave().await;
+            }
             self.tell_all_killed().await;
             let share = self.share.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(Err(error)) = share.map(Share::remove) {
@@ -495,6 +509,58 @@ async fn end_container(shared: &Arc<Shared>, key: &ProcessKey) {
     }
     if shared.single_container {
         shared.take_down("its only container has ended", true).await;
+    }
+}
+
+/// Before the first container starts: the last moment at which its engine may have given it a network.
+async fn settle_network(shared: &Arc<Shared>) -> Result<(), SandboxError> {
+    let mut network = shared.network.lock().await;
+    let Some(network) = network.as_mut() else { return Ok(()) };
+    if !network.settle() {
+        return Ok(());
+    }
+    let changes = Changes::of(network.namespace());
+    if network.is_empty() {
+        tokio::select! {
+            biased;
+            joined = network.join_late(&shared.footprint, shared.vm.as_ref(), &shared.agent) => joined?,
+            () = shared.until_gone() => return Err(shared.gone_error()),
+        }
+    }
+    if network.is_empty() {
+        let namespace = network.namespace().path().display();
+        tracing::info!(
+            "sandbox {}: no interface but lo is in the network namespace {namespace}, so its containers have no network",
+            shared.id
+        );
+    }
+    match changes {
+        Ok(changes) => drop(tokio::spawn(watch_network(Arc::clone(shared), changes))),
+        Err(error) => tracing::warn!("later network interfaces will not be noticed: {error}"),
+    }
+    Ok(())
+}
+
+/// Tells of interfaces that came too late, each list of them once.
+async fn watch_network(shared: Arc<Shared>, changes: Changes) {
+    let mut told = None;
+    loop {
+        tokio::select! {
+            () = shared.until_gone() => return,
+            changed = changes.next() => if changed.is_err() { return },
+        }
+        let network = shared.network.lock().await;
+        let Some(network) = network.as_ref() else { return };
+        let strangers = network.strangers().await.unwrap_or_else(|error| Some(error.to_string()));
+        if strangers.is_some() && strangers != told {
+            let list = strangers.as_deref().unwrap_or_default();
+            tracing::warn!(
+                "sandbox {}: the network interface {list} came after the first container had started and is not connected; \
+                 start the container anew to use it",
+                shared.id
+            );
+        }
+        told = strangers;
     }
 }
 

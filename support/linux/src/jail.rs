@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -44,13 +45,25 @@ pub enum Mounts {
     ReadOnly,
 }
 
+/// The network namespace of a child (network_namespaces(7)).
+#[derive(Debug, Clone, Default)]
+pub enum Network {
+    /// Its parent's.
+    #[default]
+    Shared,
+    /// One of its own, with a loopback interface that is down.
+    Own,
+    /// An existing one.
+    Joined(Arc<OwnedFd>),
+}
+
 /// The walls around a child. The default has none.
 #[derive(Debug, Clone, Default)]
 pub struct Jail {
     /// The child's view of the file systems.
     pub mounts: Mounts,
-    /// A network namespace of its own, with a loopback interface that is down.
-    pub own_network: bool,
+    /// The child's network namespace.
+    pub network: Network,
     /// An IPC namespace of its own: neither System V IPC nor POSIX message queues of the host.
     pub own_ipc: bool,
     /// A PID namespace of its own, in which the child is process 1 (pid_namespaces(7)): when it dies, the kernel kills
@@ -69,7 +82,7 @@ impl Jail {
     pub fn strict() -> Self {
         Self {
             mounts: Mounts::ReadOnly,
-            own_network: true,
+            network: Network::Own,
             own_ipc: true,
             own_pids: true,
             capabilities: Some(CapabilitySet::empty()),
@@ -157,9 +170,13 @@ fn enter(jail: &Jail) -> Result<(), Failure> {
 }
 
 fn enter_namespaces(jail: &Jail) -> Result<(), Failure> {
+    if let Network::Joined(namespace) = &jail.network {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .step("enter its network namespace")?;
+    }
     let mut flags = UnshareFlags::empty();
     flags.set(UnshareFlags::NEWNS, jail.mounts == Mounts::ReadOnly);
-    flags.set(UnshareFlags::NEWNET, jail.own_network);
+    flags.set(UnshareFlags::NEWNET, matches!(jail.network, Network::Own));
     flags.set(UnshareFlags::NEWIPC, jail.own_ipc);
     if flags.is_empty() {
         return Ok(());

@@ -8,7 +8,6 @@ pub mod jail;
 mod last_words;
 pub mod memory;
 pub mod mount;
-pub mod netns;
 pub mod pidfd;
 pub mod process;
 pub mod tsc;

@@ -41,6 +41,7 @@ mod scenario;
 mod spec;
 mod stream;
 mod watch;
+mod wire;
 
 pub use client::{Client, Input, Output};
 pub use container::{Container, Exec};
@@ -57,3 +58,4 @@ pub use runtime::{Installation, Runtime, only_a_vm};
 pub use scenario::{Scenario, scenario};
 pub use spec::Spec;
 pub use stream::Stream;
+pub use wire::{Wire, has_macvtap};

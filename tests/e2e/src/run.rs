@@ -147,6 +147,11 @@ impl<'a> Run<'a> {
         Ok((client, Container::new(self.containerd, self.id)))
     }
 
+    /// The arguments of a `ctr` that runs it to its end and removes it.
+    pub(crate) fn command_line(&self) -> Result<Vec<OsString>> {
+        self.arguments(Some("--rm"))
+    }
+
     fn arguments(&self, mode: Option<&str>) -> Result<Vec<OsString>> {
         let mut args: Vec<OsString> = vec!["run".into()];
         args.extend(mode.map(Into::into));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use rtnetlink::LinkUnspec;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
 use super::{Network, NetworkError, Prefix, change, link_name};
@@ -104,13 +104,14 @@ impl Network {
         }
         for prefix in wanted {
             let what = format!("add address {}/{}", prefix.address, prefix.length);
-            self.handle
-                .address()
-                .add(index, prefix.address, prefix.length)
-                .replace()
-                .execute()
-                .await
-                .map_err(change(what))?;
+            let mut request =
+                self.handle.address().add(index, prefix.address, prefix.length).replace();
+            if prefix.address.is_ipv6() {
+                // The host has looked for duplicates already; doing it again would keep the address from being used for a second.
+                let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+                request.message_mut().attributes.push(flags);
+            }
+            request.execute().await.map_err(change(what))?;
         }
         Ok(())
     }

@@ -2,12 +2,13 @@
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::{Value, json};
 
 /// The longest reason that is kept of what QEMU says.
 const MAX_REASON: usize = 512;
 
-/// A command. None has arguments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A command.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
     /// Leave the negotiation mode.
     QmpCapabilities,
@@ -15,21 +16,42 @@ pub(crate) enum Command {
     Stop,
     /// Let the CPUs run.
     Cont,
+    /// Keep the descriptor that comes with this command under a name.
+    GetFd(String),
+    /// Add a network back end with these arguments.
+    NetdevAdd(Value),
+    /// Add a device with these arguments.
+    DeviceAdd(Value),
 }
 
 impl Command {
     /// Its name in the protocol.
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::QmpCapabilities => "qmp_capabilities",
             Self::Stop => "stop",
             Self::Cont => "cont",
+            Self::GetFd(_) => "getfd",
+            Self::NetdevAdd(_) => "netdev_add",
+            Self::DeviceAdd(_) => "device_add",
+        }
+    }
+
+    fn arguments(&self) -> Option<Value> {
+        match self {
+            Self::QmpCapabilities | Self::Stop | Self::Cont => None,
+            Self::GetFd(name) => Some(json!({ "fdname": name })),
+            Self::NetdevAdd(arguments) | Self::DeviceAdd(arguments) => Some(arguments.clone()),
         }
     }
 
     /// The line that sends it.
-    pub(super) fn line(self) -> String {
-        format!("{{\"execute\":\"{}\"}}\n", self.name())
+    pub(super) fn line(&self) -> String {
+        let name = self.name();
+        match self.arguments() {
+            None => format!("{{\"execute\":\"{name}\"}}\n"),
+            Some(arguments) => format!("{{\"execute\":\"{name}\",\"arguments\":{arguments}}}\n"),
+        }
     }
 }
 

@@ -46,6 +46,36 @@ async fn command_waits_for_its_answer_across_events() {
 }
 
 #[tokio::test]
+async fn descriptor_goes_with_its_command() {
+    let (qmp, mut peer) = connected().await;
+    let (read, write) = io::pipe().unwrap();
+    let answer = async {
+        let mut text = [0; 256];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = rustix::net::RecvAncillaryBuffer::new(&mut space);
+        let receive = || {
+            let flags = rustix::net::RecvFlags::empty();
+            let mut parts = [io::IoSliceMut::new(&mut text)];
+            Ok(rustix::net::recvmsg(&peer.0, &mut parts, &mut ancillary, flags)?)
+        };
+        let received = peer.0.async_io(Interest::READABLE, receive).await;
+        let line = &text[..received.unwrap().bytes];
+        assert_eq!(line, b"{\"execute\":\"getfd\",\"arguments\":{\"fdname\":\"tap\"}}\n");
+        let Some(rustix::net::RecvAncillaryMessage::ScmRights(mut fds)) = ancillary.drain().next()
+        else {
+            panic!("no descriptor came")
+        };
+        io::Write::write_all(&mut std::fs::File::from(fds.next().unwrap()), b"it works").unwrap();
+        peer.say(r#"{"return": {}}"#).await;
+    };
+    let write: Arc<OwnedFd> = Arc::new(write.into());
+    let (passed, ()) = tokio::join!(qmp.pass_fd("tap", &write), answer);
+    passed.unwrap();
+    drop(write);
+    assert_eq!(io::read_to_string(read).unwrap(), "it works");
+}
+
+#[tokio::test]
 async fn refusal_quotes_qemu() {
     let (qmp, mut peer) = connected().await;
     let answer = async {

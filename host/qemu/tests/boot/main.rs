@@ -47,6 +47,9 @@ fn bench_with(name: &str, param: Option<&str>) -> Bench {
         shares: Vec::new(),
         run_dir: directory.path().to_owned(),
         debug: false,
+        nics: Vec::new(),
+        hot_plug: false,
+        network_namespace: None,
     };
     Bench { directory, spec }
 }

@@ -1,0 +1,199 @@
+//! Real namespaces with real interfaces: needs root, ip(8) and tc(8).
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kata_network::{
+    Changes, Model, Namespace, NetworkError, join, leave, leave_blocking, plan, scan,
+};
+
+/// A named namespace with a cable whose other end is in it, too.
+struct Netns(String);
+
+impl Netns {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let netns = Self(format!("kata-test-{}-{number}", std::process::id()));
+        run("ip", &["netns", "add", &netns.0]);
+        netns
+    }
+
+    fn wired() -> Self {
+        let netns = Self::new();
+        netns.ip("link add eth0 mtu 1400 type veth peer name other");
+        netns.ip("address add 192.0.2.2/24 dev eth0");
+        netns.ip("address add 2001:db8::2/64 dev eth0 nodad");
+        netns.ip("link set eth0 up");
+        netns.ip("route add default via 192.0.2.1");
+        netns.ip("neighbour add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent");
+        netns
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    fn open(&self) -> Namespace {
+        Namespace::open(&self.path()).unwrap()
+    }
+
+    fn ip(&self, words: &str) -> String {
+        let mut args = vec!["-n", &self.0];
+        args.extend(words.split(' '));
+        run("ip", &args)
+    }
+
+    /// All that tools show of it.
+    fn picture(&self) -> String {
+        ["-d link", "address", "route", "-6 route"].map(|words| self.ip(words)).concat()
+            + &run("tc", &["-n", &self.0, "qdisc"])
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        run("ip", &["netns", "delete", &self.0]);
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn joins_and_leaves(model: Model) {
+    let netns = Netns::wired();
+    let before = netns.picture();
+    let namespace = netns.open();
+    let plan = plan(&scan(&namespace).await.unwrap()).unwrap();
+    let mut nics = join(&namespace, &plan.interfaces, model, false).await.unwrap();
+    let nic = nics.pop().unwrap();
+    assert_eq!((nic.mtu, nic.mac), (1400, plan.interfaces[0].mac));
+    assert!(netns.ip("link").contains(&format!("tap{}_kata", nic.index)));
+
+    // A second time is an error, and takes away what the first one has made: whoever holds it has lost the right to it.
+    leave(&namespace, &[nic.index]).await.unwrap();
+    assert_eq!(netns.picture(), before);
+    leave(&namespace, &[nic.index]).await.unwrap();
+}
+
+#[tokio::test]
+async fn namespace_is_left_as_it_was_found() {
+    joins_and_leaves(Model::TcFilter).await;
+}
+
+#[tokio::test]
+async fn macvtap_is_taken_away() {
+    let probe = Netns::wired();
+    let mut command = Command::new("ip");
+    command.args(["-n", &probe.0, "link", "add", "link", "eth0", "name", "m", "type", "macvtap"]);
+    if command.output().unwrap().status.success() {
+        joins_and_leaves(Model::MacVtap).await;
+    } else {
+        eprintln!("left out: this kernel has no macvtap");
+    }
+}
+
+#[tokio::test]
+async fn everything_of_an_interface_is_read() {
+    let netns = Netns::wired();
+    let plan = plan(&scan(&netns.open()).await.unwrap()).unwrap();
+    let [eth0] = &plan.interfaces[..] else { panic!("{:?}", plan.interfaces) };
+    assert_eq!((eth0.name.as_str(), eth0.mtu, eth0.kind.as_str()), ("eth0", 1400, "veth"));
+    let addresses: Vec<_> =
+        eth0.addresses.iter().map(|one| format!("{}/{}", one.address, one.length)).collect();
+    assert_eq!(addresses, ["192.0.2.2/24", "2001:db8::2/64"]);
+    let [route] = &plan.routes[..] else { panic!("{:?}", plan.routes) };
+    assert_eq!(route.route.gateway.unwrap().to_string(), "192.0.2.1");
+    let [(device, neighbour)] = &plan.neighbours[..] else { panic!("{:?}", plan.neighbours) };
+    assert_eq!(
+        (device.as_str(), neighbour.mac.to_string().as_str()),
+        ("eth0", "02:00:00:00:00:09")
+    );
+}
+
+#[tokio::test]
+async fn traffic_of_the_interface_is_the_taps() {
+    let netns = Netns::wired();
+    let namespace = netns.open();
+    let plan = plan(&scan(&namespace).await.unwrap()).unwrap();
+    let mut nics = join(&namespace, &plan.interfaces, Model::TcFilter, false).await.unwrap();
+    let tap = nics.pop().unwrap().tap;
+    // Every frame that is sent at the other end of the cable comes out of the tap, behind a virtio-net header of 10 bytes.
+    netns.ip("link set other address 02:00:00:00:00:aa up");
+    let mut frame = [0; 2048];
+    loop {
+        let length = rustix::io::read(&tap, &mut frame).unwrap();
+        if length > 22 && frame[16..22] == [2, 0, 0, 0, 0, 0xaa] {
+            break;
+        }
+    }
+    leave(&namespace, &[plan.interfaces[0].index]).await.unwrap();
+}
+
+#[test]
+fn what_a_killed_owner_left_is_taken_away_outside_of_a_runtime() {
+    let netns = Netns::wired();
+    let before = netns.picture();
+    let namespace = netns.open();
+    let index: u32 = netns.ip("-o link show eth0").split(':').next().unwrap().parse().unwrap();
+    run("tc", &["-n", &netns.0, "qdisc", "add", "dev", "eth0", "ingress"]);
+    assert_ne!(netns.picture(), before);
+    leave_blocking(&namespace, &[index]).unwrap();
+    assert_eq!(netns.picture(), before);
+    leave_blocking(&namespace, &[index, 4711]).unwrap();
+}
+
+#[tokio::test]
+async fn interface_with_a_filter_of_somebody_elses_is_refused() {
+    let netns = Netns::wired();
+    run("tc", &["-n", &netns.0, "qdisc", "add", "dev", "eth0", "clsact"]);
+    let error = plan(&scan(&netns.open()).await.unwrap()).unwrap_err();
+    assert!(matches!(error, NetworkError::Interface { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn failure_to_join_leaves_nothing() {
+    let netns = Netns::wired();
+    let before = netns.picture();
+    let namespace = netns.open();
+    let mut interfaces = plan(&scan(&namespace).await.unwrap()).unwrap().interfaces;
+    let mut missing = interfaces[0].clone();
+    missing.index = 4711;
+    interfaces.push(missing);
+    join(&namespace, &interfaces, Model::TcFilter, false).await.unwrap_err();
+    assert_eq!(netns.picture(), before);
+}
+
+#[tokio::test]
+async fn fresh_namespace_is_empty_and_tells_what_comes() {
+    let namespace = Namespace::fresh().unwrap();
+    let changes = Changes::of(&namespace).unwrap();
+    let snapshot = scan(&namespace).await.unwrap();
+    assert!(plan(&snapshot).unwrap().is_empty());
+    let netns = Netns::new();
+    let target = format!("/proc/{}/fd/{}", std::process::id(), fd_of(&namespace));
+    run(
+        "nsenter",
+        &[&format!("--net={target}"), "ip", "link", "add", "late", "type", "veth", "peer", "x"],
+    );
+    changes.next().await.unwrap();
+    let names: Vec<String> =
+        scan(&namespace).await.unwrap().links.into_iter().map(|link| link.interface.name).collect();
+    assert!(names.contains(&"late".to_owned()), "{names:?}");
+    drop(netns);
+}
+
+fn fd_of(namespace: &Namespace) -> i32 {
+    use std::os::fd::{AsFd, AsRawFd};
+    namespace.as_fd().as_raw_fd()
+}

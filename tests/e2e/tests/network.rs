@@ -1,0 +1,227 @@
+//! Networks that an engine, or a hand, has prepared in a network namespace.
+
+use std::fs;
+
+use anyhow::Result;
+use kata_e2e::{
+    Container, Containerd, Deadline, Input, Part, Run, Scenario, Wire, has_macvtap, only_a_vm,
+    parts_of, scenario,
+};
+use rustix::process::Signal;
+
+/// A configuration of the runtime under test with one model, and a scenario that uses it.
+fn with_model(model: &str, test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("configuration.toml");
+    fs::write(&file, format!("[runtime]\ninternetworking_model = \"{model}\"\n"))?;
+    Scenario::new().configuration(&file).run(test)
+}
+
+/// What every model has to carry: both directions, both families, a large transfer.
+fn carries_everything(containerd: &Containerd) -> Result<()> {
+    let wire = Wire::new(containerd)?;
+    wire.inside("ip link set eth0 mtu 1400")?;
+    wire.world("ip link set w0 mtu 1400")?;
+    wire.inside("ip neighbour add 10.99.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent")?;
+    wire.inside("ip route add 192.0.2.0/24 dev eth0 scope link src 10.99.0.2")?;
+    wire.inside("ip route add 198.51.100.0/24 via 203.0.113.9 dev eth0 onlink")?;
+    let before = wire.picture()?;
+
+    let container = run_in(containerd, &wire)?;
+    let sees = |script: &str| container.shell(script).output()?.success();
+    let address = sees("ip address show eth0")?;
+    let mac = wire.inside("cat /sys/class/net/eth0/address")?;
+    for part in ["mtu 1400", "10.99.0.2/24", "fd99::2/64", mac.trim(), "LOWER_UP"] {
+        assert!(address.contains(part), "{part} is missing in: {address}");
+    }
+    let routes = sees("ip route; ip -6 route; ip neigh show")?;
+    for part in [
+        "default via 10.99.0.1 dev eth0",
+        "192.0.2.0/24 dev eth0 scope link  src 10.99.0.2",
+        "198.51.100.0/24 via 203.0.113.9 dev eth0 onlink",
+        "default via fd99::1 dev eth0",
+        "10.99.0.77 dev eth0 lladdr 02:00:00:00:00:77",
+    ] {
+        assert!(routes.contains(part), "{part} is missing in: {routes}");
+    }
+    sees("ping -c 1 -w 10 10.99.0.1 && ping6 -c 1 -w 10 fd99::1")?;
+    wire.world("busybox ping -c 1 -w 10 10.99.0.2 && busybox ping6 -c 1 -w 10 fd99::2")?;
+
+    // 16 MiB each way, over IPv4 out of the guest and over IPv6 into it.
+    let script = "head -c 16777216 /dev/urandom > /tmp/file; nc 10.99.0.1 7000 < /tmp/file; sha256sum < /tmp/file";
+    let received = wire.start_in_world("busybox nc -l -p 7000 | sha256sum", Input::Nothing)?;
+    let sent = sees(script)?;
+    assert_eq!(received.wait()?.success()?, sent);
+    let received = container.shell("nc -l -p 7001 | sha256sum").attach()?;
+    let sent = wire.world(
+        "head -c 16777216 /dev/urandom > /tmp/$$; until busybox nc fd99::2 7001 < /tmp/$$; do :; done; sha256sum < /tmp/$$; rm /tmp/$$",
+    )?;
+    assert_eq!(received.wait()?.success()?, sent);
+
+    container.remove()?;
+    assert_eq!(wire.picture()?, before, "the namespace is not as it was found");
+    Ok(())
+}
+
+/// With the container's network in place of `eth0`, and what `ctr` says of it.
+fn run_in<'a>(containerd: &'a Containerd, wire: &Wire) -> Result<Container<'a>> {
+    containerd.run(["sleep", "1000"]).option("--with-ns", &wire.with_ns()).start()
+}
+
+#[test]
+fn container_has_the_network_of_its_namespace() -> Result<()> {
+    if !only_a_vm("a guest's interfaces") {
+        return Ok(());
+    }
+    scenario(carries_everything)
+}
+
+#[test]
+fn macvtap_carries_the_same() -> Result<()> {
+    if !only_a_vm("the model macvtap") || !has_macvtap("the model macvtap")? {
+        return Ok(());
+    }
+    with_model("macvtap", carries_everything)
+}
+
+#[test]
+fn pod_has_two_interfaces_and_one_localhost() -> Result<()> {
+    scenario(|containerd| {
+        let wire = Wire::new(containerd)?;
+        wire.plug("net1", 1)?;
+        let annotated = |kind: &str| {
+            let run = containerd.run(["sleep", "1000"]).option("--with-ns", &wire.with_ns());
+            run.option("--annotation", &format!("io.kubernetes.cri.container-type={kind}"))
+        };
+        let pod = annotated("sandbox").start()?;
+        let sandbox = format!("io.kubernetes.cri.sandbox-id={}", pod.id());
+        let member = annotated("container").option("--annotation", &sandbox).start()?;
+
+        for number in [0, 1] {
+            let world = format!("10.99.{number}.1");
+            member.exec(["ping", "-c", "1", "-w", "10", &world]).output()?.success()?;
+        }
+        let server = pod.shell("echo over localhost | nc -l -p 7002").attach()?;
+        let client = member.shell("until nc 127.0.0.1 7002; do :; done").output()?;
+        assert_eq!(client.success()?, "over localhost\n");
+        server.wait()?.success()?;
+        member.remove()?;
+        pod.remove()
+    })
+}
+
+#[test]
+fn model_none_leaves_the_namespace_alone() -> Result<()> {
+    if !only_a_vm("the model none") {
+        return Ok(());
+    }
+    with_model("none", |containerd| {
+        let wire = Wire::new(containerd)?;
+        let before = wire.picture()?;
+        let container = run_in(containerd, &wire)?;
+        assert_eq!(wire.picture()?, before);
+        let devices = container.exec(["ls", "/sys/class/net"]).output()?.success()?;
+        assert_eq!(devices, "lo\n");
+        container.remove()
+    })
+}
+
+fn namespace_survives_the_death_of(part: Part) -> Result<()> {
+    if !only_a_vm(&format!("death of {part:?}")) {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let wire = Wire::new(containerd)?;
+        let before = wire.picture()?;
+        let container = run_in(containerd, &wire)?;
+        assert_ne!(wire.picture()?, before, "nothing was joined");
+        for process in parts_of(containerd.mark(), part)? {
+            process.signal(Signal::KILL)?;
+        }
+        container.wait()?;
+        container.remove()?;
+        assert_eq!(wire.picture()?, before, "the namespace is not as it was found");
+
+        // And it can be used again.
+        let container = run_in(containerd, &wire)?;
+        container.exec(["ping", "-c", "1", "-w", "10", "10.99.0.1"]).output()?.success()?;
+        container.remove()
+    })
+}
+
+#[test]
+fn namespace_survives_the_death_of_the_vmm() -> Result<()> {
+    namespace_survives_the_death_of(Part::Vmm)
+}
+
+#[test]
+fn namespace_survives_the_death_of_the_shim() -> Result<()> {
+    namespace_survives_the_death_of(Part::Shim)
+}
+
+#[test]
+fn hosts_namespace_is_refused_in_one_sentence() -> Result<()> {
+    if !only_a_vm("the refusal of the host's network") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let refused = |run: Run<'_>| run.output()?.failure();
+        let flag = refused(containerd.run(["true"]).flag("--net-host"))?;
+        assert!(flag.contains("host's network"), "{flag}");
+        let path = &format!("network:/proc/{}/ns/net", containerd.pid());
+        let path = refused(containerd.run(["true"]).option("--with-ns", path))?;
+        assert!(path.contains("is the host's own"), "{path}");
+        Ok(())
+    })
+}
+
+#[test]
+fn namespace_of_another_sandbox_is_refused_while_that_lives() -> Result<()> {
+    if !only_a_vm("two VMs in one namespace") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let wire = Wire::new(containerd)?;
+        let first = run_in(containerd, &wire)?;
+        let joined = wire.picture()?;
+        let second = containerd.run(["true"]).option("--with-ns", &wire.with_ns());
+        let refusal = second.output()?.failure()?;
+        assert!(refusal.contains(first.id()) && refusal.contains("give each its own"), "{refusal}");
+        assert_eq!(wire.picture()?, joined, "the first one's network was touched");
+        first.exec(["ping", "-c", "1", "-w", "10", "10.99.0.1"]).output()?.success()?;
+        first.remove()
+    })
+}
+
+#[test]
+fn empty_namespace_is_told_and_so_is_an_interface_that_comes_late() -> Result<()> {
+    if !only_a_vm("what the shim says of an empty namespace") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let wire = Wire::without_cable(containerd)?;
+        let container = run_in(containerd, &wire)?;
+        let says = |text: &str| containerd.log().expect(text, Deadline::for_command());
+        says(&format!(
+            "no interface but lo is in the network namespace /run/netns/{}",
+            wire.container()
+        ))?;
+        wire.plug("late0", 0)?;
+        says("the network interface late0 came after the first container had started")?;
+        container.remove()
+    })
+}
+
+/// `ctr run --cni` fills the namespace between create and start, through the process id that it was told, like Docker.
+#[test]
+fn interface_that_comes_before_the_start_is_plugged_in() -> Result<()> {
+    scenario(|containerd| {
+        let wire = Wire::without_cable(containerd)?;
+        let script = "ip address show eth0; ip route; ping -c 1 -w 10 10.98.0.1";
+        let output = wire.ctr_with_cni(containerd, script)?.success()?;
+        for part in ["10.98.0.2/24", "default via 10.98.0.1 dev eth0", "1 packets received"] {
+            assert!(output.contains(part), "{part} is missing in: {output}");
+        }
+        Ok(())
+    })
+}
