@@ -35,7 +35,7 @@ kernel_packages := $(guest)/packages
 vmlinux := $(guest)/vmlinux.container
 initrd := $(guest)/kata-containers-initrd.img
 
-host_crates := containerd-shim-kata-v2 kata-runtime kata-virtiofsd kata-image xtask
+host_crates := containerd-shim-kata-v2 kata-runtime kata-proxy kata-shim kata-virtiofsd kata-image xtask
 host_programs := $(addprefix $(release)/,$(host_crates))
 
 build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
@@ -80,15 +80,17 @@ $(initrd): $(kernel_packages) $(agent) $(release)/kata-image
 # --- Installing -----------------------------------------------------------------------------------
 
 config := share/defaults/kata-containers/configuration.toml
-installed := bin/containerd-shim-kata-v2 bin/kata-runtime libexec/kata-containers/kata-virtiofsd \
+public_programs := containerd-shim-kata-v2 kata-runtime
+private_programs := kata-proxy kata-shim kata-virtiofsd
+installed := $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-containers/,$(private_programs)) \
     share/kata-containers/vmlinux.container share/kata-containers/kata-containers-initrd.img $(config) \
     $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target)
 
 # $(call install-into,DIRECTORY,PREFIX): what is built, into DIRECTORY, configured for PREFIX.
 # Files that are the same are left alone.
 define install-into
-@install -C -D -m 755 $(release)/containerd-shim-kata-v2 $(release)/kata-runtime -t $(1)/bin
-@install -C -D -m 755 $(release)/kata-virtiofsd -t $(1)/libexec/kata-containers
+@install -C -D -m 755 $(addprefix $(release)/,$(public_programs)) -t $(1)/bin
+@install -C -D -m 755 $(addprefix $(release)/,$(private_programs)) -t $(1)/libexec/kata-containers
 @install -C -D -m 644 $(vmlinux) $(initrd) -t $(1)/share/kata-containers
 @install -C -D -m 755 $(agent) -t $(1)/share/kata-containers/guest
 @install -C -D -m 644 bin/kata-agent/systemd/kata-agent.service bin/kata-agent/systemd/kata-containers.target -t $(1)/share/kata-containers/guest

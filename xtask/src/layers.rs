@@ -11,7 +11,8 @@
 use crate::workspace::Workspace;
 
 /// Host crates that know one matter each, and not each other.
-const LEAVES: &[&str] = &["config", "hypervisor", "agent-client", "network", "storage", "timeline"];
+const LEAVES: &[&str] =
+    &["config", "hooks", "hypervisor", "agent-client", "network", "storage", "timeline"];
 
 /// Host crates that drive one VMM each.
 const DRIVERS: &[&str] = &["qemu", "krun", "cloud-hypervisor", "firecracker"];
@@ -73,7 +74,7 @@ fn may_use(from: &str, to: &str) -> bool {
 
 fn host_may_use(name: &str, target: &str) -> bool {
     match name {
-        "task" => matches!(target, "runtime" | "sandbox"),
+        "task" => matches!(target, "runtime" | "sandbox" | "hooks"),
         "runtime" => target != "task",
         // It takes a plan, not a file, and a trait, not a driver.
         "sandbox" => LEAVES.contains(&target) && target != "config",

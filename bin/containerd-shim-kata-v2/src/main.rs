@@ -10,8 +10,6 @@ mod bundle;
 mod delete;
 mod flags;
 mod info;
-mod log;
-mod log_line;
 mod server;
 mod server_process;
 mod socket;

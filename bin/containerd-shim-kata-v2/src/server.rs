@@ -3,15 +3,14 @@
 use std::env;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use kata_linux::descriptors;
 use kata_task::{Moment, ServeOptions};
 
 use crate::flags::Flags;
-use crate::log;
 use crate::server_process::{ASKED, TTRPC_ADDRESS};
 
 /// Runs until the sandbox has ended. What goes wrong is logged, since nobody reads what a server prints.
@@ -21,7 +20,7 @@ pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
     let _ = rustix::process::setsid();
     let bundle =
         env::current_dir().context("cannot tell the bundle, which is the current directory")?;
-    log::init(&bundle.join("log"), &flags.id, flags.debug);
+    kata_log::to_fifo(&bundle.join("log"), &flags.id, flags.debug);
     // The bundle is not ours to keep busy.
     env::set_current_dir("/").context("cannot leave the bundle")?;
     if let Err(error) = be_killed_before_containerd() {
@@ -52,18 +51,13 @@ fn serve(flags: Flags, listener: UnixListener, socket: PathBuf) -> anyhow::Resul
     }))
 }
 
-/// The socket arrives as standard input, as with inetd: the one descriptor that needs no agreement on numbers.
+/// The socket arrives as standard input.
 fn take_listener() -> anyhow::Result<UnixListener> {
-    let socket = io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .context("cannot take the socket from standard input")?;
+    let socket = descriptors::take_stdin().context("cannot take the socket from standard input")?;
     let listener = UnixListener::from(socket);
     listener
         .local_addr()
         .context("standard input is no socket: the server is started by `start`, not by hand")?;
-    let null = fs::File::open("/dev/null").context("cannot open /dev/null")?;
-    nix::unistd::dup2_stdin(null).context("cannot close standard input")?;
     Ok(listener)
 }
 

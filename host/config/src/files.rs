@@ -27,11 +27,16 @@ pub(crate) struct Source {
     pub(crate) text: String,
 }
 
-/// The installation prefix of a program that is installed as `<prefix>/bin/…`; `/usr/local` when the path is too
-/// short to tell.
+/// The installation prefix of a program that is installed as `<prefix>/bin/…` or as `<prefix>/libexec/kata-containers/…`;
+/// `/usr/local` when the path is too short to tell.
 #[must_use]
 pub fn prefix_of(program: &Path) -> PathBuf {
-    let prefix = program.parent().and_then(Path::parent).filter(|prefix| prefix.is_absolute());
+    let folder = program.parent();
+    let folder = folder.and_then(|folder| match folder.ends_with("libexec/kata-containers") {
+        true => folder.parent(),
+        false => Some(folder),
+    });
+    let prefix = folder.and_then(Path::parent).filter(|prefix| prefix.is_absolute());
     prefix.unwrap_or(Path::new("/usr/local")).to_path_buf()
 }
 

@@ -4,11 +4,13 @@
 //! touching anything), which `kata-sandbox` then carries out. Everything that this version cannot do is refused here, before
 //! anything has started.
 
+mod features;
 mod guest_spec;
 mod plan;
 mod role;
 mod runtime;
 
+pub use features::features;
 pub use guest_spec::SpecError;
 pub use plan::RUN_DIR;
 pub use role::{ContainerRole, role_of};

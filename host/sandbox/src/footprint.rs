@@ -208,6 +208,14 @@ fn clean(network: &NetworkRecord) -> Result<(), FootprintError> {
     }
 }
 
+/// As [`sweep`], if the sandbox belonged to `owner`; whatever else is at `dir` is left alone.
+pub fn sweep_of(dir: &Path, owner: ProcessIdentity) -> Result<(), FootprintError> {
+    match read(dir) {
+        Some(record) if record.processes.first() == Some(&owner) => sweep(dir),
+        _ => Ok(()),
+    }
+}
+
 /// Another sandbox beside `dir` that lives and uses the namespace: its id and its owner.
 fn other_user(dir: &Path, namespace: NamespaceId) -> Option<(String, u32)> {
     for entry in fs::read_dir(dir.parent()?).ok()?.flatten() {

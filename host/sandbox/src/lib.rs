@@ -34,7 +34,7 @@ mod stdio;
 mod timing;
 
 pub use error::{BootError, BootStage, SandboxError};
-pub use footprint::{Footprint, FootprintError, sweep};
+pub use footprint::{Footprint, FootprintError, sweep, sweep_of};
 pub use ledger::{Exit, Ledger, ProcessKey, Refusal, Status};
 pub use network::JoinError;
 pub use plan::{ContainerPlan, Deadlines, NetworkPlan, SandboxMount, SandboxPlan};

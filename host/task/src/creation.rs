@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use kata_sandbox::ProcessKey;
-use kata_shim_api::api::CreateTaskRequest;
 use tokio::task::JoinHandle;
 
 use crate::error::Failure;
-use crate::owner::Owner;
+use crate::owner::{CreateOrder, Owner};
 
 /// A create request that is being served. It goes on when its caller goes away, for a boot cannot be left half-way; but then
 /// nobody has learned of the container, so it is deleted, and the shim ends if that was its last one.
@@ -20,11 +19,11 @@ pub(crate) struct Creation {
 }
 
 impl Creation {
-    pub(crate) fn begin(owner: Arc<Owner>, req: CreateTaskRequest) -> Self {
-        let id = req.id.clone();
+    pub(crate) fn begin(owner: Arc<Owner>, order: CreateOrder) -> Self {
+        let id = order.req.id.clone();
         let task = tokio::spawn({
             let owner = Arc::clone(&owner);
-            async move { owner.create(req).await }
+            async move { owner.create(order).await }
         });
         Self { owner, id, task: Some(task) }
     }

@@ -17,6 +17,7 @@ mod owner;
 mod processes;
 mod serve;
 mod service;
+mod stand_in;
 mod stdio;
 
 pub use kata_sandbox::Moment;

@@ -8,7 +8,7 @@ use kata_host_runtime::{ContainerRole, Runtime, role_of};
 use kata_sandbox::{Exit, ProcessKey, Recorder, RootfsMount, Sandbox, Stage};
 use kata_shim_api::api::{CreateTaskRequest, Mount};
 use kata_shim_api::options::RuntimeOptions;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use tokio::sync::Notify;
 
 use crate::adapter::HostStdio;
@@ -24,6 +24,16 @@ pub(crate) struct Record {
     pub(crate) stdout: String,
     pub(crate) stderr: String,
     pub(crate) terminal: bool,
+}
+
+/// A container to create.
+#[derive(Debug)]
+pub(crate) struct CreateOrder {
+    pub(crate) req: CreateTaskRequest,
+    /// The namespace that was made for the container, where its spec asks for a new one.
+    pub(crate) network_namespace: Option<PathBuf>,
+    /// The caller runs the hooks that belong to the host.
+    pub(crate) hooks_are_run: bool,
 }
 
 /// The state behind one task service.
@@ -69,10 +79,17 @@ impl Owner {
     }
 
     /// Makes a container, and for the first one its sandbox. Returns the pid that stands for it.
-    pub(crate) async fn create(&self, req: CreateTaskRequest) -> Result<u32, Failure> {
+    pub(crate) async fn create(&self, order: CreateOrder) -> Result<u32, Failure> {
         self.times.stamp(Stage::CreateAsked);
-        let bundle = PathBuf::from(&req.bundle);
-        let spec = read_spec(&bundle)?;
+        let bundle = PathBuf::from(&order.req.bundle);
+        let mut spec = read_spec(&bundle)?;
+        if let Some(path) = order.network_namespace {
+            fill_in_network_namespace(&mut spec, &path);
+        }
+        if order.hooks_are_run {
+            forget_host_hooks(&mut spec);
+        }
+        let req = order.req;
         let key = ProcessKey::init(&req.id);
         let record = Record {
             bundle: req.bundle.clone(),
@@ -198,6 +215,25 @@ fn read_spec(bundle: &Path) -> Result<Spec, Failure> {
     let path = bundle.join("config.json");
     Spec::load(&path)
         .map_err(|error| Failure::invalid(&format!("bundle's {}", path.display()), &error))
+}
+
+/// Says where the network namespace is that the spec asks for.
+fn fill_in_network_namespace(spec: &mut Spec, path: &Path) {
+    let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+    for one in namespaces.into_iter().flatten() {
+        if one.typ() == LinuxNamespaceType::Network && one.path().is_none() {
+            one.set_path(Some(path.to_owned()));
+        }
+    }
+}
+
+/// Leaves only the hooks that would have to run in the guest.
+fn forget_host_hooks(spec: &mut Spec) {
+    let Some(hooks) = spec.hooks_mut() else { return };
+    hooks.set_prestart(None);
+    hooks.set_create_runtime(None);
+    hooks.set_poststart(None);
+    hooks.set_poststop(None);
 }
 
 fn rootfs_mount(mount: &Mount) -> RootfsMount {

@@ -1,18 +1,20 @@
 //! containerd's Task API over a sandbox: one method each, in the order in which a container lives.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_sandbox::{ProcessKey, Status};
 use kata_shim_api::api::{self, Empty};
-use kata_shim_api::{Task, timestamp};
+use kata_shim_api::{Task, metadata, timestamp};
 use oci_spec::runtime::{LinuxResources, Process};
 use protobuf::MessageField;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::creation::Creation;
 use crate::error::{Failure, refuse};
-use crate::owner::{Owner, Record};
+use crate::owner::{CreateOrder, Owner, Record};
+use crate::stand_in::StandIn;
 use crate::{metrics, processes};
 
 /// Serves one sandbox's tasks.
@@ -26,20 +28,30 @@ fn key(container: &str, exec: &str) -> ProcessKey {
     if exec.is_empty() { ProcessKey::init(container) } else { ProcessKey::exec(container, exec) }
 }
 
+/// A create request with what goes along with it.
+fn order(context: &TtrpcContext, req: api::CreateTaskRequest) -> CreateOrder {
+    let netns = context.metadata.get(metadata::NETWORK_NAMESPACE).and_then(|all| all.first());
+    CreateOrder {
+        req,
+        network_namespace: netns.map(PathBuf::from),
+        hooks_are_run: context.metadata.contains_key(metadata::HOOKS_ARE_RUN),
+    }
+}
+
 type Answer<T> = ttrpc::Result<T>;
 
 #[async_trait]
 impl Task for TaskService {
     async fn create(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         req: api::CreateTaskRequest,
     ) -> Answer<api::CreateTaskResponse> {
         if !req.checkpoint.is_empty() {
             return Err(refuse("containers in a VM cannot be restored from a checkpoint"));
         }
         tracing::info!(id = %req.id, bundle = %req.bundle, "create");
-        let made = Creation::begin(Arc::clone(&self.owner), req).finish().await?;
+        let made = Creation::begin(Arc::clone(&self.owner), order(context, req)).finish().await?;
         let pid =
             made.inspect_err(|failure| tracing::error!("cannot create the container: {failure}"))?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
@@ -105,9 +117,22 @@ impl Task for TaskService {
         Ok(Empty::new())
     }
 
-    async fn wait(&self, _: &TtrpcContext, req: api::WaitRequest) -> Answer<api::WaitResponse> {
-        let exit =
-            self.owner.sandbox()?.wait(&key(&req.id, &req.exec_id)).await.map_err(Failure::from)?;
+    async fn wait(
+        &self,
+        context: &TtrpcContext,
+        req: api::WaitRequest,
+    ) -> Answer<api::WaitResponse> {
+        let key = key(&req.id, &req.exec_id);
+        let sandbox = self.owner.sandbox()?;
+        let stand_in = context
+            .metadata
+            .contains_key(metadata::STAND_IN)
+            .then(|| StandIn::new(Arc::clone(&self.owner), key.clone()));
+        let exit = sandbox.wait(&key).await;
+        if let Some(stand_in) = stand_in {
+            stand_in.done();
+        }
+        let exit = exit.map_err(Failure::from)?;
         Ok(api::WaitResponse {
             exit_status: exit.status,
             exited_at: MessageField::some(timestamp(exit.at)),

@@ -42,13 +42,25 @@ impl ProcessIdentity {
     /// has got its id meanwhile. False when it is still there.
     #[must_use]
     pub fn kill_and_wait(&self, patience: Duration) -> bool {
+        self.signal_and_wait(Some(Signal::KILL), patience)
+    }
+
+    /// Waits until it is gone, but not longer than `patience`. False when it is still there.
+    #[must_use]
+    pub fn wait(&self, patience: Duration) -> bool {
+        self.signal_and_wait(None, patience)
+    }
+
+    fn signal_and_wait(&self, signal: Option<Signal>, patience: Duration) -> bool {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return true };
         // The descriptor pins the id; only then is the comparison worth something.
         let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
         if Self::of(self.pid) != Some(*self) {
             return true;
         }
-        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        if let Some(signal) = signal {
+            let _ = pidfd_send_signal(&pidfd, signal);
+        }
         // Readable when the last thread has ended; the first one may be a zombie long before that.
         let timeout = Timespec::try_from(patience).ok();
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];

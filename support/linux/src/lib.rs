@@ -3,11 +3,13 @@
 //! Knows no VM and no container.
 
 pub mod cgroup;
+pub mod descriptors;
 pub mod identity;
 pub mod jail;
 mod last_words;
 pub mod memory;
 pub mod mount;
+pub mod netns;
 pub mod pidfd;
 pub mod process;
 pub mod tsc;

@@ -7,13 +7,16 @@
 //! Only types and codecs: the few functions that touch the file system say so.
 
 pub mod address;
+pub mod blocking;
 pub mod bootstrap;
 mod event;
 pub mod identifier;
 mod info;
 mod listener;
+pub mod metadata;
 pub mod metrics;
 pub mod options;
+pub mod stand_in;
 mod task;
 mod timestamp;
 

@@ -13,14 +13,94 @@ pub mod v2 {
     pub use containerd_shim_protos::cgroups_v2::metrics::*;
 }
 
+const V1: &str = "io.containerd.cgroups.v1.Metrics";
+const V2: &str = "io.containerd.cgroups.v2.Metrics";
+
 /// Metrics as [`StatsResponse`](crate::api::StatsResponse) carries them. Engines choose how to read them by this name.
 pub fn v1_any(metrics: &v1::Metrics) -> Any {
-    pack("io.containerd.cgroups.v1.Metrics", metrics)
+    pack(V1, metrics)
 }
 
 /// As [`v1_any`], for version 2.
 pub fn v2_any(metrics: &v2::Metrics) -> Any {
-    pack("io.containerd.cgroups.v2.Metrics", metrics)
+    pack(V2, metrics)
+}
+
+/// The figures that both versions have, each 0 where there is none or no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "each name says it, with its unit where it has one; memory and swap are in bytes"
+)]
+pub struct Figures {
+    pub cpu_total_ns: u64,
+    pub cpu_kernel_ns: u64,
+    pub cpu_user_ns: u64,
+    pub throttled_of_periods: u64,
+    pub throttled_periods: u64,
+    pub throttled_ns: u64,
+    pub memory_cache: u64,
+    pub memory_usage: u64,
+    pub memory_limit: u64,
+    pub memory_max: u64,
+    pub memory_failures: u64,
+    pub swap_usage: u64,
+    pub swap_limit: u64,
+    pub pids: u64,
+    pub pids_limit: u64,
+}
+
+/// Reads back what [`v1_any`] or [`v2_any`] has written; `None` if it is something else.
+#[must_use]
+pub fn figures(any: &Any) -> Option<Figures> {
+    match any.type_url.as_str() {
+        V1 => v1::Metrics::parse_from_bytes(&any.value).ok().map(|metrics| v1_figures(&metrics)),
+        V2 => v2::Metrics::parse_from_bytes(&any.value).ok().map(|metrics| v2_figures(&metrics)),
+        _ => None,
+    }
+}
+
+// An absent message reads as one whose fields are all 0.
+fn v1_figures(metrics: &v1::Metrics) -> Figures {
+    let (cpu, memory) = (&metrics.cpu, &metrics.memory);
+    Figures {
+        cpu_total_ns: cpu.usage.total,
+        cpu_kernel_ns: cpu.usage.kernel,
+        cpu_user_ns: cpu.usage.user,
+        throttled_of_periods: cpu.throttling.periods,
+        throttled_periods: cpu.throttling.throttled_periods,
+        throttled_ns: cpu.throttling.throttled_time,
+        memory_cache: memory.cache,
+        memory_usage: memory.usage.usage,
+        memory_limit: memory.usage.limit,
+        memory_max: memory.usage.max,
+        memory_failures: memory.usage.failcnt,
+        swap_usage: memory.swap.usage,
+        swap_limit: memory.swap.limit,
+        pids: metrics.pids.current,
+        pids_limit: metrics.pids.limit,
+    }
+}
+
+fn v2_figures(metrics: &v2::Metrics) -> Figures {
+    let (cpu, memory) = (&metrics.cpu, &metrics.memory);
+    Figures {
+        cpu_total_ns: cpu.usage_usec.saturating_mul(1000),
+        cpu_kernel_ns: cpu.system_usec.saturating_mul(1000),
+        cpu_user_ns: cpu.user_usec.saturating_mul(1000),
+        throttled_of_periods: cpu.nr_periods,
+        throttled_periods: cpu.nr_throttled,
+        throttled_ns: cpu.throttled_usec.saturating_mul(1000),
+        memory_cache: memory.file,
+        memory_usage: memory.usage,
+        memory_limit: memory.usage_limit,
+        memory_max: 0,
+        memory_failures: metrics.memory_events.max,
+        swap_usage: memory.swap_usage,
+        swap_limit: memory.swap_limit,
+        pids: metrics.pids.current,
+        pids_limit: if metrics.pids.limit == u64::MAX { 0 } else { metrics.pids.limit },
+    }
 }
 
 fn pack(type_name: &str, metrics: &impl Message) -> Any {
@@ -34,6 +114,25 @@ mod tests {
     use protobuf::MessageFull;
 
     use super::*;
+
+    #[test]
+    fn figures_of_both_versions_are_read_back() {
+        let one = v1::Metrics {
+            memory: Some(v1::MemoryStat {
+                usage: Some(v1::MemoryEntry { usage: 7, ..Default::default() }).into(),
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        };
+        assert_eq!(figures(&v1_any(&one)).unwrap().memory_usage, 7);
+        let two = v2::Metrics {
+            cpu: Some(v2::CPUStat { usage_usec: 3, ..Default::default() }).into(),
+            ..Default::default()
+        };
+        assert_eq!(figures(&v2_any(&two)).unwrap().cpu_total_ns, 3000);
+        assert_eq!(figures(&Any::default()), None);
+    }
 
     #[test]
     fn type_names_are_those_of_the_messages() {

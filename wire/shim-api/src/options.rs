@@ -43,6 +43,17 @@ impl RuntimeOptions {
             .map_err(|source| OptionsError { type_url: any.type_url.clone(), source })
     }
 
+    /// The message that names a configuration file, as [`RuntimeOptions::from_any`] reads it.
+    #[must_use]
+    pub fn with_config_path(path: &str) -> Any {
+        let mut value = Vec::new();
+        let mut stream = protobuf::CodedOutputStream::vec(&mut value);
+        let written = stream.write_string(2, path).and_then(|()| stream.flush());
+        written.expect("a vector takes everything");
+        drop(stream);
+        Any { type_url: NAMES[0].to_owned(), value, ..Any::default() }
+    }
+
     fn parse(bytes: &[u8]) -> Result<Self, protobuf::Error> {
         /// The wire type of strings and bytes.
         const LENGTH_DELIMITED: u32 = 2;
@@ -66,6 +77,13 @@ mod tests {
     use protobuf::CodedOutputStream;
 
     use super::*;
+
+    #[test]
+    fn a_named_configuration_file_is_read_back() {
+        let any = RuntimeOptions::with_config_path("/etc/k.toml");
+        let options = RuntimeOptions::from_any(Some(&any)).unwrap();
+        assert_eq!(options.config_path, "/etc/k.toml");
+    }
 
     fn encode(options: &RuntimeOptions, extra: bool) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -10,7 +10,7 @@ pub use containerd_shim_protos::api;
 pub use containerd_shim_protos::shim_async::{Task, TaskClient};
 
 /// What the generated code registers.
-const TASK_V3: &str = "containerd.task.v3.Task";
+pub(crate) const TASK_V3: &str = "containerd.task.v3.Task";
 /// The same service as containerd 1.x, CRI-O, and 2.x with a version 2 shim know it.
 const TASK_V2: &str = "containerd.task.v2.Task";
 

@@ -13,11 +13,6 @@ const EPERM: u32 = 1;
 pub(super) fn seccomp_to_wire(
     seccomp: &spec::LinuxSeccomp,
 ) -> Result<oci::LinuxSeccomp, ConvertError> {
-    refuse(
-        "linux.seccomp.defaultErrnoRet",
-        returns_errno(seccomp.default_action())
-            && seccomp.default_errno_ret().is_some_and(|errno| errno != EPERM),
-    )?;
     refuse("linux.seccomp.listenerPath", seccomp.listener_path().is_some())?;
     refuse("linux.seccomp.listenerMetadata", seccomp.listener_metadata().is_some())?;
     Ok(oci::LinuxSeccomp {
@@ -25,6 +20,9 @@ pub(super) fn seccomp_to_wire(
         Architectures: seccomp.architectures().iter().flatten().map(ToString::to_string).collect(),
         Flags: seccomp.flags().iter().flatten().map(ToString::to_string).collect(),
         Syscalls: list_to_wire(seccomp.syscalls(), rule_to_wire)?,
+        DefaultErrnoRet: seccomp
+            .default_errno_ret()
+            .filter(|errno| returns_errno(seccomp.default_action()) && *errno != EPERM),
         ..Default::default()
     })
 }
@@ -38,6 +36,7 @@ pub(super) fn seccomp_from_wire(
         .set_architectures(list_from_wire(wire.Architectures, |text| {
             name("linux.seccomp.architectures[]", &text)
         })?)
+        .set_default_errno_ret(wire.DefaultErrnoRet)
         .set_flags(list_from_wire(wire.Flags, |text| name("linux.seccomp.flags[]", &text))?)
         .set_syscalls(list_from_wire(wire.Syscalls, rule_from_wire)?);
     Ok(seccomp)

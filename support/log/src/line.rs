@@ -27,10 +27,16 @@ pub(crate) fn lost(count: u64) -> String {
 }
 
 fn head(level: &str, message: &str) -> String {
+    format!("time={:?} level={level} msg={message:?}", now())
+}
+
+/// The time as RFC 3339 has it, in UTC with microseconds.
+#[must_use]
+pub fn now() -> String {
     let mut time = String::new();
     // Writing to a String cannot fail, and a clock before 1970 leaves the time empty.
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
-    format!("time={time:?} level={level} msg={message:?}")
+    time
 }
 
 /// The parts of an event.

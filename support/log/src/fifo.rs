@@ -1,47 +1,18 @@
-//! The server's log: the bundle's fifo `log`, which containerd forwards to its own.
+//! A log that is a fifo, as containerd makes one for each shim.
 //!
-//! Logging must never hold anything up and never fail: containerd may be away, or slow. What cannot be written is counted, and told
-//! when writing works again.
+//! containerd may be away, or slow. What cannot be written is counted, and told when writing works again.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags, open};
-use tracing::level_filters::LevelFilter;
-use tracing::{Event, Subscriber};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-use tracing_subscriber::registry;
 
-use crate::log_line;
-
-/// From now on, whatever is traced goes to the fifo, with the sandbox's id on each line. A fifo that is not there is none of an error:
-/// it may have been started by hand.
-pub(crate) fn init(fifo: &Path, sandbox: &str, debug: bool) {
-    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    let layer = FifoLayer { sandbox: sandbox.to_owned(), fifo: Mutex::new(LogFifo::new(fifo)) }
-        .with_filter(level);
-    // An error means that somebody was first, which nobody can be in this program.
-    let _ = tracing::subscriber::set_global_default(registry().with(layer));
-}
-
-struct FifoLayer {
-    sandbox: String,
-    // A mutex and not a channel: a line written before a crash must be out, and writing never waits.
-    fifo: Mutex<LogFifo>,
-}
-
-impl<S: Subscriber> Layer<S> for FifoLayer {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let line = log_line::of_event(event, &self.sandbox);
-        self.fifo.lock().unwrap_or_else(PoisonError::into_inner).write_line(&line);
-    }
-}
+use crate::{Sink, line};
 
 /// The writing end of a fifo whose reader comes and goes.
 #[derive(Debug)]
-struct LogFifo {
+pub(crate) struct LogFifo {
     path: PathBuf,
     /// `None` while there was nobody to open it for.
     file: Option<File>,
@@ -52,22 +23,8 @@ struct LogFifo {
 }
 
 impl LogFifo {
-    fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), file: None, lost: 0, cut: false }
-    }
-
-    fn write_line(&mut self, line: &str) {
-        if self.lost > 0 {
-            let lost = log_line::lost(self.lost);
-            if self.try_write(&lost).is_err() {
-                self.lost += 1;
-                return;
-            }
-            self.lost = 0;
-        }
-        if self.try_write(line).is_err() {
-            self.lost += 1;
-        }
     }
 
     /// Writes a line without ever waiting. Up to PIPE_BUF bytes go whole or not at all (pipe(7)).
@@ -91,6 +48,22 @@ impl LogFifo {
         let written = file.write(line.as_bytes())?;
         self.cut = written < line.len();
         Ok(())
+    }
+}
+
+impl Sink for LogFifo {
+    fn write_line(&mut self, line: &str) {
+        if self.lost > 0 {
+            let lost = line::lost(self.lost);
+            if self.try_write(&lost).is_err() {
+                self.lost += 1;
+                return;
+            }
+            self.lost = 0;
+        }
+        if self.try_write(line).is_err() {
+            self.lost += 1;
+        }
     }
 }
 

@@ -1,0 +1,94 @@
+//! A bundle: the directory with `config.json`, and what the command line has to know of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use kata_host_runtime::{ContainerRole, role_of};
+use kata_shim_api::stand_in::NetworkNamespace;
+use oci_spec::runtime::{Hook, LinuxNamespaceType, Spec};
+
+/// A bundle that was read.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    /// Absolute, without links.
+    pub(crate) path: PathBuf,
+    pub(crate) spec: Spec,
+}
+
+/// The hooks of a spec that are the host's.
+#[derive(Debug, Default)]
+pub(crate) struct HostHooks {
+    pub(crate) prestart: Vec<Hook>,
+    pub(crate) create_runtime: Vec<Hook>,
+    pub(crate) poststart: Vec<Hook>,
+    pub(crate) poststop: Vec<Hook>,
+}
+
+impl Bundle {
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("there is no bundle at {}", path.display()))?;
+        let file = path.join("config.json");
+        if !file.exists() {
+            bail!("JSON specification file {} not found", file.display());
+        }
+        let spec =
+            Spec::load(&file).with_context(|| format!("cannot understand {}", file.display()))?;
+        Ok(Self { path, spec })
+    }
+
+    /// Whether the first process wants a terminal.
+    pub(crate) fn terminal(&self) -> bool {
+        self.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or_default()
+    }
+
+    /// The cgroup on the host; empty if the spec has none.
+    pub(crate) fn cgroup(&self) -> String {
+        let path = self.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        path.map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    /// Where the container is on the network. That the host's own cannot be is said by whoever plans the VM.
+    pub(crate) fn network(&self) -> NetworkNamespace {
+        let linux = self.spec.linux().as_ref();
+        let all = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
+        match all.into_iter().find(|one| one.typ() == LinuxNamespaceType::Network) {
+            None => NetworkNamespace::Callers,
+            Some(one) => match one.path() {
+                None => NetworkNamespace::New,
+                Some(path) if path.as_os_str().is_empty() => NetworkNamespace::New,
+                Some(path) => NetworkNamespace::At(path.clone()),
+            },
+        }
+    }
+
+    /// The sandbox that container `id` belongs to, by the id of its first container: its own, unless annotations name another.
+    pub(crate) fn sandbox(&self, id: &str) -> String {
+        match role_of(self.spec.annotations().as_ref()) {
+            ContainerRole::PodMember(sandbox) => sandbox,
+            ContainerRole::Single | ContainerRole::PodSandbox => id.to_owned(),
+        }
+    }
+
+    pub(crate) fn annotations(&self) -> BTreeMap<String, String> {
+        self.spec.annotations().clone().unwrap_or_default().into_iter().collect()
+    }
+
+    /// The root file system on the host.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        let path = self.spec.root().as_ref().map(|root| root.path().clone());
+        self.path.join(path.unwrap_or_else(|| "rootfs".into()))
+    }
+
+    pub(crate) fn hooks(&self) -> HostHooks {
+        let Some(hooks) = self.spec.hooks() else { return HostHooks::default() };
+        HostHooks {
+            prestart: hooks.prestart().clone().unwrap_or_default(),
+            create_runtime: hooks.create_runtime().clone().unwrap_or_default(),
+            poststart: hooks.poststart().clone().unwrap_or_default(),
+            poststop: hooks.poststop().clone().unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! The command line's definitions: runc's, since that is what callers speak, and a few for people.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where containers are known, unless `--root` says otherwise.
+pub(crate) const DEFAULT_ROOT: &str = "/run/kata-containers";
+
+/// Runs OCI containers in virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "kata-runtime", version = crate::commands::version_text(), disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What holds for every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The directory that knows the containers.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
+    pub(crate) root: PathBuf,
+    /// The file to write errors to, beside standard error.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// How errors are written to the file.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+    /// The configuration file, instead of those in the usual places.
+    #[arg(long, visible_alias = "kata-config", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Accepted for callers of runc; what is logged is set in the configuration.
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// Accepted for callers of runc; a cgroup's path says by its form whether it is systemd's.
+    #[arg(long)]
+    pub(crate) systemd_cgroup: bool,
+    /// Accepted for callers of runc; virtual machines need root.
+    #[arg(long, value_name = "WHETHER", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "auto")]
+    pub(crate) rootless: String,
+    /// Accepted for callers of crun.
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub(crate) cgroup_manager: Option<String>,
+    /// Accepted for callers of runc.
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub(crate) criu: Option<PathBuf>,
+}
+
+/// How a log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines of `key=value`.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a container from a bundle; `start` runs it.
+    Create(CreateArgs),
+    /// Run the process of a container that was created.
+    Start(IdArgs),
+    /// Print a container's state as JSON.
+    State(IdArgs),
+    /// Send a signal to a container's first process.
+    Kill(KillArgs),
+    /// Delete a container that has ended.
+    Delete(DeleteArgs),
+    /// Create, start, wait, and delete.
+    Run(RunArgs),
+    /// Run one more process in a container.
+    Exec(ExecArgs),
+    /// List containers.
+    List(ListArgs),
+    /// List the host's processes that stand for a container's.
+    Ps(PsArgs),
+    /// Freeze a container.
+    Pause(IdArgs),
+    /// Thaw a container.
+    Resume(IdArgs),
+    /// Set a container's limits anew.
+    Update(Box<UpdateArgs>),
+    /// Print what a container uses.
+    Events(EventsArgs),
+    /// Write a config.json to start from.
+    Spec(SpecArgs),
+    /// Print what this runtime can do as JSON.
+    Features,
+    /// Not supported: a virtual machine cannot be checkpointed.
+    #[command(disable_help_flag = true)]
+    Checkpoint(RefusedArgs),
+    /// Not supported: a virtual machine cannot be restored.
+    #[command(disable_help_flag = true)]
+    Restore(RefusedArgs),
+    Timeline(crate::timeline::Timeline),
+    /// Print the version.
+    Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IdArgs {
+    /// The container's id.
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+}
+
+/// What `create` and `run` share.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The container's id, unique on this host.
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+    /// The directory with config.json; the current one if not given.
+    #[arg(long, short, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// The socket that gets the terminal's master end.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// The file that gets the process id, without a newline.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// The socket that gets a descriptor of the process.
+    #[arg(long, value_name = "SOCKET", hide = true)]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// Accepted for callers of runc; the guest's root is pivoted in the guest.
+    #[arg(long)]
+    pub(crate) no_pivot: bool,
+    /// Accepted for callers of runc; the guest has keyrings of its own.
+    #[arg(long)]
+    pub(crate) no_new_keyring: bool,
+    /// Descriptors to pass to the container, which a virtual machine cannot.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) create: CreateArgs,
+    /// Return when the container runs.
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    /// Keep the container when it has ended.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Accepted for callers of runc; this runtime is no subreaper.
+    #[arg(long)]
+    pub(crate) no_subreaper: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// The container's id.
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+    /// A number, or a name with or without `SIG`.
+    #[arg(value_name = "SIGNAL", default_value = "SIGTERM")]
+    pub(crate) signal: String,
+    /// To all processes of the container.
+    #[arg(long, short)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The container's id.
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+    /// Kill it first if it runs; one that is not there is fine.
+    #[arg(long, short)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// The container's id.
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+    /// The program and its arguments, unless `--process` is given.
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+    /// The file with the process as JSON.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) process: Option<PathBuf>,
+    /// Return when the process runs.
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    /// The socket that gets the terminal's master end.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// The file that gets the process id, without a newline.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// The socket that gets a descriptor of the process.
+    #[arg(long, value_name = "SOCKET", hide = true)]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// With a terminal.
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+    /// As this user.
+    #[arg(long, short, value_name = "UID[:GID]")]
+    pub(crate) user: Option<String>,
+    /// In this directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// With this in the environment.
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// With this capability.
+    #[arg(long, short, value_name = "CAPABILITY")]
+    pub(crate) cap: Vec<String>,
+    /// With these groups besides.
+    #[arg(long, short = 'g', value_name = "GID")]
+    pub(crate) additional_gids: Vec<u32>,
+    /// Without ever gaining privileges.
+    #[arg(long)]
+    pub(crate) no_new_privs: bool,
+    /// Also in a container that is frozen.
+    #[arg(long)]
+    pub(crate) ignore_paused: bool,
+    /// Accepted for callers of runc; the guest has no AppArmor.
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) apparmor: Option<String>,
+    /// Accepted for callers of runc; the guest has no SELinux.
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) process_label: Option<String>,
+    /// Accepted for callers of runc; the process is in its container's cgroup.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Vec<String>,
+    /// Descriptors to pass to the process, which a virtual machine cannot.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+    /// Accepted for callers of runc; this runtime is no subreaper.
+    #[arg(long, hide = true)]
+    pub(crate) no_subreaper: bool,
+}
+
+/// How a list is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// How it is printed.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: ListFormat,
+    /// Only the ids.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// How it is printed.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: ListFormat,
+    /// The container's id.
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+    /// Arguments for ps(1).
+    #[arg(value_name = "PS ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) ps_args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// The container's id.
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+    /// How often, like `5s` or `500ms`.
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub(crate) interval: String,
+    /// Once, and no more.
+    #[arg(long)]
+    pub(crate) stats: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SpecArgs {
+    /// The directory to write it to.
+    #[arg(long, short, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RefusedArgs {
+    /// Whatever runc takes.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub(crate) args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// The container's id.
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+    /// A file with the spec's resources as JSON, `-` for standard input; the other flags do not count then.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) resources: Option<PathBuf>,
+    /// Microseconds of a period in which the quota counts.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_period: Option<u64>,
+    /// Microseconds of processor time in a period.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<i64>,
+    /// Weight against others.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_share: Option<u64>,
+    /// Processors to run on.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Memory nodes to use.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+    /// The most memory in bytes.
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory: Option<i64>,
+    /// Memory that is left alone when it gets short.
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory_reservation: Option<i64>,
+    /// The most memory and swap together.
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<i64>,
+    /// The most processes.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<i64>,
+    /// Weight of the container's block I/O.
+    #[arg(long, value_name = "N")]
+    pub(crate) blkio_weight: Option<u16>,
+}

@@ -1,0 +1,221 @@
+//! `create`: from a bundle to a container that waits to be started.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Child;
+
+use anyhow::{Context, Result, bail};
+use kata_hooks::HookState;
+use kata_linux::cgroup::HostCgroup;
+use kata_linux::identity::ProcessIdentity;
+use kata_shim_api::api;
+use kata_shim_api::options::RuntimeOptions;
+use kata_shim_api::protobuf::MessageField;
+use kata_shim_api::stand_in::{NetworkNamespace, Order, Terminal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::Host;
+use crate::bundle::{Bundle, HostHooks};
+use crate::cli::CreateArgs;
+use crate::launch::{Fifos, StandIn, program};
+use crate::registry::{Container, Locked, Stage, write_whole};
+use crate::sandbox::{self, Sandbox};
+use crate::terminal;
+
+pub(super) fn run(host: &Host, args: &CreateArgs) -> Result<()> {
+    create(host, args, true).map(drop).context("kata-runtime create failed")
+}
+
+/// Makes a container and returns its stand-in, a child of this process. With `detached` the process will live on by itself; else it ends
+/// with this one.
+pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<Child> {
+    let bundle = Bundle::load(&args.bundle)?;
+    let terminal = terminal_of(args, bundle.terminal(), detached)?;
+    if args.preserve_fds > 0 {
+        bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
+    }
+    let locked = host.registry.reserve(&args.id)?;
+    let sandbox = bundle.sandbox(&args.id);
+    let cgroup = bundle.cgroup();
+    let made = Creation { host, args, bundle, terminal, detached }.carry_out(&locked, &sandbox);
+    if made.is_err() {
+        take_back(host, locked, &sandbox, &cgroup);
+    }
+    made
+}
+
+/// Removes what there is of a container that could not be made. The first error is the one to tell.
+fn take_back(host: &Host, locked: Locked, sandbox: &str, cgroup: &str) {
+    let cgroups = locked.load().ok().flatten().map(|container| container.cgroups);
+    let forgotten = locked.remove().and_then(|()| sandbox::remove(&host.registry, sandbox));
+    if let Err(error) = forgotten {
+        host.report.warning(&format!("after the failure: {error:#}"));
+    }
+    if !cgroup.is_empty() {
+        // Another container may be in it, or the engine may have removed it.
+        let _ = HostCgroup::from_dirs(cgroups.unwrap_or_default()).remove();
+    }
+}
+
+/// What kind of terminal there is to be; runc's errors for what makes no sense.
+fn terminal_of(args: &CreateArgs, wanted: bool, detached: bool) -> Result<Terminal> {
+    match (wanted, detached, args.console_socket.is_some()) {
+        (true, true, false) => {
+            bail!("cannot allocate tty if kata-runtime will detach without setting console socket")
+        }
+        (_, false, true) | (false, _, true) => {
+            bail!("cannot use console socket if kata-runtime will not detach or allocate tty")
+        }
+        (true, true, true) => Ok(Terminal::Own),
+        (true, false, false) => Ok(Terminal::Callers),
+        (false, _, false) => Ok(Terminal::None),
+    }
+}
+
+struct Creation<'a> {
+    host: &'a Host,
+    args: &'a CreateArgs,
+    bundle: Bundle,
+    terminal: Terminal,
+    detached: bool,
+}
+
+impl Creation<'_> {
+    fn carry_out(&self, locked: &Locked, sandbox: &str) -> Result<Child> {
+        let Self { host, args, bundle, .. } = self;
+        let (sandbox, listener) = if sandbox == args.id {
+            let (sandbox, listener) = Sandbox::make(&host.registry, sandbox)?;
+            (sandbox, Some(listener))
+        } else {
+            (Sandbox::join(&host.registry, sandbox, &args.id)?, None)
+        };
+        let mut fifos = Fifos::make(locked.dir(), "", self.terminal != Terminal::None)?;
+        let order = self.order(&sandbox)?;
+        let pty = self.terminal_for_it()?;
+        let stand_in = StandIn::start(&order, &mut fifos, pty, listener)?;
+        if stand_in.proxy != 0 {
+            sandbox.record_proxy(stand_in.proxy)?;
+        }
+        let hooks = bundle.hooks();
+        let mut container = self.container(&sandbox, stand_in.identity, &hooks)?;
+        locked.save(&container)?;
+        self.run_hooks(&container, &hooks)?;
+        let netns = match order.network {
+            NetworkNamespace::New => Some(format!("/proc/{}/ns/net", stand_in.identity.pid)),
+            NetworkNamespace::Callers | NetworkNamespace::At(_) => None,
+        };
+        sandbox.create(&self.request(&fifos), netns.as_deref())?;
+        container.stage = Stage::Created;
+        locked.save(&container)?;
+        self.tell_pid(stand_in.identity.pid)?;
+        stand_in.go()
+    }
+
+    fn order(&self, sandbox: &Sandbox) -> Result<Order> {
+        let is_first = sandbox.id == self.args.id;
+        Ok(Order {
+            sandbox_dir: sandbox.dir.clone(),
+            container: self.args.id.clone(),
+            terminal: self.terminal,
+            network: self.bundle.network(),
+            cgroup: self.bundle.cgroup(),
+            proxy: if is_first { Some(program("kata-proxy")?) } else { None },
+            foreground: !self.detached,
+            ..Order::default()
+        })
+    }
+
+    fn terminal_for_it(&self) -> Result<Option<File>> {
+        match (&self.args.console_socket, self.terminal) {
+            (Some(socket), Terminal::Own) => terminal::make(socket).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn container(
+        &self,
+        sandbox: &Sandbox,
+        stand_in: ProcessIdentity,
+        hooks: &HostHooks,
+    ) -> Result<Container> {
+        let cgroup = self.bundle.cgroup();
+        // The stand-in has made it.
+        let cgroups = match cgroup.as_str() {
+            "" => Vec::new(),
+            path => HostCgroup::create(path)?.dirs().to_vec(),
+        };
+        Ok(Container {
+            id: self.args.id.clone(),
+            oci_version: self.bundle.spec.version().clone(),
+            bundle: self.bundle.path.clone(),
+            rootfs: self.bundle.rootfs(),
+            created: kata_log::now(),
+            annotations: self.bundle.annotations(),
+            sandbox: sandbox.id.clone(),
+            stand_in,
+            cgroups,
+            cgroup,
+            stage: Stage::Creating,
+            paused: false,
+            poststart: hooks.poststart.clone(),
+            poststop: hooks.poststop.clone(),
+        })
+    }
+
+    fn run_hooks(&self, container: &Container, hooks: &HostHooks) -> Result<()> {
+        let state = hook_state(container, "creating", container.stand_in.pid);
+        kata_hooks::run("prestart", &hooks.prestart, &state)?;
+        kata_hooks::run("createRuntime", &hooks.create_runtime, &state)?;
+        Ok(())
+    }
+
+    fn request(&self, fifos: &Fifos) -> api::CreateTaskRequest {
+        let config = self.host.config.as_str();
+        let options = (!config.is_empty()).then(|| RuntimeOptions::with_config_path(config));
+        api::CreateTaskRequest {
+            id: self.args.id.clone(),
+            bundle: self.bundle.path.display().to_string(),
+            terminal: self.terminal != Terminal::None,
+            stdin: Fifos::text(&fifos.stdin),
+            stdout: Fifos::text(&fifos.stdout),
+            stderr: Fifos::text(&fifos.stderr),
+            options: options.map_or_else(MessageField::none, MessageField::some),
+            ..Default::default()
+        }
+    }
+
+    fn tell_pid(&self, pid: u32) -> Result<()> {
+        tell_pid(pid, self.args.pid_file.as_deref(), self.args.pidfd_socket.as_deref())
+    }
+}
+
+/// Tells the caller the pid: last of all, since it takes that for the sign that all is done. Callers in Go read the file as nothing but a
+/// number, hence no newline.
+pub(super) fn tell_pid(pid: u32, file: Option<&Path>, socket: Option<&Path>) -> Result<()> {
+    if let Some(socket) = socket {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a pid is positive")?;
+        let pidfd = pidfd_open(raw, PidfdFlags::empty()).context("kata-shim has gone away")?;
+        terminal::send(&pidfd, b"pidfd", socket)
+            .with_context(|| format!("cannot send the pidfd to {}", socket.display()))?;
+    }
+    match file {
+        Some(file) => write_whole(file, pid.to_string().as_bytes()),
+        None => Ok(()),
+    }
+}
+
+/// A container's state as its hooks get it.
+pub(super) fn hook_state<'a>(container: &'a Container, status: &'a str, pid: u32) -> HookState<'a> {
+    HookState {
+        oci_version: &container.oci_version,
+        id: &container.id,
+        status,
+        pid,
+        bundle: &container.bundle,
+        annotations: container
+            .annotations
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect(),
+    }
+}

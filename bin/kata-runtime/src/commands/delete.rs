@@ -1,0 +1,72 @@
+//! `delete`: removes a container that has ended, and with the last one its sandbox.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use kata_linux::cgroup::HostCgroup;
+use kata_shim_api::api;
+
+use super::Host;
+use super::create::hook_state;
+use super::kill;
+use crate::registry::{Container, Locked, Status, UNKNOWN};
+use crate::sandbox::{self, Sandbox};
+
+/// SIGKILL.
+const KILL: u32 = 9;
+
+/// How long a killed container may take to end before its stand-in is killed, and that to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn run(host: &Host, id: &str, force: bool) -> Result<()> {
+    let Some(locked) = host.registry.lock(id)? else {
+        return if force { Ok(()) } else { Err(anyhow::anyhow!(UNKNOWN)) };
+    };
+    let Some(container) = locked.load()? else {
+        // Its creation was killed before there was anything to know.
+        locked.remove()?;
+        return sandbox::remove(&host.registry, id);
+    };
+    match container.status() {
+        Status::Stopped => {}
+        Status::Running | Status::Paused if !force => {
+            let status = container.status().word();
+            bail!("cannot delete container {id} that is not stopped: {status}")
+        }
+        _ => end(host, &container)?,
+    }
+    remove(host, locked, &container)
+}
+
+/// Kills a container and waits for its end.
+fn end(host: &Host, container: &Container) -> Result<()> {
+    // One that has ended meanwhile, or whose sandbox is dead, is as good as killed.
+    let _ = kill::send(host, container, KILL, false);
+    if container.stand_in.wait(PATIENCE) || container.stand_in.kill_and_wait(PATIENCE) {
+        return Ok(());
+    }
+    bail!("container {} does not end, although it was killed", container.id)
+}
+
+/// Removes a container that has ended.
+pub(super) fn remove(host: &Host, locked: Locked, container: &Container) -> Result<()> {
+    if let Ok(sandbox) = Sandbox::open(&host.registry, &container.sandbox) {
+        // Its stand-in has done that, unless it was killed.
+        let request = api::DeleteRequest { id: container.id.clone(), ..Default::default() };
+        let _ = sandbox.call::<api::DeleteResponse>("Delete", &request);
+    }
+    locked.remove()?;
+    sandbox::remove(&host.registry, &container.sandbox)?;
+    // The cgroup of a sandbox that lives on is still needed, and one that the engine has removed is fine.
+    let _ = HostCgroup::from_dirs(container.cgroups.clone()).remove();
+    let state = hook_state(container, "stopped", 0);
+    for error in kata_hooks::run_all("poststop", &container.poststop, &state) {
+        host.report.warning(&error.to_string());
+    }
+    Ok(())
+}
+
+/// As [`run`] for a container that this process has made and seen end.
+pub(super) fn ended(host: &Host, id: &str) -> Result<()> {
+    run(host, id, true).with_context(|| format!("cannot delete container {id}"))
+}

@@ -1,0 +1,230 @@
+//! `exec`: one more process in a container.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use kata_shim_api::protobuf::MessageField;
+use kata_shim_api::stand_in::{NetworkNamespace, Order, Terminal};
+use kata_shim_api::{Any, api};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec, User};
+
+use super::Host;
+use super::create::tell_pid;
+use crate::Failure;
+use crate::cli::ExecArgs;
+use crate::foreground::Foreground;
+use crate::launch::{Fifos, StandIn};
+use crate::registry::{Container, Status, exec_record, write_whole};
+use crate::sandbox::{Sandbox, plain};
+use crate::terminal::{self, RawTerminal};
+
+/// The exit code when there is no process whose status could be one.
+const FAILED: u8 = 255;
+
+/// Returns the status of the process, or 0 if it was left to itself.
+pub(super) fn run(host: &Host, args: &ExecArgs) -> Result<u8, Failure> {
+    let failed = |error| Failure { error, code: FAILED };
+    carry_out(host, args).context("exec failed").map_err(failed)
+}
+
+fn carry_out(host: &Host, args: &ExecArgs) -> Result<u8> {
+    let container = host.registry.load(&args.id)?;
+    match container.status() {
+        Status::Stopped => bail!("cannot exec in a stopped container"),
+        Status::Paused if !args.ignore_paused => {
+            bail!("cannot exec in a paused container (use --ignore-paused to override)")
+        }
+        _ => {}
+    }
+    if args.preserve_fds > 0 {
+        bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
+    }
+    let process = process(args, &container)?;
+    let terminal = terminal_of(args, process.terminal().unwrap_or_default())?;
+    let mut foreground = if args.detach { None } else { Some(Foreground::begin()?) };
+    let execution = Execution { host, args, container, process, terminal, id: random_id()? };
+    let (Some(foreground), Some(stand_in)) = (&mut foreground, execution.start()?) else {
+        return Ok(0);
+    };
+    let raw = if terminal == Terminal::Callers { RawTerminal::of_stdin() } else { None };
+    let mut stand_in = stand_in.go()?;
+    let status = foreground.wait(&mut stand_in);
+    drop(raw);
+    status
+}
+
+fn terminal_of(args: &ExecArgs, wanted: bool) -> Result<Terminal> {
+    match (wanted, args.detach, args.console_socket.is_some()) {
+        (true, true, false) => {
+            bail!("cannot allocate tty if kata-runtime will detach without setting console socket")
+        }
+        (_, false, true) | (false, _, true) => {
+            bail!("cannot use console socket if kata-runtime will not detach or allocate tty")
+        }
+        (true, true, true) => Ok(Terminal::Own),
+        (true, false, false) => Ok(Terminal::Callers),
+        (false, _, false) => Ok(Terminal::None),
+    }
+}
+
+struct Execution<'a> {
+    host: &'a Host,
+    args: &'a ExecArgs,
+    container: Container,
+    process: Process,
+    terminal: Terminal,
+    id: String,
+}
+
+impl Execution<'_> {
+    /// Starts the process, and tells its pid. A detached one is on its own when this returns.
+    fn start(&self) -> Result<Option<StandIn>> {
+        let registry = &self.host.registry;
+        let sandbox = Sandbox::open(registry, &self.container.sandbox)?;
+        let dir = registry.dir(&self.container.id)?;
+        let record = exec_record(&dir, &self.id);
+        let mut fifos =
+            Fifos::make(&dir, &format!("{}-", self.id), self.terminal != Terminal::None)?;
+        let order = self.order(&sandbox, record.clone());
+        let pty = match (&self.args.console_socket, self.terminal) {
+            (Some(socket), Terminal::Own) => Some(terminal::make(socket)?),
+            _ => None,
+        };
+        let stand_in = StandIn::start(&order, &mut fifos, pty, None)?;
+        write_whole(&record, &serde_json::to_vec(&stand_in.identity)?)?;
+        let started = self.start_in_guest(&sandbox, &fifos).and_then(|()| {
+            let pid_file = self.args.pid_file.as_deref();
+            tell_pid(stand_in.identity.pid, pid_file, self.args.pidfd_socket.as_deref())
+        });
+        if let Err(error) = started {
+            // The stand-in deletes the process when it is told that it is not wanted.
+            drop(stand_in);
+            let _ = fs::remove_file(record);
+            return Err(error);
+        }
+        stand_in.let_go_if(self.args.detach)
+    }
+
+    fn order(&self, sandbox: &Sandbox, record: PathBuf) -> Order {
+        Order {
+            sandbox_dir: sandbox.dir.clone(),
+            container: self.container.id.clone(),
+            exec: self.id.clone(),
+            terminal: self.terminal,
+            network: NetworkNamespace::At(
+                format!("/proc/{}/ns/net", self.container.stand_in.pid).into(),
+            ),
+            cgroup: self.container.cgroup.clone(),
+            record: Some(record),
+            proxy: None,
+            foreground: !self.args.detach,
+        }
+    }
+
+    fn start_in_guest(&self, sandbox: &Sandbox, fifos: &Fifos) -> Result<()> {
+        let spec = Any { value: serde_json::to_vec(&self.process)?, ..Any::default() };
+        let request = api::ExecProcessRequest {
+            id: self.container.id.clone(),
+            exec_id: self.id.clone(),
+            terminal: self.terminal != Terminal::None,
+            stdin: Fifos::text(&fifos.stdin),
+            stdout: Fifos::text(&fifos.stdout),
+            stderr: Fifos::text(&fifos.stderr),
+            spec: MessageField::some(spec),
+            ..Default::default()
+        };
+        sandbox.call::<api::Empty>("Exec", &request).map_err(plain)?;
+        let request = api::StartRequest {
+            id: self.container.id.clone(),
+            exec_id: self.id.clone(),
+            ..Default::default()
+        };
+        sandbox.call::<api::StartResponse>("Start", &request).map_err(plain).map(drop)
+    }
+}
+
+/// The process that is asked for: a file's, or the container's own with another command.
+fn process(args: &ExecArgs, container: &Container) -> Result<Process> {
+    if let Some(path) = &args.process {
+        let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        return serde_json::from_slice(&text)
+            .with_context(|| format!("cannot understand {}", path.display()));
+    }
+    if args.command.is_empty() {
+        bail!("exec needs a command, or a process with --process");
+    }
+    let spec = Spec::load(container.bundle.join("config.json"))
+        .context("cannot read the container's config.json")?;
+    let mut process =
+        spec.process().clone().context("the container's config.json has no process")?;
+    process.set_args(Some(args.command.clone()));
+    process.set_terminal(Some(args.tty));
+    if let Some(cwd) = &args.cwd {
+        process.set_cwd(cwd.clone());
+    }
+    if args.no_new_privs {
+        process.set_no_new_privileges(Some(true));
+    }
+    if !args.env.is_empty() {
+        let mut env = process.env().clone().unwrap_or_default();
+        env.extend(args.env.iter().cloned());
+        process.set_env(Some(env));
+    }
+    if args.user.is_some() || !args.additional_gids.is_empty() {
+        let user = user(args, process.user().clone())?;
+        process.set_user(user);
+    }
+    if !args.cap.is_empty() {
+        let all = with_capabilities(process.capabilities().clone().unwrap_or_default(), &args.cap)?;
+        process.set_capabilities(Some(all));
+    }
+    Ok(process)
+}
+
+/// `uid[:gid]`, and further groups.
+fn user(args: &ExecArgs, mut user: User) -> Result<User> {
+    if let Some(text) = &args.user {
+        let (uid, gid) = text.split_once(':').map_or((text.as_str(), None), |(u, g)| (u, Some(g)));
+        let not_a_number =
+            || format!("--user {text}: a number, or two with `:` between, is needed");
+        user.set_uid(uid.parse().with_context(not_a_number)?);
+        if let Some(gid) = gid {
+            user.set_gid(gid.parse().with_context(not_a_number)?);
+        }
+    }
+    if !args.additional_gids.is_empty() {
+        let mut all = user.additional_gids().clone().unwrap_or_default();
+        all.extend(&args.additional_gids);
+        user.set_additional_gids(Some(all));
+    }
+    Ok(user)
+}
+
+/// As runc does: more of what it may and what it has, and with an inheritable set also of what children get.
+fn with_capabilities(mut all: LinuxCapabilities, names: &[String]) -> Result<LinuxCapabilities> {
+    for name in names {
+        let short = name.trim_start_matches("CAP_");
+        let capability: Capability = serde_json::from_value(format!("CAP_{short}").into())
+            .with_context(|| format!("unknown capability {name:?}"))?;
+        let with = |set: &Option<std::collections::HashSet<Capability>>| {
+            let mut set = set.clone().unwrap_or_default();
+            set.insert(capability);
+            Some(set)
+        };
+        let (bounding, effective, permitted) =
+            (with(all.bounding()), with(all.effective()), with(all.permitted()));
+        all.set_bounding(bounding);
+        all.set_effective(effective);
+        all.set_permitted(permitted);
+    }
+    Ok(all)
+}
+
+/// An id that no other process of the container has.
+fn random_id() -> Result<String> {
+    let mut bytes = [0_u8; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context("the kernel has no random numbers")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

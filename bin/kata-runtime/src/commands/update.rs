@@ -1,0 +1,75 @@
+//! `update`: sets a container's limits anew.
+
+use std::fs;
+use std::io::Read;
+
+use anyhow::{Context, Result, bail};
+use kata_shim_api::protobuf::MessageField;
+use kata_shim_api::{Any, api};
+use oci_spec::runtime::{
+    LinuxBlockIoBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources,
+};
+
+use super::Host;
+use crate::cli::UpdateArgs;
+use crate::registry::{Status, UNKNOWN};
+use crate::sandbox::{Sandbox, plain};
+
+/// More than any container's limits need.
+const LARGEST: u64 = 1 << 20;
+
+pub(super) fn run(host: &Host, args: &UpdateArgs) -> Result<()> {
+    let resources = resources(args)?;
+    let _locked = host.registry.lock(&args.id)?.context(UNKNOWN)?;
+    let container = host.registry.load(&args.id)?;
+    if container.status() == Status::Stopped {
+        bail!("container not running");
+    }
+    let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
+    let resources = Any { value: serde_json::to_vec(&resources)?, ..Any::default() };
+    let request = api::UpdateTaskRequest {
+        id: args.id.clone(),
+        resources: MessageField::some(resources),
+        ..Default::default()
+    };
+    sandbox.call::<api::Empty>("Update", &request).map_err(plain).map(drop)
+}
+
+fn resources(args: &UpdateArgs) -> Result<LinuxResources> {
+    let Some(path) = &args.resources else { return from_flags(args) };
+    let mut text = Vec::new();
+    let shown = path.display();
+    if path.as_os_str() == "-" {
+        std::io::stdin().lock().take(LARGEST).read_to_end(&mut text)
+    } else {
+        fs::File::open(path).and_then(|file| file.take(LARGEST).read_to_end(&mut text))
+    }
+    .with_context(|| format!("cannot read the resources from {shown}"))?;
+    serde_json::from_slice(&text)
+        .with_context(|| format!("cannot understand the resources from {shown}"))
+}
+
+fn from_flags(args: &UpdateArgs) -> Result<LinuxResources> {
+    let mut cpu = LinuxCpuBuilder::default().build()?;
+    cpu.set_period(args.cpu_period)
+        .set_quota(args.cpu_quota)
+        .set_shares(args.cpu_share)
+        .set_cpus(args.cpuset_cpus.clone())
+        .set_mems(args.cpuset_mems.clone());
+    let mut memory = LinuxMemoryBuilder::default().build()?;
+    memory
+        .set_limit(args.memory)
+        .set_reservation(args.memory_reservation)
+        .set_swap(args.memory_swap);
+    let mut resources = LinuxResources::default();
+    resources.set_devices(None);
+    resources.set_cpu(Some(cpu));
+    resources.set_memory(Some(memory));
+    if let Some(limit) = args.pids_limit {
+        resources.set_pids(Some(LinuxPidsBuilder::default().limit(limit).build()?));
+    }
+    if let Some(weight) = args.blkio_weight {
+        resources.set_block_io(Some(LinuxBlockIoBuilder::default().weight(weight).build()?));
+    }
+    Ok(resources)
+}

@@ -1,0 +1,331 @@
+//! What is known of containers without asking anybody: a directory each below the root, with a small file of JSON.
+//!
+//! ```text
+//!   <root>/<id>/state.json        the container; written whole or not at all
+//!   <root>/<id>/exec-<id>.json    the stand-in of a process that was added to it
+//!   <root>/.sandboxes/<id>/       the sandbox whose first container has this id: socket and log of its proxy
+//! ```
+//!
+//! Whoever changes a container holds a lock on its directory. Whoever only looks does not, and is quick.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use kata_linux::identity::ProcessIdentity;
+use oci_spec::runtime::Hook;
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat};
+use serde::{Deserialize, Serialize};
+
+/// A container's file.
+const STATE: &str = "state.json";
+
+/// Where sandboxes are; no container's id begins with a dot.
+const SANDBOXES: &str = ".sandboxes";
+
+/// What runc says of one that is not there; engines look for it.
+pub(crate) const UNKNOWN: &str = "container does not exist";
+
+/// How far a container has come by our doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Stage {
+    Creating,
+    Created,
+    Started,
+}
+
+/// How a container stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    /// The word of the runtime specification.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A container as it is on disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) oci_version: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: PathBuf,
+    /// RFC 3339.
+    pub(crate) created: String,
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// The id of the sandbox's first container.
+    pub(crate) sandbox: String,
+    pub(crate) stand_in: ProcessIdentity,
+    pub(crate) cgroups: Vec<PathBuf>,
+    pub(crate) cgroup: String,
+    pub(crate) stage: Stage,
+    pub(crate) paused: bool,
+    pub(crate) poststart: Vec<Hook>,
+    pub(crate) poststop: Vec<Hook>,
+}
+
+impl Container {
+    pub(crate) fn status(&self) -> Status {
+        match self.stage {
+            _ if !self.stand_in.is_alive() => Status::Stopped,
+            Stage::Creating => Status::Creating,
+            Stage::Created => Status::Created,
+            Stage::Started if self.paused => Status::Paused,
+            Stage::Started => Status::Running,
+        }
+    }
+
+    /// The pid to show: none of a process that has ended.
+    pub(crate) fn pid(&self) -> u32 {
+        if self.status() == Status::Stopped { 0 } else { self.stand_in.pid }
+    }
+}
+
+/// All containers below one root.
+#[derive(Debug, Clone)]
+pub(crate) struct Registry {
+    root: PathBuf,
+}
+
+/// A container's directory, held so that nobody else changes it.
+#[derive(Debug)]
+pub(crate) struct Locked {
+    dir: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl Registry {
+    pub(crate) fn new(root: &Path) -> Result<Self> {
+        let root = std::path::absolute(root).context("cannot tell what --root means")?;
+        Ok(Self { root })
+    }
+
+    /// A container's directory, whether it exists or not.
+    pub(crate) fn dir(&self, id: &str) -> Result<PathBuf> {
+        check_id(id)?;
+        Ok(self.root.join(id))
+    }
+
+    /// A sandbox's directory, whether it exists or not.
+    pub(crate) fn sandbox_dir(&self, id: &str) -> PathBuf {
+        self.root.join(SANDBOXES).join(id)
+    }
+
+    /// Takes an id for a new container, and its lock.
+    pub(crate) fn reserve(&self, id: &str) -> Result<Locked> {
+        let dir = self.dir(id)?;
+        let failed = || format!("cannot create {}", dir.display());
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.root)
+            .with_context(failed)?;
+        match fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                bail!("container with given ID already exists")
+            }
+            made => made.with_context(failed)?,
+        }
+        lock(&dir)?.with_context(|| format!("{} was removed a moment ago", dir.display()))
+    }
+
+    /// A container as it is now.
+    pub(crate) fn load(&self, id: &str) -> Result<Container> {
+        self.find(id)?.context(UNKNOWN)
+    }
+
+    /// A container as it is now; `None` if there is none.
+    pub(crate) fn find(&self, id: &str) -> Result<Option<Container>> {
+        read(&self.dir(id)?.join(STATE))
+    }
+
+    /// Locks a container, and reads it after that. `None` if there is none.
+    pub(crate) fn lock(&self, id: &str) -> Result<Option<Locked>> {
+        lock(&self.dir(id)?)
+    }
+
+    /// All containers, in the order of their ids.
+    pub(crate) fn list(&self) -> Result<Vec<Container>> {
+        let entries = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.with_context(|| format!("cannot list {}", self.root.display()))?,
+        };
+        let mut found = Vec::new();
+        for entry in entries.flatten() {
+            found.extend(read::<Container>(&entry.path().join(STATE))?);
+        }
+        found.sort_by(|one, other| one.id.cmp(&other.id));
+        Ok(found)
+    }
+}
+
+impl Locked {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn load(&self) -> Result<Option<Container>> {
+        read(&self.dir.join(STATE))
+    }
+
+    pub(crate) fn save(&self, container: &Container) -> Result<()> {
+        write_whole(&self.dir.join(STATE), &serde_json::to_vec(container)?)
+    }
+
+    /// Forgets the container.
+    pub(crate) fn remove(self) -> Result<()> {
+        fs::remove_dir_all(&self.dir)
+            .with_context(|| format!("cannot remove {}", self.dir.display()))
+    }
+}
+
+/// Writes down who stands for a process that was added to a container. Returns the file.
+pub(crate) fn exec_record(dir: &Path, exec: &str) -> PathBuf {
+    dir.join(format!("exec-{exec}.json"))
+}
+
+/// Those who stand for the processes that were added to the container in `dir`, as far as they live.
+pub(crate) fn execs(dir: &Path) -> Vec<ProcessIdentity> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let records = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("exec-"));
+    records
+        .filter_map(|entry| read::<ProcessIdentity>(&entry.path()).ok().flatten())
+        .filter(ProcessIdentity::is_alive)
+        .collect()
+}
+
+/// Writes a file so that a reader sees all of it or what was there before.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    let fresh = path.with_file_name(name);
+    fs::write(&fresh, bytes)
+        .and_then(|()| fs::rename(&fresh, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .with_context(|| format!("cannot understand {}", path.display())),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Locks a directory; `None` if it does not exist, or does no more by the time it is locked.
+fn lock(dir: &Path) -> Result<Option<Locked>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = match openat(CWD, dir, flags, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        opened => opened.with_context(|| format!("cannot open {}", dir.display()))?,
+    };
+    rustix::io::retry_on_intr(|| flock(&opened, FlockOperation::LockExclusive))
+        .with_context(|| format!("cannot lock {}", dir.display()))?;
+    let held = fstat(&opened).context("cannot look at what is locked")?;
+    let is_there =
+        fs::metadata(dir).is_ok_and(|now| now.ino() == held.st_ino && now.dev() == held.st_dev);
+    Ok(is_there.then(|| Locked { dir: dir.to_owned(), _lock: opened }))
+}
+
+/// Ids become file names.
+fn check_id(id: &str) -> Result<()> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
+    let is_usable =
+        (1..=128).contains(&id.len()) && id.bytes().all(is_plain) && !id.starts_with('.');
+    if is_usable {
+        return Ok(());
+    }
+    bail!(
+        "invalid container ID format: {id:?}; use letters, digits, `_`, `.`, `+` and `-`, at most 128"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(id: &str) -> Container {
+        Container {
+            id: id.to_owned(),
+            oci_version: "1.0.2".to_owned(),
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: kata_log::now(),
+            annotations: BTreeMap::new(),
+            sandbox: id.to_owned(),
+            stand_in: ProcessIdentity::of(std::process::id()).unwrap(),
+            cgroups: Vec::new(),
+            cgroup: String::new(),
+            stage: Stage::Created,
+            paused: false,
+            poststart: Vec::new(),
+            poststop: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_container_is_reserved_once_saved_listed_and_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let registry = Registry::new(root.path()).unwrap();
+        assert!(registry.list().unwrap().is_empty());
+        let locked = registry.reserve("c1").unwrap();
+        let taken = registry.reserve("c1").unwrap_err();
+        assert_eq!(taken.to_string(), "container with given ID already exists");
+        assert!(registry.find("c1").unwrap().is_none(), "nothing is known yet");
+        locked.save(&container("c1")).unwrap();
+        assert_eq!(registry.load("c1").unwrap().status(), Status::Created);
+        fs::create_dir_all(registry.sandbox_dir("c1")).unwrap();
+        assert_eq!(registry.list().unwrap().len(), 1);
+        locked.remove().unwrap();
+        assert!(registry.lock("c1").unwrap().is_none());
+        assert_eq!(registry.load("c1").unwrap_err().to_string(), UNKNOWN);
+    }
+
+    #[test]
+    fn a_container_whose_stand_in_is_dead_has_stopped() {
+        let mut stopped = container("c1");
+        stopped.stage = Stage::Started;
+        assert_eq!(stopped.status(), Status::Running);
+        stopped.paused = true;
+        assert_eq!(stopped.status(), Status::Paused);
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        stopped.stand_in = ProcessIdentity::of(child.id()).unwrap();
+        child.wait().unwrap();
+        assert_eq!((stopped.status(), stopped.pid()), (Status::Stopped, 0));
+    }
+
+    #[test]
+    fn ids_that_are_no_plain_names_are_refused() {
+        let registry = Registry::new(Path::new("/nonexistent")).unwrap();
+        for id in ["", ".", "..", ".sandboxes", "a/b", "a b", "ü"] {
+            let error = registry.find(id).unwrap_err().to_string();
+            assert!(error.starts_with("invalid container ID format"), "{id}: {error}");
+        }
+        assert!(registry.find("a_b.c+d-e").unwrap().is_none());
+    }
+}

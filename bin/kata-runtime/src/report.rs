@@ -1,0 +1,77 @@
+//! How errors are told: one line on standard error, one record in the log, as runc does it, since engines read both.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use crate::cli::{Global, LogFormat};
+
+/// Where errors go.
+#[derive(Debug)]
+pub(crate) struct Report {
+    log: Option<PathBuf>,
+    format: LogFormat,
+}
+
+impl Report {
+    pub(crate) fn new(global: &Global) -> Self {
+        Self {
+            log: global.log.clone().filter(|path| !path.as_os_str().is_empty()),
+            format: global.log_format,
+        }
+    }
+
+    /// Tells an error with its causes. There is nobody to tell when this fails.
+    pub(crate) fn error(&self, error: &anyhow::Error) {
+        self.record("error", &format!("{error:#}").replace('\n', " "));
+    }
+
+    /// Tells something that changes nothing.
+    pub(crate) fn warning(&self, message: &str) {
+        // A second record in the log would keep Podman from reading the first.
+        let _ = writeln!(std::io::stderr(), "{}", text("warning", message));
+    }
+
+    fn record(&self, level: &str, message: &str) {
+        let line = match self.format {
+            LogFormat::Text => text(level, message),
+            LogFormat::Json => json(level, message),
+        };
+        let Some(path) = &self.log else {
+            let _ = writeln!(std::io::stderr(), "{line}");
+            return;
+        };
+        let logged = File::options().append(true).create(true).mode(0o644).open(path);
+        let _ = logged.and_then(|mut log| writeln!(log, "{line}"));
+        let _ = writeln!(std::io::stderr(), "{message}");
+    }
+}
+
+/// As logrus writes text.
+fn text(level: &str, message: &str) -> String {
+    format!("time={:?} level={level} msg={message:?}", kata_log::now())
+}
+
+/// As logrus writes JSON.
+fn json(level: &str, message: &str) -> String {
+    serde_json::json!({ "level": level, "msg": message, "time": kata_log::now() }).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_json_log_is_one_object() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.json");
+        let report = Report { log: Some(path.clone()), format: LogFormat::Json };
+        report.error(&anyhow::anyhow!("cause\n\"quoted\"").context("what"));
+        let record: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(record["level"], "error");
+        assert_eq!(record["msg"], "what: cause \"quoted\"");
+        assert!(record["time"].as_str().unwrap().ends_with('Z'));
+    }
+}

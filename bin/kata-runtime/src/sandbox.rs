@@ -1,0 +1,169 @@
+//! A sandbox as the command line sees it: a socket to ask, and a proxy that is to be gone when its last container is.
+
+use std::fs;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use kata_linux::identity::ProcessIdentity;
+use kata_shim_api::blocking::{CallError, TaskSocket};
+use kata_shim_api::protobuf::Message;
+use kata_shim_api::stand_in::SOCKET;
+use kata_shim_api::ttrpc::Code;
+use kata_shim_api::{api, metadata};
+
+use crate::registry::{Registry, write_whole};
+
+/// Who the proxy is.
+const PROXY: &str = "proxy.json";
+
+/// Where it logs.
+pub(crate) const LOG: &str = "proxy.log";
+
+/// How long a proxy that has nothing left to do may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// As much of the proxy's log as an error quotes.
+const QUOTED: i64 = 1024;
+
+/// A sandbox's directory, which exists.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub(crate) id: String,
+    pub(crate) dir: PathBuf,
+    socket: TaskSocket,
+}
+
+impl Sandbox {
+    /// Makes the directory of a new sandbox, and its socket, which only this user can reach. A dead sandbox of the same id is removed first.
+    pub(crate) fn make(registry: &Registry, id: &str) -> Result<(Self, UnixListener)> {
+        let dir = registry.sandbox_dir(id);
+        if dir.exists() {
+            remove(registry, id)?;
+        }
+        let failed = || format!("cannot create {}", dir.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).with_context(failed)?;
+        let socket = TaskSocket::at(&dir, SOCKET).with_context(failed)?;
+        let listener = UnixListener::bind(socket.short_path()).with_context(failed)?;
+        fs::set_permissions(dir.join(SOCKET), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .with_context(failed)?;
+        Ok((Self { id: id.to_owned(), dir, socket }, listener))
+    }
+
+    /// A sandbox that others are in. `container` is who wants to join, for the error.
+    pub(crate) fn join(registry: &Registry, id: &str, container: &str) -> Result<Self> {
+        let gone =
+            || format!("the sandbox {id} that container {container} belongs to is not running");
+        let sandbox = Self::open(registry, id).with_context(gone)?;
+        UnixStream::connect(sandbox.socket.short_path()).with_context(gone)?;
+        Ok(sandbox)
+    }
+
+    /// A sandbox that is known, whether it lives or not.
+    pub(crate) fn open(registry: &Registry, id: &str) -> Result<Self> {
+        let dir = registry.sandbox_dir(id);
+        let socket = TaskSocket::at(&dir, SOCKET)
+            .with_context(|| format!("there is no sandbox at {}", dir.display()))?;
+        Ok(Self { id: id.to_owned(), dir, socket })
+    }
+
+    /// Writes down who the proxy is.
+    pub(crate) fn record_proxy(&self, pid: u32) -> Result<()> {
+        let identity = ProcessIdentity::of(pid).context("the sandbox's proxy has ended at once")?;
+        write_whole(&self.dir.join(PROXY), &serde_json::to_vec(&identity)?)
+    }
+
+    /// Asks the task service.
+    pub(crate) fn call<A: Message>(
+        &self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<A, CallError> {
+        self.socket.call(method, request, &[])
+    }
+
+    /// Has a container made, and for the first one the VM.
+    pub(crate) fn create(
+        &self,
+        request: &api::CreateTaskRequest,
+        network_namespace: Option<&str>,
+    ) -> Result<()> {
+        let mut along = vec![(metadata::HOOKS_ARE_RUN, "")];
+        along.extend(network_namespace.map(|path| (metadata::NETWORK_NAMESPACE, path)));
+        let made = self.socket.call::<api::CreateTaskResponse>("Create", request, &along);
+        match made {
+            Ok(_) => Ok(()),
+            Err(error @ CallError::Lost(_)) => Err(anyhow!("{error}; {}", self.last_words())),
+            Err(error) => Err(plain(error)),
+        }
+    }
+
+    /// The end of the proxy's log.
+    fn last_words(&self) -> String {
+        let mut text = Vec::new();
+        let read = fs::File::open(self.dir.join(LOG)).and_then(|mut log| {
+            // Shorter than that is fine.
+            let _ = log.seek(SeekFrom::End(-QUOTED));
+            log.read_to_end(&mut text)
+        });
+        match read {
+            Ok(_) if !text.is_empty() => {
+                let text = String::from_utf8_lossy(&text);
+                format!("its log ends with: {}", text.trim().replace('\n', " | "))
+            }
+            _ => "its log is empty".to_owned(),
+        }
+    }
+}
+
+/// A call's error for people: what the server said is all of it.
+pub(crate) fn plain(error: CallError) -> anyhow::Error {
+    match error {
+        // Docker and containerd put it before whatever we say.
+        CallError::Refused { message, .. } => {
+            anyhow!("{}", message.strip_prefix("OCI runtime create failed: ").unwrap_or(&message))
+        }
+        error => error.into(),
+    }
+}
+
+/// Whether a call failed since what it was about has ended.
+pub(crate) fn has_ended(error: &CallError) -> bool {
+    match error {
+        CallError::Connect(_) | CallError::Lost(_) => true,
+        CallError::Refused { code, .. } => *code == Code::NOT_FOUND,
+        CallError::Malformed(_) => false,
+    }
+}
+
+/// Removes a sandbox whose containers are all gone: waits for its proxy to end, and takes away what a killed one has left. One that still
+/// has containers is left alone, and so is one that is not there.
+pub(crate) fn remove(registry: &Registry, id: &str) -> Result<()> {
+    let dir = registry.sandbox_dir(id);
+    if !dir.exists() || registry.list()?.iter().any(|one| one.sandbox == id) {
+        return Ok(());
+    }
+    if let Some(proxy) = proxy_of(&dir) {
+        if !proxy.wait(PATIENCE) && !proxy.kill_and_wait(PATIENCE) {
+            bail!(
+                "the proxy of sandbox {id} (pid {}) does not end, although it was killed",
+                proxy.pid
+            );
+        }
+        kata_sandbox::sweep_of(&Path::new(kata_host_runtime::RUN_DIR).join(id), proxy)
+            .with_context(|| format!("cannot remove what is left of sandbox {id}"))?;
+    }
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn proxy_of(dir: &Path) -> Option<ProcessIdentity> {
+    serde_json::from_slice(&fs::read(dir.join(PROXY)).ok()?).ok()
+}

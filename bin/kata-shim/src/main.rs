@@ -1,0 +1,61 @@
+//! The stand-in of one container process: its pid is the one that engines know, follow and signal. It carries the process's streams or its
+//! terminal, forwards signals, and exits with the process's status.
+//!
+//! It is small on purpose, since there is one for each process: threads that block, and nothing else.
+
+mod output;
+mod preparation;
+mod session;
+mod signals;
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{ExitCode, exit};
+
+use anyhow::Context;
+use kata_linux::descriptors;
+use kata_shim_api::stand_in::{self, Order};
+
+/// What remains of a process whose sandbox has died: 128 + SIGKILL.
+const KILLED: u32 = 137;
+
+fn main() -> ExitCode {
+    if env::args().nth(1).is_some_and(|word| word.trim_start_matches('-') == "version") {
+        println!("kata-shim version {}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    match run() {
+        // Not by returning: threads that wait for input are not to be waited for.
+        Ok(status) => exit(i32::from(status)),
+        Err(error) => {
+            eprintln!("kata-shim: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<u8> {
+    descriptors::close_at_exec_from(3).context("cannot keep descriptors to itself")?;
+    let order = Order::parse(env::args_os().skip(1))?;
+    let control = descriptors::take_inherited(stand_in::CONTROL)
+        .context("kata-shim is started by kata-runtime, not by hand")?;
+    let mut control = UnixStream::from(control);
+    let prepared = match preparation::prepare(&order) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            // kata-runtime says it to its user.
+            let _ = writeln!(control, "error {}", format!("{error:#}").replace('\n', " "));
+            return Ok(1);
+        }
+    };
+    writeln!(control, "ready {}", prepared.proxy).context("kata-runtime has gone away")?;
+    let mut answer = String::new();
+    let told = BufReader::new(&control).read_line(&mut answer);
+    if told.is_err() || answer != "go\n" {
+        session::abandon(&order, &prepared);
+        return Ok(1);
+    }
+    drop(control);
+    Ok(session::stand(&order, prepared))
+}

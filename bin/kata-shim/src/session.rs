@@ -1,0 +1,193 @@
+//! The time from the process's start to its end.
+
+use std::fs;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+
+use kata_shim_api::blocking::TaskSocket;
+use kata_shim_api::stand_in::{Order, Terminal};
+use kata_shim_api::{api, metadata};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::termios::tcgetwinsize;
+
+use crate::KILLED;
+use crate::output;
+use crate::preparation::Prepared;
+use crate::signals::{Heard, Signals};
+
+/// As much as is copied at once: what a fifo holds by default.
+const CHUNK: usize = 64 << 10;
+
+/// All that a thread of this program needs besides its chunk, which is on the heap.
+const STACK: usize = 64 << 10;
+
+/// Where requests go, and whom they are about.
+pub(crate) struct Process {
+    socket: TaskSocket,
+    container: String,
+    exec: String,
+}
+
+impl Process {
+    fn call(&self, method: &str, request: &impl kata_shim_api::protobuf::Message) {
+        // Whatever goes wrong here ends in the process's end, which is told on another connection.
+        let _ = self.socket.call::<api::Empty>(method, request, &[]);
+    }
+
+    fn kill(&self, signal: u32) {
+        let request = api::KillRequest {
+            id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            signal,
+            ..Default::default()
+        };
+        self.call("Kill", &request);
+    }
+
+    fn close_stdin(&self) {
+        let request = api::CloseIORequest {
+            id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            stdin: true,
+            ..Default::default()
+        };
+        self.call("CloseIO", &request);
+    }
+
+    /// Tells the terminal's size, if it has one.
+    fn resize(&self) {
+        let Ok(size) = tcgetwinsize(io::stdin().as_fd()) else { return };
+        if size.ws_row == 0 || size.ws_col == 0 {
+            return;
+        }
+        let request = api::ResizePtyRequest {
+            id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            height: size.ws_row.into(),
+            width: size.ws_col.into(),
+            ..Default::default()
+        };
+        self.call("ResizePty", &request);
+    }
+
+    /// Waits for the end and returns the status.
+    fn wait(&self) -> u32 {
+        let request = api::WaitRequest {
+            id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            ..Default::default()
+        };
+        let stand_in = [(metadata::STAND_IN, "")];
+        let answer = self.socket.call::<api::WaitResponse>("Wait", &request, &stand_in);
+        answer.map_or(KILLED, |exit| exit.exit_status)
+    }
+
+    /// Deletes what has ended, and with the last container the sandbox.
+    fn delete(&self) {
+        let request = api::DeleteRequest {
+            id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            ..Default::default()
+        };
+        let _ = self.socket.call::<api::DeleteResponse>("Delete", &request, &[]);
+        let request = api::ShutdownRequest { id: self.container.clone(), ..Default::default() };
+        self.call("Shutdown", &request);
+    }
+}
+
+/// Stands for the process until it has ended and all that it has written is delivered. Returns its status.
+pub(crate) fn stand(order: &Order, prepared: Prepared) -> u8 {
+    let Prepared { socket, signals, streams, before, .. } = prepared;
+    let process =
+        Arc::new(Process { socket, container: order.container.clone(), exec: order.exec.clone() });
+    let has_terminal = order.terminal != Terminal::None;
+    forward(signals, Arc::clone(&process), has_terminal);
+    if let Some(fifo) = streams.stdin {
+        let process = Arc::clone(&process);
+        start("input", move || input(fifo, &process, has_terminal));
+    }
+    let outputs = [
+        streams.stdout.map(|fifo| start("stdout", move || output::copy(fifo, &io::stdout()))),
+        streams.stderr.map(|fifo| start("stderr", move || output::copy(fifo, &io::stderr()))),
+    ];
+    let status = process.wait();
+    for thread in outputs.into_iter().flatten().flatten() {
+        // A thread that panicked has delivered what it could.
+        let _ = thread.join();
+    }
+    if let Some(before) = before {
+        // The sandbox's end removes the cgroup, which has to be empty.
+        let _ = before.restore();
+    }
+    if let Some(record) = &order.record {
+        let _ = fs::remove_file(record);
+    }
+    process.delete();
+    status.to_le_bytes()[0]
+}
+
+/// Takes back what may have been made for nobody.
+pub(crate) fn abandon(order: &Order, prepared: &Prepared) {
+    if let Some(before) = &prepared.before {
+        let _ = before.restore();
+    }
+    let request = api::DeleteRequest {
+        id: order.container.clone(),
+        exec_id: order.exec.clone(),
+        ..Default::default()
+    };
+    let _ = prepared.socket.call::<api::DeleteResponse>("Delete", &request, &[]);
+    let request = api::ShutdownRequest { id: order.container.clone(), ..Default::default() };
+    let _ = prepared.socket.call::<api::Empty>("Shutdown", &request, &[]);
+}
+
+fn forward(mut signals: Signals, process: Arc<Process>, has_terminal: bool) {
+    start("signals", move || {
+        if has_terminal {
+            process.resize();
+        }
+        loop {
+            match signals.next() {
+                Heard::Resized if has_terminal => process.resize(),
+                Heard::Resized => {}
+                Heard::Signal(number) => process.kill(number),
+            }
+        }
+    });
+}
+
+/// Copies this process's input to the guest's process, and its end.
+fn input(mut fifo: File, process: &Process, has_terminal: bool) {
+    // It was opened without waiting for the other side.
+    let _ = fcntl_setfl(&fifo, OFlags::empty());
+    let mut chunk = vec![0; CHUNK];
+    let mut stdin = io::stdin().lock();
+    loop {
+        let length = match stdin.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                output::await_readiness(&io::stdin(), rustix::event::PollFlags::IN);
+                continue;
+            }
+            Err(_) => break,
+        };
+        if fifo.write_all(&chunk[..length]).is_err() {
+            return;
+        }
+    }
+    drop(fifo);
+    if !has_terminal {
+        process.close_stdin();
+    }
+}
+
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Option<thread::JoinHandle<()>> {
+    let thread = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work);
+    // Without a thread the stream is lost; the process goes on and its end is told.
+    thread.ok()
+}

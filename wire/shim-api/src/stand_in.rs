@@ -1,0 +1,183 @@
+//! What kata-runtime and kata-shim say to each other.
+//!
+//! kata-runtime starts kata-shim with the process's own standard streams, a few more descriptors with fixed numbers, and a command line
+//! ([`Order`]). Then both talk over the descriptor [`CONTROL`], a line each:
+//!
+//! ```text
+//!   kata-shim                                          kata-runtime
+//!     in cgroup, network namespace, session; proxy started
+//!     ── ready PROXY-PID | error SENTENCE ──────────▶  hooks, Create (or Exec, Start)
+//!     ◀─────────────────────────── go ───────────────  state, pid file
+//!     copies, forwards, waits                          (end of file instead of `go`: it has come to nothing)
+//! ```
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The connection to kata-runtime.
+pub const CONTROL: i32 = 3;
+/// Input goes in here. Absent when the process has none.
+pub const STDIN: i32 = 4;
+/// Output comes out here.
+pub const STDOUT: i32 = 5;
+/// The other output. Absent with a terminal.
+pub const STDERR: i32 = 6;
+/// The proxy's listening socket, when the proxy is to be started.
+pub const LISTENER: i32 = 7;
+
+/// The task service's socket in a sandbox's directory.
+pub const SOCKET: &str = "proxy.sock";
+
+/// Whose terminal the standard streams are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Terminal {
+    /// None.
+    #[default]
+    None,
+    /// One that was made for the process: kata-shim becomes the leader of its session.
+    Own,
+    /// The user's: kata-shim stays in its session.
+    Callers,
+}
+
+/// The network namespace that kata-shim is to live in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum NetworkNamespace {
+    /// The one that it is started in.
+    #[default]
+    Callers,
+    /// A new one.
+    New,
+    /// The one at this path.
+    At(PathBuf),
+}
+
+/// kata-shim's command line.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Order {
+    /// The directory in which the sandbox's socket is.
+    pub sandbox_dir: PathBuf,
+    /// The container's id.
+    pub container: String,
+    /// The process's id in it; empty for the init.
+    pub exec: String,
+    /// Whether and whose terminal.
+    pub terminal: Terminal,
+    /// Where on the network.
+    pub network: NetworkNamespace,
+    /// The cgroup to live in, as the OCI spec has it; empty for the caller's.
+    pub cgroup: String,
+    /// A file to remove at the end.
+    pub record: Option<PathBuf>,
+    /// The proxy to start, for the first container of a sandbox.
+    pub proxy: Option<PathBuf>,
+    /// To end when the caller does.
+    pub foreground: bool,
+}
+
+/// A command line that kata-runtime has not written.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("kata-shim is started by kata-runtime, not by hand: {0} is not understood")]
+pub struct OrderError(String);
+
+impl Order {
+    /// The words of the command line, without the program.
+    #[must_use]
+    pub fn to_args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = Vec::new();
+        let mut add = |flag: &str, value: OsString| args.extend([flag.into(), value]);
+        add("--sandbox-dir", self.sandbox_dir.clone().into());
+        add("--container", self.container.clone().into());
+        if !self.exec.is_empty() {
+            add("--exec", self.exec.clone().into());
+        }
+        match self.terminal {
+            Terminal::None => {}
+            Terminal::Own => add("--terminal", "own".into()),
+            Terminal::Callers => add("--terminal", "callers".into()),
+        }
+        match &self.network {
+            NetworkNamespace::Callers => {}
+            NetworkNamespace::New => add("--netns", "new".into()),
+            NetworkNamespace::At(path) => add("--netns", path.clone().into()),
+        }
+        if !self.cgroup.is_empty() {
+            add("--cgroup", self.cgroup.clone().into());
+        }
+        if let Some(record) = &self.record {
+            add("--record", record.clone().into());
+        }
+        if let Some(proxy) = &self.proxy {
+            add("--proxy", proxy.clone().into());
+        }
+        if self.foreground {
+            args.push("--foreground".into());
+        }
+        args
+    }
+
+    /// Reads what [`Order::to_args`] has written.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, OrderError> {
+        let mut order = Self::default();
+        let mut args = args.into_iter();
+        while let Some(flag) = args.next() {
+            let shown = || OrderError(flag.to_string_lossy().into_owned());
+            if flag == "--foreground" {
+                order.foreground = true;
+                continue;
+            }
+            let value = args.next().ok_or_else(shown)?;
+            let text = || value.clone().into_string().map_err(|_| shown());
+            match flag.to_str() {
+                Some("--sandbox-dir") => order.sandbox_dir = value.into(),
+                Some("--container") => order.container = text()?,
+                Some("--exec") => order.exec = text()?,
+                Some("--terminal") if value == "own" => order.terminal = Terminal::Own,
+                Some("--terminal") if value == "callers" => order.terminal = Terminal::Callers,
+                Some("--netns") if value == "new" => order.network = NetworkNamespace::New,
+                Some("--netns") => order.network = NetworkNamespace::At(value.into()),
+                Some("--cgroup") => order.cgroup = text()?,
+                Some("--record") => order.record = Some(value.into()),
+                Some("--proxy") => order.proxy = Some(value.into()),
+                _ => return Err(shown()),
+            }
+        }
+        if order.container.is_empty() || order.sandbox_dir.as_os_str().is_empty() {
+            return Err(OrderError("a command line without a container".to_owned()));
+        }
+        Ok(order)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_read_as_it_was_written() {
+        let plain =
+            Order { sandbox_dir: "/run/s".into(), container: "c".to_owned(), ..Order::default() };
+        let full = Order {
+            exec: "x".to_owned(),
+            terminal: Terminal::Own,
+            network: NetworkNamespace::At("/proc/7/ns/net".into()),
+            cgroup: "a.slice:b:c".to_owned(),
+            record: Some("/run/s/x.json".into()),
+            proxy: Some("/usr/libexec/p".into()),
+            foreground: true,
+            ..plain.clone()
+        };
+        let new = Order { network: NetworkNamespace::New, ..plain.clone() };
+        for order in [plain, full, new] {
+            assert_eq!(Order::parse(order.to_args()), Ok(order));
+        }
+    }
+
+    #[test]
+    fn what_nobody_has_written_is_refused() {
+        for args in [&["--container"][..], &["--netns", "new"], &["--pets", "7"], &[]] {
+            let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+            assert!(Order::parse(args).is_err());
+        }
+    }
+}
