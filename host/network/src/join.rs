@@ -83,7 +83,7 @@ pub fn leave_blocking(namespace: &Namespace, indexes: &[u32]) -> Result<(), Netw
 }
 
 /// The tap of an interface. The name is upstream's, with the interface's number, so that it can be found again.
-fn tap_name(index: u32) -> String {
+pub(crate) fn tap_name(index: u32) -> String {
     format!("tap{index}_kata")
 }
 

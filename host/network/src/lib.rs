@@ -32,6 +32,6 @@ pub use changes::Changes;
 pub use error::NetworkError;
 pub use join::{Model, Nic, join, leave, leave_blocking};
 pub use namespace::{Namespace, NamespaceId};
-pub use plan::{Plan, PlannedRoute, plan};
+pub use plan::{Plan, PlannedRoute, in_use, plan};
 pub use scan::scan;
 pub use snapshot::{Interface, Link, Mac, Neighbour, Prefix, Route, Snapshot};

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use crate::join::tap_name;
 use crate::{Interface, Link, Neighbour, NetworkError, Prefix, Route, Snapshot};
 
 /// What the guest gets.
@@ -38,10 +39,7 @@ impl Plan {
 /// half of its network is worse than none.
 pub fn plan(snapshot: &Snapshot) -> Result<Plan, NetworkError> {
     let mut plan = Plan::default();
-    for link in &snapshot.links {
-        if link.loopback || link.port || !is_in_use(link) {
-            continue;
-        }
+    for link in in_use(snapshot) {
         check(link, &plan.interfaces)?;
         let mut interface = link.interface.clone();
         // The guest's kernel makes its own from the same MAC.
@@ -55,6 +53,16 @@ pub fn plan(snapshot: &Snapshot) -> Result<Plan, NetworkError> {
         }
     }
     Ok(plan)
+}
+
+/// The interfaces that a guest should have: all but loopback, ports of others, idle ones, and the taps that [`crate::join`] has made.
+pub fn in_use(snapshot: &Snapshot) -> impl Iterator<Item = &Link> {
+    let is_tap = |link: &Link| {
+        snapshot.links.iter().any(|one| tap_name(one.interface.index) == link.interface.name)
+    };
+    let wanted =
+        move |link: &&Link| !link.loopback && !link.port && is_in_use(link) && !is_tap(link);
+    snapshot.links.iter().filter(wanted)
 }
 
 /// Some kernels put idle tunnel devices (`sit0`, `tunl0`, …) into every namespace.

@@ -150,8 +150,8 @@ fn network(config: &HostConfig, spec: &Spec) -> Result<NetworkPlan, SpecError> {
 /// The lines of the resolv.conf(5) that the engine mounts into the container. One that cannot be read is the mount's own matter, and only a
 /// file of a sane size is one.
 fn dns(spec: &Spec) -> Vec<String> {
-    let mounts = spec.mounts().iter().flatten();
-    let mount = mounts.filter(|mount| mount.destination() == Path::new("/etc/resolv.conf")).next();
+    let mut mounts = spec.mounts().iter().flatten();
+    let mount = mounts.find(|mount| mount.destination() == Path::new("/etc/resolv.conf"));
     let Some(source) = mount.and_then(|mount| mount.source().as_ref()) else { return Vec::new() };
     let is_file = std::fs::metadata(source)
         .is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_RESOLV_CONF);

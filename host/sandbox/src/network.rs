@@ -14,7 +14,7 @@ use kata_agent_client::{
     AgentClient, AgentError, GuestAddress, GuestInterface, GuestNeighbour, GuestRoute, IpFamily,
 };
 use kata_hypervisor::{HypervisorError, NicSpec, Vm};
-use kata_network::{Model, Namespace, NetworkError, Nic, Plan, PlannedRoute, Prefix};
+use kata_network::{Link, Model, Namespace, NetworkError, Nic, Plan, PlannedRoute, Prefix};
 use thiserror::Error;
 
 use crate::{Footprint, FootprintError, NetworkPlan};
@@ -161,9 +161,9 @@ impl SandboxNetwork {
 
     /// Interfaces in the namespace that are not joined, as a list for people; `None` when there are none.
     pub(crate) async fn strangers(&self) -> Result<Option<String>, JoinError> {
-        let there = kata_network::plan(&kata_network::scan(&self.namespace).await?)?;
+        let there = kata_network::scan(&self.namespace).await?;
         let mut list = String::new();
-        for interface in &there.interfaces {
+        for Link { interface, .. } in kata_network::in_use(&there) {
             if !self.joined.interfaces.iter().any(|one| one.index == interface.index) {
                 let comma = if list.is_empty() { "" } else { ", " };
                 // Writing to a String cannot fail.

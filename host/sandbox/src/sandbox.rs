@@ -1,12 +1,13 @@
 //! The living sandbox: what may be asked of it, and what it does when something dies.
 
+mod settle;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kata_agent_client::{
     AgentClient, AgentError, ContainerStats, GuestContainer, GuestStorage, ProcessId,
 };
 use kata_hypervisor::{Hypervisor, Vm};
-use kata_network::Changes;
 use kata_storage::{FileServer, Share, SharedMemory};
 use kata_timeline::{Recorder, Stage};
 use oci_spec::runtime::{LinuxResources, Process};
@@ -187,7 +188,7 @@ impl Sandbox {
     }
 
     async fn start_init(&self, container: &str) -> Result<(), SandboxError> {
-        settle_network(&self.shared).await?;
+        settle::settle_network(&self.shared).await?;
         self.unless_gone(self.shared.agent.start_container(container)).await
     }
 
@@ -509,58 +510,6 @@ async fn end_container(shared: &Arc<Shared>, key: &ProcessKey) {
     }
     if shared.single_container {
         shared.take_down("its only container has ended", true).await;
-    }
-}
-
-/// Before the first container starts: the last moment at which its engine may have given it a network.
-async fn settle_network(shared: &Arc<Shared>) -> Result<(), SandboxError> {
-    let mut network = shared.network.lock().await;
-    let Some(network) = network.as_mut() else { return Ok(()) };
-    if !network.settle() {
-        return Ok(());
-    }
-    let changes = Changes::of(network.namespace());
-    if network.is_empty() {
-        tokio::select! {
-            biased;
-            joined = network.join_late(&shared.footprint, shared.vm.as_ref(), &shared.agent) => joined?,
-            () = shared.until_gone() => return Err(shared.gone_error()),
-        }
-    }
-    if network.is_empty() {
-        let namespace = network.namespace().path().display();
-        tracing::info!(
-            "sandbox {}: no interface but lo is in the network namespace {namespace}, so its containers have no network",
-            shared.id
-        );
-    }
-    match changes {
-        Ok(changes) => drop(tokio::spawn(watch_network(Arc::clone(shared), changes))),
-        Err(error) => tracing::warn!("later network interfaces will not be noticed: {error}"),
-    }
-    Ok(())
-}
-
-/// Tells of interfaces that came too late, each list of them once.
-async fn watch_network(shared: Arc<Shared>, changes: Changes) {
-    let mut told = None;
-    loop {
-        tokio::select! {
-            () = shared.until_gone() => return,
-            changed = changes.next() => if changed.is_err() { return },
-        }
-        let network = shared.network.lock().await;
-        let Some(network) = network.as_ref() else { return };
-        let strangers = network.strangers().await.unwrap_or_else(|error| Some(error.to_string()));
-        if strangers.is_some() && strangers != told {
-            let list = strangers.as_deref().unwrap_or_default();
-            tracing::warn!(
-                "sandbox {}: the network interface {list} came after the first container had started and is not connected; \
-                 start the container anew to use it",
-                shared.id
-            );
-        }
-        told = strangers;
     }
 }
 

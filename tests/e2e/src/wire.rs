@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::client::{self, Client, Input, Output};
 use crate::containerd::Containerd;
+use crate::deadline::Deadline;
 
 /// Two namespaces: one for a container, as a CNI plugin would prepare it, and one that stands for the rest of the world. It goes when it is
 /// dropped.
@@ -111,6 +112,21 @@ impl Wire {
     /// Everything that there is to see in the container's namespace, but for counters.
     pub fn picture(&self) -> Result<String> {
         self.inside("ip -d link; ip address; ip route; ip -6 route; ip neighbour show nud permanent; tc qdisc; tc filter show dev eth0 parent ffff: 2>&1 | head -1")
+    }
+
+    /// Waits until the container's namespace shows this picture again.
+    pub fn becomes(&self, picture: &str) -> Result<()> {
+        let deadline = Deadline::for_command();
+        loop {
+            let now = self.picture()?;
+            if now == picture {
+                return Ok(());
+            }
+            ensure!(
+                !deadline.remaining().is_zero(),
+                "the namespace is not as it was found, {picture}\nbut: {now}"
+            );
+        }
     }
 }
 

@@ -47,20 +47,20 @@ fn carries_everything(containerd: &Containerd) -> Result<()> {
     sees("ping -c 1 -w 10 10.99.0.1 && ping6 -c 1 -w 10 fd99::1")?;
     wire.world("busybox ping -c 1 -w 10 10.99.0.2 && busybox ping6 -c 1 -w 10 fd99::2")?;
 
-    // 16 MiB each way, over IPv4 out of the guest and over IPv6 into it.
+    // 16 MiB each way, over IPv4 out of the guest and over IPv6 into it. The receiver's input stays open, for a sender gives up when the other
+    // side has no more to say.
     let script = "head -c 16777216 /dev/urandom > /tmp/file; nc 10.99.0.1 7000 < /tmp/file; sha256sum < /tmp/file";
-    let received = wire.start_in_world("busybox nc -l -p 7000 | sha256sum", Input::Nothing)?;
+    let received = wire.start_in_world("busybox nc -l -p 7000 | sha256sum", Input::Pipe)?;
     let sent = sees(script)?;
     assert_eq!(received.wait()?.success()?, sent);
-    let received = container.shell("nc -l -p 7001 | sha256sum").attach()?;
+    let received = container.shell("nc -l -p 7001 | sha256sum").stdin(Input::Pipe).attach()?;
     let sent = wire.world(
         "head -c 16777216 /dev/urandom > /tmp/$$; until busybox nc fd99::2 7001 < /tmp/$$; do :; done; sha256sum < /tmp/$$; rm /tmp/$$",
     )?;
     assert_eq!(received.wait()?.success()?, sent);
 
     container.remove()?;
-    assert_eq!(wire.picture()?, before, "the namespace is not as it was found");
-    Ok(())
+    wire.becomes(&before)
 }
 
 /// With the container's network in place of `eth0`, and what `ctr` says of it.
@@ -140,7 +140,8 @@ fn namespace_survives_the_death_of(part: Part) -> Result<()> {
         }
         container.wait()?;
         container.remove()?;
-        assert_eq!(wire.picture()?, before, "the namespace is not as it was found");
+        // The engine's cleaning up after a dead shim goes on when the container is deleted already.
+        wire.becomes(&before)?;
 
         // And it can be used again.
         let container = run_in(containerd, &wire)?;

@@ -70,7 +70,9 @@ fn everything_in_use_is_joined_and_the_rest_is_not() {
     port.port = true;
     let mut bridge = link(5, "br0");
     bridge.interface.kind = "bridge".into();
-    let links = vec![lo(), link(2, "eth0"), idle, port, bridge];
+    let mut tap = link(6, "tap2_kata");
+    tap.ingress = true;
+    let links = vec![lo(), link(2, "eth0"), idle, port, bridge, tap];
     let plan = plan(&Snapshot { links, ..Snapshot::default() }).unwrap();
     assert_eq!(names(&plan), ["eth0", "br0"]);
 }
