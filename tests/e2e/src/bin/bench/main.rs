@@ -42,6 +42,9 @@ struct Arguments {
     /// A disk image instead of an initial ramdisk.
     #[arg(long, conflicts_with = "initrd")]
     image: Option<PathBuf>,
+    /// The guest's memory in MiB.
+    #[arg(long, default_value_t = 256)]
+    memory: u32,
     /// Where the figures go: `bench.json` and `bench.svg` in this directory.
     #[arg(long, default_value = "build")]
     output: PathBuf,
@@ -53,10 +56,8 @@ fn main() -> Result<()> {
         arguments.groups = Group::value_variants().to_vec();
     }
     let configuration = tempfile::tempdir().context("cannot make a directory")?;
-    let mut scenario = Scenario::new();
-    if let Some(file) = configure(&arguments, configuration.path())? {
-        scenario = scenario.configuration(&file);
-    }
+    let file = configure(&arguments, configuration.path())?;
+    let scenario = Scenario::new().configuration(&file);
     let mut values = Values::default();
     scenario.run(|containerd| {
         let subjects = Subjects::find(containerd)?;
@@ -76,6 +77,7 @@ fn main() -> Result<()> {
     let installed = Installation::under_test().initrd();
     let medium = arguments.initrd.or(arguments.image).unwrap_or(installed);
     let promises = report::promises(&values, &medium)?;
+    println!("a guest of {} MiB\n", arguments.memory);
     print!("{}", report::table(&values, &promises));
     fs::create_dir_all(&arguments.output).context("cannot make the output's directory")?;
     for (name, content) in
@@ -117,19 +119,16 @@ fn burst(subjects: &Subjects<'_>, values: &mut Values) -> Result<()> {
     Ok(())
 }
 
-/// A configuration with the assets that were asked for; `None` if none were.
-fn configure(arguments: &Arguments, directory: &Path) -> Result<Option<PathBuf>> {
+/// The defaults, with the memory and the assets that were asked for.
+fn configure(arguments: &Arguments, directory: &Path) -> Result<PathBuf> {
     let given =
         [("kernel", &arguments.kernel), ("initrd", &arguments.initrd), ("image", &arguments.image)];
-    let mut text = "[hypervisor.qemu]\n".to_owned();
+    let mut text = format!("[hypervisor.qemu]\ndefault_memory = {}\n", arguments.memory);
     for (key, path) in given.iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
         let path = fs::canonicalize(path).with_context(|| format!("no {}", path.display()))?;
         text.push_str(&format!("{key} = {:?}\n", path.display().to_string()));
     }
-    if given.iter().all(|(_, path)| path.is_none()) {
-        return Ok(None);
-    }
     let file = directory.join("configuration.toml");
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(Some(file))
+    Ok(file)
 }
