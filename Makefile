@@ -6,6 +6,7 @@
 #   make demo       a container in a VM under containerd, with proof (as root)
 #   make check      the quick tests: format, lints, layers, licences, units
 #   make test       all tests, with real engines and VMs (as root)
+#   make host-vm    a machine with KVM for the tests, made on the spot and cached (as root)
 #   make bench      measure, print a table          (as root) [BENCH=--groups=start,exec --runs=20 ...]
 #   make audit      look for published vulnerabilities of dependencies
 #   make clean      remove all that was built
@@ -42,6 +43,7 @@ build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
 check_packages := busybox-static
 bench_packages := runsc
 engine_packages := containerd runc qemu-system-x86 busybox-static
+host_vm_packages := mmdebstrap debian-archive-keyring e2fsprogs util-linux
 
 # --- Building -------------------------------------------------------------------------------------
 
@@ -126,14 +128,22 @@ check: build-deps
 	else \
 	    echo 'licences of dependencies are not checked: cargo-deny is not installed'; \
 	fi
-	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e --exclude=kata-guest-tests --exclude=kata-qemu
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-qemu --lib
+	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e --exclude=kata-guest-tests \
+	    --exclude=kata-host-vm --exclude=kata-qemu
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-host-vm --package=kata-qemu --lib
 
 .PHONY: test
 test: check all engines
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --test='*'
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-guest-tests --test='*' -- --test-threads=2
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test='*' -- --test-threads=2
+	@mk/require-packages $(host_vm_packages)
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm
+
+.PHONY: host-vm
+host-vm: build-deps
+	@mk/require-packages $(host_vm_packages)
+	$(CARGO) run $(CARGO_FLAGS) --quiet --package=kata-host-vm --bin=host-vm -- build
 
 .PHONY: bench
 bench: all engines

@@ -30,6 +30,19 @@ impl Suite {
             Self::Sid => "sid",
         }
     }
+
+    /// Its line in a list of sources: the archive from which this machine has its own packages.
+    pub fn source_line(self) -> Result<String> {
+        let mut apt = Command::new("apt-get");
+        apt.args(["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]);
+        let targets = run(apt)?.success()?;
+        let archive = targets.lines().find_map(|line| line.strip_prefix("Debian|Debian|"));
+        let archive = archive.context("apt knows no archive of Debian; run apt-get update")?;
+        // Where the package debian-archive-keyring has the keys of all suites; else those count that the machine trusts.
+        let keys = Path::new(KEYS);
+        let options = if keys.exists() { format!("[signed-by={KEYS}] ") } else { String::new() };
+        Ok(format!("deb {options}{archive} {} main\n", self.name()))
+    }
 }
 
 /// A directory with packages and all that they depend on, as if they were installed there. It is kept in `build/` for the next time.
@@ -95,7 +108,7 @@ impl Apt {
             fs::create_dir_all(place.join(directory)).context("cannot make apt's directories")?;
         }
         fs::write(place.join("status"), "").context("cannot write apt's status")?;
-        fs::write(place.join("sources.list"), source_line(suite)?)
+        fs::write(place.join("sources.list"), suite.source_line()?)
             .context("cannot write the list of sources")?;
         Ok(Self { place: place.to_owned() })
     }
@@ -124,19 +137,6 @@ impl Apt {
         .map(drop)
         .with_context(|| format!("apt-get {}", args.join(" ")))
     }
-}
-
-/// The line for `suite` in a list of sources: the archive from which this machine has its own packages.
-fn source_line(suite: Suite) -> Result<String> {
-    let mut apt = Command::new("apt-get");
-    apt.args(["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]);
-    let targets = run(apt)?.success()?;
-    let archive = targets.lines().find_map(|line| line.strip_prefix("Debian|Debian|"));
-    let archive = archive.context("apt knows no archive of Debian; run apt-get update")?;
-    // Where the package debian-archive-keyring has the keys of all suites; else those count that the machine trusts.
-    let keys = Path::new(KEYS);
-    let options = if keys.exists() { format!("[signed-by={KEYS}] ") } else { String::new() };
-    Ok(format!("deb {options}{archive} {} main\n", suite.name()))
 }
 
 fn unpack(archives: &Path, root: &Path) -> Result<()> {

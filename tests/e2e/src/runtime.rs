@@ -62,6 +62,12 @@ impl Installation {
         Self { prefix }
     }
 
+    /// The directory that all of it is in.
+    #[must_use]
+    pub fn prefix(&self) -> &Path {
+        &self.prefix
+    }
+
     /// Where its programs for users are.
     #[must_use]
     pub fn bin(&self) -> PathBuf {

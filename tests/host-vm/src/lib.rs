@@ -1,0 +1,26 @@
+//! A machine with KVM, made on the spot: QEMU's software emulation has AMD's virtualisation extension, so a Debian in it is a whole KVM host, slow
+//! but real, on any Linux.
+//!
+//! ```text
+//!   Recipe ── hash ──▶ HostImage, built once ─┐
+//!             (packages, files)   (cache)     ├──▶ Machine: boot ─▶ run(command) … ─▶ drop
+//!   staged programs, test binaries ──▶ Disk ──┘        │ jobs: output and exit status over a virtio-serial port
+//! ```
+//!
+//! The image is never written to; what happens in a machine is forgotten with it.
+
+mod cache;
+mod disk;
+mod image;
+mod jobs;
+mod kvm;
+mod machine;
+mod recipe;
+mod tests_of;
+
+pub use disk::Disk;
+pub use image::HostImage;
+pub use jobs::Line;
+pub use kvm::kvm_works;
+pub use machine::{Died, Machine};
+pub use tests_of::{TestBinary, test_binaries};

@@ -1,0 +1,213 @@
+//! A running host VM.
+//!
+//! ```text
+//!   boot ──▶ Ready ──▶ run ⇄ Output…, Status        any of these may end in Died: the emulation has crashed or stands still,
+//!     └────────────────┴──▶ Died                    which says nothing about what was tested
+//! ```
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tempfile::TempDir;
+
+use crate::disk::Disk;
+use crate::image::HostImage;
+use crate::jobs::Line;
+
+/// How long it may take until the machine takes jobs.
+const BOOT: Duration = Duration::from_secs(180);
+
+/// How long a job may say nothing before the machine counts as dead. Longer than any test is silent.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// Memory in MiB: two guests with 2 GiB each, which they don't use up, and the engines.
+const MEMORY_MIB: u32 = 4096;
+
+/// Emulated processors. More are slower: the emulation's locks are shared.
+const PROCESSORS: u32 = 2;
+
+/// AMD's virtualisation is part of `max`. The emulation crashes rarely, and never was seen to, without five-level page tables.
+const PROCESSOR: &str = "max,la57=off";
+
+/// Room for translated code in MiB: throwing all of it away at once, when it is full, is when races show.
+const TRANSLATED_MIB: u32 = 1024;
+
+/// A kernel that says little, starts only what tests need, and whose crash is the machine's end.
+const KERNEL_PARAMETERS: &str = "console=ttyS0 root=/dev/vda rw systemd.unit=host-vm.target quiet \
+    systemd.show_status=false net.ifnames=0 mitigations=off noreplace-smp cryptomgr.notests oops=panic panic=-1";
+
+/// The machine has ended or stands still.
+#[derive(Debug, thiserror::Error)]
+#[error("the host VM {how}")]
+pub struct Died {
+    how: &'static str,
+}
+
+/// A host VM. It ends with this value, and with this process.
+#[derive(Debug)]
+pub struct Machine {
+    qemu: Child,
+    lines: Receiver<Line>,
+    jobs: UnixStream,
+    directory: TempDir,
+    // QEMU reads it as long as it runs.
+    _disk: Disk,
+}
+
+impl Machine {
+    /// Boots one with `disk`, and waits until it takes jobs.
+    pub fn boot(image: &HostImage, disk: Disk) -> Result<Self> {
+        let directory = tempfile::tempdir().context("cannot make a directory for the host VM")?;
+        let socket = directory.path().join("jobs.sock");
+        let listener = UnixListener::bind(&socket).context("cannot make the socket for jobs")?;
+        let mut qemu = qemu(image, &disk, &directory).spawn().context("cannot start setpriv")?;
+        let accepted = accept(&listener, &mut qemu);
+        let jobs = accepted.inspect_err(|_| {
+            let _ = qemu.kill();
+            let _ = qemu.wait();
+        })?;
+        let lines = read_lines(jobs.try_clone()?);
+        let mut machine = Self { qemu, lines, jobs, directory, _disk: disk };
+        machine.become_ready()?;
+        Ok(machine)
+    }
+
+    /// Runs a shell command as root to its end and gives every line of its output to `show`. Returns its exit status; [`Died`] if the
+    /// machine ends before. The command must be one line.
+    pub fn run(&mut self, command: &str, mut show: impl FnMut(&str)) -> Result<i32> {
+        ensure!(!command.contains('\n'), "a job is one line: {command:?}");
+        if writeln!(self.jobs, "{command}").is_err() {
+            return Err(Died { how: "takes no more jobs" }.into());
+        }
+        loop {
+            match self.next_line(SILENCE)? {
+                Line::Output(line) => show(&line),
+                Line::Status(status) => return Ok(status),
+                // The service that runs jobs has died and was started again.
+                Line::Ready => return Err(Died { how: "has lost a job" }.into()),
+            }
+        }
+    }
+
+    /// The end of what its kernel and QEMU have said.
+    #[must_use]
+    pub fn last_words(&self, lines: usize) -> String {
+        let read = |name: &str| fs::read(self.directory.path().join(name)).unwrap_or_default();
+        let log = [read("console.log"), read("qemu.log")].concat();
+        let log = String::from_utf8_lossy(&log).into_owned();
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// The socket of its serial console, on which root is logged in.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.directory.path().join("console.sock")
+    }
+
+    fn become_ready(&mut self) -> Result<()> {
+        let prepared = self.wait_for_ready().and_then(|()| {
+            let commands = self._disk.mount_commands();
+            let mut said = String::new();
+            let status = self.run(&commands, |line| said += &format!("{line}\n"))?;
+            ensure!(status == 0, "the host VM cannot mount the project's disk: {said}");
+            Ok(())
+        });
+        prepared.with_context(|| format!("the host VM's last words:\n{}", self.last_words(20)))
+    }
+
+    fn wait_for_ready(&mut self) -> Result<()> {
+        let line = self.next_line(BOOT)?;
+        ensure!(line == Line::Ready, "the host VM began with {line:?}");
+        Ok(())
+    }
+
+    fn next_line(&mut self, patience: Duration) -> Result<Line, Died> {
+        self.lines.recv_timeout(patience).map_err(|error| Died {
+            how: match error {
+                RecvTimeoutError::Timeout => "stands still",
+                RecvTimeoutError::Disconnected => "has ended by itself",
+            },
+        })
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Nothing in it is worth a shutdown.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Under `setpriv`, so that it ends with this process, however that ends.
+fn qemu(image: &HostImage, disk: &Disk, directory: &TempDir) -> Command {
+    let place = directory.path().display();
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).args(image.qemu());
+    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+    command.args(["-machine", "q35,usb=off,vmport=off,graphics=off"]);
+    command.arg("-accel").arg(format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"));
+    command.args(["-cpu", PROCESSOR, "-smp", &PROCESSORS.to_string()]);
+    command.args(["-m", &format!("{MEMORY_MIB}M")]);
+    let drive = |file: PathBuf, mode: &str| {
+        format!(
+            "file={},format=raw,if=virtio,{mode}",
+            file.display().to_string().replace(',', ",,")
+        )
+    };
+    // Writes go to a file in the temporary directory that has no name.
+    command.arg("-drive").arg(drive(image.disk(), "snapshot=on"));
+    command.arg("-drive").arg(drive(disk.file(), "readonly=on"));
+    command.arg("-kernel").arg(image.kernel()).arg("-initrd").arg(image.initrd());
+    command.args(["-append", KERNEL_PARAMETERS]);
+    command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
+    command.arg("-chardev").arg(format!("socket,id=jobs,path={place}/jobs.sock"));
+    command.args(["-device", "virtserialport,chardev=jobs,name=jobs"]);
+    command.arg("-chardev").arg(format!(
+        "socket,id=console,path={place}/console.sock,server=on,wait=off,logfile={place}/console.log"
+    ));
+    command.args(["-serial", "chardev:console"]);
+    command.env("TMPDIR", directory.path()).stdin(Stdio::null()).stdout(Stdio::null());
+    let log = fs::File::create(directory.path().join("qemu.log"));
+    command.stderr(log.map_or_else(|_| Stdio::null(), Stdio::from));
+    command
+}
+
+/// QEMU's connection for jobs. An error if it ends before it connects.
+fn accept(listener: &UnixListener, qemu: &mut Child) -> Result<UnixStream> {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    let deadline = Timespec { tv_sec: 10, tv_nsec: 0 };
+    if poll(&mut fds, Some(&deadline)).context("cannot poll")? == 0 {
+        let status = qemu.try_wait().context("cannot ask for QEMU's end")?;
+        let how =
+            status.map_or_else(|| "is silent".to_owned(), |status| format!("ended: {status}"));
+        anyhow::bail!("the host VM's QEMU {how}");
+    }
+    Ok(listener.accept().context("cannot accept QEMU's connection")?.0)
+}
+
+/// Reads lines until the connection's end, in a thread: so that the reader can have a deadline.
+fn read_lines(stream: UnixStream) -> Receiver<Line> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        while matches!(reader.read_until(b'\n', &mut line), Ok(length) if length > 0) {
+            let parsed = Line::parse(&String::from_utf8_lossy(&line));
+            line.clear();
+            if parsed.is_some_and(|parsed| sender.send(parsed).is_err()) {
+                break;
+            }
+        }
+    });
+    receiver
+}
