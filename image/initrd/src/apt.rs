@@ -54,8 +54,21 @@ pub enum FetchError {
 /// # Errors
 /// When apt is missing, does not know the package or cannot download it.
 pub fn fetch_kernel_package(package: &str, directory: &Path) -> Result<Vec<PathBuf>, FetchError> {
+    fetch_packages(kernel_packages(package)?, directory)
+}
+
+/// Downloads packages (names, or `NAME=VERSION`) into `directory` and gives their files, sorted.
+///
+/// `directory` is made if needed; packages of earlier calls are removed from it.
+///
+/// # Errors
+/// When apt is missing, does not know a package or cannot download it.
+pub fn fetch_packages(
+    names: impl IntoIterator<Item = String>,
+    directory: &Path,
+) -> Result<Vec<PathBuf>, FetchError> {
     let failed = |source| FetchError::Directory { path: directory.to_owned(), source };
-    let names = kernel_packages(package)?;
+    let names = Vec::from_iter(names);
     std::fs::create_dir_all(directory).map_err(failed)?;
     // A download that is broken off must not leave half a kernel behind.
     let download = tempfile::tempdir_in(directory).map_err(failed)?;
@@ -68,7 +81,7 @@ pub fn fetch_kernel_package(package: &str, directory: &Path) -> Result<Vec<PathB
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr);
         let reason = reason.lines().next().unwrap_or("no reason given").to_owned();
-        let packages = Vec::from_iter(names).join(" ");
+        let packages = names.join(" ");
         return Err(FetchError::Download { packages, reason });
     }
     for old in packages_in(directory).map_err(failed)? {
@@ -86,19 +99,28 @@ fn kernel_packages(package: &str) -> Result<BTreeSet<String>, FetchError> {
     let mut found = BTreeSet::new();
     let mut queue = VecDeque::from([package.to_owned()]);
     while let Some(package) = queue.pop_front() {
-        let output = Command::new("apt-cache")
-            .args(["show", "--no-all-versions", &package])
-            .output()
-            .map_err(|source| FetchError::Apt { program: "apt-cache", source })?;
-        let record = String::from_utf8_lossy(&output.stdout);
-        if !output.status.success() || record.is_empty() {
-            return Err(FetchError::Unknown { package });
-        }
+        let record = package_record(&package)?;
         let dependencies = kernel_dependencies(&record);
         queue.extend(dependencies.filter(|name| !found.contains(*name)).map(str::to_owned));
         found.insert(package);
     }
     Ok(found)
+}
+
+/// What apt's lists say about a package: lines `Field: value` of the version that would be installed.
+///
+/// # Errors
+/// When apt is missing or does not know the package.
+pub fn package_record(package: &str) -> Result<String, FetchError> {
+    let output = Command::new("apt-cache")
+        .args(["show", "--no-all-versions", package])
+        .output()
+        .map_err(|source| FetchError::Apt { program: "apt-cache", source })?;
+    let record = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() || record.is_empty() {
+        return Err(FetchError::Unknown { package: package.to_owned() });
+    }
+    Ok(record)
 }
 
 /// The parts of a kernel that a package's record in apt's list depends on.

@@ -17,7 +17,7 @@ const LZ4_LEGACY: &[u8] = b"\x02\x21\x4c\x18";
 ///
 /// # Errors
 /// When the header of a compressed stream is damaged; damage further on shows when reading.
-pub(crate) fn reader<'a>(data: &'a [u8]) -> io::Result<Box<dyn Read + 'a>> {
+pub fn decompressed<'a>(data: &'a [u8]) -> io::Result<Box<dyn Read + 'a>> {
     let plain: Box<dyn Read + 'a> = if data.starts_with(XZ) {
         Box::new(lzma_rust2::XzReader::new(data, true))
     } else if data.starts_with(ZSTD) {
@@ -32,10 +32,10 @@ pub(crate) fn reader<'a>(data: &'a [u8]) -> io::Result<Box<dyn Read + 'a>> {
     Ok(Box::new(plain.take(MAX_DECOMPRESSED)))
 }
 
-/// The whole plain content of `data`; see [`reader`].
+/// The whole plain content of `data`; see [`decompressed`].
 pub(crate) fn decompress(data: &[u8]) -> io::Result<Vec<u8>> {
     let mut plain = Vec::new();
-    reader(data)?.read_to_end(&mut plain)?;
+    decompressed(data)?.read_to_end(&mut plain)?;
     Ok(plain)
 }
 

@@ -44,7 +44,8 @@ pub enum InitrdError {
 
 /// An initrd with this agent and the guest's modules of this kernel, as an uncompressed cpio
 /// archive (which costs no time to unpack). `extra_modules` names modules to add to
-/// [`GUEST_MODULES`], with - or _.
+/// [`GUEST_MODULES`], with - or _. Without a package the kernel has everything built in, and the
+/// initrd is the agent alone.
 ///
 /// The same input gives the same bytes.
 ///
@@ -52,12 +53,15 @@ pub enum InitrdError {
 /// When the agent is not a static program, or a module is missing or damaged.
 pub fn build_initrd(
     agent: &[u8],
-    package: &KernelPackage,
+    package: Option<&KernelPackage>,
     extra_modules: &[String],
 ) -> Result<Vec<u8>, InitrdError> {
     check_agent(agent)?;
     let wanted = GUEST_MODULES.iter().copied().chain(extra_modules.iter().map(String::as_str));
-    let modules = modules::in_load_order(package, wanted)?;
+    let modules = match package {
+        Some(package) => modules::in_load_order(package, wanted)?,
+        None => Vec::new(),
+    };
     let list: String = modules.iter().map(|module| format!("{}\n", module.path)).collect();
 
     // Sorted, a directory comes before what is in it.
@@ -67,7 +71,9 @@ pub fn build_initrd(
     }
     files.insert("init", (0o755, Entry::File(agent)));
     files.insert("sbin/init", (0o777, Entry::Symlink("../init")));
-    files.insert(MODULE_LIST, (0o644, Entry::File(list.as_bytes())));
+    if !modules.is_empty() {
+        files.insert(MODULE_LIST, (0o644, Entry::File(list.as_bytes())));
+    }
     // The kernel opens the console for the first process before that can mount anything, and a
     // Rust program that finds its standard streams closed opens /dev/null, or aborts.
     files.insert("dev/console", (0o600, Entry::CharDevice(5, 1)));
@@ -87,7 +93,11 @@ pub fn build_initrd(
     Ok(archive.finish())
 }
 
-fn check_agent(agent: &[u8]) -> Result<(), InitrdError> {
+/// Checks that this is a program that runs in a guest without libraries.
+///
+/// # Errors
+/// When it is no 64-bit x86 program, or needs a dynamic loader.
+pub fn check_agent(agent: &[u8]) -> Result<(), InitrdError> {
     let file = ElfFile64::<LittleEndian>::parse(agent).map_err(|_| InitrdError::NotAProgram)?;
     if file.architecture() != object::Architecture::X86_64 {
         return Err(InitrdError::NotAProgram);
@@ -119,7 +129,7 @@ mod tests {
 
     #[test]
     fn initrd_holds_agent_modules_and_devices_in_order() {
-        let initrd = build_initrd(&agent(), &kernel(), &["erofs".to_owned()]).unwrap();
+        let initrd = build_initrd(&agent(), Some(&kernel()), &["erofs".to_owned()]).unwrap();
         let entries = read_back(&initrd);
         let paths: Vec<&str> = entries.iter().map(|entry| entry.0.as_str()).collect();
         assert_eq!(
@@ -155,17 +165,28 @@ mod tests {
 
     #[test]
     fn initrd_of_the_same_input_has_the_same_bytes() {
-        let build = || build_initrd(&agent(), &kernel(), &[]).unwrap();
+        let build = || build_initrd(&agent(), Some(&kernel()), &[]).unwrap();
         assert_eq!(build(), build());
     }
 
     #[test]
+    fn initrd_for_a_kernel_without_modules_is_the_agent_alone() {
+        let initrd = build_initrd(&agent(), None, &[]).unwrap();
+        let files: Vec<String> = read_back(&initrd)
+            .into_iter()
+            .filter(|(_, mode, ..)| mode & 0o170_000 == 0o100_000)
+            .map(|(path, ..)| path)
+            .collect();
+        assert_eq!(files, ["init"]);
+    }
+
+    #[test]
     fn initrd_refuses_a_script_and_a_dynamic_program() {
-        let error = build_initrd(b"#!/bin/sh\n", &kernel(), &[]).unwrap_err();
+        let error = build_initrd(b"#!/bin/sh\n", None, &[]).unwrap_err();
         assert!(matches!(error, InitrdError::NotAProgram));
         // This test itself is a dynamically linked program.
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        let error = build_initrd(&own, &kernel(), &[]).unwrap_err();
+        let error = build_initrd(&own, None, &[]).unwrap_err();
         assert!(error.to_string().contains("crt-static"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! Builds what a guest boots from a distribution's kernel package: an initrd with the agent and
-//! the modules that a container guest needs, and the kernel in the form that boots fastest.
+//! the modules that a container guest needs, and the kernel in the form that boots fastest. For a
+//! kernel that has everything built in, the initrd is the agent alone.
 //!
 //! ```text
 //!  kernel.deb --package--> release, vmlinuz, modules, list of built-ins
@@ -21,11 +22,14 @@ mod kernel;
 mod modinfo;
 mod modules;
 mod package;
+mod progress;
 mod signature;
 
-pub use apt::{FetchError, fetch_kernel_package};
+pub use apt::{FetchError, fetch_kernel_package, fetch_packages, package_record};
+pub use compression::decompressed;
 pub use cpio::{Archive, Entry};
-pub use initrd::{InitrdError, build_initrd};
+pub use initrd::{InitrdError, build_initrd, check_agent};
 pub use kernel::{KernelError, extract_vmlinux};
 pub use modules::{GUEST_MODULES, ModuleError};
-pub use package::{KernelPackage, PackageError};
+pub use package::{KernelPackage, PackageError, package_contents};
+pub use progress::Progress;

@@ -132,7 +132,7 @@ impl KernelPackage {
         let data =
             data_member(&file).ok_or_else(|| PackageError::NotADeb { path: path.to_owned() })?;
         let damaged = |source| PackageError::Damaged { path: path.to_owned(), source };
-        let mut archive = tar::Archive::new(compression::reader(data).map_err(damaged)?);
+        let mut archive = tar::Archive::new(compression::decompressed(data).map_err(damaged)?);
         for entry in archive.entries().map_err(damaged)? {
             let mut entry = entry.map_err(damaged)?;
             let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -169,6 +169,15 @@ impl KernelPackage {
         }
         Err(PackageError::Mixed { first: self.release.clone(), second: release.to_owned() })
     }
+}
+
+/// The files of a .deb as a plain tar archive.
+///
+/// # Errors
+/// When this is not a .deb, or its compression is damaged at the start.
+pub fn package_contents<'a>(deb: &'a [u8]) -> io::Result<Box<dyn Read + 'a>> {
+    let data = data_member(deb).ok_or_else(|| io::Error::other("is not a Debian package"))?;
+    compression::decompressed(data)
 }
 
 /// The member of a .deb that holds its files.

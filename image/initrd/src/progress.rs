@@ -1,0 +1,9 @@
+//! Telling somebody how far a long job is.
+
+/// Whoever is told. Nothing that it does changes what is built.
+pub trait Progress {
+    /// The next stage begins: a few words, such as "unpack".
+    fn stage(&self, name: &str);
+    /// One more piece of the present stage is done, such as a file.
+    fn step(&self, piece: &str);
+}

@@ -1,0 +1,241 @@
+//! From inputs to a kernel: look into the cache, else unpack, configure, compile.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kata_initrd::Progress;
+
+use crate::cache::{self, CacheError};
+use crate::source::unpack;
+use crate::{Configuration, ConfigurationError, Source, SourceError};
+
+/// The way of building, as a part of the hash: raise it when something in here changes the result.
+const RECIPE: &str = "1";
+
+/// Who and where a kernel says it was built.
+const BUILDER: &str = "kata";
+
+/// The names in the cache.
+const VMLINUX: &str = "vmlinux.container";
+const VMLINUZ: &str = "vmlinuz.container";
+const CONFIG: &str = "config";
+
+/// Lines of the compiler's last words that an error quotes.
+const QUOTED_LINES: usize = 12;
+
+/// Why no kernel could be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The fragments, or what Kconfig made of them.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
+    /// The source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A program is missing.
+    #[error(
+        "cannot run {program}; building a kernel takes gcc, make, binutils, flex, bison, bc, lz4 and libelf-dev"
+    )]
+    Program {
+        /// The program.
+        program: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error("{what} failed: {last_words}")]
+    Failed {
+        /// What it was to do.
+        what: &'static str,
+        /// The last lines that it said.
+        last_words: String,
+    },
+    /// The tree cannot be read or written.
+    #[error("cannot use the build tree {}", path.display())]
+    Tree {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// What to build, and how.
+#[derive(Debug, Clone)]
+pub struct KernelOptions {
+    /// The source package; `None` for the usual one (see [`Source::find`]).
+    pub source: Option<String>,
+    /// The cache; see [`crate::cache_directory`].
+    pub cache: PathBuf,
+    /// How many processes compile at once, at least 1.
+    pub jobs: usize,
+    /// Only take a kernel out of the cache, never build one.
+    pub only_cached: bool,
+}
+
+/// A built kernel, in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// The hash of what it was made from.
+    pub key: String,
+    /// The source's version in Debian.
+    pub version: String,
+    /// The uncompressed kernel (ELF with a PVH entry), without symbols.
+    pub vmlinux: PathBuf,
+    /// The bzImage.
+    pub vmlinuz: PathBuf,
+    /// Its whole configuration.
+    pub config: PathBuf,
+}
+
+/// The kernel of these options, built unless the cache has it. `None` when it would have to be built and `only_cached` is set.
+///
+/// # Errors
+/// When a symbol of the configuration is dropped, or a package, a program or the compilation fails. Nothing is left but, maybe,
+/// an empty cache.
+pub fn build_kernel(
+    options: &KernelOptions,
+    progress: &dyn Progress,
+) -> Result<Option<Kernel>, BuildError> {
+    let configuration = Configuration::merged()?;
+    let source = Source::find(options.source.as_deref())?;
+    let merged = configuration.to_kconfig();
+    let compiler = output(Command::new("gcc").arg("--version"), "asking gcc for its version")?;
+    let linker = output(Command::new("ld").arg("--version"), "asking ld for its version")?;
+    let first = |text: &str| text.lines().next().unwrap_or_default().to_owned();
+    let (compiler, linker) = (first(&compiler), first(&linker));
+    let key = cache::key(&[RECIPE, &source.package, &source.version, &compiler, &linker, &merged]);
+    let entry = options.cache.join("kernel").join(&key);
+    let kernel = Kernel {
+        vmlinux: entry.join(VMLINUX),
+        vmlinuz: entry.join(VMLINUZ),
+        config: entry.join(CONFIG),
+        version: source.version.clone(),
+        key,
+    };
+    if kernel.vmlinux.exists() {
+        return Ok(Some(kernel));
+    }
+    if options.only_cached {
+        return Ok(None);
+    }
+    fs::create_dir_all(&options.cache).map_err(tree_error(&options.cache))?;
+    let work = tempfile::Builder::new()
+        .prefix("kernel-build-")
+        .tempdir_in(&options.cache)
+        .map_err(tree_error(&options.cache))?;
+    progress.stage(&format!("download {} {}", source.package, source.version));
+    let package = source.fetch(&work.path().join("package"))?;
+    progress.stage("unpack");
+    let tree = Tree { path: work.path().join("linux") };
+    let time = unpack(&package, &tree.path)?;
+    progress.stage("configure");
+    tree.configure(&configuration)?;
+    progress.stage("compile");
+    tree.compile(options.jobs, &date(time)?, progress)?;
+    progress.stage("strip");
+    let stripped = work.path().join(VMLINUX);
+    let mut strip = Command::new("strip");
+    strip.arg("--strip-all").arg("-o").arg(&stripped).arg(tree.path.join("vmlinux"));
+    output(&mut strip, "stripping the kernel")?;
+    let bzimage = tree.path.join("arch/x86/boot/bzImage");
+    let config = tree.path.join(".config");
+    cache::store(&entry, &[(VMLINUX, &stripped), (VMLINUZ, &bzimage), (CONFIG, &config)])?;
+    Ok(Some(kernel))
+}
+
+/// An unpacked source, in which the kernel is built: only so are all paths in it relative.
+struct Tree {
+    path: PathBuf,
+}
+
+impl Tree {
+    fn make(&self) -> Command {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(&self.path);
+        // Whoever calls this from a Makefile must not lend its options and its jobs.
+        for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "LOCALVERSION"] {
+            make.env_remove(variable);
+        }
+        make.env("LC_ALL", "C");
+        make
+    }
+
+    /// Everything off, but for what the fragments want, and what that needs.
+    fn configure(&self, configuration: &Configuration) -> Result<(), BuildError> {
+        let wanted = self.path.join("kata.config");
+        fs::write(&wanted, configuration.to_kconfig()).map_err(tree_error(&wanted))?;
+        let mut make = self.make();
+        make.env("KCONFIG_ALLCONFIG", &wanted).arg("allnoconfig");
+        output(&mut make, "configuring the kernel")?;
+        let made = self.path.join(".config");
+        let made = fs::read_to_string(&made).map_err(tree_error(&made))?;
+        Ok(configuration.check(&made)?)
+    }
+
+    fn compile(&self, jobs: usize, date: &str, progress: &dyn Progress) -> Result<(), BuildError> {
+        let mut make = self.make();
+        make.arg(format!("-j{jobs}"))
+            .args(["vmlinux", "bzImage"])
+            // What else would differ from build to build (Linux, Documentation/kbuild/reproducible-builds.rst).
+            .env("KBUILD_BUILD_TIMESTAMP", date)
+            .env("KBUILD_BUILD_USER", BUILDER)
+            .env("KBUILD_BUILD_HOST", BUILDER)
+            .env("KBUILD_BUILD_VERSION", "1");
+        // One pipe for both, so that the last words are in order.
+        let program = |source| BuildError::Program { program: "make".to_owned(), source };
+        let (reader, writer) = io::pipe().map_err(program)?;
+        make.stdout(writer.try_clone().map_err(program)?).stderr(writer);
+        let mut child = make.spawn().map_err(program)?;
+        // The command still holds the pipe's other end, which would never close.
+        drop(make);
+        let mut last = VecDeque::new();
+        for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if let Some(file) = line.strip_prefix("  ") {
+                progress.step(file.split_whitespace().last().unwrap_or_default());
+            }
+            last.push_back(line);
+            if last.len() > QUOTED_LINES {
+                last.pop_front();
+            }
+        }
+        if child.wait().map_err(program)?.success() {
+            return Ok(());
+        }
+        let last_words = Vec::from(last).join(" | ");
+        Err(BuildError::Failed { what: "compiling the kernel", last_words })
+    }
+}
+
+/// A time as the kernel shows it (`uname -v`).
+fn date(seconds: u64) -> Result<String, BuildError> {
+    let mut date = Command::new("date");
+    date.args(["--utc", &format!("--date=@{seconds}"), "+%a %b %e %H:%M:%S UTC %Y"]);
+    let text = output(date.env("LC_ALL", "C"), "formatting a date")?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// What a program says that succeeds.
+fn output(command: &mut Command, what: &'static str) -> Result<String, BuildError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|source| BuildError::Program { program, source })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines: Vec<&str> = words.lines().collect();
+    let last_words = lines[lines.len().saturating_sub(QUOTED_LINES)..].join(" | ");
+    Err(BuildError::Failed { what, last_words })
+}
+
+fn tree_error(path: &Path) -> impl FnOnce(io::Error) -> BuildError {
+    let path = path.to_owned();
+    move |source| BuildError::Tree { path, source }
+}

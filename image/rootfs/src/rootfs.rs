@@ -1,0 +1,144 @@
+//! What is in the image, and the way from there to a disk.
+
+use std::io;
+use std::path::PathBuf;
+
+use kata_initrd::{InitrdError, check_agent};
+
+use crate::disk::disk;
+use crate::tree::{Kind, Node, Tree};
+use crate::verity::{Verity, hash_tree};
+use crate::{erofs, ext4};
+
+/// Where the agent is; the kernel starts it as `/sbin/init`.
+const AGENT: &str = "usr/bin/kata-agent";
+
+/// Directories that the agent mounts on, or that programs expect, with their permissions.
+const DIRECTORIES: &[(&str, u16)] = &[
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("mnt", 0o755),
+    ("proc", 0o555),
+    ("root", 0o700),
+    ("run", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+    ("usr/bin", 0o755),
+    ("usr/lib", 0o755),
+    ("usr/lib64", 0o755),
+    ("usr/sbin", 0o755),
+    ("var", 0o755),
+];
+
+/// Links as Debian has them, for packages that still use the old names, and for what is written to.
+const LINKS: &[(&str, &str)] = &[
+    ("bin", "usr/bin"),
+    ("lib", "usr/lib"),
+    ("lib64", "usr/lib64"),
+    ("sbin", "usr/sbin"),
+    ("usr/sbin/init", "../bin/kata-agent"),
+    ("var/run", "/run"),
+    ("var/tmp", "/tmp"),
+];
+
+/// Why no image can be built.
+#[derive(Debug, thiserror::Error)]
+pub enum RootfsError {
+    /// The agent cannot be used.
+    #[error(transparent)]
+    Agent(#[from] InitrdError),
+    /// A package cannot be unpacked.
+    #[error("cannot unpack the package {}", path.display())]
+    Package {
+        /// The package's file.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The files make no file system.
+    #[error("cannot make a file system of the image's files")]
+    FileSystem(#[source] io::Error),
+}
+
+/// The image's file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileSystem {
+    /// Read-only by its nature, and small. The small kernel has it.
+    Erofs,
+    /// What every distribution's kernel has.
+    Ext4,
+}
+
+impl FileSystem {
+    /// Its name for mount(2), and for `rootfs_type` in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Erofs => "erofs",
+            Self::Ext4 => "ext4",
+        }
+    }
+}
+
+/// What goes into an image.
+#[derive(Debug, Clone)]
+pub struct RootfsOptions<'a> {
+    /// The agent, statically linked.
+    pub agent: &'a [u8],
+    /// Packages (.deb) to unpack, in order, with all that they depend on.
+    pub packages: &'a [PathBuf],
+    /// Its file system.
+    pub file_system: FileSystem,
+    /// Whether to add a hash tree.
+    pub verity: bool,
+}
+
+/// A built image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rootfs {
+    /// The disk's bytes: a partition table, the file system in partition 1, and the hash tree, if any, in partition 2.
+    pub disk: Vec<u8>,
+    /// What the kernel must be told to check it.
+    pub verity: Option<Verity>,
+}
+
+/// Builds an image.
+///
+/// # Errors
+/// When the agent is not a static program, or a package is damaged.
+pub fn build_rootfs(options: &RootfsOptions<'_>) -> Result<Rootfs, RootfsError> {
+    check_agent(options.agent)?;
+    let mut tree = skeleton(options.agent).map_err(RootfsError::FileSystem)?;
+    for path in options.packages {
+        let failed = |source| RootfsError::Package { path: path.clone(), source };
+        tree.add_package(&std::fs::read(path).map_err(failed)?).map_err(failed)?;
+    }
+    let data = match options.file_system {
+        FileSystem::Erofs => erofs::image(&tree),
+        FileSystem::Ext4 => ext4::image(&tree),
+    }
+    .map_err(RootfsError::FileSystem)?;
+    if !options.verity {
+        return Ok(Rootfs { disk: disk(&[data]), verity: None });
+    }
+    let (hashes, verity) = hash_tree(&data);
+    Ok(Rootfs { disk: disk(&[data, hashes]), verity: Some(verity) })
+}
+
+/// The agent and the places that it needs. /run and /tmp are mounted over; everything else stays as it is.
+fn skeleton(agent: &[u8]) -> io::Result<Tree> {
+    let mut tree = Tree::default();
+    for &(path, mode) in DIRECTORIES {
+        tree.add(path, Node::new(mode, Kind::Directory))?;
+    }
+    for &(path, target) in LINKS {
+        tree.add(path, Node::new(0o777, Kind::Symlink(target.to_owned())))?;
+    }
+    tree.add(AGENT, Node::new(0o755, Kind::File(agent.to_vec())))?;
+    // For a kernel that does not mount devtmpfs by itself.
+    tree.add("dev/console", Node::new(0o600, Kind::CharDevice(5, 1)))?;
+    tree.add("dev/null", Node::new(0o666, Kind::CharDevice(1, 3)))?;
+    // The agent mounts the sandbox's own over it.
+    tree.add("etc/resolv.conf", Node::new(0o644, Kind::File(Vec::new())))?;
+    Ok(tree)
+}
