@@ -18,7 +18,7 @@ use kata_guest_setup::cmdline::{self, Options, ServerAddress};
 use kata_guest_setup::network::Network;
 use kata_guest_setup::reaper::Reaper;
 use kata_guest_setup::serial::SerialPort;
-use kata_guest_setup::{boot, modules, mounts, power};
+use kata_guest_setup::{boot, modules, mounts, power, root};
 
 /// Overrides `agent.server_addr`.
 const SERVER_ADDRESS: &str = "KATA_AGENT_SERVER_ADDR";
@@ -26,12 +26,11 @@ const SERVER_ADDRESS: &str = "KATA_AGENT_SERVER_ADDR";
 fn main() -> ExitCode {
     let started = Clocks::now();
     let is_init = std::process::id() == 1;
-    let mounted = if is_init { mounts::set_up() } else { Ok(()) };
+    let mounted = if is_init { become_init() } else { Ok(()) };
     // The host takes this line as the sign that the kernel is up.
     println!("kata-agent {VERSION} started");
     let options = options();
-    let result =
-        mounted.map_err(anyhow::Error::from).and_then(|()| run(is_init, &options, started));
+    let result = mounted.and_then(|()| run(is_init, &options, started));
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -43,6 +42,14 @@ fn main() -> ExitCode {
         power::end(options.power);
     }
     code
+}
+
+/// What the first process does before anything else. In an initrd that only brings drivers for a disk, the disk's own agent goes on.
+fn become_init() -> anyhow::Result<()> {
+    if mounts::root_is_initramfs() {
+        root::switch_to_disk()?;
+    }
+    Ok(mounts::set_up()?)
 }
 
 fn options() -> Options {

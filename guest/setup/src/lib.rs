@@ -15,5 +15,6 @@ pub mod mounts;
 pub mod network;
 pub mod power;
 pub mod reaper;
+pub mod root;
 pub mod serial;
 pub mod uevent;

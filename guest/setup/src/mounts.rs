@@ -1,4 +1,4 @@
-//! The mounts that an initrd begins with.
+//! The mounts that a guest begins with.
 
 use std::ffi::CString;
 use std::io;
@@ -82,13 +82,7 @@ pub fn set_up() -> Result<(), MountError> {
     if root_is_initramfs() {
         give_root_a_parent().map_err(MountError::Root)?;
     }
-    for early in EARLY {
-        mount_early(early).map_err(|source| MountError::Mount {
-            fstype: early.fstype,
-            target: early.target,
-            source,
-        })?;
-    }
+    EARLY.iter().try_for_each(mount_early)?;
     attach_console().map_err(MountError::Console)?;
     // Grace periods that somebody waits for (joining a cgroup, leaving a namespace) shall be short:
     // this machine has little else to do than to make and remove containers.
@@ -96,7 +90,21 @@ pub fn set_up() -> Result<(), MountError> {
     delegate_controllers(Path::new(CGROUP_ROOT)).map_err(MountError::Cgroup)
 }
 
-fn mount_early(early: &Early) -> io::Result<()> {
+/// Makes one of the early mounts, `target`, before the others. [`set_up`] leaves it as it is.
+///
+/// # Errors
+///
+/// Fails when it cannot be made.
+pub(crate) fn set_up_one(target: &str) -> Result<(), MountError> {
+    EARLY.iter().filter(|early| early.target == target).try_for_each(mount_early)
+}
+
+fn mount_early(early: &Early) -> Result<(), MountError> {
+    let Early { fstype, target, .. } = *early;
+    try_mount(early).map_err(|source| MountError::Mount { fstype, target, source })
+}
+
+fn try_mount(early: &Early) -> io::Result<()> {
     std::fs::create_dir_all(early.target)?;
     let data = CString::new(early.data).expect("constants have no NUL");
     match mount(early.fstype, early.target, early.fstype, early.flags, data.as_c_str()) {
@@ -110,8 +118,10 @@ fn mount_early(early: &Early) -> io::Result<()> {
     }
 }
 
-/// A disk's root has the initramfs below it as its parent; only the initramfs itself has none.
-fn root_is_initramfs() -> bool {
+/// Whether the root is the initramfs, and not a disk. A disk's root has the initramfs below it as its parent; only the initramfs
+/// itself has none.
+#[must_use]
+pub fn root_is_initramfs() -> bool {
     const RAMFS_MAGIC: i64 = 0x8584_58f6;
     const TMPFS_MAGIC: i64 = 0x0102_1994;
     rustix::fs::statfs("/").is_ok_and(|fs| matches!(fs.f_type, RAMFS_MAGIC | TMPFS_MAGIC))

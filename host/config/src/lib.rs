@@ -27,12 +27,13 @@ mod section;
 mod setting;
 mod sizing;
 mod tree;
+mod verity;
 
 pub use agent::Agent;
 pub use error::{ConfigError, Origin};
 pub use files::{candidates, locate, prefix_of};
 pub use load::HostConfig;
-pub use qemu::{MachineType, Qemu, SharedFs, VirtioFsCache};
+pub use qemu::{MachineType, Qemu, Root, RootfsType, SharedFs, VirtioFsCache};
 pub use reference::{default_file, reference_page};
 pub use runtime::{
     AgentName, EmptyDirMode, HypervisorName, InternetworkingModel, Runtime, RuntimeName, VfioMode,
@@ -41,3 +42,4 @@ pub use setting::{BindMount, LogLevel};
 pub use sizing::{
     HostResources, MIN_GUEST_MEMORY_MIB, SandboxSize, SizeError, WorkloadLimits, sandbox_size,
 };
+pub use verity::VerityParams;

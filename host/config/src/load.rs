@@ -79,7 +79,19 @@ impl HostConfig {
                 _ => return Err(unknown(entry, ["hypervisor", "agent", "runtime", "factory"])),
             }
         }
+        config.check_combination(&root)?;
         Ok(config)
+    }
+
+    /// Refuses keys of which each is right, but not all together.
+    fn check_combination(&self, root: &Table) -> Result<(), ConfigError> {
+        let Some((key, problem)) = self.qemu.contradiction() else { return Ok(()) };
+        let qemu = match root.get("hypervisor").map(|entry| &entry.value) {
+            Some(Value::Table(hypervisors)) => find(hypervisors, "qemu", key),
+            _ => None,
+        };
+        let entry = qemu.expect("no default contradicts another, so the key was set in a file");
+        Err(invalid(entry, problem.to_owned()))
     }
 
     fn apply_hypervisors(&mut self, entry: &Entry) -> Result<(), ConfigError> {

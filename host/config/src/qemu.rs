@@ -8,6 +8,7 @@ use crate::off::{
 };
 use crate::section::{at_least, not_negative, section};
 use crate::setting::{LogLevel, choice};
+use crate::verity::VerityParams;
 
 section! {
     /// The virtual machine and the QEMU that runs it.
@@ -16,8 +17,19 @@ section! {
         path: PathBuf = default_program();
         /// The guest kernel: an uncompressed ELF image or a bzImage.
         kernel: PathBuf = asset(prefix, "vmlinux.container");
-        /// The initial ramdisk that holds the agent.
-        initrd: PathBuf = asset(prefix, "kata-containers-initrd.img");
+        /// The initial ramdisk that holds the agent. "" uses the one that is installed with this software, unless `image` is set:
+        /// the two exclude each other.
+        initrd: Option<PathBuf> = None;
+        /// The rootfs image that holds the agent: a raw disk with the root file system in its first partition.
+        image: Option<PathBuf> = None;
+        /// The file system of `image`: "erofs", "ext4" or "xfs".
+        rootfs_type: RootfsType = RootfsType::Ext4;
+        /// How the guest's kernel checks `image`: "root_hash=...,salt=...,data_blocks=...,data_block_size=...,hash_block_size=..." for the
+        /// hash tree in the second partition (kata-image prints it); "" does not check. Needs a kernel with dm-verity and dm-init built in.
+        kernel_verity_params: Option<VerityParams> = None;
+        /// The initial ramdisk that loads drivers before `image` is looked for, with a distribution's kernel that has them as modules:
+        /// one made by "kata-image initrd" for that kernel. "" for a kernel that has them built in.
+        image_drivers: Option<PathBuf> = None;
         /// Parameters for the guest kernel, separated by spaces, after the driver's own, so that a later one wins.
         kernel_params: String = String::new();
         /// The machine: "microvm", "q35", or "" for the smallest one that can do what the sandbox needs.
@@ -66,7 +78,53 @@ section! {
     }
 }
 
+/// What the agent is started from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Root<'a> {
+    /// An initial ramdisk; `None` for the one that is installed with this software.
+    Initrd(Option<&'a Path>),
+    /// A rootfs image.
+    Image(&'a Path),
+}
+
 impl Qemu {
+    /// Whether the guest starts from an initial ramdisk or from an image.
+    #[must_use]
+    pub fn root(&self) -> Root<'_> {
+        // Both are never set: loading refuses that.
+        match &self.image {
+            Some(image) => Root::Image(image),
+            None => Root::Initrd(self.initrd.as_deref()),
+        }
+    }
+
+    /// Keys that contradict each other, or that say nothing without another one; by name and with a sentence.
+    pub(crate) fn contradiction(&self) -> Option<(&'static str, &'static str)> {
+        let image = self.image.is_some();
+        if image && self.initrd.is_some() {
+            return Some(("image", "and `initrd` exclude each other; set one of them to \"\""));
+        }
+        if !image && self.kernel_verity_params.is_some() {
+            return Some((
+                "kernel_verity_params",
+                "checks an image and there is none; set `image`, or this to \"\"",
+            ));
+        }
+        if !image && self.image_drivers.is_some() {
+            return Some((
+                "image_drivers",
+                "is for an image and there is none; set `image`, or this to \"\"",
+            ));
+        }
+        if self.kernel_verity_params.is_some() && self.image_drivers.is_some() {
+            return Some((
+                "image_drivers",
+                "and `kernel_verity_params` exclude each other: an image is checked by a kernel that has all drivers built in; set one of them to \"\"",
+            ));
+        }
+        None
+    }
+
     /// How much the driver logs, with `enable_debug` taken into account.
     #[must_use]
     pub fn effective_log_level(&self) -> LogLevel {
@@ -83,6 +141,18 @@ choice! {
         Microvm = "microvm",
         /// The PC with PCI Express.
         Q35 = "q35",
+    }
+}
+
+choice! {
+    /// The root file system of a guest's image.
+    pub enum RootfsType {
+        /// Read-only by its nature.
+        Erofs = "erofs",
+        /// What upstream's images have.
+        Ext4 = "ext4",
+        /// For kernels that have it; the small one does not.
+        Xfs = "xfs",
     }
 }
 
@@ -119,11 +189,7 @@ fn asset(prefix: &Path, name: &str) -> PathBuf {
 /// The lists of paths that annotations may choose from (`valid_*`) need no field: no annotation chooses a path.
 const OFF: &[OffKey] = &[
     // Boot assets.
-    text("image", &[""])
-        .instead("boot from `initrd` and set `image = \"\"`, for the two exclude each other"),
-    text("rootfs_type", &["ext4", "xfs", "erofs"]),
     text("vm_rootfs_driver", &["virtio-pmem", "virtio-blk-pci", "virtio-blk-mmio"]),
-    text("kernel_verity_params", &[""]),
     text("firmware", &[""]),
     text("firmware_volume", &[""]),
     text("machine_accelerators", &[""]),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use kata_config::{HostConfig, InternetworkingModel, LogLevel, MachineType, VirtioFsCache};
+use kata_config::{HostConfig, InternetworkingModel, LogLevel, MachineType, Root, VirtioFsCache};
 use proptest::prelude::*;
 
 const PREFIX: &str = "/usr/local";
@@ -58,7 +58,7 @@ fn keys_of_all_sections_are_read() {
 }
 
 #[test]
-fn upstreams_file_loads_once_it_boots_from_an_initrd_and_opens_no_kernel_parameters() {
+fn upstreams_file_loads_once_it_opens_no_kernel_parameters() {
     let directory = tempfile::tempdir().unwrap();
     let base = directory.path().join("configuration.toml");
     let drop_ins = directory.path().join("config.d");
@@ -66,17 +66,10 @@ fn upstreams_file_loads_once_it_boots_from_an_initrd_and_opens_no_kernel_paramet
     let load =
         || HostConfig::load(Some(&base), Path::new(PREFIX)).map_err(|error| error.to_string());
 
-    // The two things in it that this version refuses, one after the other.
-    let error = load().unwrap_err();
-    assert!(error.contains("qemu.image` = ") && error.contains("boot from `initrd`"), "{error}");
-    fs::create_dir(&drop_ins).unwrap();
-    fs::write(
-        drop_ins.join("10-initrd.toml"),
-        "[hypervisor.qemu]\nimage = \"\"\ninitrd = \"/opt/kata/initrd\"\n",
-    )
-    .unwrap();
+    // The one thing in it that this version refuses.
     let error = load().unwrap_err();
     assert!(error.contains("enable_annotations` lists \"kernel_params\""), "{error}");
+    fs::create_dir(&drop_ins).unwrap();
     fs::write(
         drop_ins.join("20-annotations.toml"),
         "[hypervisor.qemu]\nenable_annotations = [\"enable_iommu\", \"default_vcpus\"]\n",
@@ -84,7 +77,8 @@ fn upstreams_file_loads_once_it_boots_from_an_initrd_and_opens_no_kernel_paramet
     .unwrap();
 
     let config = load().unwrap();
-    assert_eq!(config.qemu.initrd, Path::new("/opt/kata/initrd"));
+    let image = Path::new("/opt/kata/share/kata-containers/kata-containers.img");
+    assert_eq!(config.qemu.root(), Root::Image(image));
     assert_eq!(config.agent.reconnect_timeout_ms, 45_000, "from Go's dial_timeout");
     assert_eq!(config.agent.create_container_timeout, 60, "from Go's place in [runtime]");
 }
@@ -120,6 +114,32 @@ fn first_mistake_of_a_file_is_the_one_reported() {
 }
 
 #[test]
+fn image_and_initrd_exclude_each_other_wherever_they_are_set() {
+    let error = refused("[hypervisor.qemu]\ninitrd = \"/initrd\"\nimage = \"/image\"\n");
+    assert!(error.starts_with("f.toml:3: `hypervisor.qemu.image` and `initrd` exclude"), "{error}");
+
+    let root = |text: &str| {
+        let config = HostConfig::parse(text, Path::new("f.toml"), Path::new(PREFIX)).unwrap();
+        format!("{:?}", config.qemu.root())
+    };
+    assert_eq!(root(""), "Initrd(None)");
+    assert_eq!(root("[hypervisor.qemu]\ninitrd = \"/i\"\nimage = \"\"\n"), "Initrd(Some(\"/i\"))");
+    assert_eq!(root("[hypervisor.qemu]\ninitrd = \"\"\nimage = \"/i\"\n"), "Image(\"/i\")");
+}
+
+#[test]
+fn what_an_image_is_checked_with_needs_an_image() {
+    let verity = format!(
+        "kernel_verity_params = \"root_hash={},salt=00,data_blocks=9,data_block_size=4096,hash_block_size=4096\"",
+        "ab".repeat(32)
+    );
+    let error = refused(&format!("[hypervisor.qemu]\n{verity}\n"));
+    assert!(error.contains("kernel_verity_params` checks an image and there is none"), "{error}");
+    let both = format!("[hypervisor.qemu]\nimage = \"/i\"\nimage_drivers = \"/d\"\n{verity}\n");
+    assert!(refused(&both).contains("exclude each other"), "{both}");
+}
+
+#[test]
 fn values_out_of_range_are_refused() {
     for (line, words) in [
         ("default_memory = 63", "at least 64"),
@@ -127,7 +147,9 @@ fn values_out_of_range_are_refused() {
         ("overhead_vcpus = -0.5", "not be negative"),
         ("default_vcpus = nan", "a number"),
         ("path = \"qemu\"", "absolute path"),
-        ("initrd = \"\"", "absolute path"),
+        ("initrd = \"here.img\"", "absolute path"),
+        ("rootfs_type = \"squashfs\"", "\"erofs\""),
+        ("kernel_verity_params = \"root_hash=00\"", "root_hash=HEX"),
         ("kernel_params = \"a\\nb\"", "control characters"),
         ("machine_type = \"pc\"", "\"microvm\" or \"q35\""),
         ("shared_fs = \"none\"", "\"virtio-fs\""),

@@ -16,5 +16,5 @@ mod spec;
 mod vm;
 
 pub use console::{CONSOLE_CAPACITY, Console};
-pub use spec::{Capabilities, NicSpec, ShareSpec, VmSpec};
+pub use spec::{Capabilities, GuestImage, GuestRoot, NicSpec, ShareSpec, Verity, VmSpec};
 pub use vm::{Hypervisor, HypervisorError, Vm, VmExit};

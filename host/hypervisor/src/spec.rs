@@ -15,8 +15,8 @@ pub struct VmSpec {
     pub memory_mib: u32,
     /// The guest kernel, in a form that the driver boots (see its documentation).
     pub kernel: PathBuf,
-    /// The initial ramdisk that holds the agent.
-    pub initrd: PathBuf,
+    /// Where the agent is.
+    pub root: GuestRoot,
     /// Guest kernel parameters, appended after the driver's own, so that a later one wins.
     pub kernel_params: Vec<String>,
     /// Directories served to the guest through virtio-fs.
@@ -32,6 +32,69 @@ pub struct VmSpec {
     pub run_dir: PathBuf,
     /// Boot verbosely: kernel messages reach the console, the VMM logs what it can.
     pub debug: bool,
+}
+
+/// What the guest's kernel starts the agent from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestRoot {
+    /// An initial ramdisk, whose `/init` is the agent.
+    Initrd(PathBuf),
+    /// A disk, whose `/sbin/init` is the agent.
+    Image(GuestImage),
+}
+
+/// A rootfs image: a raw disk, never written to, whose first partition holds the root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestImage {
+    /// The disk's file.
+    pub file: PathBuf,
+    /// The file system's name for mount(2).
+    pub file_system: String,
+    /// How the guest's kernel checks the file system; `None` if it does not.
+    pub verity: Option<Verity>,
+    /// An initial ramdisk that loads drivers and then goes on to the disk, for a kernel that does not have them built in.
+    pub drivers: Option<PathBuf>,
+}
+
+/// The hash tree in the second partition of an image (dm-verity format 1 with SHA-256, without a superblock).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verity {
+    /// The root hash, hexadecimal.
+    pub root_hash: String,
+    /// The salt, hexadecimal.
+    pub salt: String,
+    /// Number of data blocks.
+    pub data_blocks: u64,
+    /// Size of a data block in bytes, a multiple of 512.
+    pub data_block_size: u32,
+    /// Size of a block of the hash tree in bytes.
+    pub hash_block_size: u32,
+}
+
+/// Size of the sectors that device-mapper counts in.
+const SECTOR: u64 = 512;
+
+impl GuestImage {
+    /// The kernel parameters that make this image the root file system, when the guest sees its disk as `/dev/<disk>`.
+    ///
+    /// Where there is a hash tree the kernel itself makes the checked device, before any program runs, and a block that is not what
+    /// it was ends the guest in a panic.
+    #[must_use]
+    pub fn kernel_params(&self, disk: &str) -> Vec<String> {
+        let mut params = vec![format!("rootfstype={}", self.file_system), "ro".to_owned()];
+        let Some(verity) = &self.verity else {
+            params.push(format!("root=/dev/{disk}1"));
+            return params;
+        };
+        let Verity { root_hash, salt, data_blocks, data_block_size, hash_block_size } = verity;
+        let sectors = data_blocks.saturating_mul(u64::from(*data_block_size) / SECTOR);
+        params.push("root=/dev/dm-0".to_owned());
+        params.push(format!(
+            "dm-mod.create=\"kata-image,,,ro,0 {sectors} verity 1 /dev/{disk}1 /dev/{disk}2 {data_block_size} {hash_block_size} \
+             {data_blocks} 0 sha256 {root_hash} {salt} 1 panic_on_corruption\""
+        ));
+        params
+    }
 }
 
 /// A directory that a vhost-user file server offers to the guest.
@@ -67,4 +130,36 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// Whether the VM can be paused and resumed as a whole.
     pub pause: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(verity: Option<Verity>) -> GuestImage {
+        GuestImage { file: "/image".into(), file_system: "erofs".into(), verity, drivers: None }
+    }
+
+    #[test]
+    fn plain_image_is_mounted_from_its_first_partition() {
+        assert_eq!(image(None).kernel_params("vda"), ["rootfstype=erofs", "ro", "root=/dev/vda1"]);
+    }
+
+    #[test]
+    fn image_with_a_hash_tree_is_mounted_through_device_mapper() {
+        let verity = Verity {
+            root_hash: "ab".into(),
+            salt: "cd".into(),
+            data_blocks: 10,
+            data_block_size: 4096,
+            hash_block_size: 4096,
+        };
+        assert_eq!(
+            image(Some(verity)).kernel_params("vda")[2..],
+            [
+                "root=/dev/dm-0",
+                "dm-mod.create=\"kata-image,,,ro,0 80 verity 1 /dev/vda1 /dev/vda2 4096 4096 10 0 sha256 ab cd 1 panic_on_corruption\"",
+            ]
+        );
+    }
 }

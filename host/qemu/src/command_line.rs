@@ -18,7 +18,8 @@ pub(crate) struct CommandLine {
     pub(crate) vcpus: u32,
     pub(crate) memory_mib: u32,
     pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
+    /// The initial ramdisk, if the guest has one.
+    pub(crate) initrd: Option<PathBuf>,
     /// The guest kernel's command line.
     pub(crate) append: String,
     /// Connected socket over which QEMU is controlled.
@@ -43,13 +44,13 @@ impl CommandLine {
         arguments.extend(memory_arguments(self.memory_mib));
         arguments.extend([
             ("-kernel", self.kernel.display().to_string()),
-            ("-initrd", self.initrd.display().to_string()),
             ("-append", self.append.clone()),
             socket_backend("control", self.control),
             ("-mon", OptionValue::new("chardev=control").with("mode", "control").into()),
             socket_backend("console", self.console),
             ("-serial", "chardev:console".into()),
         ]);
+        arguments.extend(self.initrd.iter().map(|file| ("-initrd", file.display().to_string())));
         for (number, device) in self.devices.iter().enumerate() {
             arguments.extend(device.arguments(self.machine.transport(), number));
         }
@@ -78,7 +79,7 @@ mod tests {
             vcpus: 1,
             memory_mib: 256,
             kernel: "/share/vmlinux.container".into(),
-            initrd: "/share/initrd.img".into(),
+            initrd: Some("/share/initrd.img".into()),
             append: "console=ttyS0 quiet".into(),
             control: 3,
             console: 4,
@@ -96,10 +97,10 @@ mod tests {
             -machine microvm,memory-backend=ram,acpi=on,auto-kernel-cmdline=off,rtc=on \
             -global virtio-mmio.force-legacy=false -accel tcg,thread=single -cpu max,erms=off,fsrm=off -smp 1 \
             -object memory-backend-memfd,id=ram,size=256M,share=on,merge=off,dump=off -m 256M \
-            -kernel /share/vmlinux.container -initrd /share/initrd.img -append console=ttyS0 quiet \
+            -kernel /share/vmlinux.container -append console=ttyS0 quiet \
             -chardev socket,id=control,fd=3 -mon chardev=control,mode=control \
             -chardev socket,id=console,fd=4 -serial chardev:console \
-            -chardev socket,id=port0,fd=5 -device virtio-serial-device,id=serial0,max_ports=2 \
+            -initrd /share/initrd.img -chardev socket,id=port0,fd=5 -device virtio-serial-device,id=serial0,max_ports=2 \
             -device virtserialport,bus=serial0.0,chardev=port0,name=agent.channel.0 \
             -object rng-random,id=entropy1,filename=/dev/urandom -device virtio-rng-device,rng=entropy1 \
             -sandbox on,spawn=deny";

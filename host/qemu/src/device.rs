@@ -56,6 +56,11 @@ pub(crate) enum Device {
     HotPlugBus,
     /// A network device on a tap.
     Nic(Nic),
+    /// A disk that is never written to: the guest's root file system.
+    Image {
+        /// Its raw image.
+        file: PathBuf,
+    },
     /// Random numbers.
     Entropy {
         /// Where they come from.
@@ -152,6 +157,23 @@ impl Device {
                 }
                 vec![("-netdev", backend.into()), device(frontend)]
             }
+            Self::Image { file } => {
+                let (raw, node) = (format!("image{number}"), format!("file{number}"));
+                let backend = OptionValue::new("driver=file")
+                    .with("node-name", &node)
+                    .with("filename", file.display())
+                    .with("read-only", "on");
+                // Its format is told, not looked for: a disk must not be able to say that it is something else.
+                let format = OptionValue::new("driver=raw")
+                    .with("node-name", &raw)
+                    .with("file", &node)
+                    .with("read-only", "on");
+                vec![
+                    ("-blockdev", backend.into()),
+                    ("-blockdev", format.into()),
+                    device(transport.device("virtio-blk").with("drive", &raw)),
+                ]
+            }
             Self::Entropy { source } => {
                 let backend = format!("entropy{number}");
                 let random = OptionValue::new("rng-random")
@@ -239,6 +261,19 @@ mod tests {
             [
                 "-netdev tap,id=net-2,fd=8,vhost=on,vhostfd=9",
                 "-device virtio-net-pci,id=nic-2,netdev=net-2,mac=02:00:00:00:00:01,host_mtu=1450,romfile=",
+            ]
+        );
+    }
+
+    #[test]
+    fn image_is_read_only_and_raw() {
+        let image = Device::Image { file: "/share/a,b.img".into() };
+        assert_eq!(
+            rendered(&image, Transport::Mmio),
+            [
+                "-blockdev driver=file,node-name=file7,filename=/share/a,,b.img,read-only=on",
+                "-blockdev driver=raw,node-name=image7,file=file7,read-only=on",
+                "-device virtio-blk-device,drive=image7",
             ]
         );
     }

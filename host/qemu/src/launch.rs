@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 
-use kata_hypervisor::{Console, HypervisorError, NicSpec, VmExit, VmSpec};
+use kata_hypervisor::{Console, GuestRoot, HypervisorError, NicSpec, VmExit, VmSpec};
 use kata_linux::jail::{Jail, Network};
 use kata_linux::process::{Child, Exit, Spawn, SpawnError};
 use tokio::net::UnixStream;
@@ -22,6 +22,9 @@ use crate::{Host, QemuSettings, console};
 
 /// Lines of QEMU's stderr that an error quotes.
 const QUOTED_LINES: usize = 5;
+
+/// The guest's name for the first virtio disk.
+const IMAGE_DISK: &str = "vda";
 
 /// Starts QEMU. If this fails, or is dropped, nothing is left: the child dies with its handle.
 pub(crate) async fn launch(
@@ -44,6 +47,14 @@ pub(crate) async fn launch(
     let console_fd = spawn.pass_fd(their_console);
     let (channel, agent_port) = Channel::open(&mut spawn, settings.dial_again)?;
     let mut devices = vec![agent_port];
+    let (initrd, root_params) = match &spec.root {
+        GuestRoot::Initrd(file) => (Some(file.clone()), Vec::new()),
+        GuestRoot::Image(image) => {
+            devices.push(Device::Image { file: image.file.clone() });
+            (image.drivers.clone(), image.kernel_params(IMAGE_DISK))
+        }
+    };
+    let extra = [root_params, spec.kernel_params.clone()].concat();
     for share in &spec.shares {
         let socket =
             connect(&share.socket).await.map_err(setup("the connection to the file server"))?;
@@ -65,13 +76,13 @@ pub(crate) async fn launch(
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
         kernel: spec.kernel.clone(),
-        initrd: spec.initrd.clone(),
+        initrd,
         append: kernel_params::command_line(&Circumstances {
             machine,
             accelerator: host.accelerator,
             tsc_khz: host.tsc_khz,
             debug: spec.debug,
-            extra: &spec.kernel_params,
+            extra: &extra,
         }),
         control: control_fd,
         console: console_fd,

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use kata_agent_client::{GuestSandbox, GuestStorage};
 use kata_config::{
-    HostConfig, HostResources, InternetworkingModel, LogLevel, MachineType, WorkloadLimits,
+    HostConfig, HostResources, InternetworkingModel, LogLevel, MachineType, Root, VerityParams,
+    WorkloadLimits,
 };
-use kata_hypervisor::{ShareSpec, VmSpec};
+use kata_hypervisor::{GuestImage, GuestRoot, ShareSpec, Verity, VmSpec};
 use kata_qemu::{AcceleratorChoice, MachineChoice, QemuSettings};
 use kata_sandbox::{
     ContainerPlan, Deadlines, NetworkModel, NetworkPlan, SandboxMount, SandboxPlan,
@@ -21,6 +22,9 @@ use crate::{ContainerRole, Runtime, RuntimeError, SpecError, role_of};
 
 /// Where sandboxes keep their run-time state on the host, a directory each.
 pub const RUN_DIR: &str = "/run/kata";
+
+/// Where the initial ramdisk is, below the place where this software is installed.
+const INSTALLED_INITRD: &str = "share/kata-containers/kata-containers-initrd.img";
 
 /// The virtio-fs mount tag that both sides rely on (agent protocol).
 const SHARE_TAG: &str = "kataShared";
@@ -68,7 +72,6 @@ pub(crate) fn sandbox(
     let socket = run_dir.join("virtiofs.sock");
     let size = kata_config::sandbox_size(config, limits(spec, &role), host(runtime)?)?;
     readable(&config.qemu.kernel, "guest kernel", "kernel")?;
-    readable(&config.qemu.initrd, "guest's initial ramdisk", "initrd")?;
     Ok(SandboxPlan {
         id: id.to_owned(),
         vm: VmSpec {
@@ -76,7 +79,7 @@ pub(crate) fn sandbox(
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
             kernel: config.qemu.kernel.clone(),
-            initrd: config.qemu.initrd.clone(),
+            root: guest_root(runtime)?,
             kernel_params: kernel_params(config),
             shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), socket: socket.clone() }],
             debug: config.qemu.enable_debug,
@@ -157,6 +160,41 @@ fn dns(spec: &Spec) -> Vec<String> {
         .is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_RESOLV_CONF);
     let text = if is_file { std::fs::read_to_string(source).ok() } else { None };
     text.unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// What the guest starts from: what the configuration names, else the initial ramdisk that is installed with this software.
+fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
+    let qemu = &runtime.config.qemu;
+    match qemu.root() {
+        Root::Initrd(initrd) => {
+            let installed = || runtime.prefix.join(INSTALLED_INITRD);
+            let initrd = initrd.map_or_else(installed, Path::to_path_buf);
+            readable(&initrd, "guest's initial ramdisk", "initrd")?;
+            Ok(GuestRoot::Initrd(initrd))
+        }
+        Root::Image(image) => {
+            readable(image, "guest's rootfs image", "image")?;
+            if let Some(drivers) = &qemu.image_drivers {
+                readable(drivers, "initial ramdisk with drivers", "image_drivers")?;
+            }
+            Ok(GuestRoot::Image(GuestImage {
+                file: image.to_owned(),
+                file_system: qemu.rootfs_type.as_str().to_owned(),
+                verity: qemu.kernel_verity_params.as_ref().map(verity),
+                drivers: qemu.image_drivers.clone(),
+            }))
+        }
+    }
+}
+
+fn verity(params: &VerityParams) -> Verity {
+    Verity {
+        root_hash: params.root_hash.clone(),
+        salt: params.salt.clone(),
+        data_blocks: params.data_blocks,
+        data_block_size: params.data_block_size,
+        hash_block_size: params.hash_block_size,
+    }
 }
 
 fn readable(path: &Path, what: &'static str, key: &'static str) -> Result<(), RuntimeError> {

@@ -29,6 +29,9 @@ pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
 /// How long the VM's death may take to follow what it has caused.
 const DEATH: Duration = Duration::from_millis(500);
 
+/// What the guest's kernel says when it ends because a block of its image does not match the hash tree (dm-verity).
+const CORRUPTED: &str = "dm-verity device corrupted";
+
 /// How far back the console is searched for a kernel's last words.
 const SEARCHED_LINES: usize = 100;
 
@@ -215,7 +218,13 @@ fn quote(lines: &[String], nothing: &str) -> String {
 
 /// What most often is behind a guest that ends without a word.
 fn remedy(vm: &dyn Vm, plan: &SandboxPlan) -> String {
-    if vm.console().last_lines(1).is_empty() {
+    let lines = vm.console().last_lines(SEARCHED_LINES);
+    if lines.iter().any(|line| line.contains(CORRUPTED)) {
+        return "; the guest's image is not the one that `kernel_verity_params` was made for: it was changed or is damaged; build or \
+                install it anew, together with its `kernel_verity_params`"
+            .to_owned();
+    }
+    if lines.is_empty() {
         let memory = plan.vm.memory_mib;
         return format!(
             "; {memory} MiB of memory may be too little: raise `default_memory`, or check `kernel`"

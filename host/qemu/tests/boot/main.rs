@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kata_channel::ChannelStream;
-use kata_hypervisor::{Hypervisor, HypervisorError, Vm, VmSpec};
+use kata_hypervisor::{GuestRoot, Hypervisor, HypervisorError, Vm, VmSpec};
 use kata_qemu::{MachineChoice, Qemu, QemuSettings};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,7 +42,7 @@ fn bench_with(name: &str, param: Option<&str>) -> Bench {
         vcpus: 1,
         memory_mib: 256,
         kernel: assets::kernel(),
-        initrd: assets::initrd(directory.path()),
+        root: GuestRoot::Initrd(assets::initrd(directory.path())),
         kernel_params: params.map(str::to_owned).collect(),
         shares: Vec::new(),
         run_dir: directory.path().to_owned(),
@@ -240,9 +240,9 @@ async fn broken_kernel_is_told_in_qemus_words() {
 async fn memory_that_the_initrd_does_not_fit_into_is_told_in_qemus_words() {
     let mut bench = bench("no-memory");
     bench.spec.memory_mib = 64;
-    let mut content = fs::read(&bench.spec.initrd).unwrap();
+    let mut content = fs::read(bench.directory.path().join("initrd.img")).unwrap();
     content.resize(80 << 20, 0);
-    bench.spec.initrd = bench.file("large.img", &content);
+    bench.spec.root = GuestRoot::Initrd(bench.file("large.img", &content));
     let text = failure(QemuSettings::default(), &bench.spec).await;
     assert!(text.contains("exited with status 1") && text.contains("initrd"), "{text}");
 }
