@@ -1,6 +1,7 @@
 # The entry points; README.md tells what each is for. All are idempotent, and quick when nothing changed.
 #
-#   make            build everything into build/stage: host programs, agent, guest kernel and initrd
+#   make            build everything into build/stage: host programs, agent, guest kernel, initrd and image
+#   make kernel     build the small guest kernel, once per machine (10 to 20 minutes); `make` takes it from then on
 #   make install    install what was built           [DESTDIR=] [PREFIX=/usr/local]
 #   make uninstall  take it away again               [DESTDIR=] [PREFIX=/usr/local]
 #   make demo       a container in a VM under containerd, with proof (as root)
@@ -22,6 +23,9 @@ CARGO ?= cargo
 CARGO_FLAGS ?= --locked
 # The distribution's kernel package that guests boot, or a meta package that depends on it.
 KERNEL_PACKAGE ?= linux-image-cloud-amd64
+# Which kernel is installed: "small", "distribution", or "auto": the small one where it was built before (also by another checkout:
+# see image/kernel/README.md), else the distribution's.
+GUEST_KERNEL ?= auto
 
 # --- Where things are -----------------------------------------------------------------------------
 
@@ -30,17 +34,22 @@ build := $(CURDIR)/build
 stage := $(build)/stage/usr/local
 release := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/release
 guest_target := x86_64-unknown-linux-gnu
-agent := $(dir $(release))$(guest_target)/release/kata-agent
-guest := $(build)/guest/$(KERNEL_PACKAGE)
-kernel_packages := $(guest)/packages
-vmlinux := $(guest)/vmlinux.container
-initrd := $(guest)/kata-containers-initrd.img
+agent := $(dir $(release))$(guest_target)/guest/kata-agent
+# Kernel and initrd belong together; `chosen` is a link to the pair that is installed, `distribution` one to the package's.
+guest := $(build)/guest
+chosen := $(guest)/chosen
+small := $(guest)/small
+distribution := $(guest)/$(KERNEL_PACKAGE)
+kernel_packages := $(distribution)/packages
+guest_files := vmlinux.container vmlinuz.container kata-containers-initrd.img
+image := $(guest)/kata-containers.img
 
 host_crates := containerd-shim-kata-v2 kata-runtime kata-proxy kata-shim kata-virtiofsd kata-image xtask
 host_programs := $(addprefix $(release)/,$(host_crates))
 
 build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
-check_packages := busybox-static
+kernel_build_packages := gcc make binutils libc6-dev flex bison bc lz4 libelf-dev
+check_packages := busybox-static e2fsprogs erofs-utils cryptsetup-bin
 bench_packages := runsc
 engine_packages := containerd runc qemu-system-x86 busybox-static
 host_vm_packages := mmdebstrap debian-archive-keyring e2fsprogs util-linux
@@ -48,7 +57,7 @@ host_vm_packages := mmdebstrap debian-archive-keyring e2fsprogs util-linux
 # --- Building -------------------------------------------------------------------------------------
 
 .PHONY: all
-all: $(host_programs) $(vmlinux) $(initrd)
+all: $(host_programs) guest
 	$(call install-into,$(stage),$(stage))
 
 # Cargo knows best what is up to date; it leaves a program alone, with its time, when nothing changed.
@@ -61,7 +70,7 @@ $(host_programs): host-programs ; @:
 agent: | build-deps
 	RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=static \
 	    LIBSECCOMP_LIB_PATH="$$(pkg-config --variable=libdir libseccomp)" \
-	    $(CARGO) build $(CARGO_FLAGS) --release --target=$(guest_target) --package=kata-agent
+	    $(CARGO) build $(CARGO_FLAGS) --profile=guest --target=$(guest_target) --package=kata-agent
 $(agent): agent ; @:
 
 # The kernel's package files, listed one a line. They stay until `make clean`.
@@ -73,11 +82,46 @@ $(kernel_packages): | $(release)/kata-image
 
 kernel_arguments = $$(sed 's/^/--kernel-package=/' $(kernel_packages))
 
-$(vmlinux): $(kernel_packages) $(release)/kata-image
-	@$(release)/kata-image kernel $(kernel_arguments) --output=$@
+$(distribution)/vmlinux.container $(distribution)/vmlinuz.container &: $(kernel_packages) $(release)/kata-image
+	@$(release)/kata-image kernel $(kernel_arguments) --vmlinuz=$(distribution)/vmlinuz.container \
+	    --output=$(distribution)/vmlinux.container
 
-$(initrd): $(kernel_packages) $(agent) $(release)/kata-image
+$(distribution)/kata-containers-initrd.img: $(kernel_packages) $(agent) $(release)/kata-image
 	@$(release)/kata-image initrd --agent=$(agent) $(kernel_arguments) --output=$@
+
+.PHONY: distribution-guest kernel guest
+distribution-guest: $(addprefix $(distribution)/,$(guest_files))
+	@ln -sfn $(KERNEL_PACKAGE) $(guest)/distribution
+
+# Quick when the cache has it; $(1) are further options.
+small_kernel = $(release)/kata-image kernel $(1) --vmlinuz=$(small)/vmlinuz.container --output=$(small)/vmlinux.container
+
+kernel: $(release)/kata-image
+	@mk/require-packages $(kernel_build_packages)
+	@apt-cache show linux-source-6.12 >/dev/null 2>&1 || ((EUID)) || apt-get update --quiet=2
+	@$(call small_kernel)
+
+# Works with any kernel.
+$(image): $(agent) $(release)/kata-image
+	@$(release)/kata-image rootfs --agent=$(agent) --file-system=ext4 --output=$@
+
+# What is cheap is made at each call; what is the same is not installed again.
+guest: $(release)/kata-image $(agent) $(image)
+	@kind='$(GUEST_KERNEL)'; \
+	if [[ $$kind == auto ]]; then \
+	    kind=distribution; \
+	    if $(call small_kernel,--only-cached) >/dev/null 2>&1; then kind=small; fi; \
+	fi; \
+	case $$kind in \
+	small) \
+	    if [[ '$(GUEST_KERNEL)' == small ]]; then $(MAKE) kernel; fi; \
+	    $(release)/kata-image initrd --agent=$(agent) --output=$(small)/kata-containers-initrd.img; \
+	    ln -sfn small $(chosen) ;; \
+	distribution) \
+	    $(MAKE) distribution-guest; \
+	    ln -sfn $(KERNEL_PACKAGE) $(chosen) ;; \
+	*) echo 'GUEST_KERNEL must be auto, small or distribution' >&2; exit 1 ;; \
+	esac
 
 # --- Installing -----------------------------------------------------------------------------------
 
@@ -85,7 +129,7 @@ config := share/defaults/kata-containers/configuration.toml
 public_programs := containerd-shim-kata-v2 kata-runtime
 private_programs := kata-proxy kata-shim kata-virtiofsd
 installed := $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-containers/,$(private_programs)) \
-    share/kata-containers/vmlinux.container share/kata-containers/kata-containers-initrd.img $(config) \
+    $(addprefix share/kata-containers/,$(guest_files) $(notdir $(image))) $(config) \
     $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target)
 
 # $(call install-into,DIRECTORY,PREFIX): what is built, into DIRECTORY, configured for PREFIX.
@@ -93,7 +137,7 @@ installed := $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-conta
 define install-into
 @install -C -D -m 755 $(addprefix $(release)/,$(public_programs)) -t $(1)/bin
 @install -C -D -m 755 $(addprefix $(release)/,$(private_programs)) -t $(1)/libexec/kata-containers
-@install -C -D -m 644 $(vmlinux) $(initrd) -t $(1)/share/kata-containers
+@install -C -D -m 644 $(addprefix $(chosen)/,$(guest_files)) $(image) -t $(1)/share/kata-containers
 @install -C -D -m 755 $(agent) -t $(1)/share/kata-containers/guest
 @install -C -D -m 644 bin/kata-agent/systemd/kata-agent.service bin/kata-agent/systemd/kata-containers.target -t $(1)/share/kata-containers/guest
 @$(release)/xtask default-config --prefix $(2) >$(build)/configuration.toml
@@ -103,7 +147,7 @@ endef
 
 # Installs what `make` has built, so that root needs no Rust; builds only if nothing was built yet.
 .PHONY: install uninstall
-install: $(if $(wildcard $(initrd)),,all)
+install: $(if $(wildcard $(addprefix $(chosen)/,$(guest_files))),,all)
 	$(call install-into,$(DESTDIR)$(PREFIX),$(PREFIX))
 
 uninstall:
@@ -133,7 +177,7 @@ check: build-deps
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-host-vm --package=kata-qemu --lib
 
 .PHONY: test
-test: check all engines
+test: check kernel all distribution-guest engines
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --test='*'
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-guest-tests --test='*' -- --test-threads=2
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test='*' -- --test-threads=2

@@ -11,8 +11,11 @@ use crate::tree::{Kind, Tree};
 /// A fixed name of the file system: it decides the order of large directories.
 const UUID: [u8; 16] = *b"kata-containers\0";
 /// What the file system's own tables and its journal take, beside the files.
-const OVERHEAD: u64 = 16 << 20;
+const OVERHEAD: u64 = 6 << 20;
+/// The smallest in which the journal has its place.
+const SMALLEST: u64 = 16 << 20;
 const BLOCK: u64 = 4096;
+const JOURNAL_BLOCKS: u32 = 1024;
 
 /// The image of a tree, with times at the epoch.
 pub(crate) fn image(tree: &Tree) -> io::Result<Vec<u8>> {
@@ -27,6 +30,8 @@ pub(crate) fn image(tree: &Tree) -> io::Result<Vec<u8>> {
         Options::new((content + content / 8 + OVERHEAD).next_multiple_of(1 << 20), UUID, 0);
     options.label = Some("kata-containers".to_owned());
     options.reserved_percent = 0;
+    // Nobody writes to it, so that the smallest journal does.
+    options.journal_blocks = Some(JOURNAL_BLOCKS);
     let mut builder = FsBuilder::new(options).map_err(io::Error::other)?;
     let mut directories = BTreeMap::from([("", ROOT)]);
     let mut files = Vec::new();
@@ -54,7 +59,8 @@ pub(crate) fn image(tree: &Tree) -> io::Result<Vec<u8>> {
     let layout = builder.seal().map_err(io::Error::other)?;
     let mut sink = VecSink::default();
     let mut writer = layout.writer(&mut sink).map_err(io::Error::other)?;
-    for (handle, content) in files {
+    // A file without bytes has no place on the disk.
+    for (handle, content) in files.into_iter().filter(|(_, content)| !content.is_empty()) {
         writer.fill(handle, &mut &content[..]).map_err(io::Error::other)?;
     }
     writer.finish().map_err(io::Error::other)?;

@@ -15,6 +15,7 @@
 //! | variable | means |
 //! |---|---|
 //! | `KATA_E2E_PREFIX` | where the programs under test are installed; default: `build/stage/usr/local` of this checkout |
+//! | `KATA_E2E_CONFIG` | the configuration file of tests that bring none of their own: another guest kernel, an image, ... |
 //! | `KATA_E2E_RUNTIME=runc` | runs the tests under runc, to test the tests; what only a VM can show is left out |
 //! | `KATA_E2E_LOG` | level of containerd's log, which also is the shims'; default `info` |
 //! | `KATA_E2E_PATIENCE` | multiplies every deadline; default 1 |
@@ -54,7 +55,7 @@ pub use mark::Mark;
 pub use packages::{PackageRoot, Suite};
 pub use process::{Part, Process, await_part, parts_of};
 pub use run::Run;
-pub use runtime::{Installation, Runtime, only_a_vm};
+pub use runtime::{GuestKernel, Installation, Runtime, guest_agent, only_a_vm};
 pub use scenario::{Scenario, scenario};
 pub use spec::Spec;
 pub use stream::Stream;

@@ -104,6 +104,12 @@ impl Installation {
         self.assets().join("kata-containers-initrd.img")
     }
 
+    /// The guest's rootfs image.
+    #[must_use]
+    pub fn image(&self) -> PathBuf {
+        self.assets().join("kata-containers.img")
+    }
+
     /// An error that names the first file that is missing.
     pub fn check(&self) -> Result<()> {
         for file in [self.shim(), self.kernel(), self.initrd()] {
@@ -112,6 +118,46 @@ impl Installation {
         }
         Ok(())
     }
+}
+
+/// The guest kernels that `make` and `make kernel` have built in this checkout, each in a directory with the initial ramdisk that
+/// goes with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestKernel {
+    /// The small one, which has everything built in.
+    Small,
+    /// The distribution's, whose drivers are modules.
+    Distribution,
+}
+
+impl GuestKernel {
+    /// Its uncompressed form.
+    #[must_use]
+    pub fn vmlinux(self) -> PathBuf {
+        self.directory().join("vmlinux.container")
+    }
+
+    /// Its initial ramdisk.
+    #[must_use]
+    pub fn initrd(self) -> PathBuf {
+        self.directory().join("kata-containers-initrd.img")
+    }
+
+    fn directory(self) -> PathBuf {
+        let name = match self {
+            Self::Small => "small",
+            Self::Distribution => "distribution",
+        };
+        checkout().join("build/guest").join(name)
+    }
+}
+
+/// The agent as `make` has built it for guests.
+#[must_use]
+pub fn guest_agent() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| checkout().join("target"), PathBuf::from);
+    target.join(format!("{}-unknown-linux-gnu/guest/kata-agent", std::env::consts::ARCH))
 }
 
 /// The top folder of this checkout.

@@ -36,9 +36,13 @@ impl Default for Scenario {
 }
 
 impl Scenario {
-    /// The machine's containerd and the installed configuration.
+    /// The machine's containerd, and the configuration that `KATA_E2E_CONFIG` names, else the installed one.
     pub fn new() -> Self {
-        Self { daemon: Daemon::of_this_machine(), environment: Vec::new() }
+        let scenario = Self { daemon: Daemon::of_this_machine(), environment: Vec::new() };
+        match std::env::var_os("KATA_E2E_CONFIG") {
+            Some(file) => scenario.configuration(Path::new(&file)),
+            None => scenario,
+        }
     }
 
     /// Another release of containerd.

@@ -1,0 +1,138 @@
+//! Whatever a guest boots, a container is a container: small kernel and distribution's, initial ramdisk and image; and an image that was
+//! tampered with boots nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Containerd, Deadline, GuestKernel, Installation, Scenario, guest_agent, only_a_vm};
+use kata_rootfs::{FileSystem, RootfsOptions, build_rootfs};
+use tempfile::TempDir;
+
+/// How soon a guest that refuses its image must be told.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A configuration that boots this kernel from this root.
+fn configuration(kernel: GuestKernel, root: &str) -> Result<(TempDir, PathBuf)> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("configuration.toml");
+    let kernel = kernel.vmlinux();
+    let text = format!("[hypervisor.qemu]\nkernel = \"{}\"\n{root}", kernel.display());
+    fs::write(&file, text)?;
+    Ok((directory, file))
+}
+
+fn works(kernel: GuestKernel, root: &str) -> Result<()> {
+    if !only_a_vm("guest kernels and images") {
+        return Ok(());
+    }
+    let (_directory, file) = configuration(kernel, root)?;
+    Scenario::new().configuration(&file).run(|containerd| {
+        let release = containerd.run(["uname", "-r"]).output()?.success()?;
+        let is_small = release.trim_end().ends_with("-kata");
+        ensure!(is_small == (kernel == GuestKernel::Small), "the guest runs {release}");
+        is_a_container(containerd)
+    })
+}
+
+/// A little of everything that needs the guest's kernel: exit codes, files of the host, file systems in memory, a second process,
+/// limits, device rules, signals.
+fn is_a_container(containerd: &Containerd) -> Result<()> {
+    let container = containerd.run(["sleep", "1000"]).start()?;
+    let said = |script: &str| container.shell(script).output()?.success();
+    assert_eq!(said("echo words >/file && cat /file")?, "words\n");
+    assert_eq!(said("echo more >/dev/shm/file && cat /dev/shm/file")?, "more\n");
+    assert_eq!(said("cat /proc/1/comm")?, "sleep\n");
+    assert_eq!(said("grep -c lo: /proc/net/dev")?, "1\n");
+    assert_eq!(container.shell("exit 7").output()?.code, 7);
+    container.pause()?;
+    container.resume()?;
+    container.remove()
+}
+
+#[test]
+fn small_kernel_boots_from_its_initrd() -> Result<()> {
+    works(GuestKernel::Small, &initrd(GuestKernel::Small))
+}
+
+#[test]
+fn small_kernel_boots_from_an_image() -> Result<()> {
+    works(GuestKernel::Small, &image(&Installation::under_test().image()))
+}
+
+#[test]
+fn distributions_kernel_boots_from_its_initrd() -> Result<()> {
+    works(GuestKernel::Distribution, &initrd(GuestKernel::Distribution))
+}
+
+#[test]
+fn distributions_kernel_boots_from_an_image_with_drivers() -> Result<()> {
+    let drivers = GuestKernel::Distribution.initrd();
+    let image = image(&Installation::under_test().image());
+    works(GuestKernel::Distribution, &format!("{image}image_drivers = \"{}\"\n", drivers.display()))
+}
+
+fn initrd(kernel: GuestKernel) -> String {
+    format!("initrd = \"{}\"\n", kernel.initrd().display())
+}
+
+fn image(file: &Path) -> String {
+    format!("image = \"{}\"\n", file.display())
+}
+
+/// An image with a hash tree, and a configuration that demands it. `tamper` changes the disk after the root hash was taken.
+fn checked_image(tamper: impl FnOnce(&mut Vec<u8>)) -> Result<(TempDir, String)> {
+    let directory = tempfile::tempdir()?;
+    let agent = fs::read(guest_agent()).context("there is no agent; run `make`")?;
+    let options = RootfsOptions {
+        agent: &agent,
+        packages: &[],
+        file_system: FileSystem::Erofs,
+        verity: true,
+    };
+    let mut built = build_rootfs(&options)?;
+    tamper(&mut built.disk);
+    let file = directory.path().join("checked.img");
+    fs::write(&file, &built.disk)?;
+    let verity = built.verity.context("an image with a hash tree has a root hash")?;
+    let params = verity.kernel_verity_params();
+    let rest = format!("rootfs_type = \"erofs\"\nkernel_verity_params = \"{params}\"\n");
+    Ok((directory, image(&file) + &rest))
+}
+
+#[test]
+fn checked_image_boots_as_long_as_it_is_what_it_was() -> Result<()> {
+    let (_directory, root) = checked_image(|_| {})?;
+    works(GuestKernel::Small, &root)
+}
+
+#[test]
+fn image_that_was_tampered_with_is_refused_with_a_sentence() -> Result<()> {
+    // In the middle of the agent, where nothing but the hash could tell.
+    let (_directory, root) = checked_image(|disk| {
+        let middle = (1 << 20) + (2 << 20);
+        disk[middle] ^= 1;
+    })?;
+    is_refused(GuestKernel::Small, &root, "kernel_verity_params")
+}
+
+#[test]
+fn kernel_that_cannot_check_its_image_does_not_boot_it() -> Result<()> {
+    let (_directory, root) = checked_image(|_| {})?;
+    // It has neither the driver of the disk nor what makes the checked device, and says that there is no root.
+    is_refused(GuestKernel::Distribution, &root, "panic")
+}
+
+fn is_refused(kernel: GuestKernel, root: &str, word: &str) -> Result<()> {
+    if !only_a_vm("images") {
+        return Ok(());
+    }
+    let (_directory, file) = configuration(kernel, root)?;
+    Scenario::new().configuration(&file).run(|containerd| {
+        let client = containerd.run(["true"]).attach()?;
+        let error = client.wait_until(Deadline::after(PATIENCE))?.failure()?;
+        ensure!(error.contains(word), "{word:?} is not in: {error}");
+        Ok(())
+    })
+}
