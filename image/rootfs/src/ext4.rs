@@ -26,8 +26,8 @@ pub(crate) fn image(tree: &Tree) -> io::Result<Vec<u8>> {
             _ => BLOCK,
         })
         .sum();
-    let mut options =
-        Options::new((content + content / 8 + OVERHEAD).next_multiple_of(1 << 20), UUID, 0);
+    let size = (content + content / 8 + OVERHEAD).max(SMALLEST).next_multiple_of(1 << 20);
+    let mut options = Options::new(size, UUID, 0);
     options.label = Some("kata-containers".to_owned());
     options.reserved_percent = 0;
     // Nobody writes to it, so that the smallest journal does.
