@@ -80,6 +80,9 @@ async fn boot_parts(
     times: &Recorder,
 ) -> Result<Parts, BootError> {
     *network = SandboxNetwork::open(&plan.network, footprint).await?;
+    if network.is_some() {
+        times.stamp(Stage::NetworkReady);
+    }
     let spec = vm_spec(plan, network.as_mut());
     let share = Share::create(&plan.vm.run_dir)?;
     for mount in &plan.sandbox_mounts {

@@ -16,6 +16,8 @@ pub enum Stage {
     PlanReady,
     /// The sandbox's directory and cgroup are there.
     FootprintMade,
+    /// The sandbox's network is joined to devices for the VM, where it has one.
+    NetworkReady,
     /// The file server was executed. Its socket takes connections.
     FileServerExecuted,
     /// The VMM was executed.
@@ -90,6 +92,7 @@ impl Span {
         span(Lane::Shim, "starts its server", Stage::ShimAsked, Stage::ServerUp),
         span(Lane::Shim, "plans", Stage::CreateAsked, Stage::PlanReady),
         span(Lane::Shim, "directory, cgroup", Stage::PlanReady, Stage::FootprintMade),
+        span(Lane::Shim, "network", Stage::FootprintMade, Stage::NetworkReady),
         span(Lane::Shim, "shares files", Stage::SandboxCreated, Stage::StorageShared),
         span(Lane::FileServer, "gets ready", Stage::FileServerExecuted, Stage::VmmGreeted),
         span(Lane::Vmm, "builds the machine", Stage::VmmExecuted, Stage::KernelEntered),
@@ -141,6 +144,7 @@ impl Stage {
             Self::CreateAsked => "container asked for",
             Self::PlanReady => "plan ready",
             Self::FootprintMade => "directory and cgroup made",
+            Self::NetworkReady => "network ready",
             Self::FileServerExecuted => "file server executed",
             Self::VmmExecuted => "VMM executed",
             Self::VmmGreeted => "VMM said hello",

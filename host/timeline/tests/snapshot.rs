@@ -13,6 +13,7 @@ const START: &[(Stage, u64)] = &[
     (Stage::CreateAsked, 310),
     (Stage::PlanReady, 362),
     (Stage::FootprintMade, 371),
+    (Stage::NetworkReady, 389),
     (Stage::FileServerExecuted, 402),
     (Stage::VmmExecuted, 451),
     (Stage::VmmGreeted, 1150),
