@@ -70,7 +70,7 @@ struct RootParams<'a> {
 /// `None` when the initramfs is all there is. Of several words of one name the last counts, as it does for the kernel.
 fn params(cmdline: &str) -> Option<RootParams<'_>> {
     let words = || cmdline.split_ascii_whitespace();
-    let last = |name: &str| words().filter_map(|word| word.strip_prefix(name)).last();
+    let last = |name: &str| words().filter_map(|word| word.strip_prefix(name)).next_back();
     Some(RootParams {
         device: last("root=")?,
         fstype: last("rootfstype="),
