@@ -73,7 +73,7 @@ pub(crate) enum Command {
     /// Create, start, wait, and delete.
     Run(RunArgs),
     /// Run one more process in a container.
-    Exec(ExecArgs),
+    Exec(Box<ExecArgs>),
     /// List containers.
     List(ListArgs),
     /// List the host's processes that stand for a container's.

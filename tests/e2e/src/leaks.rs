@@ -25,7 +25,7 @@ use crate::mark::Mark;
 use crate::process::{self, Process};
 use crate::watch::Watch;
 
-pub(crate) use cgroups::remove as remove_cgroups;
+pub(crate) use cgroups::{left as cgroups_of_containers, remove as remove_cgroups};
 pub(crate) use files::remove as remove_files;
 
 /// How long things may take to go after the engine has said that they are gone.

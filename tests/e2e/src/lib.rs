@@ -24,6 +24,7 @@
 //! | `KATA_E2E_BOOTS` | boots in a row under load; default 5 |
 
 mod client;
+mod command_line;
 mod container;
 mod containerd;
 mod deadline;
@@ -45,6 +46,7 @@ mod watch;
 mod wire;
 
 pub use client::{Client, Input, Output};
+pub use command_line::CommandLine;
 pub use container::{Container, Exec};
 pub use containerd::{Containerd, Daemon};
 pub use deadline::{Deadline, number_from};

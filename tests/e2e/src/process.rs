@@ -23,6 +23,10 @@ pub enum Part {
     FileServer,
     /// The shim's server.
     Shim,
+    /// The owner of a sandbox without a shim.
+    Proxy,
+    /// What stands for a process on the host.
+    StandIn,
 }
 
 impl Part {
@@ -33,6 +37,8 @@ impl Part {
             Self::Vmm => "qemu-system-",
             Self::FileServer => "kata-virtiofsd",
             Self::Shim => "containerd-shim-",
+            Self::Proxy => "kata-proxy",
+            Self::StandIn => "kata-shim",
         }
     }
 }

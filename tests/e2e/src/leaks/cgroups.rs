@@ -14,7 +14,7 @@ const DEPTH: usize = 6;
 
 /// The cgroups of containers and sandboxes. A cgroup that is named like the engine's namespace is the engine's own (runc leaves it, too),
 /// and goes with the fixture.
-pub(super) fn left(mark: &Mark) -> Vec<String> {
+pub(crate) fn left(mark: &Mark) -> Vec<String> {
     let own = format!("ns-{mark}");
     let left = find(mark).into_iter().filter(|path| !path.ends_with(&own));
     left.map(|path| format!("cgroup: {}", path.display())).collect()

@@ -136,15 +136,6 @@ pub(super) fn not_carried() -> Vec<(&'static str, Value)> {
             ),
         ),
         (
-            "linux.seccomp.defaultErrnoRet",
-            linux(
-                "seccomp",
-                json!({
-                    "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38
-                }),
-            ),
-        ),
-        (
             "linux.seccomp.listenerPath",
             linux(
                 "seccomp",

@@ -147,13 +147,16 @@ fn what_the_protocol_cannot_carry_is_refused_by_name() {
 }
 
 #[test]
-fn the_default_error_may_be_the_default() {
-    for seccomp in [
-        json!({ "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1 }),
-        json!({ "defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 38 }),
+fn the_default_error_arrives_where_it_counts() {
+    for (seccomp, arrives) in [
+        (json!({ "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38 }), Some(38)),
+        (json!({ "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1 }), None),
+        (json!({ "defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 38 }), None),
     ] {
         let spec: spec::Spec = parse(json!({ "linux": { "seccomp": seccomp } }));
-        assert!(spec_to_wire(&spec).is_ok());
+        let guest = spec_from_wire(spec_to_wire(&spec).unwrap()).unwrap();
+        let seccomp = guest.linux().as_ref().unwrap().seccomp().as_ref().unwrap();
+        assert_eq!(seccomp.default_errno_ret(), arrives);
     }
 }
 

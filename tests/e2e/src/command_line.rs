@@ -1,0 +1,168 @@
+//! The OCI command line by hand: a bundle, a root of its own, and a runtime that is called as a shell would call it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::client::{self, Client, Input, Output};
+use crate::image::Image;
+use crate::mark::Mark;
+use crate::process::{Process, marked};
+use crate::runtime::{Installation, Runtime};
+use crate::spec::Spec;
+
+/// One runtime with a directory of its own for bundles and state. What carries its mark must be gone in the end.
+#[derive(Debug)]
+pub struct CommandLine {
+    runtime: Runtime,
+    mark: Mark,
+    directory: TempDir,
+}
+
+impl CommandLine {
+    /// Runs `test`, and checks that no process, mount, cgroup or state is left.
+    pub fn scenario(runtime: Runtime, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        if runtime == Runtime::Kata {
+            Installation::under_test().check()?;
+        }
+        let mark = Mark::unique();
+        let directory = tempfile::Builder::new()
+            .prefix(&format!("kata-{mark}-"))
+            .tempdir()
+            .context("cannot make a directory")?;
+        Image::unpack(&directory.path().join("rootfs"))?;
+        let host = Self { runtime, mark, directory };
+        test(&host)?;
+        host.nothing_is_left()
+    }
+
+    /// An id that carries the mark.
+    #[must_use]
+    pub fn id(&self, name: &str) -> String {
+        format!("{name}-{}", self.mark)
+    }
+
+    /// Makes a bundle whose container runs a shell with `script`.
+    pub fn bundle(
+        &self,
+        name: &str,
+        script: &str,
+        change: impl FnOnce(Spec) -> Spec,
+    ) -> Result<PathBuf> {
+        let bundle = self.directory.path().join(format!("bundle-{name}"));
+        fs::create_dir_all(&bundle).context("cannot make a bundle")?;
+        let spec = Spec::new(&self.directory.path().join("rootfs"), &["sh", "-c", script]);
+        change(spec).write(
+            &bundle.join("config.json"),
+            &format!("ns-{}", self.mark),
+            &self.id(name),
+        )?;
+        Ok(bundle)
+    }
+
+    /// A path for a file of the test.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The runtime with these arguments, its root before them.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let program = match self.runtime {
+            Runtime::Kata => Installation::under_test().bin().join("kata-runtime"),
+            Runtime::Runc => "runc".into(),
+        };
+        let mut command = Command::new(program);
+        command.arg("--root").arg(self.file("state")).args(args);
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn call(&self, args: &[&str]) -> Result<Output> {
+        client::run(self.command(args))
+    }
+
+    /// Runs it to its end, which must be a good one.
+    pub fn succeed(&self, args: &[&str]) -> Result<String> {
+        self.call(args)?.success().with_context(|| args.join(" "))
+    }
+
+    /// Creates a container from a bundle. Its output goes to the file `<name>.out`; the pid file is `<name>.pid`.
+    pub fn create(&self, name: &str, bundle: &Path) -> Result<()> {
+        let out =
+            fs::File::create(self.file(&format!("{name}.out"))).context("cannot make a file")?;
+        let pid_file = self.file(&format!("{name}.pid"));
+        let mut command = self.command(&["create", "--bundle"]);
+        command.arg(bundle).arg("--pid-file").arg(pid_file).arg(self.id(name));
+        command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        let status = command.status().context("cannot run the runtime")?;
+        let said = self.output_of(name);
+        ensure!(status.success(), "create has failed: {said}");
+        Ok(())
+    }
+
+    /// What the container has written so far.
+    #[must_use]
+    pub fn output_of(&self, name: &str) -> String {
+        fs::read_to_string(self.file(&format!("{name}.out"))).unwrap_or_default()
+    }
+
+    /// What `state` says; an error is the word `gone`.
+    pub fn status(&self, name: &str) -> Result<String> {
+        let output = self.call(&["state", &self.id(name)])?;
+        if output.code != 0 {
+            return Ok("gone".to_owned());
+        }
+        let state: Value = serde_json::from_str(&output.text()).context("the state is no JSON")?;
+        Ok(state["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The pid in the pid file, which must hold nothing else.
+    pub fn pid(&self, name: &str) -> Result<u32> {
+        let text = fs::read_to_string(self.file(&format!("{name}.pid")))?;
+        text.parse().with_context(|| format!("the pid file holds {text:?}"))
+    }
+
+    /// Starts it with its streams in the test's hands.
+    pub fn attach(&self, args: &[&str], input: Input) -> Result<Client> {
+        Client::spawn(self.command(args), input)
+    }
+
+    /// The processes of its sandboxes.
+    pub fn processes(&self) -> Result<Vec<Process>> {
+        marked(&self.mark)
+    }
+
+    fn nothing_is_left(&self) -> Result<()> {
+        let processes = self.processes()?;
+        if !processes.is_empty() {
+            let all: Vec<_> = processes.iter().map(Process::describe).collect();
+            bail!("left behind:\n{}", all.join("\n"));
+        }
+        let mounts =
+            fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+        ensure!(!self.mark.is_in(mounts.as_bytes()), "a mount is left behind");
+        let cgroups = crate::leaks::cgroups_of_containers(&self.mark);
+        ensure!(cgroups.is_empty(), "left behind: {cgroups:?}");
+        crate::leaks::remove_cgroups(&self.mark);
+        let state = self.succeed(&["list", "-q"])?;
+        ensure!(state.is_empty(), "still known: {state}");
+        for place in [Path::new("/run/kata").to_owned(), self.file("state/.sandboxes")] {
+            let entries = fs::read_dir(&place).into_iter().flatten().flatten();
+            for entry in entries {
+                let name = entry.file_name();
+                ensure!(
+                    !self.mark.is_in(name.as_encoded_bytes()),
+                    "{name:?} is left in {}",
+                    place.display()
+                );
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,202 @@
+//! The OCI command line as a shell calls it, compared with runc's, and what its callers trip over.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kata_e2e::{CommandLine, Deadline, Input, Part, Runtime, only_a_vm};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+const SLEEP: &str = "echo up; exec sleep 1000";
+
+/// What both runtimes do in every order of commands: the exit code, and the words that callers look for.
+fn orders(host: &CommandLine) -> Result<Vec<(String, i32, String)>> {
+    let id = host.id("c");
+    let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+    let mut seen = Vec::new();
+    let mut call = |args: &[&str]| -> Result<()> {
+        let output = host.call(args)?;
+        let said = output.error_text();
+        let message = said.split("msg=").last().unwrap_or_default().trim().replace(&id, "ID");
+        seen.push((args[0].to_owned(), output.code, message.trim_matches('"').to_owned()));
+        Ok(())
+    };
+    call(&["state", &id])?;
+    call(&["delete", &id])?;
+    call(&["delete", "--force", &id])?;
+    call(&["kill", &id, "KILL"])?;
+    host.create("c", &bundle)?;
+    call(&["start", &id])?;
+    call(&["delete", &id])?;
+    call(&["resume", &id])?;
+    call(&["exec", &id, "sh", "-c", "exit 7"])?;
+    call(&["kill", &id, "NONSENSE"])?;
+    call(&["kill", &id, "9"])?;
+    let stopped = Deadline::for_command();
+    while host.status("c")? != "stopped" {
+        assert!(!stopped.remaining().is_zero(), "it does not stop");
+        std::thread::yield_now();
+    }
+    call(&["kill", &id, "15"])?;
+    call(&["kill", "--all", &id, "9"])?;
+    call(&["pause", &id])?;
+    call(&["delete", &id])?;
+    call(&["state", &id])?;
+    Ok(seen)
+}
+
+#[test]
+fn every_order_of_commands_ends_as_with_runc() -> Result<()> {
+    let of = |runtime| {
+        let mut seen = Vec::new();
+        CommandLine::scenario(runtime, |host| {
+            seen = orders(host)?;
+            Ok(())
+        })?;
+        Ok::<_, anyhow::Error>(seen)
+    };
+    let (kata, runc) = (of(Runtime::Kata)?, of(Runtime::Runc)?);
+    for (kata, runc) in kata.iter().zip(&runc) {
+        assert_eq!((&kata.0, kata.1), (&runc.0, runc.1), "{} / {}", kata.2, runc.2);
+    }
+    // The words that engines look for.
+    for (ours, theirs) in kata.iter().zip(&runc) {
+        for words in [
+            "does not exist",
+            "container not running",
+            "that is not stopped",
+            "container not paused",
+        ] {
+            assert_eq!(ours.2.contains(words), theirs.2.contains(words), "{ours:?} / {theirs:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_are_one_object_in_a_json_log() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let log = host.file("log.json");
+        let mut command = host.command(&["--log-format=json", "--log"]);
+        command.arg(&log).args(["start", "no-such-container"]).stderr(Stdio::null());
+        assert_eq!(command.status()?.code(), Some(1));
+        let record: Value = serde_json::from_str(&fs::read_to_string(log)?)?;
+        assert_eq!(
+            (&record["level"], &record["msg"]),
+            (&json!("error"), &json!("container does not exist"))
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn run_passes_streams_and_status_on() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle = host.bundle("c", "cat; echo err >&2; exit 42", |spec| spec)?;
+        let bundle = bundle.display().to_string();
+        let client = host
+            .attach(&["run", "--bundle", &bundle, &host.id("c")], Input::Bytes(b"in".to_vec()))?;
+        let output = client.wait()?;
+        assert_eq!(
+            (output.code, output.text(), output.error_text()),
+            (42, "in".into(), "err\n".into())
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn whichever_part_is_killed_the_container_ends_and_can_be_deleted() -> Result<()> {
+    if !only_a_vm("parts that can be killed") {
+        return Ok(());
+    }
+    for part in [Part::Proxy, Part::StandIn, Part::Vmm] {
+        CommandLine::scenario(Runtime::Kata, |host| {
+            let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+            host.create("c", &bundle)?;
+            host.succeed(&["start", &host.id("c")])?;
+            let processes = host.processes()?;
+            let victim =
+                processes.iter().find(|one| one.is(part)).context("there is no such part")?;
+            victim.signal(Signal::KILL)?;
+            for process in &processes {
+                let ended = process.ends(Deadline::after(Duration::from_secs(20)))?;
+                assert!(ended, "{part:?} was killed, and this lives on: {}", process.describe());
+            }
+            assert_eq!(host.status("c")?, "stopped");
+            host.succeed(&["delete", &host.id("c")])?;
+            host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+        })
+        .with_context(|| format!("{part:?} was killed"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn host_hooks_run_in_their_order_and_see_the_containers_network() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let log = host.file("hooks");
+        let hook = |name: &str, script: &str| {
+            let script = format!("echo {name} >>{0}; {script}", log.display());
+            json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
+        };
+        let netns = format!(
+            "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); \
+             [ $(readlink /proc/$pid/ns/net) != $(readlink /proc/self/ns/net) ] && echo own >>{}",
+            log.display()
+        );
+        let bundle = host.bundle("c", "true", |spec| {
+            spec.set("/hooks/prestart", hook("prestart", &netns))
+                .set("/hooks/poststart", hook("poststart", ""))
+                .set("/hooks/poststop", hook("poststop", ""))
+        })?;
+        host.succeed(&["run", "--bundle", &bundle.display().to_string(), &host.id("c")])?;
+        assert_eq!(fs::read_to_string(&log)?, "prestart\nown\npoststart\npoststop\n");
+        Ok(())
+    })
+}
+
+#[test]
+fn state_is_quick_and_the_stand_in_small() -> Result<()> {
+    if !only_a_vm("a stand-in") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        let processes = host.processes()?;
+        let resident = |part| {
+            let process = processes.iter().find(|one| one.is(part)).context("there is none")?;
+            process.resident_kib()
+        };
+        assert!(resident(Part::StandIn)? <= 4 << 10, "kata-shim: {} KiB", resident(Part::StandIn)?);
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+#[test]
+fn the_stand_in_forwards_signals() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle =
+            host.bundle("c", "trap 'exit 9' USR1; echo up; while :; do sleep 0.1; done", |spec| {
+                spec
+            })?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        let deadline = Deadline::for_command();
+        while !host.output_of("c").contains("up") {
+            assert!(!deadline.remaining().is_zero(), "it says nothing");
+            std::thread::yield_now();
+        }
+        let pid = Pid::from_raw(host.pid("c")?.cast_signed()).context("a pid is positive")?;
+        kill_process(pid, Signal::USR1).context("cannot signal")?;
+        while host.status("c")? != "stopped" {
+            assert!(!deadline.remaining().is_zero(), "it does not end");
+            std::thread::yield_now();
+        }
+        host.succeed(&["delete", &host.id("c")]).map(drop)
+    })
+}
