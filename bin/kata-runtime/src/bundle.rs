@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use kata_host_runtime::{ContainerRole, role_of};
-use kata_shim_api::stand_in::NetworkNamespace;
+use kata_shim_api::stand_in::{NetworkNamespace, Shown};
 use oci_spec::runtime::{Hook, LinuxNamespaceType, Spec};
 
 /// A bundle that was read.
@@ -80,6 +80,25 @@ impl Bundle {
     pub(crate) fn rootfs(&self) -> PathBuf {
         let path = self.spec.root().as_ref().map(|root| root.path().clone());
         self.path.join(path.unwrap_or_else(|| "rootfs".into()))
+    }
+
+    /// What whoever enters the stand-in's mount namespace sees: the root file system, and the directories and files of the host in it.
+    pub(crate) fn shown(&self) -> Vec<Shown> {
+        let root = self.spec.root().as_ref();
+        let root = Shown {
+            source: self.rootfs(),
+            target: "/".into(),
+            readonly: root.and_then(|root| root.readonly()).unwrap_or_default(),
+        };
+        let binds = self.spec.mounts().iter().flatten().filter_map(|mount| {
+            let options = mount.options().as_deref().unwrap_or_default();
+            let has = |name: &str| options.iter().any(|option| option == name);
+            let is_bind = mount.typ().as_deref() == Some("bind") || has("bind") || has("rbind");
+            let source = self.path.join(mount.source().as_ref().filter(|_| is_bind)?);
+            let target = mount.destination().clone();
+            Some(Shown { source, target, readonly: has("ro") })
+        });
+        [root].into_iter().chain(binds).collect()
     }
 
     pub(crate) fn hooks(&self) -> HostHooks {

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -138,10 +138,16 @@ impl StandIn {
         Ok(Self { control: Some(ours), child: Some(child), identity, proxy })
     }
 
-    /// Tells it that its process exists. It lives on by itself from now on, and is to be waited for by whoever wants its status.
+    /// Tells it that its process exists, and waits until it shows the container's file system. It lives on by itself from now on, and is
+    /// to be waited for by whoever wants its status.
     pub(crate) fn go(mut self) -> Result<Child> {
         if let Some(mut control) = self.control.take() {
             control.write_all(b"go\n").context("kata-shim has gone away")?;
+            let mut answer = String::new();
+            control.read_to_string(&mut answer).context("kata-shim has gone away")?;
+            if let Some(sentence) = answer.strip_prefix("error ") {
+                bail!("{}", sentence.trim_end());
+            }
         }
         self.child.take().context("kata-shim was not started")
     }

@@ -7,18 +7,26 @@ mod output;
 mod preparation;
 mod session;
 mod signals;
+mod view;
 
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{ExitCode, exit};
+use std::sync::mpsc;
+use std::thread;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use kata_linux::descriptors;
 use kata_shim_api::stand_in::{self, Order};
 
+use preparation::Prepared;
+
 /// What remains of a process whose sandbox has died: 128 + SIGKILL.
 const KILLED: u32 = 137;
+
+/// What the session's thread needs for requests and their answers.
+const STACK: usize = 256 << 10;
 
 fn main() -> ExitCode {
     if env::args().nth(1).is_some_and(|word| word.trim_start_matches('-') == "version") {
@@ -45,7 +53,7 @@ fn run() -> anyhow::Result<u8> {
         Ok(prepared) => prepared,
         Err(error) => {
             // kata-runtime says it to its user.
-            let _ = writeln!(control, "error {}", format!("{error:#}").replace('\n', " "));
+            let _ = writeln!(control, "error {}", one_line(&error));
             return Ok(1);
         }
     };
@@ -56,6 +64,33 @@ fn run() -> anyhow::Result<u8> {
         session::abandon(&order, &prepared);
         return Ok(1);
     }
+    stand(order, prepared, control)
+}
+
+/// The work is done by a thread with the host's view, while this one, by which the process is known, has the container's.
+fn stand(order: Order, prepared: Prepared, mut control: UnixStream) -> anyhow::Result<u8> {
+    let (shown, is_shown) = mpsc::channel();
+    let mounts = order.mounts.clone();
+    let worker =
+        thread::Builder::new().name("session".to_owned()).stack_size(STACK).spawn(move || {
+            if is_shown.recv() == Ok(true) {
+                return session::stand(&order, prepared);
+            }
+            session::abandon(&order, &prepared);
+            1
+        });
+    let worker = worker.context("cannot start a thread")?;
+    let view = view::show(&mounts);
+    if let Err(error) = &view {
+        let _ = writeln!(control, "error {}", one_line(error));
+    }
+    // Its end is what kata-runtime waits for.
     drop(control);
-    Ok(session::stand(&order, prepared))
+    // The worker waits for this word, and ends in no other way before it.
+    let _ = shown.send(view.is_ok());
+    worker.join().map_err(|_| anyhow!("the session's thread panicked"))
+}
+
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
 }

@@ -1,6 +1,7 @@
 //! The OCI command line as a shell calls it, compared with runc's, and what its callers trip over.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -198,5 +199,31 @@ fn the_stand_in_forwards_signals() -> Result<()> {
             std::thread::yield_now();
         }
         host.succeed(&["delete", &host.id("c")]).map(drop)
+    })
+}
+
+/// `podman cp` enters the mount namespace of a container's pid, and reads and writes there.
+#[test]
+fn who_looks_into_the_pid_finds_the_container_and_not_the_host() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let volume = host.file("volume");
+        fs::create_dir(&volume)?;
+        let bundle = host.bundle("c", SLEEP, |spec| {
+            let bind = json!({
+                "destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "rw"]
+            });
+            spec.push("/mounts", bind)
+        })?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        let root = PathBuf::from(format!("/proc/{}/root", host.pid("c")?));
+        fs::write(root.join("in-root"), "from outside\n")?;
+        fs::write(root.join("volume/in-volume"), "shared\n")?;
+        assert!(!Path::new("/in-root").exists(), "the host's root directory was written to");
+        assert_eq!(fs::read_to_string(volume.join("in-volume"))?, "shared\n");
+        let read =
+            host.succeed(&["exec", &host.id("c"), "cat", "/in-root", "/volume/in-volume"])?;
+        assert_eq!(read, "from outside\nshared\n");
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
     })
 }

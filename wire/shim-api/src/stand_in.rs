@@ -8,7 +8,9 @@
 //!     in cgroup, network namespace, session; proxy started
 //!     ── ready PROXY-PID | error SENTENCE ──────────▶  hooks, Create (or Exec, Start)
 //!     ◀─────────────────────────── go ───────────────  state, pid file
-//!     copies, forwards, waits                          (end of file instead of `go`: it has come to nothing)
+//!     shows the container's file system                (end of file instead of `go`: it has come to nothing)
+//!     ── end of file | error SENTENCE ──────────────▶
+//!     copies, forwards, waits
 //! ```
 
 use std::ffi::OsString;
@@ -52,6 +54,17 @@ pub enum NetworkNamespace {
     At(PathBuf),
 }
 
+/// A directory or file of the host that whoever enters kata-shim's mount namespace sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Where it is on the host; absolute.
+    pub source: PathBuf,
+    /// Where it is for the container; absolute.
+    pub target: PathBuf,
+    /// Whether it cannot be written to there.
+    pub readonly: bool,
+}
+
 /// kata-shim's command line.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Order {
@@ -67,6 +80,9 @@ pub struct Order {
     pub network: NetworkNamespace,
     /// The cgroup to live in, as the OCI spec has it; empty for the caller's.
     pub cgroup: String,
+    /// What its mount namespace shows once the process exists: first the container's root file system at `/`, then what is mounted in
+    /// it. Empty for the caller's namespace.
+    pub mounts: Vec<Shown>,
     /// A file to remove at the end.
     pub record: Option<PathBuf>,
     /// The proxy to start, for the first container of a sandbox.
@@ -104,6 +120,13 @@ impl Order {
         if !self.cgroup.is_empty() {
             add("--cgroup", self.cgroup.clone().into());
         }
+        for shown in &self.mounts {
+            add(
+                if shown.readonly { "--show-readonly" } else { "--show" },
+                shown.source.clone().into(),
+            );
+            add("--at", shown.target.clone().into());
+        }
         if let Some(record) = &self.record {
             add("--record", record.clone().into());
         }
@@ -137,6 +160,12 @@ impl Order {
                 Some("--netns") if value == "new" => order.network = NetworkNamespace::New,
                 Some("--netns") => order.network = NetworkNamespace::At(value.into()),
                 Some("--cgroup") => order.cgroup = text()?,
+                Some(show @ ("--show" | "--show-readonly")) => order.mounts.push(Shown {
+                    source: value.into(),
+                    target: PathBuf::from("/"),
+                    readonly: show == "--show-readonly",
+                }),
+                Some("--at") => order.mounts.last_mut().ok_or_else(shown)?.target = value.into(),
                 Some("--record") => order.record = Some(value.into()),
                 Some("--proxy") => order.proxy = Some(value.into()),
                 _ => return Err(shown()),
@@ -162,6 +191,10 @@ mod tests {
             terminal: Terminal::Own,
             network: NetworkNamespace::At("/proc/7/ns/net".into()),
             cgroup: "a.slice:b:c".to_owned(),
+            mounts: vec![
+                Shown { source: "/b/rootfs".into(), target: "/".into(), readonly: true },
+                Shown { source: "/srv".into(), target: "/data".into(), readonly: false },
+            ],
             record: Some("/run/s/x.json".into()),
             proxy: Some("/usr/libexec/p".into()),
             foreground: true,

@@ -119,6 +119,7 @@ impl Creation<'_> {
             terminal: self.terminal,
             network: self.bundle.network(),
             cgroup: self.bundle.cgroup(),
+            mounts: self.bundle.shown(),
             proxy: if is_first { Some(program("kata-proxy")?) } else { None },
             foreground: !self.detached,
             ..Order::default()

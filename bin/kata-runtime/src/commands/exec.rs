@@ -116,6 +116,8 @@ impl Execution<'_> {
                 format!("/proc/{}/ns/net", self.container.stand_in.pid).into(),
             ),
             cgroup: self.container.cgroup.clone(),
+            // Whoever looks into a container looks at its first process.
+            mounts: Vec::new(),
             record: Some(record),
             proxy: None,
             foreground: !self.args.detach,
