@@ -72,7 +72,12 @@ async fn echo(stream: ChannelStream) -> io::Result<()> {
 }
 
 fn load_modules() -> io::Result<()> {
-    for path in fs::read_to_string("/etc/kata-modules")?.lines() {
+    let list = match fs::read_to_string("/etc/kata-modules") {
+        // The kernel has everything built in.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        list => list?,
+    };
+    for path in list.lines() {
         let module = File::open(path)?;
         // A module that this machine has no use for is no failure of the test.
         if let Err(errno) = finit_module(&module, c"", 0) {
