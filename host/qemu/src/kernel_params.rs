@@ -25,6 +25,9 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
         "reboot=t",
         // The self-tests of the kernel's ciphers take a fifth of an emulated boot and tell nothing about the guest.
         "cryptomgr.notests",
+        // A container has the network interfaces that it was given, and no others that kernels with these built in make by themselves.
+        "fb_tunnels=none",
+        "dummy.numdummies=0",
         // The agent manages cgroup v2 only; older systemds in guest images must be told.
         "cgroup_no_v1=all",
         "systemd.unified_cgroup_hierarchy=1",
