@@ -106,7 +106,7 @@ fn too_little_memory_is_told() -> Result<()> {
 #[test]
 fn guest_without_memory_to_boot_is_told() -> Result<()> {
     // The guest is made to believe that it has far less than the initial ramdisk needs.
-    let text = "[hypervisor.qemu]\nkernel_params = 'mem=44M'\n";
+    let text = "[hypervisor.qemu]\nkernel_params = 'mem=36M'\n";
     with_configuration(text, &["memory"])
 }
 
