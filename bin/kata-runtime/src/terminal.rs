@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use kata_shim_api::stand_in::Terminal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -85,5 +86,21 @@ impl NoControllingTerminal for OpenOptions {
     fn custom_flags_noctty(&mut self) -> &mut Self {
         use std::os::unix::fs::OpenOptionsExt;
         self.custom_flags(rustix::fs::OFlags::NOCTTY.bits().cast_signed())
+    }
+}
+
+/// What kind of terminal a process gets that wants one or not; runc's errors for what makes no sense. `has_socket` is whether the caller
+/// has given a console socket.
+pub(crate) fn kind(wanted: bool, detached: bool, has_socket: bool) -> Result<Terminal> {
+    match (wanted, detached, has_socket) {
+        (true, true, false) => {
+            bail!("cannot allocate tty if kata-runtime will detach without setting console socket")
+        }
+        (_, false, true) | (false, _, true) => {
+            bail!("cannot use console socket if kata-runtime will not detach or allocate tty")
+        }
+        (true, true, true) => Ok(Terminal::Own),
+        (true, false, false) => Ok(Terminal::Callers),
+        (false, _, false) => Ok(Terminal::None),
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn run(host: &Host, args: &CreateArgs) -> Result<()> {
 /// with this one.
 pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<Child> {
     let bundle = Bundle::load(&args.bundle)?;
-    let terminal = terminal_of(args, bundle.terminal(), detached)?;
+    let terminal = terminal::kind(bundle.terminal(), detached, args.console_socket.is_some())?;
     if args.preserve_fds > 0 {
         bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
     }
@@ -54,21 +54,6 @@ fn take_back(host: &Host, locked: Locked, sandbox: &str, cgroup: &str) {
     if !cgroup.is_empty() {
         // Another container may be in it, or the engine may have removed it.
         let _ = HostCgroup::from_dirs(cgroups.unwrap_or_default()).remove();
-    }
-}
-
-/// What kind of terminal there is to be; runc's errors for what makes no sense.
-fn terminal_of(args: &CreateArgs, wanted: bool, detached: bool) -> Result<Terminal> {
-    match (wanted, detached, args.console_socket.is_some()) {
-        (true, true, false) => {
-            bail!("cannot allocate tty if kata-runtime will detach without setting console socket")
-        }
-        (_, false, true) | (false, _, true) => {
-            bail!("cannot use console socket if kata-runtime will not detach or allocate tty")
-        }
-        (true, true, true) => Ok(Terminal::Own),
-        (true, false, false) => Ok(Terminal::Callers),
-        (false, _, false) => Ok(Terminal::None),
     }
 }
 

@@ -41,7 +41,11 @@ fn carry_out(host: &Host, args: &ExecArgs) -> Result<u8> {
         bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
     }
     let process = process(args, &container)?;
-    let terminal = terminal_of(args, process.terminal().unwrap_or_default())?;
+    let terminal = terminal::kind(
+        process.terminal().unwrap_or_default(),
+        args.detach,
+        args.console_socket.is_some(),
+    )?;
     let mut foreground = if args.detach { None } else { Some(Foreground::begin()?) };
     let execution = Execution { host, args, container, process, terminal, id: random_id()? };
     let (Some(foreground), Some(stand_in)) = (&mut foreground, execution.start()?) else {
@@ -52,20 +56,6 @@ fn carry_out(host: &Host, args: &ExecArgs) -> Result<u8> {
     let status = foreground.wait(&mut stand_in);
     drop(raw);
     status
-}
-
-fn terminal_of(args: &ExecArgs, wanted: bool) -> Result<Terminal> {
-    match (wanted, args.detach, args.console_socket.is_some()) {
-        (true, true, false) => {
-            bail!("cannot allocate tty if kata-runtime will detach without setting console socket")
-        }
-        (_, false, true) | (false, _, true) => {
-            bail!("cannot use console socket if kata-runtime will not detach or allocate tty")
-        }
-        (true, true, true) => Ok(Terminal::Own),
-        (true, false, false) => Ok(Terminal::Callers),
-        (false, _, false) => Ok(Terminal::None),
-    }
 }
 
 struct Execution<'a> {
