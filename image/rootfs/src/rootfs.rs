@@ -41,6 +41,10 @@ const LINKS: &[(&str, &str)] = &[
     ("var/tmp", "/tmp"),
 ];
 
+/// The one user, and the one group (passwd(5), group(5)).
+const ROOT_USER: &str = "root:x:0:0:root:/root:/bin/sh\n";
+const ROOT_GROUP: &str = "root:x:0:\n";
+
 /// Why no image can be built.
 #[derive(Debug, thiserror::Error)]
 pub enum RootfsError {
@@ -140,5 +144,8 @@ fn skeleton(agent: &[u8]) -> io::Result<Tree> {
     tree.add("dev/null", Node::new(0o666, Kind::CharDevice(1, 3)))?;
     // The agent mounts the sandbox's own over it.
     tree.add("etc/resolv.conf", Node::new(0o644, Kind::File(Vec::new())))?;
+    // Packages bring no users, since their scripts are not run.
+    tree.add("etc/passwd", Node::new(0o644, Kind::File(ROOT_USER.into())))?;
+    tree.add("etc/group", Node::new(0o644, Kind::File(ROOT_GROUP.into())))?;
     Ok(tree)
 }

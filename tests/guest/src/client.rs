@@ -2,18 +2,22 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use kata_agent_api::agent::*;
 use kata_agent_api::agent_ttrpc::AgentServiceClient;
 use kata_agent_api::convert::{process_to_wire, spec_to_wire};
+use kata_channel::ChannelStream;
 use oci_spec::runtime::{Process, Spec};
 use serde_json::json;
+use tokio::io::AsyncReadExt as _;
 use ttrpc::context::Context;
 
 use crate::machine::Machine;
 
 /// Long enough for an emulated guest on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// As long may a stream be silent.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// The circumstances of a request: how long it may take.
 #[must_use]
@@ -240,4 +244,21 @@ pub fn sentence(error: &anyhow::Error) -> String {
         Some(ttrpc::Error::RpcStatus(status)) => status.message().to_owned(),
         _ => error.to_string(),
     }
+}
+
+/// Reads what a port of the agent says until it has said `wanted`, and gives all of it.
+///
+/// # Errors
+///
+/// When it ends, or is silent for half a minute, before.
+pub async fn read_until(stream: &mut ChannelStream, wanted: &str) -> Result<String> {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while !text.contains(wanted) {
+        let read = tokio::time::timeout(SILENCE, stream.read(&mut buffer)).await;
+        let length = read.with_context(|| format!("no {wanted:?} in {text}"))??;
+        ensure!(length > 0, "it ended: {text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    Ok(text)
 }

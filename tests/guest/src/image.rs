@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use kata_initrd::{Archive, Entry};
+use tempfile::TempDir;
 
 /// Where a statically linked busybox may be.
 const BUSYBOX: [&str; 3] = ["/usr/bin/busybox", "/bin/busybox", "/usr/sbin/busybox"];
@@ -78,9 +79,35 @@ pub(crate) fn staged(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The staged initrd and what this module adds. Of several archives the kernel unpacks one after the other.
-pub(crate) fn initrd() -> Result<Vec<u8>> {
+/// The rootfs image that `kata-image rootfs` makes as ext4 with these arguments, in a directory that is removed with the value.
+///
+/// # Errors
+///
+/// When `make` was not called before, or the image cannot be made; packages are downloaded.
+pub fn image_with(arguments: &[&str]) -> Result<(TempDir, PathBuf)> {
+    let tests = std::env::current_exe()?;
+    let target = tests.ancestors().nth(3).context("tests are three folders down")?;
+    let program = target.join("release/kata-image");
+    let directory = tempfile::tempdir()?;
+    let image = directory.path().join("rootfs.img");
+    let output = Command::new(&program)
+        .args(["rootfs", "--file-system=ext4", "--agent"])
+        .arg(staged("guest/kata-agent")?)
+        .arg("--output")
+        .arg(&image)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("cannot run {}; run `make`", program.display()))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok((directory, image))
+}
+
+/// The staged initrd, and what this module adds if it is `wanted`. Of several archives the kernel unpacks one after the other.
+pub(crate) fn initrd(wanted: bool) -> Result<Vec<u8>> {
     let mut bytes = fs::read(staged("kata-containers-initrd.img")?)?;
+    if !wanted {
+        return Ok(bytes);
+    }
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     let busybox = BUSYBOX.iter().find(|path| Path::new(path).exists());
     let busybox = busybox.context("there is no busybox; install the package busybox-static")?;

@@ -9,9 +9,10 @@
 //! Nothing of the host's side of kata is involved, so that a test speaks as any host may, and says what the guest does.
 
 mod client;
+mod control;
 mod image;
 mod machine;
 
-pub use client::{Guest, Output, capabilities, context, process, sentence, sh};
-pub use image::First;
-pub use machine::{Machine, booted};
+pub use client::{Guest, Output, capabilities, context, process, read_until, sentence, sh};
+pub use image::{First, image_with};
+pub use machine::{Machine, Setup, booted};

@@ -1,7 +1,8 @@
-//! A machine under QEMU: two processors, one network card without a network, and the agent's serial port.
+//! A machine under QEMU: processors, one network card without a network, the agent's serial port, and maybe disks.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 use ttrpc::asynchronous::transport::Socket;
 
 use crate::client::{Guest, context};
+use crate::control::Control;
 use crate::image::{self, First, ROOTFS};
 
 /// Long enough for an emulated boot on a busy machine.
@@ -26,33 +28,117 @@ pub struct Machine {
     qemu: Child,
     directory: TempDir,
     dialer: SerialDialer,
+    control: Control,
 }
 
-impl Machine {
-    /// The hardware address of its network card.
-    pub const NETWORK_CARD: &str = "02:00:00:00:00:07";
+/// What a machine is made of; [`Setup::new`] has what most tests need.
+#[derive(Debug)]
+pub struct Setup {
+    first: First,
+    board: Board,
+    image: Option<PathBuf>,
+    disk_mib: Option<u64>,
+}
 
-    fn start(first: First) -> Result<Self> {
+/// What the devices sit on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Board {
+    /// The smallest and fastest.
+    Microvm,
+    /// With sockets for [`Setup::MAX_PROCESSORS`] processors, and slots for memory.
+    Q35,
+}
+
+impl Board {
+    /// How drivers of virtio devices end on its bus.
+    fn transport(self) -> &'static str {
+        match self {
+            Self::Microvm => "device",
+            Self::Q35 => "pci",
+        }
+    }
+
+    fn arguments(self) -> String {
+        match self {
+            Self::Microvm => {
+                "-machine microvm,acpi=on,rtc=on,auto-kernel-cmdline=off -smp 2 -m 512M \
+                              -global virtio-mmio.force-legacy=false"
+                    .to_owned()
+            }
+            Self::Q35 => format!(
+                "-machine q35,usb=off,vmport=off,graphics=off -smp 1,maxcpus={} -m 512M,slots=2,maxmem=2G",
+                Setup::MAX_PROCESSORS
+            ),
+        }
+    }
+}
+
+impl Setup {
+    /// As many processors as a machine of [`Setup::hot_pluggable`] can have.
+    pub const MAX_PROCESSORS: u32 = 4;
+
+    /// Two processors, 512 MiB, and the staged initrd with busybox beside the agent.
+    #[must_use]
+    pub fn new(first: First) -> Self {
+        Self { first, board: Board::Microvm, image: None, disk_mib: None }
+    }
+
+    /// The same machine, with this rootfs image as its root: the agent of the initrd loads drivers, and goes on to the image's.
+    #[must_use]
+    pub fn image(image: &Path) -> Self {
+        Self { image: Some(image.to_owned()), ..Self::new(First::Agent) }
+    }
+
+    /// With one processor at first, and room for more of them and for memory.
+    #[must_use]
+    pub fn hot_pluggable(self) -> Self {
+        Self { board: Board::Q35, ..self }
+    }
+
+    /// With an empty disk of this size, which is the machine's first unless it boots from an image.
+    #[must_use]
+    pub fn disk(self, mib: u64) -> Self {
+        Self { disk_mib: Some(mib), ..self }
+    }
+
+    fn start(&self) -> Result<Machine> {
         let directory = tempfile::tempdir()?;
         let initrd = directory.path().join("initrd.img");
-        fs::write(&initrd, image::initrd()?)?;
+        fs::write(&initrd, image::initrd(self.image.is_none())?)?;
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
+        let (control, their_control) = UnixStream::pair()?;
         let mut spawn = Spawn::new("qemu-system-x86_64");
-        let port = spawn.pass_fd(theirs);
+        let (port, monitor) = (spawn.pass_fd(theirs), spawn.pass_fd(their_control));
+        let transport = self.board.transport();
         let words = [
-            "-nodefaults -no-user-config -no-reboot -display none -accel tcg",
-            "-machine microvm,acpi=on,rtc=on,auto-kernel-cmdline=off",
-            "-cpu max,erms=off,fsrm=off,pmu=off -smp 2 -m 512M -global virtio-mmio.force-legacy=false",
-            "-device virtio-serial-device -device virtserialport,chardev=port,name=agent.channel.0",
+            "-nodefaults -no-user-config -no-reboot -display none -accel tcg -cpu max,erms=off,fsrm=off,pmu=off".to_owned(),
+            self.board.arguments(),
+            format!("-chardev socket,id=monitor,fd={monitor} -mon chardev=monitor,mode=control"),
+            format!("-chardev socket,id=port,fd={port} -device virtio-serial-{transport}"),
+            "-device virtserialport,chardev=port,name=agent.channel.0".to_owned(),
+            format!("-device virtio-net-{transport},mac={}", Machine::NETWORK_CARD),
         ];
-        let mut arguments: Vec<String> =
-            words.iter().flat_map(|words| words.split(' ')).map(str::to_owned).collect();
+        let mut arguments: Vec<String> = words
+            .iter()
+            .flat_map(|words| words.split_ascii_whitespace())
+            .map(str::to_owned)
+            .collect();
+        let mut disks = Vec::from_iter(self.image.clone());
+        if let Some(mib) = self.disk_mib {
+            let disk = directory.path().join("disk.img");
+            fs::File::create(&disk)?.set_len(mib << 20)?;
+            disks.push(disk);
+        }
+        for (number, disk) in disks.iter().enumerate() {
+            arguments.extend([
+                "-drive".to_owned(),
+                format!("if=none,format=raw,id=disk{number},file={}", disk.display()),
+                "-device".to_owned(),
+                format!("virtio-blk-{transport},drive=disk{number}"),
+            ]);
+        }
         arguments.extend([
-            "-chardev".to_owned(),
-            format!("socket,id=port,fd={port}"),
-            "-device".to_owned(),
-            format!("virtio-net-device,mac={}", Self::NETWORK_CARD),
             "-serial".to_owned(),
             format!("file:{}", directory.path().join("console").display()),
             "-kernel".to_owned(),
@@ -60,11 +146,70 @@ impl Machine {
             "-initrd".to_owned(),
             initrd.display().to_string(),
             "-append".to_owned(),
-            kernel_parameters(first),
+            self.kernel_parameters(),
         ]);
         let qemu = spawn.args(arguments).spawn()?;
         let dialer = SerialDialer::new(tokio::net::UnixStream::from_std(ours)?);
-        Ok(Self { qemu, directory, dialer })
+        let control = Control::greet(control).with_context(|| format!("{:?}", qemu.stderr()))?;
+        Ok(Machine { qemu, directory, dialer, control })
+    }
+
+    fn kernel_parameters(&self) -> String {
+        let tsc = tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}"));
+        let fixed = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests cgroup_no_v1=all mitigations=off noreplace-smp \
+                     no_timer_check agent.power=reset agent.log=debug agent.log_vport=1025 agent.debug_console agent.debug_console_vport=1026";
+        let root = self.image.as_ref().map(|_| "root=/dev/vda1 rootfstype=ext4 ro".to_owned());
+        let first = Some(self.first.parameter().to_owned());
+        let all = [Some(fixed.to_owned()), tsc, root, first];
+        all.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+
+    /// Boots the machine, makes a sandbox in it, runs `test`, and destroys the sandbox, with which the machine must end.
+    ///
+    /// # Errors
+    ///
+    /// The test's, with what the guest's console says.
+    pub fn run(&self, test: impl AsyncFnOnce(&Guest) -> Result<()>) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let machine = self.start()?;
+            let stream = machine.dial(AGENT_PORT).await?;
+            let agent = AgentServiceClient::new(ttrpc::r#async::Client::new(Socket::new(stream)));
+            let guest = Guest { agent, rootfs: ROOTFS.to_owned(), machine };
+            let request = CreateSandboxRequest {
+                sandbox_id: "s1".into(),
+                hostname: "sandbox".into(),
+                dns: vec!["nameserver 10.0.0.1".into()],
+                ..Default::default()
+            };
+            guest.agent.create_sandbox(context(), &request).await?;
+            test(&guest)
+                .await
+                .with_context(|| format!("the console says: {}", guest.machine.console()))?;
+            guest.agent.destroy_sandbox(context(), &DestroySandboxRequest::new()).await?;
+            let ended = timeout(BOOT, guest.machine.qemu.exited()).await;
+            let exit = ended.with_context(|| guest.machine.console())?;
+            ensure!(exit == Exit::Code(0), "QEMU {exit}: {:?}", guest.machine.qemu.stderr());
+            Ok(())
+        })
+    }
+}
+
+impl Machine {
+    /// The hardware address of its network card.
+    pub const NETWORK_CARD: &str = "02:00:00:00:00:07";
+
+    /// Has QEMU execute a command of QMP (QEMU, docs/interop/qmp-spec), and gives its answer.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU refuses it, with its reason.
+    pub fn control(
+        &self,
+        command: &str,
+        arguments: &serde_json::Value,
+    ) -> Result<serde_json::Value> {
+        self.control.execute(command, arguments)
     }
 
     /// Connects to a port of the agent, if need be once it is up.
@@ -83,43 +228,11 @@ impl Machine {
     }
 }
 
-fn kernel_parameters(first: First) -> String {
-    let tsc = tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}"));
-    let fixed = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests cgroup_no_v1=all mitigations=off noreplace-smp \
-                 no_timer_check agent.power=reset agent.log=debug agent.log_vport=1025 agent.debug_console agent.debug_console_vport=1026";
-    [Some(fixed.to_owned()), tsc, Some(first.parameter().to_owned())]
-        .into_iter()
-        .flatten()
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
-/// Boots a machine, makes a sandbox in it, runs `test`, and destroys the sandbox, with which the machine must end.
+/// Boots a machine as [`Setup::new`] describes it; see [`Setup::run`].
 ///
 /// # Errors
 ///
 /// The test's, with what the guest's console says.
 pub fn booted(first: First, test: impl AsyncFnOnce(&Guest) -> Result<()>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let machine = Machine::start(first)?;
-        let stream = machine.dial(AGENT_PORT).await?;
-        let agent = AgentServiceClient::new(ttrpc::r#async::Client::new(Socket::new(stream)));
-        let guest = Guest { agent, rootfs: ROOTFS.to_owned(), machine };
-        let request = CreateSandboxRequest {
-            sandbox_id: "s1".into(),
-            hostname: "sandbox".into(),
-            dns: vec!["nameserver 10.0.0.1".into()],
-            ..Default::default()
-        };
-        guest.agent.create_sandbox(context(), &request).await?;
-        test(&guest)
-            .await
-            .with_context(|| format!("the console says: {}", guest.machine.console()))?;
-        guest.agent.destroy_sandbox(context(), &DestroySandboxRequest::new()).await?;
-        let ended = timeout(BOOT, guest.machine.qemu.exited()).await;
-        let exit = ended.with_context(|| guest.machine.console())?;
-        ensure!(exit == Exit::Code(0), "QEMU {exit}: {:?}", guest.machine.qemu.stderr());
-        Ok(())
-    })
+    Setup::new(first).run(test)
 }

@@ -7,7 +7,7 @@ use kata_agent_api::agent::*;
 use kata_channel::{DEBUG_CONSOLE_PORT, LOG_PORT};
 use kata_guest_tests::*;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 
 #[test]
 fn machine_is_set_up_as_the_host_says() -> Result<()> {
@@ -149,20 +149,6 @@ async fn log(guest: &Guest) -> Result<()> {
     });
     ensure!(created, "{text}");
     Ok(())
-}
-
-async fn read_until(stream: &mut kata_channel::ChannelStream, wanted: &str) -> Result<String> {
-    let mut text = String::new();
-    let mut buffer = [0; 4096];
-    while !text.contains(wanted) {
-        let read =
-            tokio::time::timeout(std::time::Duration::from_secs(30), stream.read(&mut buffer))
-                .await;
-        let length = read.with_context(|| format!("no {wanted:?} in {text}"))??;
-        ensure!(length > 0, "it ended: {text}");
-        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
-    }
-    Ok(text)
 }
 
 async fn network(guest: &Guest) -> Result<()> {
