@@ -33,5 +33,5 @@ pub use error::NetworkError;
 pub use join::{Model, Nic, join, leave, leave_blocking};
 pub use namespace::{Namespace, NamespaceId};
 pub use plan::{Plan, PlannedRoute, in_use, plan};
-pub use scan::scan;
+pub use scan::{scan, scan_blocking};
 pub use snapshot::{Interface, Link, Mac, Neighbour, Prefix, Route, Snapshot};

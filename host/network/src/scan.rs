@@ -24,6 +24,11 @@ pub async fn scan(namespace: &Namespace) -> Result<Snapshot, NetworkError> {
     namespace.enter(|netlink| async move { read(&netlink).await }).await
 }
 
+/// Like [`scan`], for callers outside of any runtime.
+pub fn scan_blocking(namespace: &Namespace) -> Result<Snapshot, NetworkError> {
+    namespace.enter_blocking(|netlink| async move { read(&netlink).await })
+}
+
 async fn read(netlink: &Handle) -> Result<Snapshot, NetworkError> {
     let mut links = links(netlink).await?;
     let addresses: Vec<AddressMessage> = netlink

@@ -2,10 +2,12 @@
 //!
 //! Knows no VM and no container.
 
+pub mod capabilities;
 pub mod cgroup;
 pub mod descriptors;
 pub mod identity;
 pub mod jail;
+pub mod landlock;
 mod last_words;
 pub mod memory;
 pub mod mount;

@@ -13,6 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -87,12 +88,14 @@ impl fmt::Display for Exit {
     }
 }
 
-/// A child to be. Its stdin and stdout are `/dev/null`, its stderr is kept ([`Child::stderr`]), its environment is a `PATH`, and no descriptor
+/// A child to be. Its stdin is `/dev/null`, and so is its stdout unless [`Spawn::stdout`] says otherwise; its stderr is kept ([`Child::stderr`]), its environment is a `PATH`, and no descriptor
 /// reaches it but the passed ones.
 #[derive(Debug)]
 pub struct Spawn {
     program: OsString,
+    title: Option<OsString>,
     args: Vec<OsString>,
+    stdout: Option<OwnedFd>,
     fds: Vec<OwnedFd>,
     jail: Jail,
 }
@@ -102,16 +105,32 @@ impl Spawn {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
+            title: None,
             args: Vec::new(),
+            stdout: None,
             fds: Vec::new(),
             jail: Jail::default(),
         }
+    }
+
+    /// What stands in process lists instead of the program's name.
+    #[must_use]
+    pub fn title(mut self, title: impl Into<OsString>) -> Self {
+        self.title = Some(title.into());
+        self
     }
 
     /// Appends arguments.
     #[must_use]
     pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Gives the child this descriptor as its stdout.
+    #[must_use]
+    pub fn stdout(mut self, fd: impl Into<OwnedFd>) -> Self {
+        self.stdout = Some(fd.into());
         self
     }
 
@@ -158,8 +177,12 @@ impl Spawn {
 
     fn command(self, stderr: io::PipeWriter) -> io::Result<Command> {
         let mut command = Command::new(&self.program);
+        if let Some(title) = &self.title {
+            command.arg0(title);
+        }
         command.args(&self.args).env_clear().env("PATH", SEARCH_PATH);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let stdout = self.stdout.map_or_else(Stdio::null, Stdio::from);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         // The jail marks all descriptors to be closed at exec; the mapping comes after it and unmarks the passed ones.
         jail::install(&mut command, self.jail)?;
         let mappings = self.fds.into_iter().zip(FIRST_PASSED_FD..);

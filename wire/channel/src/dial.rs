@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use yamux::Mode;
 
-use crate::handshake::{connect_line, parse_ok, read_line};
 use crate::mux::{Driver, MAX_STREAMS, MuxStream, StreamRequest};
-use crate::{ChannelError, ChannelStream};
+use crate::{ChannelError, ChannelStream, handshake};
 
 /// Opens streams to the guest's ports over one carrier. Clones share the carrier.
 #[derive(Debug, Clone)]
@@ -37,17 +36,13 @@ impl SerialDialer {
     /// may be dialled, and the caller sets the deadline. Dropping the future gives the attempt up.
     pub async fn dial(&self, port: u32) -> Result<ChannelStream, ChannelError> {
         let mut stream = self.open().await?;
-        let io = |source| ChannelError::Io { port, source };
-        stream.write_all(connect_line(port).as_bytes()).await.map_err(io)?;
-        stream.flush().await.map_err(io)?;
-        match read_line(&mut stream).await.map_err(io)? {
+        match handshake::open(&mut stream, port).await {
+            Ok(()) => Ok(Box::new(stream)),
             // yamux tells a reset stream and a lost carrier alike by an end of file.
-            None if self.requests.is_closed() => Err(ChannelError::Closed),
-            None => Err(ChannelError::Refused { port }),
-            Some(line) => match line.and_then(|line| parse_ok(&line)) {
-                Ok(_) => Ok(Box::new(stream)),
-                Err(source) => Err(ChannelError::Handshake { port, source }),
-            },
+            Err(ChannelError::Refused { .. }) if self.requests.is_closed() => {
+                Err(ChannelError::Closed)
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -6,7 +6,9 @@
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::ChannelError;
 
 /// The longest line of the handshake in bytes, its newline included: `CONNECT 4294967295\n`.
 pub const MAX_LINE: usize = 19;
@@ -62,6 +64,24 @@ fn parse(line: &[u8], word: &'static str) -> Result<u32, HandshakeError> {
         return Err(HandshakeError::BadNumber);
     }
     str::from_utf8(number).ok().and_then(|text| text.parse().ok()).ok_or(HandshakeError::BadNumber)
+}
+
+/// Asks for `port` over a fresh `stream` and resolves when the other side has granted it, however long that takes. Then the stream leads to
+/// that port. An end of the stream counts as [`ChannelError::Refused`].
+pub async fn open<T: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut T,
+    port: u32,
+) -> Result<(), ChannelError> {
+    let io = |source| ChannelError::Io { port, source };
+    stream.write_all(connect_line(port).as_bytes()).await.map_err(io)?;
+    stream.flush().await.map_err(io)?;
+    match read_line(stream).await.map_err(io)? {
+        None => Err(ChannelError::Refused { port }),
+        Some(line) => line
+            .and_then(|line| parse_ok(&line))
+            .map(drop)
+            .map_err(|source| ChannelError::Handshake { port, source }),
+    }
 }
 
 /// Reads one line and not a byte more: what follows it belongs to the stream's user. The newline is not part of the
