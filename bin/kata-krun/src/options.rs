@@ -1,0 +1,111 @@
+//! The command line.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// How much libkrun says on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// A directory for the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// By which the guest finds it.
+    pub(crate) tag: String,
+    pub(crate) directory: PathBuf,
+}
+
+/// Runs one virtual machine under KVM, in a jail; started by the runtime as process 1 of a PID namespace
+#[derive(Debug, Parser)]
+#[command(name = "kata-krun", version)]
+pub(crate) struct Options {
+    /// The VM's name, for lists of processes
+    #[arg(long)]
+    pub(crate) name: String,
+
+    /// Virtual CPUs
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) vcpus: u8,
+
+    /// The guest's memory in MiB
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory: u32,
+
+    /// The guest kernel, an uncompressed ELF image
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+
+    /// The initial ramdisk
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: PathBuf,
+
+    /// The kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub(crate) append: String,
+
+    /// A directory that the guest may mount by the tag; may be repeated
+    #[arg(long = "share", value_name = "TAG=DIR", value_parser = parse_share)]
+    pub(crate) shares: Vec<Share>,
+
+    /// An empty directory in which a socket appears for each --vsock-port, named by its number
+    #[arg(long, value_name = "DIR")]
+    pub(crate) vsock_dir: PathBuf,
+
+    /// A vsock port of the guest that can be reached from here; may be repeated
+    #[arg(long = "vsock-port", value_name = "PORT")]
+    pub(crate) vsock_ports: Vec<u32>,
+
+    /// Stay in the network namespace that it is started in, which must be one of the sandbox's own
+    #[arg(long)]
+    pub(crate) keep_network: bool,
+
+    /// Number of an inherited pipe that takes the guest's console
+    #[arg(long, value_name = "N")]
+    pub(crate) console_fd: RawFd,
+
+    /// Number of an inherited pipe that takes one byte when the guest is about to run
+    #[arg(long, value_name = "N")]
+    pub(crate) ready_fd: RawFd,
+
+    /// How much is logged
+    #[arg(long, value_enum, default_value_t = LogLevel::Warn)]
+    pub(crate) log_level: LogLevel,
+}
+
+impl Options {
+    /// Reads the program's command line; prints what is wrong with it and ends the program when it cannot.
+    pub(crate) fn from_command_line() -> Self {
+        Self::parse()
+    }
+}
+
+/// Virtio 1.2 §5.11.4: the tag has room for 36 bytes.
+fn parse_share(text: &str) -> Result<Share, String> {
+    let (tag, directory) = text.split_once('=').ok_or("write it as TAG=DIRECTORY")?;
+    match tag.len() {
+        1..=36 => Ok(Share { tag: tag.to_owned(), directory: directory.into() }),
+        length => Err(format!("a tag has 1 to 36 bytes, not {length}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn share_is_a_tag_and_a_directory() {
+        let share = parse_share("kataShared=/a=b").unwrap();
+        assert_eq!((share.tag.as_str(), share.directory), ("kataShared", "/a=b".into()));
+        assert!(parse_share("/a").is_err());
+        assert!(parse_share("=/a").is_err());
+        assert!(parse_share(&format!("{}=/a", "t".repeat(37))).is_err());
+    }
+}
