@@ -42,7 +42,7 @@ pub(crate) fn spawn(
 ) -> anyhow::Result<()> {
     let mut command = Command::new(own_program());
     command
-        .arg0(PROGRAM)
+        .arg0(own_name())
         .args(["-namespace", &flags.namespace, "-id", &flags.id, "-address", &flags.address])
         .args(["-publish-binary", &flags.publish_binary])
         .arg("-socket")
@@ -70,6 +70,18 @@ pub(crate) fn spawn(
 /// been replaced since.
 fn own_program() -> PathBuf {
     env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
+}
+
+/// The name that this program was started under, if it is one of a shim's: it chooses the server's configuration
+/// (`containerd-shim-kata-qemu-v2` for `io.containerd.kata-qemu.v2`).
+fn own_name() -> String {
+    let name = env::args_os().next().map(PathBuf::from);
+    let name = name.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    name.filter(|name| is_shims_name(name.as_bytes())).unwrap_or(PROGRAM).to_owned()
+}
+
+fn is_shims_name(name: &[u8]) -> bool {
+    name.starts_with(b"containerd-shim-kata-") && name.ends_with(b"v2")
 }
 
 /// The pid that [`spawn`] wrote; `None` if no server was started for this bundle.
@@ -117,7 +129,7 @@ fn is_servers_command_line(cmdline: &[u8], namespace: &str, id: &str) -> bool {
     let has = |flag: &str, value: &str| {
         words.windows(2).any(|two| two[0] == flag.as_bytes() && two[1] == value.as_bytes())
     };
-    words.first() == Some(&PROGRAM.as_bytes())
+    words.first().is_some_and(|name| is_shims_name(name))
         && has("-namespace", namespace)
         && has("-id", id)
         && words.contains(&b"-socket".as_slice())
@@ -132,6 +144,8 @@ mod tests {
         let line =
             b"containerd-shim-kata-v2\0-namespace\0ns\0-id\0c1\0-address\0\0-socket\0/run/s\0";
         assert!(is_servers_command_line(line, "ns", "c1"));
+        let linked = b"containerd-shim-kata-qemu-v2\0-namespace\0ns\0-id\0c1\0-socket\0/run/s\0";
+        assert!(is_servers_command_line(linked, "ns", "c1"));
         assert!(!is_servers_command_line(line, "ns", "c2"));
         assert!(!is_servers_command_line(line, "other", "c1"));
         assert!(!is_servers_command_line(

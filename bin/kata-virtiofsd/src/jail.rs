@@ -9,10 +9,9 @@ use anyhow::{Context, bail};
 use kata_linux::mount::{DetachedMount, MountAttributes, Propagation, unshare_mount_namespace};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, getpid};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::CapabilitySet;
 use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
 
 use crate::options::{Sandbox, Seccomp};
@@ -108,26 +107,7 @@ fn keep_only(shared_dir: &Path, readonly: bool) -> anyhow::Result<()> {
 pub(crate) fn drop_capabilities() -> anyhow::Result<()> {
     nix::unistd::setgroups(&[])
         .context("cannot leave its supplementary groups; it must be started as root")?;
-    for number in 0..u64::BITS {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        if CAPABILITIES.contains(capability) {
-            continue;
-        }
-        match rustix::thread::remove_capability_from_bounding_set(capability) {
-            Ok(()) => {}
-            // The first number that this kernel has no capability for.
-            Err(Errno::INVAL) => break,
-            Err(errno) => return Err(errno).context("cannot drop capabilities for good"),
-        }
-    }
-    rustix::thread::clear_ambient_capability_set().context("cannot clear ambient capabilities")?;
-    let sets = CapabilitySets {
-        effective: CAPABILITIES,
-        permitted: CAPABILITIES,
-        inheritable: CapabilitySet::empty(),
-    };
-    rustix::thread::set_capabilities(None, sets).context("cannot drop capabilities")?;
-    rustix::thread::set_no_new_privs(true).context("cannot give new privileges up")
+    kata_linux::capabilities::keep_only(CAPABILITIES).context("cannot drop capabilities")
 }
 
 /// Restricts the process to the system calls that serving files takes.

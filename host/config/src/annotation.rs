@@ -61,7 +61,7 @@ impl HostConfig {
             let suggestion = closest(entry, allowable());
             return Err(ConfigError::AnnotationUnknown { name: name.to_owned(), suggestion });
         }
-        if !base.qemu.enable_annotations.iter().any(|allowed| allowed == entry) {
+        if !base.vm().enable_annotations.iter().any(|allowed| allowed == entry) {
             let (name, entry) = (name.to_owned(), entry.to_owned());
             return Err(ConfigError::AnnotationDenied { name, entry });
         }
@@ -74,7 +74,7 @@ impl HostConfig {
         match key {
             "default_memory" => {
                 let mib = memory_mib(text)?.to_string();
-                return set(&mut self.qemu, key, &mib);
+                return self.annotate_hypervisor(key, &mib);
             }
             "agent.kernel_modules" => {
                 check_modules(text)?;
@@ -84,12 +84,13 @@ impl HostConfig {
         match key.split_once('.') {
             Some(("runtime", key)) => set(&mut self.runtime, key, text),
             Some(("agent", key)) => set(&mut self.agent, key, text),
-            _ => set(&mut self.qemu, key, text),
+            _ => self.annotate_hypervisor(key, text),
         }
     }
 }
 
-fn set<S: Section>(section: &mut S, key: &str, text: &str) -> Result<(), String> {
+/// Sets a key of a section as an annotation writes it.
+pub(crate) fn set<S: Section>(section: &mut S, key: &str, text: &str) -> Result<(), String> {
     let input = Input::Annotation(text);
     if section.set(key, input)? {
         return Ok(());
@@ -145,8 +146,8 @@ mod tests {
 
     fn with(enabled: &[&str], annotations: &[(&str, &str)]) -> Result<HostConfig, String> {
         let mut config = HostConfig::defaults(Path::new("/usr/local"));
-        config.qemu.enable_annotations = enabled.iter().map(ToString::to_string).collect();
-        check_enabled(&config.qemu.enable_annotations)?;
+        config.qemu.vm.enable_annotations = enabled.iter().map(ToString::to_string).collect();
+        check_enabled(&config.qemu.vm.enable_annotations)?;
         let map = annotations
             .iter()
             .map(|(name, text)| (format!("{PREFIX}{name}"), (*text).to_owned()))
@@ -165,8 +166,8 @@ mod tests {
             ],
         )
         .unwrap();
-        assert_eq!(config.qemu.default_memory, 1024);
-        assert_eq!(config.qemu.default_maxvcpus, 3);
+        assert_eq!(config.qemu.vm.default_memory, 1024);
+        assert_eq!(config.qemu.vm.default_maxvcpus, 3);
         assert_eq!(config.agent.create_container_timeout, 77);
     }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::tree::Entry;
+
 /// Where a setting was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -22,6 +24,11 @@ impl fmt::Display for Origin {
     }
 }
 
+/// What is wrong with the value of `entry`.
+pub(crate) fn invalid(entry: &Entry, problem: String) -> ConfigError {
+    ConfigError::Invalid { origin: entry.origin.clone(), problem }
+}
+
 /// Why a configuration or an annotation was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -35,6 +42,17 @@ pub enum ConfigError {
         /// Why not.
         #[source]
         source: std::io::Error,
+    },
+    /// The runtime's name in the engine asks for a configuration of its own, and there is none.
+    #[error(
+        "io.containerd.kata-{variant}.v2 takes its configuration from configuration-{variant}.toml, and none of these exists: {}; write one of them, or use io.containerd.kata.v2",
+        Paths(looked_for)
+    )]
+    NoVariant {
+        /// The word in the runtime's name.
+        variant: String,
+        /// The files that were looked for, none of which exists.
+        looked_for: Vec<PathBuf>,
     },
     /// A file was named by a relative path, which would be taken relative to the container's bundle.
     #[error("the configuration file {} named by {by} is not an absolute path; write it from the root", path.display())]
@@ -147,4 +165,14 @@ pub(crate) fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
         .filter(|(distance, _)| *distance <= allowed)
         .min()
         .map(|(_, candidate)| candidate.to_owned())
+}
+
+/// Paths as a list in a sentence.
+struct Paths<'a>(&'a [PathBuf]);
+
+impl fmt::Display for Paths<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<_> = self.0.iter().map(|path| path.display().to_string()).collect();
+        f.write_str(&paths.join(", "))
+    }
 }

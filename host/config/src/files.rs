@@ -11,8 +11,14 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::ConfigError;
 
+/// Where the file lies on a host that has its own.
+const OF_HOST: &str = "/etc/kata-containers";
+
 /// Where the file lies below a prefix.
-const BELOW_PREFIX: &str = "share/defaults/kata-containers/configuration.toml";
+const BELOW_PREFIX: &str = "share/defaults/kata-containers";
+
+/// The name of containerd's shim is these two with a variant between them, or `containerd-shim-kata-v2`.
+const SHIM: (&str, &str) = ("containerd-shim-kata-", "-v2");
 
 /// The directory of drop-ins, beside the file.
 const DROP_INS: &str = "config.d";
@@ -40,13 +46,28 @@ pub fn prefix_of(program: &Path) -> PathBuf {
     prefix.unwrap_or(Path::new("/usr/local")).to_path_buf()
 }
 
-/// The files that are looked for when none is named, first choice first: the host's own, then the one installed
-/// under `prefix` and under the usual prefixes.
+/// Which configuration a program asks for by the name that it was started under: `qemu` for `containerd-shim-kata-qemu-v2`, which
+/// containerd runs for `io.containerd.kata-qemu.v2`. `None` for every other name, and where the word between is none that a file
+/// name should be made of.
 #[must_use]
-pub fn candidates(prefix: &Path) -> Vec<PathBuf> {
-    let mut files = vec![PathBuf::from("/etc/kata-containers/configuration.toml")];
+pub fn variant_of(program: &Path) -> Option<&str> {
+    let name = program.file_name()?.to_str()?;
+    let variant = name.strip_prefix(SHIM.0)?.strip_suffix(SHIM.1)?;
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (!variant.is_empty() && variant.bytes().all(is_plain)).then_some(variant)
+}
+
+/// The files that are looked for when none is named, first choice first: the host's own, then the one installed
+/// under `prefix` and under the usual prefixes. Their name is `configuration.toml`, with a variant `configuration-VARIANT.toml`.
+#[must_use]
+pub fn candidates(variant: Option<&str>, prefix: &Path) -> Vec<PathBuf> {
+    let name = match variant {
+        Some(variant) => format!("configuration-{variant}.toml"),
+        None => "configuration.toml".to_owned(),
+    };
+    let mut files = vec![Path::new(OF_HOST).join(&name)];
     for prefix in [prefix, Path::new("/usr/local"), Path::new("/usr"), Path::new("/opt/kata")] {
-        let file = prefix.join(BELOW_PREFIX);
+        let file = prefix.join(BELOW_PREFIX).join(&name);
         if !files.contains(&file) {
             files.push(file);
         }
@@ -57,11 +78,12 @@ pub fn candidates(prefix: &Path) -> Vec<PathBuf> {
 /// Finds the configuration file: the one named by the environment (`KATA_CONF_FILE`), else the one named by the
 /// shim's option (`ConfigPath`), else the first of [`candidates`] that exists, else `None`: the defaults hold.
 ///
-/// A named file must exist. An empty name counts as none. The result has no symbolic links, so that drop-ins are looked for
-/// beside the real file.
+/// A named file must exist, and so must one of those of a variant. An empty name counts as none. The result has no symbolic links,
+/// so that drop-ins are looked for beside the real file.
 pub fn locate(
     option: Option<&Path>,
     env: Option<&Path>,
+    variant: Option<&str>,
     prefix: &Path,
 ) -> Result<Option<PathBuf>, ConfigError> {
     for (named, by) in [(env, "KATA_CONF_FILE"), (option, "ConfigPath")] {
@@ -75,14 +97,20 @@ pub fn locate(
             Err(source) => Err(ConfigError::Missing { path, by, source }),
         };
     }
-    for path in candidates(prefix) {
+    let candidates = candidates(variant, prefix);
+    for path in &candidates {
         match path.canonicalize() {
             Ok(real) => return Ok(Some(real)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => return Err(ConfigError::Read { path, source }),
+            Err(source) => return Err(ConfigError::Read { path: path.clone(), source }),
         }
     }
-    Ok(None)
+    match variant {
+        Some(variant) => {
+            Err(ConfigError::NoVariant { variant: variant.to_owned(), looked_for: candidates })
+        }
+        None => Ok(None),
+    }
 }
 
 /// Reads the file and its drop-ins (`config.d/*.toml` beside it, in byte order of their names; symbolic links are
@@ -172,26 +200,53 @@ mod tests {
         std::fs::write(&env, "").unwrap();
         std::fs::write(&option, "").unwrap();
 
-        assert_eq!(locate(Some(&option), Some(&env), &dir).unwrap(), Some(env.clone()));
-        assert_eq!(locate(Some(&option), None, &dir).unwrap(), Some(option.clone()));
-        assert_eq!(locate(Some(&option), Some(Path::new("")), &dir).unwrap(), Some(option));
+        assert_eq!(locate(Some(&option), Some(&env), None, &dir).unwrap(), Some(env.clone()));
+        assert_eq!(locate(Some(&option), None, Some("qemu"), &dir).unwrap(), Some(option.clone()));
+        assert_eq!(locate(Some(&option), Some(Path::new("")), None, &dir).unwrap(), Some(option));
     }
 
     #[test]
     fn named_file_must_exist_and_be_absolute() {
         let prefix = Path::new("/usr/local");
-        let error = locate(None, Some(Path::new("/nowhere/x.toml")), prefix).unwrap_err();
+        let error = locate(None, Some(Path::new("/nowhere/x.toml")), None, prefix).unwrap_err();
         assert!(error.to_string().contains("KATA_CONF_FILE"), "{error}");
-        let error = locate(Some(Path::new("x.toml")), None, prefix).unwrap_err();
+        let error = locate(Some(Path::new("x.toml")), None, None, prefix).unwrap_err();
         assert!(error.to_string().contains("not an absolute path"), "{error}");
     }
 
     #[test]
     fn candidates_begin_with_etc_then_the_own_prefix_each_once() {
-        let files = candidates(Path::new("/usr"));
+        let files = candidates(None, Path::new("/usr"));
         assert_eq!(files.len(), 4);
         assert_eq!(files[0], Path::new("/etc/kata-containers/configuration.toml"));
-        assert_eq!(files[1], Path::new("/usr").join(BELOW_PREFIX));
+        assert_eq!(files[1], Path::new("/usr").join(BELOW_PREFIX).join("configuration.toml"));
+    }
+
+    #[test]
+    fn runtimes_name_chooses_a_configuration_of_its_own() {
+        let variant = |name: &'static str| variant_of(Path::new(name));
+        assert_eq!(variant("/usr/bin/containerd-shim-kata-qemu-v2"), Some("qemu"));
+        assert_eq!(variant("containerd-shim-kata-qemu-tdx-v2"), Some("qemu-tdx"));
+        for name in [
+            "containerd-shim-kata-v2",
+            "kata-runtime",
+            "containerd-shim-kata--v2",
+            "containerd-shim-kata-A-v2",
+        ] {
+            assert_eq!(variant(name), None, "{name}");
+        }
+
+        let prefix = tempfile::tempdir().unwrap();
+        let prefix = prefix.path().canonicalize().unwrap();
+        let folder = prefix.join(BELOW_PREFIX);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("configuration.toml"), "").unwrap();
+        let error = locate(None, None, Some("none-such"), &prefix).unwrap_err().to_string();
+        assert!(error.contains("io.containerd.kata-none-such.v2"), "{error}");
+        assert!(error.contains("/etc/kata-containers/configuration-none-such.toml, "), "{error}");
+        let own = folder.join("configuration-none-such.toml");
+        std::fs::write(&own, "").unwrap();
+        assert_eq!(locate(None, None, Some("none-such"), &prefix).unwrap(), Some(own));
     }
 
     #[test]

@@ -4,8 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::agent::Agent;
-use crate::error::closest;
+use crate::clh::CloudHypervisor;
+use crate::error::{closest, invalid};
 use crate::files::{Source, read_with_drop_ins};
+use crate::hypervisors::{self, OTHER_HYPERVISORS, Visitor};
+use crate::krun::Krun;
 use crate::off::OffKey;
 use crate::qemu::{FACTORY, Qemu};
 use crate::runtime::Runtime;
@@ -17,6 +20,10 @@ use crate::{ConfigError, Origin};
 /// The whole configuration of the host's side.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostConfig {
+    /// `[hypervisor.clh]`.
+    pub clh: CloudHypervisor,
+    /// `[hypervisor.krun]`.
+    pub krun: Krun,
     /// `[hypervisor.qemu]`.
     pub qemu: Qemu,
     /// `[agent.kata]`.
@@ -25,23 +32,13 @@ pub struct HostConfig {
     pub runtime: Runtime,
 }
 
-/// Hypervisors of upstream, whose sections may stand in a file as long as they are not chosen.
-const OTHER_HYPERVISORS: &[&str] = &[
-    "clh",
-    "cloud-hypervisor",
-    "dragonball",
-    "firecracker",
-    "openvmm",
-    "remote",
-    "stratovirt",
-    "acrn",
-];
-
 impl HostConfig {
     /// The built-in defaults for an installation under `prefix`.
     #[must_use]
     pub fn defaults(prefix: &Path) -> Self {
         Self {
+            clh: CloudHypervisor::defaults(prefix),
+            krun: Krun::defaults(prefix),
             qemu: Qemu::defaults(prefix),
             agent: Agent::defaults(prefix),
             runtime: Runtime::defaults(prefix),
@@ -69,7 +66,7 @@ impl HostConfig {
         }
         rename_old_keys(&mut root)?;
         let mut config = Self::defaults(prefix);
-        check_choice(&root)?;
+        config.runtime.hypervisor_name = hypervisors::choice_of(&root)?;
         for entry in &root.entries {
             match entry.name.as_str() {
                 "hypervisor" => config.apply_hypervisors(entry)?,
@@ -96,17 +93,15 @@ impl HostConfig {
 
     fn apply_hypervisors(&mut self, entry: &Entry) -> Result<(), ConfigError> {
         for section in &table_of(entry)?.entries {
-            match section.name.as_str() {
-                "qemu" => apply(&mut self.qemu, section)?,
-                name if OTHER_HYPERVISORS.contains(&name) => {
-                    table_of(section)?;
-                }
-                _ => {
-                    return Err(unknown(
-                        section,
-                        OTHER_HYPERVISORS.iter().copied().chain(["qemu"]),
-                    ));
-                }
+            if let Some(name) = hypervisors::of_section(&section.name) {
+                self.visit(name, Applied(section))?;
+            } else if OTHER_HYPERVISORS.contains(&section.name.as_str()) {
+                table_of(section)?;
+            } else {
+                return Err(unknown(
+                    section,
+                    OTHER_HYPERVISORS.iter().copied().chain(["clh", "krun", "qemu"]),
+                ));
             }
         }
         Ok(())
@@ -123,29 +118,13 @@ impl HostConfig {
     }
 }
 
-/// Refuses a hypervisor that has no driver here, whether it was chosen by name or by being the only one.
-fn check_choice(root: &Table) -> Result<(), ConfigError> {
-    if let Some(chosen) = find(root, "runtime", "hypervisor_name") {
-        return match &chosen.value {
-            Value::Text(name) if OTHER_HYPERVISORS.contains(&name.as_str()) => {
-                let problem = format!(
-                    "= \"{name}\" chooses a hypervisor that is not built into this version; set it to \"qemu\""
-                );
-                Err(invalid(chosen, problem))
-            }
-            // Everything else is judged when the key is read.
-            _ => Ok(()),
-        };
-    }
-    let Some(Value::Table(sections)) = root.get("hypervisor").map(|entry| &entry.value) else {
-        return Ok(());
-    };
-    match sections.entries.as_slice() {
-        [only] if OTHER_HYPERVISORS.contains(&only.name.as_str()) => {
-            let problem = "is the only hypervisor configured, and is not built into this version; add [hypervisor.qemu] or set runtime.hypervisor_name = \"qemu\"";
-            Err(invalid(only, problem.to_owned()))
-        }
-        _ => Ok(()),
+struct Applied<'a>(&'a Entry);
+
+impl Visitor for Applied<'_> {
+    type Outcome = Result<(), ConfigError>;
+
+    fn visit<S: Section>(self, section: &mut S) -> Self::Outcome {
+        apply(section, self.0)
     }
 }
 
@@ -250,10 +229,6 @@ fn find<'a>(root: &'a Table, table: &str, key: &str) -> Option<&'a Entry> {
         Some(Value::Table(table)) => table.get(key),
         _ => None,
     }
-}
-
-fn invalid(entry: &Entry, problem: String) -> ConfigError {
-    ConfigError::Invalid { origin: entry.origin.clone(), problem }
 }
 
 fn unknown<'a>(entry: &Entry, known: impl IntoIterator<Item = &'a str>) -> ConfigError {

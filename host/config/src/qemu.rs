@@ -2,25 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::annotation_names::check_enabled;
 use crate::off::{
     OffKey, any_list, any_number, any_text, either, empty_list, number, off, on, text,
 };
-use crate::section::{at_least, not_negative, section};
-use crate::setting::{LogLevel, choice};
+use crate::section::section;
+use crate::setting::choice;
 use crate::verity::VerityParams;
+use crate::{VirtioFs, VmSettings};
 
 section! {
     /// The virtual machine and the QEMU that runs it.
-    pub struct Qemu = "hypervisor.qemu", off OFF, off_tables &[("factory", FACTORY)], prefix prefix {
+    pub struct Qemu = "hypervisor.qemu", off OFF, off_tables &[("factory", FACTORY)], prefix prefix, shared {
+        /// What every hypervisor has.
+        vm: VmSettings = VmSettings::defaults(prefix);
+        /// What hypervisors with a file server beside them have.
+        virtio_fs: VirtioFs = VirtioFs::defaults(prefix);
+    } {
         /// The QEMU program.
         path: PathBuf = default_program();
-        /// The guest kernel: an uncompressed ELF image or a bzImage.
-        kernel: PathBuf = asset(prefix, "vmlinux.container");
-        /// The initial ramdisk that holds the agent. "" uses the one that is installed with this software, unless `image` is set:
-        /// the two exclude each other.
-        initrd: Option<PathBuf> = None;
-        /// The rootfs image that holds the agent: a raw disk with the root file system in its first partition.
+        /// The rootfs image that holds the agent: a raw disk with the root file system in its first partition. It and `initrd` exclude
+        /// each other.
         image: Option<PathBuf> = None;
         /// The file system of `image`: "erofs", "ext4" or "xfs".
         rootfs_type: RootfsType = RootfsType::Ext4;
@@ -30,8 +31,6 @@ section! {
         /// The initial ramdisk that loads drivers before `image` is looked for, with a distribution's kernel that has them as modules:
         /// one made by "kata-image initrd" for that kernel. "" for a kernel that has them built in.
         image_drivers: Option<PathBuf> = None;
-        /// Parameters for the guest kernel, separated by spaces, after the driver's own, so that a later one wins.
-        kernel_params: String = String::new();
         /// The machine: "microvm", "q35", or "" for the smallest one that can do what the sandbox needs.
         machine_type: MachineType = MachineType::Auto;
         /// CPU flags for QEMU's -cpu, separated by commas.
@@ -40,41 +39,10 @@ section! {
         /// (`seccompsandbox` is the older name of this key.)
         seccomp_sandbox: String =
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned();
-        /// Virtual CPUs of a sandbox without a CPU limit, rounded up. 0 counts as 1; a negative number or more than the host
-        /// has means as many as the host has. Never more than default_maxvcpus.
-        default_vcpus: f64 = 1.0;
-        /// Most virtual CPUs of any sandbox. 0, or more than the host has, means as many as the host has; 256 at most.
-        default_maxvcpus: u32 = 0;
-        /// Virtual CPUs added to a sandbox's CPU limit for what runs in the guest beside the containers.
-        overhead_vcpus: f64 = 0.2, check not_negative;
-        /// Memory in MiB of a sandbox without a memory limit; at least 64.
-        default_memory: u32 = 2048, check at_least(64);
-        /// Memory in MiB added to a sandbox's memory limit for the guest's kernel, initial ramdisk and agent.
-        overhead_memory: u32 = 128;
-        /// Most memory in MiB of any sandbox. 0, or more than the host has, means as much as the host has.
-        default_maxmemory: u32 = 0;
-        /// How container file systems reach the guest: "virtio-fs".
-        shared_fs: SharedFs = SharedFs::VirtioFs;
-        /// The virtio-fs server, QEMU's or the one written in Rust; "" uses the one that is installed with this software.
-        virtio_fs_daemon: Option<PathBuf> = None;
-        /// What the guest may cache of shared files: "auto" (data until a file is closed, names for a second), "always", "never",
-        /// or "metadata" (names and attributes, but no data).
-        virtio_fs_cache: VirtioFsCache = VirtioFsCache::Auto;
-        /// Further arguments for the virtio-fs server.
-        virtio_fs_extra_args: Vec<String> = Vec::new();
         /// Let QEMU move network frames by itself, also where the host's kernel could (/dev/vhost-net).
         disable_vhost_net: bool = false;
         /// The host's source of random numbers for the guest.
         entropy_source: PathBuf = PathBuf::from("/dev/urandom");
-        /// The annotations that a pod may set, by exact name: of io.katacontainers.config.hypervisor.NAME just NAME; of the others
-        /// with the word before it, as in "runtime.disable_guest_seccomp" and "agent.container_pipe_size".
-        /// Annotations that choose paths, programs, arguments or kernel parameters cannot be listed.
-        enable_annotations: Vec<String> = vec!["default_vcpus".to_owned(), "default_memory".to_owned()],
-            check check_enabled;
-        /// Boot the guest verbosely and let QEMU log what it can.
-        enable_debug: bool = false;
-        /// How much the driver logs: "trace", "debug", "info", "warn" or "error". enable_debug makes it at least "debug".
-        log_level: LogLevel = LogLevel::Info;
     }
 }
 
@@ -94,14 +62,14 @@ impl Qemu {
         // Both are never set: loading refuses that.
         match &self.image {
             Some(image) => Root::Image(image),
-            None => Root::Initrd(self.initrd.as_deref()),
+            None => Root::Initrd(self.vm.initrd.as_deref()),
         }
     }
 
     /// Keys that contradict each other, or that say nothing without another one; by name and with a sentence.
     pub(crate) fn contradiction(&self) -> Option<(&'static str, &'static str)> {
         let image = self.image.is_some();
-        if image && self.initrd.is_some() {
+        if image && self.vm.initrd.is_some() {
             return Some(("image", "and `initrd` exclude each other; set one of them to \"\""));
         }
         if !image && self.kernel_verity_params.is_some() {
@@ -123,12 +91,6 @@ impl Qemu {
             ));
         }
         None
-    }
-
-    /// How much the driver logs, with `enable_debug` taken into account.
-    #[must_use]
-    pub fn effective_log_level(&self) -> LogLevel {
-        self.log_level.with_debug(self.enable_debug)
     }
 }
 
@@ -156,34 +118,8 @@ choice! {
     }
 }
 
-choice! {
-    /// How container file systems reach the guest.
-    pub enum SharedFs {
-        /// A vhost-user virtio-fs server in a process of its own.
-        VirtioFs = "virtio-fs",
-    }
-}
-
-choice! {
-    /// What the guest may cache of shared files.
-    pub enum VirtioFsCache {
-        /// Data until a file is closed, names and attributes for a second.
-        Auto = "auto",
-        /// Everything for ever.
-        Always = "always",
-        /// Nothing.
-        Never = "never",
-        /// Names and attributes for ever, no data.
-        Metadata = "metadata",
-    }
-}
-
 fn default_program() -> PathBuf {
     PathBuf::from(format!("/usr/bin/qemu-system-{}", std::env::consts::ARCH))
-}
-
-fn asset(prefix: &Path, name: &str) -> PathBuf {
-    prefix.join("share/kata-containers").join(name)
 }
 
 /// The lists of paths that annotations may choose from (`valid_*`) need no field: no annotation chooses a path.

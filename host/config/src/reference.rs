@@ -51,6 +51,8 @@ kernel parameter can neither be set nor be listed.
 pub fn default_file(prefix: &Path) -> String {
     let config = HostConfig::defaults(prefix);
     let mut file = FILE_HEAD.to_owned();
+    file_section(&mut file, &config.clh);
+    file_section(&mut file, &config.krun);
     file_section(&mut file, &config.qemu);
     file_section(&mut file, &config.agent);
     file_section(&mut file, &config.runtime);
@@ -79,6 +81,8 @@ pub fn reference_page() -> String {
     // The page must not depend on the machine that writes it.
     config.qemu.path = "/usr/bin/qemu-system-x86_64".into();
     let mut page = PAGE_HEAD.to_owned();
+    page_section(&mut page, &config.clh);
+    page_section(&mut page, &config.krun);
     page_section(&mut page, &config.qemu);
     page_section(&mut page, &config.agent);
     page_section(&mut page, &config.runtime);

@@ -1,6 +1,7 @@
 //! `[runtime]`.
 
 pub use crate::agent::AgentName;
+use crate::hypervisors::HypervisorName;
 use crate::off::{OffKey, any_number, any_text, either, empty_list, off, text};
 use crate::section::section;
 use crate::setting::{BindMount, LogLevel, choice};
@@ -10,8 +11,9 @@ section! {
     pub struct Runtime = "runtime", off OFF, off_tables &[], prefix _prefix {
         /// The kind of runtime: "virt_container".
         name: RuntimeName = RuntimeName::VirtContainer;
-        /// Which section hypervisor.NAME runs the sandboxes. When it is not set, the only one in the file, else "qemu".
-        hypervisor_name: HypervisorName = HypervisorName::Qemu;
+        /// Which section hypervisor.NAME runs the sandboxes: "clh", "krun", "qemu", or "auto" for QEMU. When it is not set, the only section in the file,
+        /// else "auto".
+        hypervisor_name: HypervisorName = HypervisorName::Auto;
         /// Which section agent.NAME runs in the guest.
         agent_name: AgentName = AgentName::Kata;
         /// Log what helps to find a defect.
@@ -51,14 +53,6 @@ choice! {
     pub enum RuntimeName {
         /// Linux containers in a virtual machine.
         VirtContainer = "virt_container",
-    }
-}
-
-choice! {
-    /// The hypervisors that this version has a driver for.
-    pub enum HypervisorName {
-        /// QEMU.
-        Qemu = "qemu",
     }
 }
 

@@ -40,17 +40,21 @@ pub(crate) trait Section {
 }
 
 /// Declares a section: a struct whose fields are the keys. The description of a field is what rustdoc, the default file
-/// and the reference page show.
+/// and the reference page show. With `shared`, the keys of another declaration are keys of this one too, and come first.
 macro_rules! section {
     (
         $(#[doc = $about:literal])*
-        pub struct $Section:ident = $table:literal, off $off:expr, off_tables $off_tables:expr, prefix $prefix:ident {
+        pub struct $Section:ident = $table:literal, off $off:expr, off_tables $off_tables:expr, prefix $prefix:ident
+        $(, shared { $( $(#[doc = $group_doc:literal])+ $group:ident: $Group:ty = $group_default:expr; )+ })? {
             $( $(#[doc = $doc:literal])+ $name:ident: $ty:ty = $default:expr $(, check $check:expr)?; )+
         }
     ) => {
         $(#[doc = $about])*
         #[derive(Debug, Clone, PartialEq)]
-        pub struct $Section { $( $(#[doc = $doc])+ pub $name: $ty, )+ }
+        pub struct $Section {
+            $( $( $(#[doc = $group_doc])+ pub $group: $Group, )+ )?
+            $( $(#[doc = $doc])+ pub $name: $ty, )+
+        }
 
         impl $crate::section::Section for $Section {
             const TABLE: &'static str = $table;
@@ -59,7 +63,7 @@ macro_rules! section {
             const OFF_TABLES: &'static [(&'static str, &'static [$crate::off::OffKey])] = $off_tables;
 
             fn defaults($prefix: &std::path::Path) -> Self {
-                Self { $( $name: $default, )+ }
+                Self { $( $( $group: $group_default, )+ )? $( $name: $default, )+ }
             }
 
             fn set(&mut self, name: &str, input: $crate::setting::Input<'_>) -> Result<bool, String> {
@@ -69,18 +73,26 @@ macro_rules! section {
                         $( $check(&value)?; )?
                         self.$name = value;
                     } )+
-                    _ => return Ok(false),
+                    _ => {
+                        $( $( if $crate::section::Section::set(&mut self.$group, name, input)? {
+                            return Ok(true);
+                        } )+ )?
+                        return Ok(false);
+                    }
                 }
                 Ok(true)
             }
 
             fn keys(&self) -> Vec<$crate::section::Key> {
-                vec![ $( $crate::section::Key {
+                let own = vec![ $( $crate::section::Key {
                     name: stringify!($name),
                     doc: &[$($doc),+],
                     expected: <$ty as $crate::setting::Setting>::expected(),
                     value: $crate::setting::Setting::to_toml(&self.$name),
-                }, )+ ]
+                }, )+ ];
+                let shared: &[Vec<$crate::section::Key>] =
+                    &[ $( $( $crate::section::Section::keys(&self.$group), )+ )? ];
+                shared.iter().flatten().cloned().chain(own).collect()
             }
         }
     };

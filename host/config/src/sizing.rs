@@ -109,16 +109,16 @@ pub fn sandbox_size(
 }
 
 fn vcpus(config: &HostConfig, limit: Option<f64>, host: HostResources) -> u32 {
-    let qemu = &config.qemu;
-    let most = match qemu.default_maxvcpus {
+    let settings = config.vm();
+    let most = match settings.default_maxvcpus {
         0 => host.cpus,
         configured => configured.min(host.cpus),
     };
     let most = most.min(MAX_VCPUS).min(host.driver_max_vcpus).max(1);
     let wanted = match limit {
-        Some(cpus) => cpus + qemu.overhead_vcpus,
-        None if qemu.default_vcpus < 0.0 => f64::from(host.cpus),
-        None => qemu.default_vcpus,
+        Some(cpus) => cpus + settings.overhead_vcpus,
+        None if settings.default_vcpus < 0.0 => f64::from(host.cpus),
+        None => settings.default_vcpus,
     };
     // The small step back undoes float noise: 0.8 + 0.2 is one CPU. The cast saturates.
     let wanted = (wanted - 1e-6).ceil().max(0.0) as u32;
@@ -130,8 +130,8 @@ fn memory_mib(
     limit: Option<u64>,
     host: HostResources,
 ) -> Result<u32, SizeError> {
-    let qemu = &config.qemu;
-    let (most, why) = match qemu.default_maxmemory {
+    let settings = config.vm();
+    let (most, why) = match settings.default_maxmemory {
         configured if configured > 0 && configured < host.memory_mib => {
             (configured, "default_maxmemory")
         }
@@ -140,7 +140,7 @@ fn memory_mib(
     // Even, as what is returned must be; rounding up must not pass the ceiling.
     let most = most & !1;
     let Some(bytes) = limit else {
-        let wanted = qemu.default_memory;
+        let wanted = settings.default_memory;
         let even = wanted.saturating_add(wanted & 1);
         return if even <= most {
             Ok(even)
@@ -152,7 +152,7 @@ fn memory_mib(
         return Err(SizeError::CeilingTooLow { most, why });
     }
     let limit_mib = bytes.div_ceil(1 << 20);
-    let wanted = limit_mib.saturating_add(qemu.overhead_memory.into());
+    let wanted = limit_mib.saturating_add(settings.overhead_memory.into());
     let wanted = wanted.saturating_add(wanted & 1);
     // Nothing is lost by the conversion: what does not fit is above every ceiling.
     Ok(u32::try_from(wanted).unwrap_or(u32::MAX).clamp(MIN_GUEST_MEMORY_MIB, most))
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn small_limit_still_gives_a_guest_that_boots() {
         let mut config = config();
-        config.qemu.overhead_memory = 0;
+        config.qemu.vm.overhead_memory = 0;
         assert_eq!(size(&config, limits(None, Some(1))).1, MIN_GUEST_MEMORY_MIB);
     }
 
@@ -212,10 +212,10 @@ mod tests {
     fn default_vcpus_follows_upstreams_rules() {
         let mut config = config();
         for (configured, expected) in [(0.0, 1), (-1.0, 8), (1.5, 2), (100.0, 8)] {
-            config.qemu.default_vcpus = configured;
+            config.qemu.vm.default_vcpus = configured;
             assert_eq!(size(&config, limits(None, None)).0, expected, "{configured}");
         }
-        config.qemu.default_maxvcpus = 3;
+        config.qemu.vm.default_maxvcpus = 3;
         assert_eq!(size(&config, limits(None, None)).0, 3);
     }
 
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn default_above_the_ceiling_is_refused() {
         let mut config = config();
-        config.qemu.default_maxmemory = 1024;
+        config.qemu.vm.default_maxmemory = 1024;
         let error = sandbox_size(&config, limits(None, None), HOST).unwrap_err();
         assert!(error.to_string().contains("default_maxmemory"), "{error}");
     }
@@ -249,9 +249,9 @@ mod tests {
             cpus in 1u32..1024, mem in 256u32.., max in 1u32..1024, maxvcpus in any::<u32>(), overhead in any::<u32>(),
         ) {
             let mut config = config();
-            config.qemu.default_maxvcpus = maxvcpus;
-            config.qemu.overhead_memory = overhead;
-            config.qemu.default_memory = 256;
+            config.qemu.vm.default_maxvcpus = maxvcpus;
+            config.qemu.vm.overhead_memory = overhead;
+            config.qemu.vm.default_memory = 256;
             let host = HostResources { cpus, memory_mib: mem, driver_max_vcpus: max };
             let size = sandbox_size(&config, WorkloadLimits::from_spec(quota, period, memory), host).unwrap();
             prop_assert!(size.vcpus >= 1 && size.vcpus <= cpus.min(max).min(MAX_VCPUS));

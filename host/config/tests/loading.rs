@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use kata_config::{HostConfig, InternetworkingModel, LogLevel, MachineType, Root, VirtioFsCache};
+use kata_config::{
+    HostConfig, HypervisorName, InternetworkingModel, LogLevel, MachineType, Root, VirtioFsCache,
+};
 use proptest::prelude::*;
 
 const PREFIX: &str = "/usr/local";
@@ -47,10 +49,13 @@ fn keys_of_all_sections_are_read() {
     .unwrap();
     assert_eq!(config.qemu.path, Path::new("/opt/qemu"));
     assert_eq!(config.qemu.machine_type, MachineType::Q35);
-    assert_eq!(config.qemu.default_vcpus, 1.5);
-    assert_eq!(config.qemu.virtio_fs_daemon.as_deref(), Some(Path::new("/usr/libexec/virtiofsd")));
-    assert_eq!(config.qemu.virtio_fs_cache, VirtioFsCache::Metadata);
-    assert_eq!(config.qemu.effective_log_level(), LogLevel::Debug);
+    assert_eq!(config.qemu.vm.default_vcpus, 1.5);
+    assert_eq!(
+        config.qemu.virtio_fs.virtio_fs_daemon.as_deref(),
+        Some(Path::new("/usr/libexec/virtiofsd"))
+    );
+    assert_eq!(config.qemu.virtio_fs.virtio_fs_cache, VirtioFsCache::Metadata);
+    assert_eq!(config.qemu.vm.effective_log_level(), LogLevel::Debug);
     assert_eq!(config.agent.kernel_modules, ["tun", "e1000e EEE=1"]);
     assert_eq!(config.agent.dial_timeout_ms, 50);
     assert_eq!(config.runtime.internetworking_model, InternetworkingModel::None);
@@ -105,6 +110,20 @@ fn errors_name_file_line_and_key() {
 
     let error = refused("[runtime]\na = \n");
     assert!(error.starts_with("f.toml:2: this is not TOML"), "{error}");
+}
+
+#[test]
+fn section_of_cloud_hypervisor_chooses_it() {
+    let text =
+        "[hypervisor.clh]\npath = \"/opt/clh\"\nvirtio_fs_cache = \"never\"\ndefault_vcpus = 2\n";
+    let config = HostConfig::parse(text, Path::new("f.toml"), Path::new(PREFIX)).unwrap();
+    assert_eq!(config.runtime.hypervisor_name, HypervisorName::CloudHypervisor);
+    assert_eq!(config.clh.path, Path::new("/opt/clh"));
+    assert_eq!(config.virtio_fs().unwrap().virtio_fs_cache, VirtioFsCache::Never);
+    assert_eq!(config.vm().default_vcpus, 2.0);
+    let text = "[hypervisor.clh]\nenable_hugepages = true\n";
+    let error = HostConfig::parse(text, Path::new("f.toml"), Path::new(PREFIX)).unwrap_err();
+    assert!(error.to_string().starts_with("f.toml:2: `hypervisor.clh.enable_hugepages"), "{error}");
 }
 
 #[test]
@@ -163,16 +182,41 @@ fn values_out_of_range_are_refused() {
 
 #[test]
 fn hypervisor_without_a_driver_may_stand_there_but_not_be_chosen() {
-    let clh = "[hypervisor.clh]\nwhatever = 1\n";
-    assert!(parse(&format!("{clh}[hypervisor.qemu]\n")).is_ok());
-    assert!(parse(&format!("{clh}[runtime]\nhypervisor_name = \"qemu\"\n")).is_ok());
+    let dragonball = "[hypervisor.dragonball]\nwhatever = 1\n";
+    assert!(parse(&format!("{dragonball}[hypervisor.qemu]\n")).is_ok());
+    assert!(parse(&format!("{dragonball}[runtime]\nhypervisor_name = \"qemu\"\n")).is_ok());
 
-    let error = refused(&format!("{clh}[runtime]\nhypervisor_name = \"clh\"\n"));
-    assert!(error.starts_with("f.toml:4: `runtime.hypervisor_name` = \"clh\" chooses"), "{error}");
-    let error = refused(clh);
-    assert!(error.starts_with("f.toml:1: `hypervisor.clh` is the only hypervisor"), "{error}");
+    let error = refused(&format!("{dragonball}[runtime]\nhypervisor_name = \"dragonball\"\n"));
+    assert!(
+        error.starts_with("f.toml:4: `runtime.hypervisor_name` = \"dragonball\" chooses"),
+        "{error}"
+    );
+    let error = refused(dragonball);
+    assert!(
+        error.starts_with("f.toml:1: `hypervisor.dragonball` is the only hypervisor"),
+        "{error}"
+    );
     let error = refused("[hypervisor.qemmu]\n");
     assert!(error.contains("did you mean `qemu`"), "{error}");
+}
+
+#[test]
+fn hypervisor_is_chosen_by_name_or_by_being_the_only_one() {
+    let chosen = |text: &str| parse(text).unwrap().runtime.hypervisor_name;
+    let (krun, qemu) = ("[hypervisor.krun]\ndefault_memory = 512\n", "[hypervisor.qemu]\n");
+    assert_eq!(chosen(""), HypervisorName::Auto);
+    assert_eq!(chosen(krun), HypervisorName::Krun);
+    assert_eq!(chosen(qemu), HypervisorName::Qemu);
+    assert_eq!(chosen(&format!("{krun}{qemu}")), HypervisorName::Auto);
+    assert_eq!(
+        chosen(&format!("{qemu}[runtime]\nhypervisor_name = \"krun\"\n")),
+        HypervisorName::Krun
+    );
+    // The keys that all have are those of the chosen one.
+    assert_eq!(parse(krun).unwrap().vm().default_memory, 512);
+    assert_eq!(parse(&format!("{krun}{qemu}")).unwrap().vm().default_memory, 2048);
+    let error = refused("[hypervisor.krun]\nmachine_type = \"q35\"\n");
+    assert!(error.starts_with("f.toml:2: `hypervisor.krun.machine_type` is not known"), "{error}");
 }
 
 #[test]

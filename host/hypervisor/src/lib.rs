@@ -12,9 +12,16 @@
 //! ```
 
 mod console;
+mod kvm;
+mod process;
 mod spec;
 mod vm;
 
 pub use console::{CONSOLE_CAPACITY, Console};
-pub use spec::{Capabilities, GuestImage, GuestRoot, NicSpec, ShareSpec, Verity, VmSpec};
+pub use kvm::kvm_obstacle;
+pub use process::ConsoleEnd;
+pub use spec::{
+    Capabilities, GuestImage, GuestRoot, NicSpec, ShareSource, ShareSpec, SharedFileSystem, Verity,
+    VmSpec,
+};
 pub use vm::{Hypervisor, HypervisorError, Vm, VmExit};

@@ -1,8 +1,10 @@
 //! The virtual machine as plain data: what the plan decides and a driver builds.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use crate::HypervisorError;
 
 /// One virtual machine to boot. Paths are on the host and were checked to exist when the plan was made.
 #[derive(Debug, Clone)]
@@ -74,6 +76,26 @@ pub struct Verity {
 /// Size of the sectors that device-mapper counts in.
 const SECTOR: u64 = 512;
 
+impl VmSpec {
+    /// For drivers that have no network devices: refuses a spec with one, or with room for one.
+    pub fn refuse_nics(&self, driver: &'static str) -> Result<(), HypervisorError> {
+        if self.nics.is_empty() && !self.hot_plug {
+            return Ok(());
+        }
+        Err(HypervisorError::Unsupported { driver, what: "network devices" })
+    }
+
+    /// For drivers that have no disks: the initial ramdisk that the agent is in. Refuses an image.
+    pub fn initrd_only(&self, driver: &'static str) -> Result<&Path, HypervisorError> {
+        match &self.root {
+            GuestRoot::Initrd(initrd) => Ok(initrd),
+            GuestRoot::Image(_) => {
+                Err(HypervisorError::Unsupported { driver, what: "a rootfs image" })
+            }
+        }
+    }
+}
+
 impl GuestImage {
     /// The kernel parameters that make this image the root file system, when the guest sees its disk as `/dev/<disk>`.
     ///
@@ -97,13 +119,33 @@ impl GuestImage {
     }
 }
 
-/// A directory that a vhost-user file server offers to the guest.
+/// A directory that the guest may mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShareSpec {
     /// The mount tag under which the guest finds it, 1 to 36 bytes (virtio 1.2 §5.11.4).
     pub tag: String,
-    /// The unix socket on which the file server listens (vhost-user back end).
-    pub socket: PathBuf,
+    /// Who serves it; the driver's [`Capabilities::shared_file_system`] says which of them it takes.
+    pub source: ShareSource,
+}
+
+/// Who serves a shared directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShareSource {
+    /// A file server (vhost-user back end) that listens on this unix socket.
+    Server(PathBuf),
+    /// The VMM itself serves this directory, with what is mounted below it now and later, and does not write where a mount is read-only.
+    Directory(PathBuf),
+}
+
+/// How directories of the host reach the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SharedFileSystem {
+    /// Not at all.
+    None,
+    /// By a file server beside the VMM: [`ShareSource::Server`].
+    Server,
+    /// By the VMM itself: [`ShareSource::Directory`].
+    Inline,
 }
 
 /// A network device whose other end is a tap.
@@ -121,15 +163,19 @@ pub struct NicSpec {
     pub vhost: Option<Arc<OwnedFd>>,
 }
 
-/// What a driver can do. Everything that is false here is refused at planning time, with a sentence.
+/// What a driver can do. Everything that it cannot is refused at planning time, with a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Directories can be shared through a vhost-user virtio-fs server.
-    pub shared_file_system: bool,
+    /// How directories can be shared.
+    pub shared_file_system: SharedFileSystem,
     /// Most virtual CPUs that a VM of this driver may have.
     pub max_vcpus: u32,
     /// Whether the VM can be paused and resumed as a whole.
     pub pause: bool,
+    /// Whether it takes network devices at boot: [`VmSpec::nics`].
+    pub nics: bool,
+    /// Whether it takes network devices while it runs: [`VmSpec::hot_plug`]. A machine of the driver's may still have no place for them.
+    pub hot_plug: bool,
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 
-use kata_hypervisor::{Console, GuestRoot, HypervisorError, NicSpec, VmExit, VmSpec};
+use kata_hypervisor::{Console, GuestRoot, HypervisorError, NicSpec, ShareSource, VmSpec};
 use kata_linux::jail::{Jail, Network};
-use kata_linux::process::{Child, Exit, Spawn, SpawnError};
+use kata_linux::process::{Child, Spawn};
 use tokio::net::UnixStream;
 
 use crate::channel::{Channel, socket_pair};
@@ -18,10 +18,7 @@ use crate::kernel_params::{self, Circumstances};
 use crate::machine::Machine;
 use crate::qmp::Qmp;
 use crate::vm::QemuVm;
-use crate::{Host, QemuSettings, console};
-
-/// Lines of QEMU's stderr that an error quotes.
-const QUOTED_LINES: usize = 5;
+use crate::{Host, QemuSettings};
 
 /// The guest's name for the first virtio disk.
 const IMAGE_DISK: &str = "vda";
@@ -56,8 +53,11 @@ pub(crate) async fn launch(
     };
     let extra = [root_params, spec.kernel_params.clone()].concat();
     for share in &spec.shares {
-        let socket =
-            connect(&share.socket).await.map_err(setup("the connection to the file server"))?;
+        let ShareSource::Server(socket) = &share.source else {
+            let what = "serving a directory by itself";
+            return Err(HypervisorError::Unsupported { driver: "qemu", what });
+        };
+        let socket = connect(socket).await.map_err(setup("the connection to the file server"))?;
         devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
     }
     if spec.hot_plug && machine.can_hot_plug() {
@@ -91,11 +91,13 @@ pub(crate) async fn launch(
     };
     let arguments = command_line.arguments();
     tracing::debug!(sandbox = spec.sandbox, "{program} {}", arguments.join(" "));
-    let child =
-        spawn.args(arguments).spawn().map_err(|error| spawn_error(program.clone(), error))?;
+    let child = spawn
+        .args(arguments)
+        .spawn()
+        .map_err(|error| HypervisorError::not_spawned(program.clone(), error))?;
 
     let console = Console::new();
-    let console_end = console::collect(console_output, console.clone());
+    let console_end = console.collect(console_output);
     let qmp = greet(&program, &child, control).await?;
     let hot_plug = spec.hot_plug && machine.can_hot_plug();
     Ok(QemuVm { child, machine, hot_plug, qmp, channel, console, console_end })
@@ -129,18 +131,7 @@ async fn greet(program: &str, child: &Child, control: UnixStream) -> Result<Qmp,
     match Qmp::connect(control).await {
         Ok(qmp) => Ok(qmp),
         // A QEMU that closes its control socket is about to exit, and its stderr says why.
-        Err(_) => Err(HypervisorError::Died {
-            program: program.to_owned(),
-            exit: to_vm_exit(child.exited().await, None),
-            stderr: quote(&child.stderr()),
-        }),
-    }
-}
-
-fn quote(stderr: &[String]) -> String {
-    match stderr {
-        [] => "it wrote nothing to stderr".to_owned(),
-        lines => lines[lines.len().saturating_sub(QUOTED_LINES)..].join("; "),
+        Err(_) => Err(HypervisorError::of_death(program.to_owned(), child).await),
     }
 }
 
@@ -152,20 +143,4 @@ async fn connect(socket: &Path) -> io::Result<StdUnixStream> {
         .into_std()?;
     stream.set_nonblocking(false)?;
     Ok(stream)
-}
-
-fn spawn_error(program: String, error: SpawnError) -> HypervisorError {
-    match error {
-        SpawnError::Exec { source, .. } => HypervisorError::Spawn { program, source },
-        error => HypervisorError::Setup { what: "a jail", source: io::Error::other(error) },
-    }
-}
-
-pub(crate) fn to_vm_exit(exit: Exit, reason: Option<String>) -> VmExit {
-    let (code, signal) = match exit {
-        Exit::Code(code) => (Some(code), None),
-        Exit::Signal(signal) => (None, Some(signal)),
-        Exit::Unknown => (None, None),
-    };
-    VmExit { code, signal, reason }
 }

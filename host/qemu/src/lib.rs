@@ -14,7 +14,6 @@
 mod accelerator;
 mod channel;
 mod command_line;
-mod console;
 mod device;
 mod kernel_image;
 mod kernel_params;
@@ -27,7 +26,7 @@ mod vm;
 mod vsock;
 
 use async_trait::async_trait;
-use kata_hypervisor::{Capabilities, Hypervisor, HypervisorError, Vm, VmSpec};
+use kata_hypervisor::{Capabilities, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec};
 
 pub use settings::{AcceleratorChoice, MachineChoice, QemuSettings};
 
@@ -56,7 +55,8 @@ impl Qemu {
     /// A driver with these settings. Looks at the host once, and says so in the log when it must do without KVM.
     #[must_use]
     pub fn new(settings: QemuSettings) -> Self {
-        let accelerator = accelerator::choose(settings.accelerator, accelerator::kvm_obstacle());
+        let accelerator =
+            accelerator::choose(settings.accelerator, kata_hypervisor::kvm_obstacle());
         let tsc_khz = match accelerator {
             Accelerator::Kvm => None,
             Accelerator::Tcg => kata_linux::tsc::host_khz(),
@@ -72,7 +72,13 @@ impl Hypervisor for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { shared_file_system: true, max_vcpus: MAX_VCPUS, pause: true }
+        Capabilities {
+            shared_file_system: SharedFileSystem::Server,
+            max_vcpus: MAX_VCPUS,
+            pause: true,
+            nics: true,
+            hot_plug: true,
+        }
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {

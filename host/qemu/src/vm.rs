@@ -5,14 +5,12 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{Console, HypervisorError, NicSpec, Vm, VmExit};
+use kata_hypervisor::{Console, ConsoleEnd, HypervisorError, NicSpec, Vm, VmExit};
 use kata_linux::process::Child;
 use serde_json::{Map, Value};
-use tokio::sync::watch;
 
 use crate::channel::Channel;
 use crate::device::{HOT_PLUG_BUS, Nic};
-use crate::launch::to_vm_exit;
 use crate::machine::Machine;
 use crate::qmp::{Command, Qmp};
 
@@ -25,8 +23,7 @@ pub(crate) struct QemuVm {
     pub(crate) qmp: Qmp,
     pub(crate) channel: Channel,
     pub(crate) console: Console,
-    /// Closed once the console has been read to its end.
-    pub(crate) console_end: watch::Receiver<()>,
+    pub(crate) console_end: ConsoleEnd,
 }
 
 #[async_trait]
@@ -54,9 +51,8 @@ impl Vm for QemuVm {
     async fn exited(&self) -> VmExit {
         let exit = self.child.exited().await;
         // Whoever hears of the end wants the last words too. With QEMU gone both sockets are at their end.
-        let mut console_end = self.console_end.clone();
-        while console_end.changed().await.is_ok() {}
-        to_vm_exit(exit, self.qmp.closed().await)
+        self.console_end.reached().await;
+        VmExit::of(exit, self.qmp.closed().await)
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {

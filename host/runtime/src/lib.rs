@@ -4,6 +4,7 @@
 //! touching anything), which `kata-sandbox` then carries out. Everything that this version cannot do is refused here, before
 //! anything has started.
 
+mod driver;
 mod features;
 mod guest_spec;
 mod plan;

@@ -1,16 +1,18 @@
 //! From configuration and spec to plans: what is decided here is carried out by `kata-sandbox` without another look at either.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use kata_agent_client::{GuestSandbox, GuestStorage};
 use kata_config::{
-    HostConfig, HostResources, InternetworkingModel, LogLevel, MachineType, Root, VerityParams,
+    HostConfig, HostResources, HypervisorName, InternetworkingModel, LogLevel, Root, VerityParams,
     WorkloadLimits,
 };
-use kata_hypervisor::{GuestImage, GuestRoot, ShareSpec, Verity, VmSpec};
-use kata_qemu::{AcceleratorChoice, MachineChoice, QemuSettings};
+use kata_hypervisor::{
+    GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
+};
+use kata_network::Namespace;
 use kata_sandbox::{
     ContainerPlan, Deadlines, NetworkModel, NetworkPlan, SandboxMount, SandboxPlan,
 };
@@ -41,24 +43,6 @@ const CRI_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CRI_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const CRI_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
-/// The driver's settings of a configuration.
-pub(crate) fn qemu_settings(config: &HostConfig) -> QemuSettings {
-    let qemu = &config.qemu;
-    QemuSettings {
-        program: qemu.path.clone(),
-        machine: match qemu.machine_type {
-            MachineType::Auto => MachineChoice::Auto,
-            MachineType::Microvm => MachineChoice::Microvm,
-            MachineType::Q35 => MachineChoice::Q35,
-        },
-        cpu_features: qemu.cpu_features.clone(),
-        seccomp_sandbox: qemu.seccomp_sandbox.clone(),
-        entropy_source: qemu.entropy_source.clone(),
-        accelerator: AcceleratorChoice::Auto,
-        dial_again: config.agent.dial_timeout(),
-    }
-}
-
 pub(crate) fn sandbox(
     runtime: &Runtime,
     id: &str,
@@ -66,30 +50,35 @@ pub(crate) fn sandbox(
 ) -> Result<SandboxPlan, RuntimeError> {
     check_id(id)?;
     let config = &runtime.config;
-    let network = network(config, spec)?;
+    let network = network(runtime, spec)?;
     let role = role_of(spec.annotations().as_ref());
     let run_dir = Path::new(RUN_DIR).join(id);
-    let socket = run_dir.join("virtiofs.sock");
+    let file_server = file_server(runtime, &run_dir)?;
+    let source = match &file_server {
+        Some(server) => ShareSource::Server(server.socket.clone()),
+        None => ShareSource::Directory(run_dir.join(kata_storage::SHARED)),
+    };
+    let vm = config.vm();
     let size = kata_config::sandbox_size(config, limits(spec, &role), host(runtime)?)?;
-    readable(&config.qemu.kernel, "guest kernel", "kernel")?;
+    readable(&vm.kernel, "guest kernel", "kernel")?;
     Ok(SandboxPlan {
         id: id.to_owned(),
         vm: VmSpec {
             sandbox: id.to_owned(),
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
-            kernel: config.qemu.kernel.clone(),
+            kernel: vm.kernel.clone(),
             root: guest_root(runtime)?,
             kernel_params: kernel_params(config),
-            shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), socket: socket.clone() }],
-            debug: config.qemu.enable_debug,
+            shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), source }],
+            debug: vm.enable_debug,
             nics: Vec::new(),
             hot_plug: false,
             network_namespace: None,
             run_dir: run_dir.clone(),
         },
         network,
-        file_server: file_server(runtime, &run_dir, socket),
+        file_server,
         guest: guest_sandbox(config, id, spec),
         cgroup: cgroup(config, id, spec),
         deadlines: Deadlines {
@@ -140,14 +129,33 @@ fn check_id(id: &str) -> Result<(), RuntimeError> {
     if is_usable { Ok(()) } else { Err(RuntimeError::Id(id.to_owned())) }
 }
 
-fn network(config: &HostConfig, spec: &Spec) -> Result<NetworkPlan, SpecError> {
+fn network(runtime: &Runtime, spec: &Spec) -> Result<NetworkPlan, RuntimeError> {
+    let config = &runtime.config;
     let model = match config.runtime.internetworking_model {
         InternetworkingModel::Tcfilter => Some(NetworkModel::TcFilter),
         InternetworkingModel::Macvtap => Some(NetworkModel::MacVtap),
         InternetworkingModel::None => None,
     };
     let namespace = guest_spec::network_namespace(spec)?;
-    Ok(NetworkPlan { namespace, model, vhost: !config.qemu.disable_vhost_net })
+    let hypervisor = runtime.hypervisor();
+    let can = hypervisor.capabilities();
+    if let Some(path) = namespace.as_deref().filter(|_| model.is_some() && !can.nics) {
+        refuse_interfaces(path, hypervisor.name())?;
+    }
+    let vhost = !config.qemu.disable_vhost_net;
+    Ok(NetworkPlan { namespace, model, vhost, hot_plug: can.hot_plug })
+}
+
+/// For hypervisors that take no network devices: a network that the guest would not see is refused.
+fn refuse_interfaces(path: &Path, hypervisor: &'static str) -> Result<(), RuntimeError> {
+    let there = kata_network::scan_blocking(&Namespace::open(path)?)?;
+    let names: Vec<&str> =
+        kata_network::in_use(&there).map(|link| link.interface.name.as_str()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let interfaces = names.join(", ");
+    Err(RuntimeError::Network { hypervisor, namespace: path.to_owned(), interfaces })
 }
 
 /// The lines of the resolv.conf(5) that the engine mounts into the container. One that cannot be read is the mount's own matter, and only a
@@ -165,7 +173,7 @@ fn dns(spec: &Spec) -> Vec<String> {
 /// What the guest starts from: what the configuration names, else the initial ramdisk that is installed with this software.
 fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
     let qemu = &runtime.config.qemu;
-    match qemu.root() {
+    match root(&runtime.config) {
         Root::Initrd(initrd) => {
             let installed = || runtime.prefix.join(INSTALLED_INITRD);
             let initrd = initrd.map_or_else(installed, Path::to_path_buf);
@@ -183,6 +191,16 @@ fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
                 verity: qemu.kernel_verity_params.as_ref().map(verity),
                 drivers: qemu.image_drivers.clone(),
             }))
+        }
+    }
+}
+
+/// Of hypervisors other than QEMU no configuration names an image.
+fn root(config: &HostConfig) -> Root<'_> {
+    match config.runtime.hypervisor_name {
+        HypervisorName::Qemu | HypervisorName::Auto => config.qemu.root(),
+        HypervisorName::CloudHypervisor | HypervisorName::Krun => {
+            Root::Initrd(config.vm().initrd.as_deref())
         }
     }
 }
@@ -212,7 +230,7 @@ fn kernel_params(config: &HostConfig) -> Vec<String> {
     if agent.container_pipe_size > 0 {
         params.push(format!("agent.container_pipe_size={}", agent.container_pipe_size));
     }
-    params.extend(config.qemu.kernel_params.split_ascii_whitespace().map(str::to_owned));
+    params.extend(config.vm().kernel_params.split_ascii_whitespace().map(str::to_owned));
     params
 }
 
@@ -226,17 +244,28 @@ fn agent_log_level(level: LogLevel) -> &'static str {
     }
 }
 
-fn file_server(runtime: &Runtime, run_dir: &Path, socket: PathBuf) -> FileServerSpec {
-    let qemu = &runtime.config.qemu;
-    let embedded = || runtime.prefix.join("libexec/kata-containers/kata-virtiofsd");
-    FileServerSpec {
-        external: qemu.virtio_fs_daemon.is_some(),
-        program: qemu.virtio_fs_daemon.clone().unwrap_or_else(embedded),
-        extra_args: qemu.virtio_fs_extra_args.clone(),
-        cache: qemu.virtio_fs_cache.as_str().to_owned(),
-        shared_dir: run_dir.join("shared"),
-        socket,
-        debug: qemu.enable_debug,
+/// The file server that the driver needs beside it; `None` if it serves directories by itself.
+fn file_server(runtime: &Runtime, run_dir: &Path) -> Result<Option<FileServerSpec>, RuntimeError> {
+    let hypervisor = runtime.hypervisor();
+    match hypervisor.capabilities().shared_file_system {
+        SharedFileSystem::None => Err(RuntimeError::Lacks {
+            hypervisor: hypervisor.name(),
+            what: "a shared file system, through which containers get their root file systems",
+        }),
+        SharedFileSystem::Inline => Ok(None),
+        SharedFileSystem::Server => {
+            let settings = runtime.config.virtio_fs().expect("a driver with a server has its keys");
+            let embedded = || runtime.prefix.join("libexec/kata-containers/kata-virtiofsd");
+            Ok(Some(FileServerSpec {
+                external: settings.virtio_fs_daemon.is_some(),
+                program: settings.virtio_fs_daemon.clone().unwrap_or_else(embedded),
+                extra_args: settings.virtio_fs_extra_args.clone(),
+                cache: settings.virtio_fs_cache.as_str().to_owned(),
+                shared_dir: run_dir.join(kata_storage::SHARED),
+                socket: run_dir.join("virtiofs.sock"),
+                debug: runtime.config.vm().enable_debug,
+            }))
+        }
     }
 }
 

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use kata_config::{ConfigError, HostConfig, SizeError};
 use kata_hypervisor::Hypervisor;
-use kata_qemu::Qemu;
+use kata_network::NetworkError;
 use kata_sandbox::{ContainerPlan, SandboxPlan};
 use kata_storage::{RootfsMount, StorageError};
 use oci_spec::runtime::Spec;
 use thiserror::Error;
 
-use crate::{SpecError, plan};
+use crate::{SpecError, driver, plan};
 
 /// The environment variable that names the configuration file.
 const CONFIG_VARIABLE: &str = "KATA_CONF_FILE";
@@ -47,6 +47,32 @@ pub enum RuntimeError {
         #[source]
         source: io::Error,
     },
+    /// The chosen hypervisor cannot do what every sandbox needs.
+    #[error(
+        "the hypervisor {hypervisor} lacks {what}; choose another with `hypervisor_name` in the section runtime"
+    )]
+    Lacks {
+        /// Its name in the configuration.
+        hypervisor: &'static str,
+        /// What it lacks.
+        what: &'static str,
+    },
+    /// There is a network, and the chosen hypervisor takes no part in any.
+    #[error(
+        "the hypervisor {hypervisor} takes no network devices, and the network namespace {} has {interfaces}; \
+         choose qemu with `hypervisor_name` in the section runtime, or set `internetworking_model` to \"none\"", .namespace.display()
+    )]
+    Network {
+        /// The hypervisor's name in the configuration.
+        hypervisor: &'static str,
+        /// The namespace.
+        namespace: PathBuf,
+        /// The names of its interfaces, as a list for people.
+        interfaces: String,
+    },
+    /// The network namespace cannot be looked into.
+    #[error(transparent)]
+    Namespace(#[from] NetworkError),
     /// The id cannot be a file name.
     #[error(
         "`{0}` is not a usable container id; use letters, digits, `_`, `.`, `+` and `-`, at most 128"
@@ -68,6 +94,7 @@ pub struct Runtime {
 
 impl Runtime {
     /// Loads the configuration: `option` is the file that the engine named for this sandbox, if any; `KATA_CONF_FILE` wins over it.
+    /// Where neither names one, the name that this program was started under chooses ([`kata_config::variant_of`]).
     /// The sandbox's annotations are applied as far as the administrator allows them.
     pub fn load(
         option: Option<&Path>,
@@ -76,12 +103,14 @@ impl Runtime {
         let program = std::env::current_exe().map_err(RuntimeError::Host)?;
         let prefix = kata_config::prefix_of(&program);
         let variable = std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from);
-        let file = kata_config::locate(option, variable.as_deref(), &prefix)?;
+        let name = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+        let variant = kata_config::variant_of(&name);
+        let file = kata_config::locate(option, variable.as_deref(), variant, &prefix)?;
         let mut config = HostConfig::load(file.as_deref(), &prefix)?;
         if let Some(annotations) = annotations {
             config = config.with_annotations(annotations)?;
         }
-        let hypervisor = Box::new(Qemu::new(plan::qemu_settings(&config)));
+        let hypervisor = driver::of(&config, &prefix);
         Ok(Self { config, prefix, hypervisor })
     }
 

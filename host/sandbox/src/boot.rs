@@ -1,6 +1,7 @@
 //! Bringing a sandbox up: file server and VM side by side, then the agent, each stage with a deadline and with an eye on
 //! everything that may die meanwhile.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ pub(crate) struct Booted {
     pub(crate) vm: Arc<dyn Vm>,
     pub(crate) agent: AgentClient,
     pub(crate) share: Share,
-    pub(crate) file_server: FileServer,
+    pub(crate) file_server: Option<FileServer>,
     pub(crate) footprint: Footprint,
     pub(crate) network: Option<SandboxNetwork>,
 }
@@ -70,7 +71,7 @@ pub(crate) async fn boot(
     }
 }
 
-type Parts = (Arc<dyn Vm>, AgentClient, Share, FileServer);
+type Parts = (Arc<dyn Vm>, AgentClient, Share, Option<FileServer>);
 
 async fn boot_parts(
     plan: &SandboxPlan,
@@ -88,12 +89,14 @@ async fn boot_parts(
     for mount in &plan.sandbox_mounts {
         share.add_sandbox_mount(&mount.source, mount.readonly)?;
     }
-    let file_server = FileServer::start(&plan.file_server)?;
-    times.stamp_at(Stage::FileServerExecuted, file_server.executed());
-    let vm = match boot_vm(plan, spec, hypervisor).await {
+    let file_server = plan.file_server.as_ref().map(FileServer::start).transpose()?;
+    if let Some(server) = &file_server {
+        times.stamp_at(Stage::FileServerExecuted, server.executed());
+    }
+    let vm = match boot_vm(plan, &spec, hypervisor, file_server.as_ref()).await {
         Ok(vm) => vm,
         Err(error) => {
-            file_server.stop().await;
+            stop(file_server.as_ref()).await;
             return Err(error);
         }
     };
@@ -101,15 +104,19 @@ async fn boot_parts(
     if let Some(executed) = vm.executed() {
         times.stamp_at(Stage::VmmExecuted, executed);
     }
-    let reached = match footprint.record(&[vm.pid(), file_server.pid()]) {
-        Ok(()) => reach_agent(plan, vm.as_ref(), &file_server, network.as_ref(), times).await,
+    let children: Vec<u32> =
+        [vm.pid()].into_iter().chain(file_server.as_ref().map(FileServer::pid)).collect();
+    let reached = match footprint.record(&children) {
+        Ok(()) => {
+            reach_agent(plan, vm.as_ref(), file_server.as_ref(), network.as_ref(), times).await
+        }
         Err(error) => Err(error.into()),
     };
     match reached {
         Ok(agent) => Ok((vm, agent, share, file_server)),
         Err(error) => {
             vm.stop().await;
-            file_server.stop().await;
+            stop(file_server.as_ref()).await;
             Err(error)
         }
     }
@@ -119,7 +126,7 @@ async fn boot_parts(
 fn vm_spec(plan: &SandboxPlan, network: Option<&mut SandboxNetwork>) -> VmSpec {
     let mut spec = plan.vm.clone();
     let Some(network) = network else { return spec };
-    spec.hot_plug |= network.is_empty();
+    spec.hot_plug |= plan.network.hot_plug && network.is_empty();
     spec.nics = network.take_nics();
     if plan.network.namespace.is_none() {
         spec.network_namespace = Some(network.namespace().descriptor());
@@ -129,17 +136,30 @@ fn vm_spec(plan: &SandboxPlan, network: Option<&mut SandboxNetwork>) -> VmSpec {
 
 async fn boot_vm(
     plan: &SandboxPlan,
-    spec: VmSpec,
+    spec: &VmSpec,
     hypervisor: &dyn Hypervisor,
+    file_server: Option<&FileServer>,
 ) -> Result<Arc<dyn Vm>, BootError> {
     let after = plan.deadlines.vmm;
-    match tokio::time::timeout(after, hypervisor.boot(&spec)).await {
-        Ok(vm) => Ok(Arc::from(vm?)),
-        Err(_) => Err(BootError::Late {
-            stage: BootStage::Vmm,
-            after,
-            last_words: "it said nothing".into(),
-        }),
+    tokio::select! {
+        biased;
+        // A VMM may try to connect for longer than anybody wants to wait.
+        last_words = end_of(file_server) => Err(file_server_ended(plan, &last_words)),
+        vm = tokio::time::timeout(after, hypervisor.boot(spec)) => match vm {
+            Ok(vm) => Ok(Arc::from(vm?)),
+            Err(_) => Err(BootError::Late {
+                stage: BootStage::Vmm,
+                after,
+                last_words: "it said nothing".into(),
+            }),
+        },
+    }
+}
+
+fn file_server_ended(plan: &SandboxPlan, last_words: &[String]) -> BootError {
+    BootError::FileServer {
+        program: plan.file_server.as_ref().map_or_else(PathBuf::new, |spec| spec.program.clone()),
+        last_words: quote(last_words, "it said nothing"),
     }
 }
 
@@ -147,7 +167,7 @@ async fn boot_vm(
 async fn reach_agent(
     plan: &SandboxPlan,
     vm: &dyn Vm,
-    file_server: &FileServer,
+    file_server: Option<&FileServer>,
     network: Option<&SandboxNetwork>,
     times: &Recorder,
 ) -> Result<AgentClient, BootError> {
@@ -177,10 +197,7 @@ async fn reach_agent(
     let failure = tokio::select! {
         biased;
         exit = vm.exited() => return Err(died(plan, vm, &exit)),
-        _ = file_server.exited() => BootError::FileServer {
-            program: plan.file_server.program.clone(),
-            last_words: quote(&file_server.stderr(), "it said nothing"),
-        },
+        last_words = end_of(file_server) => file_server_ended(plan, &last_words),
         agent = hello => match agent {
             Err(error) => error,
             agent => return agent,
@@ -190,6 +207,24 @@ async fn reach_agent(
     // A channel that breaks and a file server that ends are most often a VM that dies: wait a moment for the better reason.
     let exit = tokio::time::timeout(DEATH, vm.exited()).await;
     Err(exit.map_or(failure, |exit| died(plan, vm, &exit)))
+}
+
+/// Resolves when the file server has ended, with its last words; never where there is none.
+pub(crate) async fn end_of(file_server: Option<&FileServer>) -> Vec<String> {
+    match file_server {
+        Some(server) => {
+            server.exited().await;
+            server.stderr()
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends the file server, if there is one.
+pub(crate) async fn stop(file_server: Option<&FileServer>) {
+    if let Some(server) = file_server {
+        server.stop().await;
+    }
 }
 
 fn died(plan: &SandboxPlan, vm: &dyn Vm, exit: &VmExit) -> BootError {

@@ -40,6 +40,12 @@ pub enum JoinError {
         #[source]
         source: HypervisorError,
     },
+    /// There is an interface now that was not there at boot, and the driver takes none any more.
+    #[error(
+        "the network interface {0} came after the VM had booted, and its hypervisor takes no network devices then; \
+         choose qemu with `hypervisor_name` in the section runtime, or set `internetworking_model` to \"none\""
+    )]
+    Late(String),
     /// The guest's agent could not set it up.
     #[error("the guest's agent could not set up the network")]
     Agent(#[from] AgentError),
@@ -51,6 +57,7 @@ pub(crate) struct SandboxNetwork {
     namespace: Namespace,
     model: Model,
     vhost: bool,
+    hot_plug: bool,
     joined: Plan,
     nics: Vec<NicSpec>,
     /// Containers have started: what comes now is not joined any more.
@@ -78,6 +85,7 @@ impl SandboxNetwork {
             namespace,
             model,
             vhost: plan.vhost,
+            hot_plug: plan.hot_plug,
             joined: Plan::default(),
             nics: Vec::new(),
             settled: false,
@@ -128,6 +136,9 @@ impl SandboxNetwork {
         vm: &dyn Vm,
         agent: &AgentClient,
     ) -> Result<(), JoinError> {
+        if !self.hot_plug {
+            return self.strangers().await?.map_or(Ok(()), |list| Err(JoinError::Late(list)));
+        }
         self.join(footprint).await?;
         let names: Vec<String> =
             self.joined.interfaces.iter().map(|one| one.name.clone()).collect();

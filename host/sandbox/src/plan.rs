@@ -18,8 +18,8 @@ pub struct SandboxPlan {
     pub id: String,
     /// The virtual machine. Its `run_dir` is the sandbox's directory on the host, made at boot and removed at the end.
     pub vm: VmSpec,
-    /// The file server for the shared directory, which is made at boot below `run_dir`.
-    pub file_server: FileServerSpec,
+    /// The file server for the shared directory, which is made at boot below `run_dir`; `None` where the VMM serves it by itself.
+    pub file_server: Option<FileServerSpec>,
     /// What the agent is told first.
     pub guest: GuestSandbox,
     /// The cgroup on the host for the VMM, its companions and the calling process, as in the OCI spec's `cgroupsPath`.
@@ -44,6 +44,9 @@ pub struct NetworkPlan {
     pub model: Option<NetworkModel>,
     /// Whether the kernel may move the frames (vhost-net), where the host has that.
     pub vhost: bool,
+    /// Whether the driver takes interfaces that come after the boot ([`kata_hypervisor::Capabilities::hot_plug`]); otherwise the first
+    /// container is not started where one has come.
+    pub hot_plug: bool,
 }
 
 /// A directory of the host for a whole sandbox.

@@ -45,7 +45,7 @@ struct Shared {
     single_container: bool,
     vm: Arc<dyn Vm>,
     agent: AgentClient,
-    file_server: FileServer,
+    file_server: Option<FileServer>,
     // Mutexes and not an owning task: every change is one short, pure step of the ledger, and nothing is awaited while they
     // are held; events are emitted under the lock, which is what keeps their order.
     share: Mutex<Option<Share>>,
@@ -422,7 +422,7 @@ impl Shared {
                 }
             }
             self.vm.stop().await;
-            self.file_server.stop().await;
+            boot::stop(self.file_server.as_ref()).await;
             if let Some(network) = self.network.lock().await.take() {
                 network.leave().await;
             }
@@ -460,7 +460,7 @@ async fn watch_parts(shared: Arc<Shared>) {
         }
         // A guest whose file system is gone hangs at the next file that it touches, so it is not asked either. But a server ends with
         // its VM, too, and then the VM is the cause.
-        _ = shared.file_server.exited() => {
+        _ = boot::end_of(shared.file_server.as_ref()) => {
             let cause = tokio::time::timeout(boot::GRACE, shared.vm.exited()).await;
             cause.map_or_else(|_| "its file server ended".to_owned(), |exit| format!("the VM {exit}"))
         }

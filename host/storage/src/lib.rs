@@ -26,5 +26,5 @@ pub use mount_points::{check_mount_points, make_mount_points};
 pub use plan::{GuestMounts, HostBind, plan_mounts};
 pub use rootfs::{RootfsMount, mount_rootfs};
 pub use server::{FileServer, FileServerSpec};
-pub use share::{GUEST_SHARE, Share};
+pub use share::{GUEST_SHARE, SHARED, Share};
 pub use source::SharedMemory;

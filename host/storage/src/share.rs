@@ -31,7 +31,8 @@ use beneath::{
 /// Where the agent mounts the share in the guest.
 pub const GUEST_SHARE: &str = "/run/kata-containers/shared/containers";
 
-const SHARED: &str = "shared";
+/// The name of the directory that is served, in the sandbox's own.
+pub const SHARED: &str = "shared";
 const ROOTFS: &str = "rootfs";
 const MOUNTS: &str = "mounts";
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kata_channel::ChannelStream;
-use kata_hypervisor::{GuestRoot, Hypervisor, HypervisorError, Vm, VmSpec};
+use kata_hypervisor::{GuestRoot, Hypervisor, HypervisorError, ShareSource, ShareSpec, Vm, VmSpec};
 use kata_qemu::{MachineChoice, Qemu, QemuSettings};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -259,7 +259,8 @@ async fn wrong_processor_feature_is_told_in_qemus_words() {
 async fn file_server_that_does_not_listen_is_named() {
     let mut bench = bench("no-share");
     let socket = bench.directory.path().join("fs.sock");
-    bench.spec.shares.push(kata_hypervisor::ShareSpec { tag: "share".into(), socket });
+    let source = ShareSource::Server(socket);
+    bench.spec.shares.push(ShareSpec { tag: "share".into(), source });
     let text = failure(QemuSettings::default(), &bench.spec).await;
     assert!(text.contains("file server") && text.contains("fs.sock"), "{text}");
 }

@@ -1,0 +1,72 @@
+//! Reaching a port of the guest through the VMM's one socket for all of them ("hybrid vsock").
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata_channel::{ChannelError, ChannelStream, handshake};
+use kata_hypervisor::HypervisorError;
+use kata_linux::process::Child;
+use tokio::net::UnixStream;
+
+/// The name of the socket.
+pub(crate) const SOCKET: &str = "vsock";
+
+/// Knows the socket of one VM.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    /// Where the VMM has made it. Held open: a path into it is then short enough for a socket's address (unix(7)), whatever the
+    /// sandbox's id.
+    pub(crate) directory: OwnedFd,
+    pub(crate) again: Duration,
+    pub(crate) vmm: Arc<Child>,
+}
+
+impl Dialer {
+    /// Connects, again and again while the guest has nobody who listens: the VMM closes such a connection at once, and has no event
+    /// that would tell when to try next. Before the guest's driver is up the VMM lets the connection wait.
+    pub(crate) async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
+        let path = format!("/proc/self/fd/{}/{SOCKET}", self.directory.as_raw_fd());
+        loop {
+            match self.attempt(&path, port).await {
+                _ if self.vmm.exit().is_some() => return Err(HypervisorError::ChannelClosed),
+                Ok(stream) => return Ok(Box::new(stream)),
+                // It was there when the machine had been booted. A VMM that ends by itself takes it away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(HypervisorError::ChannelClosed);
+                }
+                Err(error) if is_early(&error) => tokio::time::sleep(self.again).await,
+                Err(source) => return Err(HypervisorError::Dial { port, source }),
+            }
+        }
+    }
+
+    async fn attempt(&self, path: &str, port: u32) -> io::Result<UnixStream> {
+        let mut stream = UnixStream::connect(path).await?;
+        match handshake::open(&mut stream, port).await {
+            Ok(()) => Ok(stream),
+            Err(ChannelError::Io { source, .. }) => Err(source),
+            Err(ChannelError::Refused { .. }) => Err(io::ErrorKind::ConnectionReset.into()),
+            Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+        }
+    }
+}
+
+/// Whether a later dial may succeed, or the VMM is about to be found dead.
+fn is_early(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, WouldBlock};
+    matches!(error.kind(), ConnectionReset | ConnectionRefused | BrokenPipe | WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_that_does_not_listen_yet_is_dialled_again() {
+        assert!(is_early(&io::ErrorKind::ConnectionReset.into()));
+        assert!(!is_early(&io::ErrorKind::PermissionDenied.into()));
+        assert!(!is_early(&io::ErrorKind::NotFound.into()));
+    }
+}

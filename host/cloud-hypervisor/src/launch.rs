@@ -1,0 +1,178 @@
+//! From a spec to a guest that runs its first instructions.
+//!
+//! ```text
+//!   spawn: jail, exec ──▶ vmm.ping: who is it? ──▶ vm.create: landlock ──▶ vm.boot ──▶ CloudVm
+//! ```
+//!
+//! Nothing of it is on disk but the socket for the guest's ports, in a directory that is all the VMM can write to.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use kata_hypervisor::{Console, HypervisorError, VmSpec, kvm_obstacle};
+use kata_linux::jail::{Jail, Network};
+use kata_linux::mount::{DetachedMount, MountAttributes, Propagation};
+use kata_linux::process::Spawn;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, unlinkat};
+use rustix::io::Errno;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+
+use crate::api::{ApiError, Client, VmConfig};
+use crate::dial::{Dialer, SOCKET};
+use crate::machine::{self, Surroundings};
+use crate::vm::CloudVm;
+use crate::{CloudHypervisorSettings, events, version};
+
+/// The directory in the sandbox's that the VMM makes its socket in.
+const SOCKET_DIR: &str = "clh";
+
+/// Starts the VMM and boots the machine. If this fails, or is dropped, nothing is left: the child dies with its handle.
+pub(crate) async fn launch(
+    settings: &CloudHypervisorSettings,
+    landlock: bool,
+    spec: &VmSpec,
+) -> Result<CloudVm, HypervisorError> {
+    let setup = |what| move |source| HypervisorError::Setup { what, source };
+    let program = settings.program.display().to_string();
+    // With a KVM that is there and does not work the guest would not say a word for ever.
+    if let Some(obstacle) = kvm_obstacle() {
+        let source = io::Error::other(format!("{obstacle}; or use QEMU, which does without"));
+        return Err(HypervisorError::Setup { what: "KVM", source });
+    }
+    let directory = socket_dir(&spec.run_dir).map_err(setup("a directory for the VMM's socket"))?;
+    let (control, listener) = api_socket(&directory).map_err(setup("the control socket"))?;
+    let (events, event_monitor) = receiver().map_err(setup("the event monitor"))?;
+    let (console_output, stdout) = receiver().map_err(setup("the console"))?;
+
+    // The program has no option that would name the VM.
+    let title = format!("{program}: sandbox-{}", spec.sandbox);
+    let mut jail = Jail::strict();
+    if let Some(namespace) = &spec.network_namespace {
+        jail.network = Network::Joined(namespace.clone());
+    }
+    let mut spawn = Spawn::new(&settings.program).title(title).jail(jail).stdout(stdout);
+    let mut arguments = vec![
+        "--api-socket".to_owned(),
+        format!("fd={}", spawn.pass_fd(listener)),
+        "--event-monitor".to_owned(),
+        format!("fd={}", spawn.pass_fd(event_monitor)),
+        "--seccomp".to_owned(),
+        settings.seccomp.to_string(),
+    ];
+    let writable = writable_alone(&directory).map_err(setup("a mount for the VMM's socket"))?;
+    let vsock = format!("/proc/self/fd/{}/{SOCKET}", spawn.pass_fd(writable)).into();
+    if spec.debug {
+        arguments.push("-v".to_owned());
+    }
+    tracing::debug!(sandbox = spec.sandbox, "{program} {}", arguments.join(" "));
+    let child = spawn
+        .args(arguments)
+        .spawn()
+        .map_err(|error| HypervisorError::not_spawned(program.clone(), error))?;
+
+    let child = Arc::new(child);
+    let reason = events::listen(events, child.clone());
+    let console = Console::new();
+    let console_end = console.collect(console_output);
+    let client = Client::new(control);
+    let dialer = Dialer { directory, again: settings.dial_again, vmm: child.clone() };
+    // From here on whatever returns early drops it, which kills the VMM.
+    let vm = CloudVm { child, client, dialer, reason, console, console_end };
+    let around = Surroundings { vsock, entropy_source: settings.entropy_source.clone(), landlock };
+    match start(&vm.client, &machine::config(spec, around)?).await {
+        Ok(()) => Ok(vm),
+        // A VMM that closes its control socket is about to exit, and its stderr says why.
+        Err(Failure::Api(ApiError::Broken { .. })) => {
+            Err(HypervisorError::of_death(program, &vm.child).await)
+        }
+        Err(Failure::Api(error)) => Err(refused(error)),
+        Err(Failure::Version(reason)) => {
+            Err(HypervisorError::Control { command: "vmm.ping", reason })
+        }
+    }
+}
+
+enum Failure {
+    Api(ApiError),
+    Version(String),
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self::Api(error)
+    }
+}
+
+async fn start(client: &Client, config: &VmConfig) -> Result<(), Failure> {
+    let hello = client.ping().await?;
+    version::check(&hello.version).map_err(Failure::Version)?;
+    client.create(config).await?;
+    client.boot().await?;
+    Ok(())
+}
+
+/// An API error in the words of all drivers.
+pub(crate) fn refused(error: ApiError) -> HypervisorError {
+    match error {
+        ApiError::Refused { request, reason, .. } => {
+            HypervisorError::Control { command: request, reason }
+        }
+        ApiError::Broken { request, source } => HypervisorError::Control {
+            command: request,
+            reason: format!("its control socket is closed: {source}"),
+        },
+        ApiError::Malformed { request, source } => HypervisorError::Control {
+            command: request,
+            reason: format!("its answer is not understood: {source}"),
+        },
+    }
+}
+
+fn socket_dir(run_dir: &Path) -> io::Result<OwnedFd> {
+    let path = run_dir.join(SOCKET_DIR);
+    DirBuilder::new().mode(0o700).recursive(true).create(&path)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(CWD, &path, flags, Mode::empty())?;
+    // An earlier VM of this sandbox's may have left its own, and the VMM would not replace it.
+    match unlinkat(&directory, SOCKET, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(directory),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The one connection to the socket that the VMM listens on, and that socket. It is gone from the directory before the VMM starts, so nobody
+/// else ever speaks to it.
+fn api_socket(directory: &OwnedFd) -> io::Result<(UnixStream, UnixListener)> {
+    let name = "api";
+    let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
+    let listener = UnixListener::bind(&path)?;
+    let control = StdUnixStream::connect(&path)?;
+    unlinkat(directory, name, AtFlags::empty())?;
+    control.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(control)?, listener))
+}
+
+/// A pipe from the VMM.
+fn receiver() -> io::Result<(pipe::Receiver, OwnedFd)> {
+    let (reader, writer) = io::pipe()?;
+    Ok((pipe::Receiver::from_owned_fd(reader.into())?, writer.into()))
+}
+
+/// The directory through a mount of its own, which holds nothing else and leads nowhere else: the VMM's file systems are read-only.
+fn writable_alone(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    let mount = DetachedMount::clone_of(directory, false)?;
+    mount.set(MountAttributes {
+        readonly: false,
+        nosuid: true,
+        nodev: true,
+        noexec: true,
+        propagation: Some(Propagation::Private),
+    })?;
+    Ok(mount.into_root())
+}

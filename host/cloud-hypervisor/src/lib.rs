@@ -1,0 +1,77 @@
+//! The Cloud Hypervisor driver. It needs KVM.
+//!
+//! The VMM is told of its machine through its REST API, over a connection that was made before it started; it tells of the guest's
+//! end on a pipe. It runs behind the walls that QEMU has ([`kata_linux::jail::Jail::strict`]), and behind its own: a filter of system calls
+//! for each thread and, where the host's kernel is new enough, landlock.
+//!
+//! ```text
+//!   settings, VmSpec ──▶ machine: VmConfig ──▶ launch ──▶ api: ping, create, boot ──▶ CloudVm
+//!                                                 └─────▶ events: why the guest ended
+//! ```
+
+pub mod api;
+mod dial;
+mod events;
+mod kernel_params;
+mod launch;
+mod machine;
+mod settings;
+mod version;
+mod vm;
+
+use async_trait::async_trait;
+use kata_hypervisor::{Capabilities, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec};
+
+pub use settings::CloudHypervisorSettings;
+
+/// The driver's name, as in the configuration.
+const NAME: &str = "clh";
+
+/// Most virtual CPUs of a VM: what fits without an interrupt controller that every kernel knows.
+const MAX_VCPUS: u32 = 254;
+
+/// The version of landlock that the VMM insists on (Linux 6.2).
+const LANDLOCK: u32 = 3;
+
+/// Boots virtual machines with Cloud Hypervisor. The guest kernel is an uncompressed ELF `vmlinux` with a PVH entry note, or a `bzImage`.
+#[derive(Debug)]
+pub struct CloudHypervisor {
+    settings: CloudHypervisorSettings,
+    landlock: bool,
+}
+
+impl CloudHypervisor {
+    /// A driver with these settings. Looks at the host once, and says so in the log when it must do without landlock.
+    #[must_use]
+    pub fn new(settings: CloudHypervisorSettings) -> Self {
+        let landlock = kata_linux::landlock::version().is_some_and(|version| version >= LANDLOCK);
+        if !landlock {
+            tracing::warn!(
+                "this kernel has no landlock of version {LANDLOCK} (Linux 6.2 with `landlock` in its list of security modules): \
+                 Cloud Hypervisor runs in its jail and behind its system call filter only"
+            );
+        }
+        Self { settings, landlock }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for CloudHypervisor {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            shared_file_system: SharedFileSystem::Server,
+            max_vcpus: MAX_VCPUS,
+            pause: true,
+            nics: false,
+            hot_plug: false,
+        }
+    }
+
+    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {
+        Ok(Box::new(launch::launch(&self.settings, self.landlock, spec).await?))
+    }
+}

@@ -1,0 +1,125 @@
+//! The machine as the VMM is told of it. Pure: a spec in, a configuration out.
+
+use std::path::PathBuf;
+
+use kata_hypervisor::{HypervisorError, ShareSource, ShareSpec, VmSpec};
+
+use crate::api::{
+    ConsoleConfig, ConsoleMode, CpusConfig, FsConfig, MemoryConfig, PayloadConfig, RngConfig,
+    VmConfig, VsockConfig,
+};
+use crate::{NAME, kernel_params};
+
+/// The guest's address. Every VM has the same: it means something to its own VMM only.
+const CID: u64 = 3;
+
+/// Entries of a file share's queue, as upstream has it.
+const SHARE_QUEUE: u32 = 1024;
+
+/// What is decided outside of the spec.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    /// Where the VMM makes the socket for the guest's ports, as it sees it.
+    pub(crate) vsock: PathBuf,
+    /// The file that random numbers come from.
+    pub(crate) entropy_source: PathBuf,
+    /// Whether the VMM can shut itself in.
+    pub(crate) landlock: bool,
+}
+
+/// The configuration of the machine. It has neither disks nor network devices.
+pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, HypervisorError> {
+    spec.refuse_nics(NAME)?;
+    let fs = spec.shares.iter().enumerate().map(|(number, share)| file_share(number, share));
+    let fs = fs.collect::<Result<_, _>>()?;
+    Ok(VmConfig {
+        cpus: CpusConfig { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
+        memory: MemoryConfig {
+            size: u64::from(spec.memory_mib) << 20,
+            hotplug_size: None,
+            // File servers map it; and no page of it is ever merged with another VM's.
+            shared: true,
+        },
+        payload: PayloadConfig {
+            kernel: spec.kernel.clone(),
+            cmdline: kernel_params::command_line(spec),
+            initramfs: Some(spec.initrd_only(NAME)?.to_owned()),
+        },
+        disks: Vec::new(),
+        rng: RngConfig { src: around.entropy_source },
+        fs,
+        serial: ConsoleConfig { mode: ConsoleMode::Tty },
+        console: ConsoleConfig { mode: ConsoleMode::Off },
+        vsock: Some(VsockConfig { cid: CID, socket: around.vsock }),
+        pvpanic: true,
+        landlock_enable: around.landlock,
+        landlock_rules: Vec::new(),
+    })
+}
+
+fn file_share(number: usize, share: &ShareSpec) -> Result<FsConfig, HypervisorError> {
+    let ShareSource::Server(socket) = &share.source else {
+        let what = "directories without a file server";
+        return Err(HypervisorError::Unsupported { driver: NAME, what });
+    };
+    Ok(FsConfig {
+        id: format!("share{number}"),
+        tag: share.tag.clone(),
+        socket: socket.clone(),
+        num_queues: 1,
+        queue_size: SHARE_QUEUE,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_hypervisor::GuestRoot;
+
+    use super::*;
+
+    #[test]
+    fn machine_is_described_whole() {
+        let spec = VmSpec {
+            sandbox: "web-1".into(),
+            vcpus: 2,
+            memory_mib: 256,
+            kernel: "/share/vmlinux".into(),
+            root: GuestRoot::Initrd("/share/initrd.img".into()),
+            kernel_params: vec!["agent.log=debug".into()],
+            shares: vec![ShareSpec {
+                tag: "kataShared".into(),
+                source: ShareSource::Server("/run/fs.sock".into()),
+            }],
+            nics: Vec::new(),
+            hot_plug: false,
+            network_namespace: None,
+            run_dir: "/run/kata/web-1".into(),
+            debug: false,
+        };
+        let around = Surroundings {
+            vsock: "/proc/self/fd/5/vsock".into(),
+            entropy_source: "/dev/urandom".into(),
+            landlock: true,
+        };
+        let mut rendered = serde_json::to_value(config(&spec, around).unwrap()).unwrap();
+        let cmdline = rendered["payload"]["cmdline"].take();
+        let cmdline = cmdline.as_str().unwrap();
+        assert!(cmdline.starts_with("console=ttyS0 panic=-1 "), "{cmdline}");
+        assert!(cmdline.ends_with(" quiet agent.log=debug"), "{cmdline}");
+        let expected = serde_json::json!({
+            "cpus": { "boot_vcpus": 2, "max_vcpus": 2 },
+            "memory": { "size": 268_435_456, "shared": true },
+            "payload": { "kernel": "/share/vmlinux", "cmdline": null, "initramfs": "/share/initrd.img" },
+            "rng": { "src": "/dev/urandom" },
+            "fs": [{
+                "id": "share0", "tag": "kataShared", "socket": "/run/fs.sock", "num_queues": 1, "queue_size": 1024
+            }],
+            "serial": { "mode": "Tty" },
+            "console": { "mode": "Off" },
+            "vsock": { "cid": 3, "socket": "/proc/self/fd/5/vsock" },
+            "pvpanic": true,
+            "landlock_enable": true,
+        });
+        assert_eq!(rendered, expected);
+    }
+}

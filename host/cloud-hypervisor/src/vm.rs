@@ -1,0 +1,91 @@
+//! A running Cloud Hypervisor.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use kata_channel::ChannelStream;
+use kata_hypervisor::{Console, ConsoleEnd, HypervisorError, NicSpec, Vm, VmExit};
+use kata_linux::process::Child;
+
+use crate::NAME;
+use crate::api::Client;
+use crate::dial::Dialer;
+use crate::events::Reason;
+use crate::launch::refused;
+
+/// A virtual machine of Cloud Hypervisor's. Dropping it kills it.
+pub(crate) struct CloudVm {
+    pub(crate) child: Arc<Child>,
+    pub(crate) client: Client,
+    pub(crate) dialer: Dialer,
+    pub(crate) reason: Reason,
+    pub(crate) console: Console,
+    pub(crate) console_end: ConsoleEnd,
+}
+
+#[async_trait]
+impl Vm for CloudVm {
+    fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    fn executed(&self) -> Option<Instant> {
+        Some(self.child.executed())
+    }
+
+    fn console(&self) -> Console {
+        self.console.clone()
+    }
+
+    fn stderr(&self) -> Vec<String> {
+        self.child.stderr()
+    }
+
+    async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
+        self.dialer.dial(port).await
+    }
+
+    async fn exited(&self) -> VmExit {
+        let exit = self.child.exited().await;
+        // Whoever hears of the end wants the last words too. With the VMM gone both pipes are at their end.
+        self.console_end.reached().await;
+        match self.reason.clone().told().await {
+            // It was this driver that killed it, and why is what counts.
+            Some(reason @ "guest-reset") => {
+                VmExit { code: None, signal: None, reason: Some(reason.to_owned()) }
+            }
+            reason => VmExit::of(exit, reason.map(str::to_owned)),
+        }
+    }
+
+    async fn pause(&self) -> Result<(), HypervisorError> {
+        self.client.pause().await.map_err(refused)
+    }
+
+    async fn resume(&self) -> Result<(), HypervisorError> {
+        self.client.resume().await.map_err(refused)
+    }
+
+    async fn add_nic(&self, _nic: &NicSpec) -> Result<(), HypervisorError> {
+        Err(HypervisorError::Unsupported { driver: NAME, what: "network devices" })
+    }
+
+    async fn stop(&self) {
+        self.child.end().await;
+    }
+}
+
+impl Drop for CloudVm {
+    fn drop(&mut self) {
+        // The task that listens to events may hold on to the child longer than this.
+        let _ = self.child.kill(rustix::process::Signal::KILL);
+    }
+}
+
+impl fmt::Debug for CloudVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloudVm").field("pid", &self.pid()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,99 @@
+//! `[hypervisor.clh]`.
+
+use std::path::PathBuf;
+
+use crate::off::{
+    OffKey, any_list, any_number, any_text, either, empty_list, number, off, on, text,
+};
+use crate::section::section;
+use crate::{VirtioFs, VmSettings};
+
+section! {
+    /// The virtual machine and the Cloud Hypervisor that runs it. It needs KVM. It lacks what QEMU has: network devices, so that a
+    /// network namespace with interfaces is refused, and rootfs images.
+    pub struct CloudHypervisor = "hypervisor.clh", off OFF, off_tables &[], prefix prefix, shared {
+        /// What every hypervisor has.
+        vm: VmSettings = VmSettings::defaults(prefix);
+        /// What hypervisors with a file server beside them have.
+        virtio_fs: VirtioFs = VirtioFs::defaults(prefix);
+    } {
+        /// The Cloud Hypervisor program, version 42 or later.
+        path: PathBuf = PathBuf::from("/usr/bin/cloud-hypervisor");
+        /// Run the VMM without its system call filter.
+        disable_seccomp: bool = false;
+        /// The host's source of random numbers for the guest.
+        entropy_source: PathBuf = PathBuf::from("/dev/urandom");
+    }
+}
+
+/// What upstream's section has and this version lacks.
+const OFF: &[OffKey] = &[
+    // Boot assets.
+    text("image", &[""])
+        .instead("boot from `initrd` and set `image = \"\"`, for the two exclude each other"),
+    text("rootfs_type", &["ext4", "xfs", "erofs"]),
+    text("vm_rootfs_driver", &["virtio-pmem", "virtio-blk-pci"]),
+    text("kernel_verity_params", &[""]),
+    text("firmware", &[""]),
+    empty_list("guest_extension_images"),
+    any_list("valid_hypervisor_paths"),
+    // CPU and memory.
+    number("memory_slots", &[0, 10, 128]),
+    number("memory_offset", &[0]),
+    off("enable_mem_prealloc"),
+    off("enable_hugepages"),
+    off("reclaim_guest_freed_memory"),
+    off("enable_guest_swap"),
+    any_text("guest_swap_path"),
+    any_number("guest_swap_size_percent"),
+    any_number("guest_swap_create_threshold_secs"),
+    off("disable_nested_virtualization"),
+    // Shared file system.
+    any_list("valid_virtio_fs_daemon_paths"),
+    number("virtio_fs_cache_size", &[0]),
+    off("virtio_fs_is_dax"),
+    number("virtio_fs_queue_size", &[1024]),
+    // Block devices: a container's one is mounted on the host and shared.
+    text("block_device_driver", &["virtio-blk-pci"]),
+    off("block_device_cache_set"),
+    off("block_device_cache_direct"),
+    off("block_device_cache_noflush"),
+    either("disable_block_device_use"),
+    any_number("queue_size"),
+    any_number("num_queues"),
+    number("disk_rate_limiter_bw_max_rate", &[0]),
+    number("disk_rate_limiter_bw_one_time_burst", &[0]),
+    number("disk_rate_limiter_ops_max_rate", &[0]),
+    number("disk_rate_limiter_ops_one_time_burst", &[0]),
+    either("disable_image_nvdimm"),
+    // Network, devices, IOMMU.
+    number("network_queues", &[1]),
+    either("disable_vhost_net"),
+    number("net_rate_limiter_bw_max_rate", &[0]),
+    number("net_rate_limiter_bw_one_time_burst", &[0]),
+    number("net_rate_limiter_ops_max_rate", &[0]),
+    number("net_rate_limiter_ops_one_time_burst", &[0]),
+    number("default_bridges", &[0, 1]),
+    text("cold_plug_vfio", &["no-port"]),
+    text("hot_plug_vfio", &["no-port"]),
+    number("pcie_root_port", &[0]),
+    off("enable_iommu"),
+    // Security. No SELinux label is ever set.
+    off("rootless"),
+    either("disable_selinux"),
+    text("selinux_label", &[""]),
+    on("disable_guest_selinux"),
+    off("confidential_guest"),
+    any_list("valid_entropy_sources"),
+    either("disable_nesting_checks"),
+    text("guest_hook_path", &[""]),
+    // Debugging and templates.
+    text("guest_memory_dump_path", &[""]),
+    off("guest_memory_dump_paging"),
+    any_number("hypervisor_loglevel"),
+    off("use_legacy_serial"),
+    off("boot_to_be_template"),
+    off("boot_from_template"),
+    text("memory_path", &[""]),
+    text("device_state_path", &[""]),
+];

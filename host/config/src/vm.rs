@@ -1,0 +1,53 @@
+//! The keys that mean the same in every `[hypervisor.NAME]`.
+
+use std::path::{Path, PathBuf};
+
+use crate::annotation_names::check_enabled;
+use crate::section::{at_least, not_negative, section};
+use crate::setting::LogLevel;
+
+section! {
+    /// The virtual machine, whoever runs it.
+    pub struct VmSettings = "hypervisor", off &[], off_tables &[], prefix prefix {
+        /// The guest kernel: an uncompressed ELF image or a bzImage.
+        kernel: PathBuf = asset(prefix, "vmlinux.container");
+        /// The initial ramdisk that holds the agent. "" uses the one that is installed with this software.
+        initrd: Option<PathBuf> = None;
+        /// Parameters for the guest kernel, separated by spaces, after the driver's own, so that a later one wins.
+        kernel_params: String = String::new();
+        /// Virtual CPUs of a sandbox without a CPU limit, rounded up. 0 counts as 1; a negative number or more than the host
+        /// has means as many as the host has. Never more than default_maxvcpus.
+        default_vcpus: f64 = 1.0;
+        /// Most virtual CPUs of any sandbox. 0, or more than the host has, means as many as the host has; 256 at most.
+        default_maxvcpus: u32 = 0;
+        /// Virtual CPUs added to a sandbox's CPU limit for what runs in the guest beside the containers.
+        overhead_vcpus: f64 = 0.2, check not_negative;
+        /// Memory in MiB of a sandbox without a memory limit; at least 64.
+        default_memory: u32 = 2048, check at_least(64);
+        /// Memory in MiB added to a sandbox's memory limit for the guest's kernel, initial ramdisk and agent.
+        overhead_memory: u32 = 128;
+        /// Most memory in MiB of any sandbox. 0, or more than the host has, means as much as the host has.
+        default_maxmemory: u32 = 0;
+        /// The annotations that a pod may set, by exact name: of io.katacontainers.config.hypervisor.NAME just NAME; of the others
+        /// with the word before it, as in "runtime.disable_guest_seccomp" and "agent.container_pipe_size".
+        /// Annotations that choose paths, programs, arguments or kernel parameters cannot be listed.
+        enable_annotations: Vec<String> = vec!["default_vcpus".to_owned(), "default_memory".to_owned()],
+            check check_enabled;
+        /// Boot the guest verbosely and let the VMM log what it can.
+        enable_debug: bool = false;
+        /// How much the driver logs: "trace", "debug", "info", "warn" or "error". enable_debug makes it at least "debug".
+        log_level: LogLevel = LogLevel::Info;
+    }
+}
+
+impl VmSettings {
+    /// How much the driver logs, with `enable_debug` taken into account.
+    #[must_use]
+    pub fn effective_log_level(&self) -> LogLevel {
+        self.log_level.with_debug(self.enable_debug)
+    }
+}
+
+fn asset(prefix: &Path, name: &str) -> PathBuf {
+    prefix.join("share/kata-containers").join(name)
+}

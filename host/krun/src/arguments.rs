@@ -1,0 +1,145 @@
+//! kata-krun's command line: everything that was decided, rendered. Pure.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use kata_hypervisor::{HypervisorError, ShareSource, VmSpec};
+
+use crate::{KrunSettings, NAME, kernel_params};
+
+/// The descriptors that the VMM inherits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inherited {
+    /// Takes the guest's console.
+    pub(crate) console: RawFd,
+    /// Takes one byte when the VM is about to run.
+    pub(crate) ready: RawFd,
+}
+
+/// The arguments after the program's name. `vsock_dir` is where the sockets for the guest's ports appear.
+pub(crate) fn of(
+    settings: &KrunSettings,
+    spec: &VmSpec,
+    vsock_dir: &Path,
+    inherited: Inherited,
+) -> Result<Vec<OsString>, HypervisorError> {
+    spec.refuse_nics(NAME)?;
+    let mut arguments = vec![
+        // Nothing reads it but people, who look for the sandbox in a list of processes.
+        option("--name", format!("sandbox-{}", spec.sandbox)),
+        option("--vcpus", spec.vcpus.to_string()),
+        option("--memory", spec.memory_mib.to_string()),
+        option("--kernel", &spec.kernel),
+        option("--initrd", spec.initrd_only(NAME)?),
+        option("--append", kernel_params::command_line(spec)),
+        option("--vsock-dir", vsock_dir),
+        option("--console-fd", inherited.console.to_string()),
+        option("--ready-fd", inherited.ready.to_string()),
+        option("--log-level", if spec.debug { "debug" } else { "warn" }),
+    ];
+    if spec.network_namespace.is_some() {
+        arguments.push("--keep-network".into());
+    }
+    arguments.extend(settings.ports.iter().map(|port| option("--vsock-port", port.to_string())));
+    for share in &spec.shares {
+        let ShareSource::Directory(directory) = &share.source else {
+            let what = "a file server beside the VMM";
+            return Err(HypervisorError::Unsupported { driver: NAME, what });
+        };
+        let mut value = OsString::from(format!("{}=", share.tag));
+        value.push(directory);
+        arguments.push(option("--share", value));
+    }
+    Ok(arguments)
+}
+
+fn option(name: &str, value: impl Into<OsString>) -> OsString {
+    let mut word = OsString::from(name);
+    word.push("=");
+    word.push(value.into());
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_hypervisor::{GuestImage, GuestRoot, ShareSpec};
+
+    use super::*;
+
+    fn spec(source: ShareSource) -> VmSpec {
+        VmSpec {
+            sandbox: "web-1".into(),
+            vcpus: 2,
+            memory_mib: 256,
+            kernel: "/share/vmlinux".into(),
+            root: GuestRoot::Initrd("/share/initrd".into()),
+            kernel_params: vec!["agent.log=info".into()],
+            shares: vec![ShareSpec { tag: "kataShared".into(), source }],
+            nics: Vec::new(),
+            hot_plug: false,
+            network_namespace: None,
+            run_dir: "/run/x".into(),
+            debug: false,
+        }
+    }
+
+    fn render(source: ShareSource) -> Result<String, HypervisorError> {
+        render_spec(&spec(source))
+    }
+
+    fn render_spec(spec: &VmSpec) -> Result<String, HypervisorError> {
+        let settings = KrunSettings { ports: vec![1024], ..KrunSettings::new("kata-krun".into()) };
+        let inherited = Inherited { console: 3, ready: 4 };
+        let words = of(&settings, spec, Path::new("/run/x/vsock"), inherited)?;
+        Ok(words.join(&OsString::from(" ")).into_string().unwrap())
+    }
+
+    #[test]
+    fn everything_of_the_spec_is_told() {
+        let line = render(ShareSource::Directory("/run/x/shared".into())).unwrap();
+        for part in [
+            "--name=sandbox-web-1 --vcpus=2 --memory=256 --kernel=/share/vmlinux --initrd=/share/initrd ",
+            "--append=console=hvc0 ",
+            " quiet agent.log=info --vsock-dir=/run/x/vsock --console-fd=3 --ready-fd=4 ",
+            "--vsock-port=1024 --share=kataShared=/run/x/shared",
+        ] {
+            assert!(line.contains(part), "{part} is missing in: {line}");
+        }
+    }
+
+    #[test]
+    fn network_devices_and_images_are_refused() {
+        let plain = spec(ShareSource::Directory("/run/x/shared".into()));
+        let error = render_spec(&VmSpec { hot_plug: true, ..plain.clone() }).unwrap_err();
+        assert_eq!(error.to_string(), "the krun driver does not support network devices");
+        let image = GuestImage {
+            file: "/image".into(),
+            file_system: "ext4".into(),
+            verity: None,
+            drivers: None,
+        };
+        let error =
+            render_spec(&VmSpec { root: GuestRoot::Image(image), ..plain.clone() }).unwrap_err();
+        assert_eq!(error.to_string(), "the krun driver does not support a rootfs image");
+    }
+
+    #[test]
+    fn network_namespace_of_the_sandbox_is_kept() {
+        let plain = spec(ShareSource::Directory("/run/x/shared".into()));
+        assert!(!render_spec(&plain).unwrap().contains("--keep-network"));
+        let namespace = std::fs::File::open("/proc/self/ns/net").unwrap();
+        let network_namespace = Some(std::sync::Arc::new(namespace.into()));
+        let line = render_spec(&VmSpec { network_namespace, ..plain }).unwrap();
+        assert!(line.contains(" --keep-network "), "{line}");
+    }
+
+    #[test]
+    fn file_server_beside_it_is_refused() {
+        let error = render(ShareSource::Server("/run/x/fs.sock".into())).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the krun driver does not support a file server beside the VMM"
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! Reaching a port of the guest through the VMM's socket for it.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata_channel::ChannelStream;
+use kata_hypervisor::HypervisorError;
+use kata_linux::process::Child;
+use tokio::net::UnixStream;
+
+use crate::stream::{Connect, PatientStream};
+
+/// Knows the sockets of one VM.
+#[derive(Debug, Clone)]
+pub(crate) struct Dialer(Arc<Sockets>);
+
+#[derive(Debug)]
+struct Sockets {
+    /// Where the VMM makes them. Held open: a path into it is then short enough for a socket's address (unix(7)), whatever the
+    /// sandbox's id.
+    directory: OwnedFd,
+    ports: Vec<u32>,
+    again: Duration,
+    vmm: Arc<Child>,
+}
+
+impl Dialer {
+    pub(crate) fn new(
+        directory: OwnedFd,
+        ports: Vec<u32>,
+        again: Duration,
+        vmm: Arc<Child>,
+    ) -> Self {
+        Self(Arc::new(Sockets { directory, ports, again, vmm }))
+    }
+
+    /// Connects as soon as the VMM listens, which it does when the guest's driver has come up.
+    pub(crate) async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
+        if !self.0.ports.contains(&port) {
+            let source = io::Error::new(
+                io::ErrorKind::NotFound,
+                "the VM was started without a socket for this port",
+            );
+            return Err(HypervisorError::Dial { port, source });
+        }
+        let dialer = self.clone();
+        let connect: Connect = Box::new(move || {
+            let dialer = dialer.clone();
+            Box::pin(async move { dialer.connect(port).await })
+        });
+        let stream = connect().await.map_err(|source| match source.kind() {
+            io::ErrorKind::BrokenPipe => HypervisorError::ChannelClosed,
+            _ => HypervisorError::Dial { port, source },
+        })?;
+        Ok(Box::new(PatientStream::new(stream, connect, self.0.again)))
+    }
+
+    async fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        let path = format!("/proc/self/fd/{}/{port}", self.0.directory.as_raw_fd());
+        loop {
+            if self.0.vmm.exit().is_some() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            match UnixStream::connect(&path).await {
+                Err(error) if is_early(&error) => tokio::time::sleep(self.0.again).await,
+                connected => return connected,
+            }
+        }
+    }
+}
+
+/// Whether the VMM may listen later: the socket is not there, or a moment ago it was not listening yet.
+fn is_early(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
