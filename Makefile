@@ -44,7 +44,7 @@ kernel_packages := $(distribution)/packages
 guest_files := vmlinux.container vmlinuz.container kata-containers-initrd.img
 image := $(guest)/kata-containers.img
 
-host_crates := containerd-shim-kata-v2 kata-runtime kata-proxy kata-shim kata-virtiofsd kata-image xtask
+host_crates := containerd-shim-kata-v2 kata-krun kata-runtime kata-proxy kata-shim kata-virtiofsd kata-image xtask
 host_programs := $(addprefix $(release)/,$(host_crates))
 
 build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
@@ -126,9 +126,13 @@ guest: $(release)/kata-image $(agent) $(image)
 # --- Installing -----------------------------------------------------------------------------------
 
 config := share/defaults/kata-containers/configuration.toml
+# io.containerd.kata-NAME.v2: the same shim, with configuration-NAME.toml.
+variants := clh krun qemu
+variant_files := $(foreach v,$(variants),bin/containerd-shim-kata-$(v)-v2 \
+    share/defaults/kata-containers/configuration-$(v).toml)
 public_programs := containerd-shim-kata-v2 kata-runtime
-private_programs := kata-proxy kata-shim kata-virtiofsd
-installed := $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-containers/,$(private_programs)) \
+private_programs := kata-krun kata-proxy kata-shim kata-virtiofsd
+installed := $(variant_files) $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-containers/,$(private_programs)) \
     $(addprefix share/kata-containers/,$(guest_files) $(notdir $(image))) $(config) \
     $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target)
 
@@ -142,6 +146,12 @@ define install-into
 @install -C -D -m 644 bin/kata-agent/systemd/kata-agent.service bin/kata-agent/systemd/kata-containers.target -t $(1)/share/kata-containers/guest
 @$(release)/xtask default-config --prefix $(2) >$(build)/configuration.toml
 @install -C -D -m 644 $(build)/configuration.toml $(1)/$(config)
+@for name in $(variants); do \
+    ln -sfn containerd-shim-kata-v2 $(1)/bin/containerd-shim-kata-$$name-v2; \
+    sed "s/^hypervisor_name = .*/hypervisor_name = \"$$name\"/" $(build)/configuration.toml \
+        >$(build)/configuration-$$name.toml; \
+    install -C -m 644 $(build)/configuration-$$name.toml -t $(1)/$(dir $(config)); \
+done
 @echo 'installed into $(1)'
 endef
 

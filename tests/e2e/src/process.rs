@@ -30,15 +30,15 @@ pub enum Part {
 }
 
 impl Part {
-    /// How its program is called, or how the name begins.
+    /// How its program may be called, or how the name begins.
     #[must_use]
-    pub fn program(self) -> &'static str {
+    pub fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Vmm => "qemu-system-",
-            Self::FileServer => "kata-virtiofsd",
-            Self::Shim => "containerd-shim-",
-            Self::Proxy => "kata-proxy",
-            Self::StandIn => "kata-shim",
+            Self::Vmm => &["qemu-system-", "kata-krun", "cloud-hypervisor"],
+            Self::FileServer => &["kata-virtiofsd"],
+            Self::Shim => &["containerd-shim-"],
+            Self::Proxy => &["kata-proxy"],
+            Self::StandIn => &["kata-shim"],
         }
     }
 }
@@ -60,7 +60,7 @@ impl Process {
     #[must_use]
     pub fn is(&self, part: Part) -> bool {
         let name = self.program.file_name().unwrap_or_default().as_bytes();
-        name.starts_with(part.program().as_bytes())
+        part.programs().iter().any(|program| name.starts_with(program.as_bytes()))
     }
 
     /// Sends a signal to it, or to nobody if it has ended.
@@ -115,7 +115,7 @@ pub fn await_part(mark: &Mark, part: Part, deadline: Deadline) -> Result<Process
         watch.use_of(Path::new(place))?;
     }
     let found = until(&watch, deadline, || Ok(parts_of(mark, part)?.into_iter().next()))?;
-    found.with_context(|| format!("no process {}… came to be", part.program()))
+    found.with_context(|| format!("no process {}… came to be", part.programs().join("… or ")))
 }
 
 /// The processes of one part that carry `mark`.
