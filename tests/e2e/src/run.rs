@@ -17,7 +17,7 @@ use crate::spec::Spec;
 #[must_use = "it runs only when output, attach or start is called"]
 pub struct Run<'a> {
     containerd: &'a Containerd,
-    runtime: Runtime,
+    runtime: String,
     id: String,
     image: String,
     spec: Option<Spec>,
@@ -30,7 +30,7 @@ impl<'a> Run<'a> {
     pub(crate) fn new(containerd: &'a Containerd, command: Vec<String>) -> Self {
         Self {
             containerd,
-            runtime: Runtime::under_test(),
+            runtime: Runtime::under_test().name().to_owned(),
             id: containerd.unique(CONTAINER),
             image: Image::busybox().reference(),
             spec: None,
@@ -42,7 +42,13 @@ impl<'a> Run<'a> {
 
     /// Under this runtime instead of the one under test.
     pub fn under(mut self, runtime: Runtime) -> Self {
-        self.runtime = runtime;
+        self.runtime = runtime.name().to_owned();
+        self
+    }
+
+    /// Under the runtime whose name asks for a hypervisor, like `krun`.
+    pub fn under_hypervisor(mut self, hypervisor: &str) -> Self {
+        self.runtime = format!("io.containerd.kata-{hypervisor}.v2");
         self
     }
 
@@ -155,7 +161,7 @@ impl<'a> Run<'a> {
     fn arguments(&self, mode: Option<&str>) -> Result<Vec<OsString>> {
         let mut args: Vec<OsString> = vec!["run".into()];
         args.extend(mode.map(Into::into));
-        args.extend(["--runtime".into(), self.runtime.name().into()]);
+        args.extend(["--runtime".into(), self.runtime.clone().into()]);
         args.extend(["--fifo-dir".into(), self.containerd.directory().join("fifo").into()]);
         if self.input == Input::Terminal {
             args.push("--tty".into());

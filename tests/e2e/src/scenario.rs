@@ -38,11 +38,15 @@ impl Default for Scenario {
 impl Scenario {
     /// The machine's containerd, and the configuration that `KATA_E2E_CONFIG` names, else the installed one.
     pub fn new() -> Self {
-        let scenario = Self { daemon: Daemon::of_this_machine(), environment: Vec::new() };
         match std::env::var_os("KATA_E2E_CONFIG") {
-            Some(file) => scenario.configuration(Path::new(&file)),
-            None => scenario,
+            Some(file) => Self::unconfigured().configuration(Path::new(&file)),
+            None => Self::unconfigured(),
         }
+    }
+
+    /// The machine's containerd, and the configuration that the runtime finds by itself.
+    pub fn unconfigured() -> Self {
+        Self { daemon: Daemon::of_this_machine(), environment: Vec::new() }
     }
 
     /// Another release of containerd.

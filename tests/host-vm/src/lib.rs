@@ -16,6 +16,7 @@ mod jobs;
 mod kvm;
 mod machine;
 mod recipe;
+mod rounds;
 mod tests_of;
 
 pub use disk::Disk;
@@ -23,4 +24,5 @@ pub use image::HostImage;
 pub use jobs::Line;
 pub use kvm::kvm_works;
 pub use machine::{Died, Machine};
+pub use rounds::{Round, Rounds};
 pub use tests_of::{TestBinary, test_binaries};

@@ -15,12 +15,16 @@ pub struct TestBinary {
     pub path: PathBuf,
 }
 
-/// The binaries of the tests `names` of the package `kata-e2e`, built if they are not yet.
+/// The packages whose tests are of use in a machine with KVM.
+const PACKAGES: [&str; 2] = ["kata-e2e", "kata-cloud-hypervisor"];
+
+/// The binaries of the tests `names`, built if they are not yet.
 pub fn test_binaries(names: &[&str]) -> Result<Vec<TestBinary>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["test", "--locked", "--no-run", "--quiet", "--message-format=json"]);
-    command.args(["--package=kata-e2e"]).args(names.iter().map(|name| format!("--test={name}")));
+    command.args(PACKAGES.map(|package| format!("--package={package}")));
+    command.args(names.iter().map(|name| format!("--test={name}")));
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     let output = command.output().context("cannot run cargo")?;
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
