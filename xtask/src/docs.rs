@@ -8,7 +8,10 @@ use anyhow::{Context, Result};
 /// A generated page: where it lies, and what makes it.
 type Page = (&'static str, fn() -> String);
 
-const PAGES: &[Page] = &[("docs/reference/configuration.md", kata_config::reference_page)];
+const PAGES: &[Page] = &[
+    ("docs/reference/configuration.md", kata_config::reference_page),
+    ("docs/reference/hypervisors.md", crate::hypervisors::page),
+];
 
 /// Writes every page.
 pub(crate) fn write(root: &Path) -> Result<()> {

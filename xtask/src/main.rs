@@ -3,6 +3,7 @@
 //! Run as `cargo run -p xtask -- COMMAND`.
 
 mod docs;
+mod hypervisors;
 mod layers;
 mod style;
 mod workspace;

@@ -63,6 +63,8 @@ impl Hypervisor for CloudHypervisor {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
+            emulation: false,
+            image: false,
             shared_file_system: SharedFileSystem::Server,
             max_vcpus: MAX_VCPUS,
             pause: true,

@@ -163,9 +163,13 @@ pub struct NicSpec {
     pub vhost: Option<Arc<OwnedFd>>,
 }
 
-/// What a driver can do. Everything that it cannot is refused at planning time, with a sentence.
+/// What a driver can do. Everything that it cannot is refused at planning time, with a sentence; what the host lacks, at boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
+    /// Whether it runs guests without KVM, too, by emulation.
+    pub emulation: bool,
+    /// Whether the agent may be in a disk: [`GuestRoot::Image`].
+    pub image: bool,
     /// How directories can be shared.
     pub shared_file_system: SharedFileSystem,
     /// Most virtual CPUs that a VM of this driver may have.

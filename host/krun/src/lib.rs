@@ -89,6 +89,8 @@ impl Hypervisor for Krun {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
+            emulation: false,
+            image: false,
             shared_file_system: SharedFileSystem::Inline,
             max_vcpus: MAX_VCPUS,
             pause: true,

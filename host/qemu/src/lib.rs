@@ -73,6 +73,8 @@ impl Hypervisor for Qemu {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
+            emulation: true,
+            image: true,
             shared_file_system: SharedFileSystem::Server,
             max_vcpus: MAX_VCPUS,
             pause: true,

@@ -17,6 +17,21 @@ pub(crate) fn of(config: &HostConfig, prefix: &Path) -> Box<dyn Hypervisor> {
     }
 }
 
+/// Every driver that there is, for an installation under `prefix` without configuration, in the order of their names.
+#[must_use]
+pub fn all(prefix: &Path) -> Vec<Box<dyn Hypervisor>> {
+    let mut config = HostConfig::defaults(prefix);
+    let mut with = |name| {
+        config.runtime.hypervisor_name = name;
+        of(&config, prefix)
+    };
+    vec![
+        with(HypervisorName::CloudHypervisor),
+        with(HypervisorName::Krun),
+        with(HypervisorName::Qemu),
+    ]
+}
+
 fn clh_settings(config: &HostConfig) -> CloudHypervisorSettings {
     CloudHypervisorSettings {
         program: config.clh.path.clone(),

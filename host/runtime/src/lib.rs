@@ -11,6 +11,7 @@ mod plan;
 mod role;
 mod runtime;
 
+pub use driver::all as hypervisors;
 pub use features::features;
 pub use guest_spec::SpecError;
 pub use plan::RUN_DIR;

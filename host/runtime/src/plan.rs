@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use kata_agent_client::{GuestSandbox, GuestStorage};
 use kata_config::{
-    HostConfig, HostResources, HypervisorName, InternetworkingModel, LogLevel, Root, VerityParams,
-    WorkloadLimits,
+    HostConfig, HostResources, InternetworkingModel, LogLevel, Root, VerityParams, WorkloadLimits,
 };
 use kata_hypervisor::{
     GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
@@ -173,7 +172,7 @@ fn dns(spec: &Spec) -> Vec<String> {
 /// What the guest starts from: what the configuration names, else the initial ramdisk that is installed with this software.
 fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
     let qemu = &runtime.config.qemu;
-    match root(&runtime.config) {
+    match root(runtime) {
         Root::Initrd(initrd) => {
             let installed = || runtime.prefix.join(INSTALLED_INITRD);
             let initrd = initrd.map_or_else(installed, Path::to_path_buf);
@@ -195,13 +194,13 @@ fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
     }
 }
 
-/// Of hypervisors other than QEMU no configuration names an image.
-fn root(config: &HostConfig) -> Root<'_> {
-    match config.runtime.hypervisor_name {
-        HypervisorName::Qemu | HypervisorName::Auto => config.qemu.root(),
-        HypervisorName::CloudHypervisor | HypervisorName::Krun => {
-            Root::Initrd(config.vm().initrd.as_deref())
-        }
+/// Only the sections of hypervisors that take an image have a key for one.
+fn root(runtime: &Runtime) -> Root<'_> {
+    let config = &runtime.config;
+    if runtime.hypervisor().capabilities().image {
+        config.qemu.root()
+    } else {
+        Root::Initrd(config.vm().initrd.as_deref())
     }
 }
 

@@ -1,0 +1,84 @@
+//! The page of what each hypervisor can do, from what its driver says.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use kata_host_runtime::hypervisors;
+use kata_hypervisor::{Capabilities, Hypervisor, SharedFileSystem};
+
+const HEAD: &str = "\
+# Hypervisors
+
+<!-- Generated from the code by `cargo run -p xtask -- docs`. -->
+
+`hypervisor_name` in the section `[runtime]` of the configuration chooses the hypervisor, else the only section `[hypervisor.NAME]` that there is.
+Without a choice it is QEMU. The runtime `io.containerd.kata-NAME.v2` reads `configuration-NAME.toml`, which chooses NAME.
+
+What a hypervisor lacks is refused, with a sentence, before anything starts; what the host lacks, when the virtual machine is to boot.
+
+";
+
+/// What is said of a driver in one row.
+type Row = (&'static str, fn(&Capabilities) -> String);
+
+const ROWS: &[Row] = &[
+    ("without KVM", |can| if can.emulation { "emulates" } else { "no" }.to_owned()),
+    ("boots from `initrd`", |_| "yes".to_owned()),
+    ("boots from `image`", |can| yes_or_no(can.image)),
+    ("shared file system", |can| {
+        match can.shared_file_system {
+            SharedFileSystem::None => "no",
+            SharedFileSystem::Server => "virtio-fs, by a server beside it",
+            SharedFileSystem::Inline => "virtio-fs, by itself",
+        }
+        .to_owned()
+    }),
+    ("network interfaces", |can| yes_or_no(can.nics)),
+    ("network interfaces that come after boot", |can| yes_or_no(can.hot_plug)),
+    ("pause and resume", |can| yes_or_no(can.pause)),
+    ("virtual CPUs, at most", |can| can.max_vcpus.to_string()),
+];
+
+fn yes_or_no(can: bool) -> String {
+    if can { "yes" } else { "no" }.to_owned()
+}
+
+/// The page. The same on every machine.
+pub(crate) fn page() -> String {
+    let drivers = hypervisors(Path::new("/usr/local"));
+    format!("{HEAD}{}", table(&drivers))
+}
+
+fn table(drivers: &[Box<dyn Hypervisor>]) -> String {
+    let mut table = String::from("| |");
+    for driver in drivers {
+        let _ = write!(table, " `{}` |", driver.name());
+    }
+    table.push_str("\n|---|");
+    table.push_str(&"---|".repeat(drivers.len()));
+    table.push('\n');
+    for (title, of) in ROWS {
+        let _ = write!(table, "| {title} |");
+        for driver in drivers {
+            let _ = write!(table, " {} |", of(&driver.capabilities()));
+        }
+        table.push('\n');
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_driver_has_a_column_and_every_capability_a_row() {
+        let page = page();
+        assert!(page.contains("| | `clh` | `krun` | `qemu` |"), "{page}");
+        assert!(page.contains("| without KVM | no | no | emulates |"), "{page}");
+        let columns = |line: &str| line.matches('|').count();
+        let rows: Vec<_> = page.lines().filter(|line| line.starts_with('|')).collect();
+        assert_eq!(rows.len(), ROWS.len() + 2);
+        assert!(rows.iter().all(|row| columns(row) == 5), "{page}");
+    }
+}
