@@ -77,10 +77,27 @@ fn guest_in_use(container: &Container<'_>, vmm: &Process) -> Result<f64> {
     let size = vmm.command_line.windows(2).find(|pair| pair[0] == "-m").map(|pair| &pair[1]);
     let size = size.and_then(|size| size.strip_suffix('M')).context("the VMM has no -m")?;
     let size: f64 = size.parse().context("the VMM's -m is no number")?;
-    let text = container.exec(["cat", "/proc/meminfo"]).output()?.success()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.context("no MemAvailable")?.trim().trim_end_matches(" kB");
-    Ok(size - kib.parse::<f64>().context("MemAvailable is no number")? / 1024.0)
+    let text = container.exec(["cat", "/proc/meminfo", "/proc/zoneinfo"]).output()?.success()?;
+    Ok(size - free_in_guest(&text)? / 1024.0)
+}
+
+/// In KiB. `MemAvailable` of proc_meminfo(5) leaves out the free pages that each vCPU keeps at hand, which may be several MiB:
+/// they are the `count` lines of proc_zoneinfo(5), in pages.
+fn free_in_guest(text: &str) -> Result<f64> {
+    let (mut available, mut at_hand) = (None, 0.0);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("MemAvailable:"), Some(kib)) => available = Some(number(kib)?),
+            (Some("count:"), Some(pages)) => at_hand += number(pages)? * 4.0,
+            _ => {}
+        }
+    }
+    Ok(available.context("no MemAvailable")? + at_hand)
+}
+
+fn number(word: &str) -> Result<f64> {
+    word.parse().with_context(|| format!("the guest says '{word}' where a number belongs"))
 }
 
 #[cfg(test)]
@@ -93,5 +110,13 @@ mod tests {
                     7f00-7f10 rw-s 00000000 00:01 99 /memfd:memory-backend-memfd (deleted)\nPss: 100 kB\n\
                     Pss_Dirty: 7 kB\nVmFlags: rd wr sh\n7fff-8000 rw-p 00000000 00:00 0 [stack]\nPss: 16 kB\n";
         assert_eq!(parse(maps), Share { guest: 100, rest: 20 });
+    }
+
+    #[test]
+    fn pages_at_hand_of_a_vcpu_are_free() {
+        let text = "MemTotal: 237364 kB\nMemAvailable: 205904 kB\nNode 0, zone    DMA32\n  pagesets\n    cpu: 0\n              \
+                    count: 1762\n              high:  5085\n";
+        assert_eq!(free_in_guest(text).unwrap(), 205_904.0 + 4.0 * 1762.0);
+        assert!(free_in_guest("MemTotal: 1 kB\n").is_err());
     }
 }
