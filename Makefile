@@ -143,7 +143,7 @@ define install-into
 @install -C -D -m 755 $(addprefix $(release)/,$(private_programs)) -t $(1)/libexec/kata-containers
 @install -C -D -m 644 $(addprefix $(chosen)/,$(guest_files)) $(image) -t $(1)/share/kata-containers
 @install -C -D -m 755 $(agent) -t $(1)/share/kata-containers/guest
-@install -C -D -m 644 bin/kata-agent/systemd/kata-agent.service bin/kata-agent/systemd/kata-containers.target -t $(1)/share/kata-containers/guest
+@install -C -D -m 644 $(addprefix image/rootfs/systemd/,kata-agent.service kata-containers.target) -t $(1)/share/kata-containers/guest
 @$(release)/xtask default-config --prefix $(2) >$(build)/configuration.toml
 @install -C -D -m 644 $(build)/configuration.toml $(1)/$(config)
 @for name in $(variants); do \

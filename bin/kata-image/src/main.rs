@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kata_initrd::{KernelPackage, Progress, build_initrd, extract_vmlinux, fetch_kernel_package};
 use kata_kernel::{KernelOptions, build_kernel, cache_directory};
-use kata_rootfs::{FileSystem, RootfsOptions, Suite, build_rootfs, fetch_with_dependencies};
+use kata_rootfs::{FileSystem, Init, RootfsOptions, Suite, build_rootfs, fetch_with_dependencies};
 
 use progress::{Format, Teller};
 
@@ -98,6 +98,9 @@ struct RootfsCommand {
     /// The image's file system
     #[arg(long, value_enum, default_value_t = Kind::Erofs)]
     file_system: Kind,
+    /// What the kernel starts: the agent, or systemd of Debian's package, of which the agent is a service
+    #[arg(long, value_enum, default_value_t = FirstProcess::Agent)]
+    init: FirstProcess,
     /// A Debian package to add with all that it depends on, unpacked, not configured (can be repeated)
     #[arg(long = "package", value_name = "NAME")]
     packages: Vec<String>,
@@ -119,6 +122,12 @@ struct RootfsCommand {
 enum Kind {
     Erofs,
     Ext4,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FirstProcess {
+    Agent,
+    Systemd,
 }
 
 fn main() -> ExitCode {
@@ -196,12 +205,21 @@ fn rootfs(command: &RootfsCommand, teller: &Teller) -> Result<()> {
     let agent = read_agent(&command.agent)?;
     // It holds the packages until they are in the image.
     let place = tempfile::tempdir().context("cannot make a directory")?;
-    let packages = if command.packages.is_empty() {
+    let mut names = command.packages.clone();
+    let init = match command.init {
+        FirstProcess::Agent => Init::Agent,
+        FirstProcess::Systemd => {
+            // With the library that it loads modules by, if there are any; it is only recommended.
+            names.extend(["systemd", "libkmod2"].map(str::to_owned));
+            Init::Systemd
+        }
+    };
+    let packages = if names.is_empty() {
         Vec::new()
     } else {
         teller.stage(&format!("download packages of {}", command.suite));
         let suite = Suite::new(&command.suite)?;
-        fetch_with_dependencies(&suite, &command.packages, place.path())?
+        fetch_with_dependencies(&suite, &names, place.path())?
     };
     teller.stage("build the file system");
     let file_system = match command.file_system {
@@ -211,6 +229,7 @@ fn rootfs(command: &RootfsCommand, teller: &Teller) -> Result<()> {
     let image = build_rootfs(&RootfsOptions {
         agent: &agent,
         packages: &packages,
+        init,
         file_system,
         verity: command.verity,
     })

@@ -41,7 +41,7 @@ pub struct VmSpec {
 pub enum GuestRoot {
     /// An initial ramdisk, whose `/init` is the agent.
     Initrd(PathBuf),
-    /// A disk, whose `/sbin/init` is the agent.
+    /// A disk, whose `/sbin/init` is the agent, or systemd with the agent as a service.
     Image(GuestImage),
 }
 
@@ -76,6 +76,14 @@ pub struct Verity {
 /// Size of the sectors that device-mapper counts in.
 const SECTOR: u64 = 512;
 
+/// What an image whose init is systemd must be told: start what the agent needs, and leave the network to the agent. Everybody else
+/// skips words with a dot.
+const SYSTEMD: [&str; 3] = [
+    "systemd.unit=kata-containers.target",
+    "systemd.mask=systemd-networkd.service",
+    "systemd.mask=systemd-networkd.socket",
+];
+
 impl VmSpec {
     /// For drivers that have no network devices: refuses a spec with one, or with room for one.
     pub fn refuse_nics(&self, driver: &'static str) -> Result<(), HypervisorError> {
@@ -103,7 +111,8 @@ impl GuestImage {
     /// it was ends the guest in a panic.
     #[must_use]
     pub fn kernel_params(&self, disk: &str) -> Vec<String> {
-        let mut params = vec![format!("rootfstype={}", self.file_system), "ro".to_owned()];
+        let mut params = SYSTEMD.map(str::to_owned).to_vec();
+        params.extend([format!("rootfstype={}", self.file_system), "ro".to_owned()]);
         let Some(verity) = &self.verity else {
             params.push(format!("root=/dev/{disk}1"));
             return params;
@@ -192,7 +201,9 @@ mod tests {
 
     #[test]
     fn plain_image_is_mounted_from_its_first_partition() {
-        assert_eq!(image(None).kernel_params("vda"), ["rootfstype=erofs", "ro", "root=/dev/vda1"]);
+        let params = image(None).kernel_params("vda");
+        assert_eq!(params[..SYSTEMD.len()], SYSTEMD);
+        assert_eq!(params[SYSTEMD.len()..], ["rootfstype=erofs", "ro", "root=/dev/vda1"]);
     }
 
     #[test]
@@ -205,7 +216,7 @@ mod tests {
             hash_block_size: 4096,
         };
         assert_eq!(
-            image(Some(verity)).kernel_params("vda")[2..],
+            image(Some(verity)).kernel_params("vda")[SYSTEMD.len() + 2..],
             [
                 "root=/dev/dm-0",
                 "dm-mod.create=\"kata-image,,,ro,0 80 verity 1 /dev/vda1 /dev/vda2 4096 4096 10 0 sha256 ab cd 1 panic_on_corruption\"",

@@ -17,5 +17,5 @@ mod tree;
 mod verity;
 
 pub use packages::{PackagesError, Suite, fetch_with_dependencies};
-pub use rootfs::{FileSystem, Rootfs, RootfsError, RootfsOptions, build_rootfs};
+pub use rootfs::{FileSystem, Init, Rootfs, RootfsError, RootfsOptions, build_rootfs};
 pub use verity::Verity;

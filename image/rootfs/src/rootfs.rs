@@ -10,8 +10,21 @@ use crate::tree::{Kind, Node, Tree};
 use crate::verity::{Verity, hash_tree};
 use crate::{erofs, ext4};
 
-/// Where the agent is; the kernel starts it as `/sbin/init`.
+/// Where the agent is.
 const AGENT: &str = "usr/bin/kata-agent";
+/// What the kernel starts.
+const INIT: &str = "usr/sbin/init";
+/// Where systemd's packages have it.
+const SYSTEMD: &str = "usr/lib/systemd/systemd";
+
+/// What makes the agent a service of systemd. The runtime has systemd start the target, and nothing but what it needs.
+const UNITS: &[(&str, &str)] = &[
+    ("usr/lib/systemd/system/kata-agent.service", include_str!("../systemd/kata-agent.service")),
+    (
+        "usr/lib/systemd/system/kata-containers.target",
+        include_str!("../systemd/kata-containers.target"),
+    ),
+];
 
 /// Directories that the agent mounts on, or that programs expect, with their permissions.
 const DIRECTORIES: &[(&str, u16)] = &[
@@ -36,7 +49,6 @@ const LINKS: &[(&str, &str)] = &[
     ("lib", "usr/lib"),
     ("lib64", "usr/lib64"),
     ("sbin", "usr/sbin"),
-    ("usr/sbin/init", "../bin/kata-agent"),
     ("var/run", "/run"),
     ("var/tmp", "/tmp"),
 ];
@@ -59,6 +71,9 @@ pub enum RootfsError {
         /// What is wrong.
         source: io::Error,
     },
+    /// No package brings the init that was asked for.
+    #[error("none of the image's packages brings systemd; add the package systemd")]
+    NoSystemd,
     /// The files make no file system.
     #[error("cannot make a file system of the image's files")]
     FileSystem(#[source] io::Error),
@@ -84,6 +99,15 @@ impl FileSystem {
     }
 }
 
+/// The first process of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// The agent, which needs nothing beside it.
+    Agent,
+    /// systemd, out of a package, with the agent as a service.
+    Systemd,
+}
+
 /// What goes into an image.
 #[derive(Debug, Clone)]
 pub struct RootfsOptions<'a> {
@@ -91,6 +115,8 @@ pub struct RootfsOptions<'a> {
     pub agent: &'a [u8],
     /// Packages (.deb) to unpack, in order, with all that they depend on.
     pub packages: &'a [PathBuf],
+    /// What the kernel starts.
+    pub init: Init,
     /// Its file system.
     pub file_system: FileSystem,
     /// Whether to add a hash tree.
@@ -109,7 +135,7 @@ pub struct Rootfs {
 /// Builds an image.
 ///
 /// # Errors
-/// When the agent is not a static program, or a package is damaged.
+/// When the agent is not a static program, a package is damaged, or none brings the init.
 pub fn build_rootfs(options: &RootfsOptions<'_>) -> Result<Rootfs, RootfsError> {
     check_agent(options.agent)?;
     let mut tree = skeleton(options.agent).map_err(RootfsError::FileSystem)?;
@@ -117,6 +143,12 @@ pub fn build_rootfs(options: &RootfsOptions<'_>) -> Result<Rootfs, RootfsError> 
         let failed = |source| RootfsError::Package { path: path.clone(), source };
         tree.add_package(&std::fs::read(path).map_err(failed)?).map_err(failed)?;
     }
+    match options.init {
+        Init::Agent => add_link(&mut tree, INIT, "../bin/kata-agent"),
+        Init::Systemd if tree.has_file(SYSTEMD) => add_systemd(&mut tree),
+        Init::Systemd => return Err(RootfsError::NoSystemd),
+    }
+    .map_err(RootfsError::FileSystem)?;
     let data = match options.file_system {
         FileSystem::Erofs => erofs::image(&tree),
         FileSystem::Ext4 => ext4::image(&tree),
@@ -136,7 +168,7 @@ fn skeleton(agent: &[u8]) -> io::Result<Tree> {
         tree.add(path, Node::new(mode, Kind::Directory))?;
     }
     for &(path, target) in LINKS {
-        tree.add(path, Node::new(0o777, Kind::Symlink(target.to_owned())))?;
+        add_link(&mut tree, path, target)?;
     }
     tree.add(AGENT, Node::new(0o755, Kind::File(agent.to_vec())))?;
     // For a kernel that does not mount devtmpfs by itself.
@@ -148,4 +180,19 @@ fn skeleton(agent: &[u8]) -> io::Result<Tree> {
     tree.add("etc/passwd", Node::new(0o644, Kind::File(ROOT_USER.into())))?;
     tree.add("etc/group", Node::new(0o644, Kind::File(ROOT_GROUP.into())))?;
     Ok(tree)
+}
+
+fn add_link(tree: &mut Tree, path: &str, target: &str) -> io::Result<()> {
+    tree.add(path, Node::new(0o777, Kind::Symlink(target.to_owned())))
+}
+
+fn add_systemd(tree: &mut Tree) -> io::Result<()> {
+    add_link(tree, INIT, "../lib/systemd/systemd")?;
+    for &(path, unit) in UNITS {
+        tree.add(path, Node::new(0o644, Kind::File(unit.into())))?;
+    }
+    // It would write a cache of libraries, which nobody needs where libraries are in their usual places.
+    add_link(tree, "etc/systemd/system/ldconfig.service", "/dev/null")?;
+    // Every boot has an id of its own, which systemd mounts over this file.
+    tree.add("etc/machine-id", Node::new(0o444, Kind::File(Vec::new())))
 }

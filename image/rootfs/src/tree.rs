@@ -69,6 +69,11 @@ impl Tree {
         self.nodes.iter().map(|(path, node)| (path.as_str(), node))
     }
 
+    /// Whether a regular file is at this very path.
+    pub(crate) fn has_file(&self, path: &str) -> bool {
+        matches!(self.nodes.get(path), Some(Node { kind: Kind::File(_), .. }))
+    }
+
     /// Unpacks a Debian package. Its own scripts are not run.
     pub(crate) fn add_package(&mut self, deb: &[u8]) -> io::Result<()> {
         let mut files = tar::Archive::new(package_contents(deb)?);

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use kata_rootfs::{FileSystem, Rootfs, RootfsOptions, build_rootfs};
+use kata_rootfs::{FileSystem, Init, Rootfs, RootfsError, RootfsOptions, build_rootfs};
 
 /// Where partition 1 begins.
 const DATA: usize = 1 << 20;
@@ -26,7 +26,9 @@ fn agent() -> Vec<u8> {
 }
 
 fn build(file_system: FileSystem, verity: bool) -> Rootfs {
-    build_rootfs(&RootfsOptions { agent: &agent(), packages: &[], file_system, verity }).unwrap()
+    let (agent, init) = (agent(), Init::Agent);
+    build_rootfs(&RootfsOptions { agent: &agent, packages: &[], init, file_system, verity })
+        .unwrap()
 }
 
 /// What a program says about a file; `None` where it is not installed.
@@ -85,4 +87,16 @@ fn hash_tree_is_the_one_that_veritysetup_would_make() {
     let start = (DATA + length).next_multiple_of(1 << 20);
     let hashes = fs::read(hashes).unwrap();
     assert!(built.disk[start..].starts_with(&hashes), "the hash tree differs");
+}
+
+#[test]
+fn systemd_comes_out_of_a_package_or_not_at_all() {
+    let options = RootfsOptions {
+        agent: &agent(),
+        packages: &[],
+        init: Init::Systemd,
+        file_system: FileSystem::Erofs,
+        verity: false,
+    };
+    assert!(matches!(build_rootfs(&options), Err(RootfsError::NoSystemd)));
 }

@@ -57,7 +57,7 @@ pub use mark::Mark;
 pub use packages::{PackageRoot, Suite};
 pub use process::{Part, Process, await_part, parts_of};
 pub use run::Run;
-pub use runtime::{GuestKernel, Installation, Runtime, guest_agent, only_a_vm};
+pub use runtime::{GuestKernel, Installation, Runtime, guest_agent, kata_image, only_a_vm};
 pub use scenario::{Scenario, scenario};
 pub use spec::Spec;
 pub use stream::Stream;

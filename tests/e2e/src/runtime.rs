@@ -155,9 +155,18 @@ impl GuestKernel {
 /// The agent as `make` has built it for guests.
 #[must_use]
 pub fn guest_agent() -> PathBuf {
+    target().join(format!("{}-unknown-linux-gnu/guest/kata-agent", std::env::consts::ARCH))
+}
+
+/// The builder of guest assets as `make` has built it.
+#[must_use]
+pub fn kata_image() -> PathBuf {
+    target().join("release/kata-image")
+}
+
+fn target() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR");
-    let target = target.map_or_else(|| checkout().join("target"), PathBuf::from);
-    target.join(format!("{}-unknown-linux-gnu/guest/kata-agent", std::env::consts::ARCH))
+    target.map_or_else(|| checkout().join("target"), PathBuf::from)
 }
 
 /// The top folder of this checkout.

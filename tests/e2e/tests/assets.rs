@@ -3,11 +3,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Containerd, Deadline, GuestKernel, Installation, Scenario, guest_agent, only_a_vm};
-use kata_rootfs::{FileSystem, RootfsOptions, build_rootfs};
+use kata_e2e::{
+    Containerd, Deadline, GuestKernel, Installation, Scenario, guest_agent, kata_image, only_a_vm,
+};
+use kata_rootfs::{FileSystem, Init, RootfsOptions, build_rootfs};
 use tempfile::TempDir;
 
 /// How soon a guest that refuses its image must be told.
@@ -88,6 +91,7 @@ fn checked_image(tamper: impl FnOnce(&mut Vec<u8>)) -> Result<(TempDir, String)>
     let options = RootfsOptions {
         agent: &agent,
         packages: &[],
+        init: Init::Agent,
         file_system: FileSystem::Erofs,
         verity: true,
     };
@@ -122,6 +126,21 @@ fn kernel_that_cannot_check_its_image_does_not_boot_it() -> Result<()> {
     let (_directory, root) = checked_image(|_| {})?;
     // It has neither the driver of the disk nor what makes the checked device, and says that there is no root.
     is_refused(GuestKernel::Distribution, &root, "panic")
+}
+
+#[test]
+fn image_with_systemd_runs_the_agent_as_a_service() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("systemd.img");
+    let output = Command::new(kata_image())
+        .args(["rootfs", "--init=systemd", "--suite=stable", "--file-system=ext4", "--agent"])
+        .arg(guest_agent())
+        .arg("--output")
+        .arg(&file)
+        .output()
+        .context("there is no kata-image; run `make`")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    works(GuestKernel::Small, &image(&file))
 }
 
 fn is_refused(kernel: GuestKernel, root: &str, word: &str) -> Result<()> {

@@ -158,7 +158,9 @@ impl Setup {
         let tsc = tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}"));
         let fixed = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests cgroup_no_v1=all mitigations=off noreplace-smp \
                      no_timer_check agent.power=reset agent.log=debug agent.log_vport=1025 agent.debug_console agent.debug_console_vport=1026";
-        let root = self.image.as_ref().map(|_| "root=/dev/vda1 rootfstype=ext4 ro".to_owned());
+        let root = self.image.as_ref().map(|_| {
+            "root=/dev/vda1 rootfstype=ext4 ro systemd.unit=kata-containers.target".to_owned()
+        });
         let first = Some(self.first.parameter().to_owned());
         let all = [Some(fixed.to_owned()), tsc, root, first];
         all.into_iter().flatten().collect::<Vec<_>>().join(" ")
