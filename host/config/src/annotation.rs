@@ -1,7 +1,7 @@
 //! Annotations: what a pod may change, if the administrator lets it.
 //!
 //! Whoever writes a pod is not whoever owns the host. So an annotation works only if `enable_annotations` lists its exact
-//! name, and what chooses a path, a program, its arguments or a kernel parameter cannot be listed at all: each such
+//! name, and what chooses a path, a program, its arguments or a kernel parameter is refused even then: each such
 //! annotation has been a way from a pod to root on the host (CVE-2020-27151, CVE-2026-44210, CVE-2026-50540).
 
 use std::collections::HashMap;
@@ -22,6 +22,12 @@ const CONFIG_PATH: &str = "io.katacontainers.config_path";
 const NO_KEY: &str = "is not supported in this version; remove it";
 
 impl HostConfig {
+    /// What `enable_annotations` lists in vain, because no pod may ever set it, each with the reason.
+    pub fn listed_in_vain(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let listed = self.vm().enable_annotations.iter();
+        listed.filter_map(|name| forbidden(name).map(|reason| (name.as_str(), reason)))
+    }
+
     /// This configuration as the annotations of a pod change it. Annotations outside `io.katacontainers.config` are not looked
     /// at; one inside that is unknown, not allowed or wrong is an error.
     pub fn with_annotations(
@@ -204,11 +210,22 @@ mod tests {
         for (name, expected) in keys {
             let free_text = expected.contains("path") || expected.contains("a string");
             if free_text && name != "agent.kernel_modules" {
-                assert!(with(&[&name], &[]).is_err(), "{name} must not be allowable");
+                let section = if name.contains('.') { "" } else { "hypervisor." };
+                let set = format!("{section}{name}");
+                assert!(with(&[&name], &[(&set, "x")]).is_err(), "{name} must not be allowable");
             }
         }
-        assert!(
-            with(&["kernel_params"], &[]).unwrap_err().contains("parameters of the guest kernel")
+    }
+
+    #[test]
+    fn what_no_pod_may_set_is_listed_in_vain() {
+        let set = [("hypervisor.kernel_params", "debug")];
+        let error = with(&["kernel_params"], &set).unwrap_err();
+        assert!(error.contains("parameters of the guest kernel"), "{error}");
+        let config = with(&["kernel_params", "default_vcpus"], &[]).unwrap();
+        assert_eq!(
+            config.listed_in_vain().map(|(name, _)| name).collect::<Vec<_>>(),
+            ["kernel_params"]
         );
     }
 

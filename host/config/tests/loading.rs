@@ -63,29 +63,18 @@ fn keys_of_all_sections_are_read() {
 }
 
 #[test]
-fn upstreams_file_loads_once_it_opens_no_kernel_parameters() {
+fn upstreams_file_loads_as_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let base = directory.path().join("configuration.toml");
-    let drop_ins = directory.path().join("config.d");
     fs::write(&base, UPSTREAM).unwrap();
-    let load =
-        || HostConfig::load(Some(&base), Path::new(PREFIX)).map_err(|error| error.to_string());
 
-    // The one thing in it that this version refuses.
-    let error = load().unwrap_err();
-    assert!(error.contains("enable_annotations` lists \"kernel_params\""), "{error}");
-    fs::create_dir(&drop_ins).unwrap();
-    fs::write(
-        drop_ins.join("20-annotations.toml"),
-        "[hypervisor.qemu]\nenable_annotations = [\"enable_iommu\", \"default_vcpus\"]\n",
-    )
-    .unwrap();
-
-    let config = load().unwrap();
+    let config = HostConfig::load(Some(&base), Path::new(PREFIX)).unwrap();
     let image = Path::new("/opt/kata/share/kata-containers/kata-containers.img");
     assert_eq!(config.qemu.root(), Root::Image(image));
     assert_eq!(config.agent.reconnect_timeout_ms, 45_000, "from Go's dial_timeout");
     assert_eq!(config.agent.create_container_timeout, 60, "from Go's place in [runtime]");
+    let in_vain: Vec<_> = config.listed_in_vain().map(|(name, _)| name).collect();
+    assert_eq!(in_vain, ["kernel_params", "kernel_verity_params"]);
 }
 
 #[test]

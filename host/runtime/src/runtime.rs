@@ -107,6 +107,11 @@ impl Runtime {
         let variant = kata_config::variant_of(&name);
         let file = kata_config::locate(option, variable.as_deref(), variant, &prefix)?;
         let mut config = HostConfig::load(file.as_deref(), &prefix)?;
+        for (name, reason) in config.listed_in_vain() {
+            tracing::warn!(
+                "`enable_annotations` lists {name}, which no pod may set all the same, for {reason}"
+            );
+        }
         if let Some(annotations) = annotations {
             config = config.with_annotations(annotations)?;
         }
