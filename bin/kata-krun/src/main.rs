@@ -3,12 +3,14 @@
 //! Started by the krun driver (`host/krun`), which has decided everything. Ends with its guest, and with its parent.
 //!
 //! ```text
-//!   options ──▶ jail (namespaces, a root of its own, capabilities) ──▶ machine (libkrun) ──▶ ready ──▶ the guest runs
+//!   options ──▶ jail (namespaces, a root of its own, capabilities) ──▶ machine (libkrun) ──▶ landlock, seccomp ──▶ ready ──▶ the guest runs
 //! ```
 
 mod jail;
+mod landlock;
 mod machine;
 mod options;
+mod seccomp;
 
 use std::process::ExitCode;
 
@@ -34,5 +36,7 @@ fn run(options: &Options) -> anyhow::Result<std::convert::Infallible> {
     // No thread has been started yet, and all that will be inherit this.
     jail::drop_capabilities()?;
     let machine = machine::Machine::configure(options, &inside)?;
+    landlock::restrict(&inside).context("cannot restrict itself to its files")?;
+    seccomp::filter(options.seccomp)?;
     machine.run(options)
 }

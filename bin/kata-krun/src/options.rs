@@ -15,6 +15,15 @@ pub(crate) enum LogLevel {
     Trace,
 }
 
+/// What becomes of a system call that no VMM makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Seccomp {
+    /// It ends the process.
+    Kill,
+    /// The kernel logs it and lets it through, for whoever adds to the filter.
+    Log,
+}
+
 /// A directory for the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Share {
@@ -74,6 +83,10 @@ pub(crate) struct Options {
     /// Number of an inherited pipe that takes one byte when the guest is about to run
     #[arg(long, value_name = "N")]
     pub(crate) ready_fd: RawFd,
+
+    /// What becomes of a system call that no VMM makes
+    #[arg(long, value_enum, default_value_t = Seccomp::Kill)]
+    pub(crate) seccomp: Seccomp,
 
     /// How much is logged
     #[arg(long, value_enum, default_value_t = LogLevel::Warn)]

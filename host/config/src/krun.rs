@@ -10,9 +10,8 @@ use crate::setting::choice;
 section! {
     /// The virtual machine and the built-in VMM that runs it. It needs KVM, and a kernel that is an uncompressed ELF image and takes
     /// virtio-mmio devices from its command line (CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES), which distributions leave out.
-    /// It lacks what QEMU has: network devices, so that a network namespace with interfaces is refused; rootfs images; and a second wall
-    /// in the jail, for neither seccomp filters its system calls nor landlock its files. It is taken only where this section, or
-    /// `hypervisor_name`, chooses it.
+    /// It lacks what QEMU has: network devices, so that a network namespace with interfaces is refused, and rootfs images. It is taken only
+    /// where this section, or `hypervisor_name`, chooses it.
     pub struct Krun = "hypervisor.krun", off OFF, off_tables &[], prefix prefix, shared {
         /// What every hypervisor has.
         vm: VmSettings = VmSettings::defaults(prefix);

@@ -34,6 +34,9 @@ const NAME: &str = "krun";
 /// Most virtual CPUs: libkrun counts them in a byte, and gives each an 8-bit APIC id of which the last means all.
 const MAX_VCPUS: u32 = 254;
 
+/// The version of landlock that the VMM restricts itself with: the first that lets files be renamed across directories.
+const LANDLOCK: u32 = 2;
+
 /// Settings that are the same for all VMs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KrunSettings {
@@ -74,9 +77,15 @@ pub struct Krun {
 }
 
 impl Krun {
-    /// A driver with these settings.
+    /// A driver with these settings. Looks at the host once, and says so in the log when the VMM must do without landlock.
     #[must_use]
     pub fn new(settings: KrunSettings) -> Self {
+        if kata_linux::landlock::version().is_none_or(|version| version < LANDLOCK) {
+            tracing::warn!(
+                "this kernel has no landlock of version {LANDLOCK} (Linux 5.19 with `landlock` in its list of security modules): \
+                 kata-krun runs in its jail and behind its system call filter only"
+            );
+        }
         Self { settings }
     }
 }
