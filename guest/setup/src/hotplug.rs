@@ -112,10 +112,14 @@ fn switch_on(
             continue;
         }
         let path = entry.path().join(file);
-        let Ok(state) = fs::read_to_string(&path) else { continue };
-        if off.contains(&state.trim()) {
-            fs::write(&path, on).map_err(failed(&path))?;
-            switched += 1;
+        let is_off = || fs::read_to_string(&path).is_ok_and(|state| off.contains(&state.trim()));
+        if !is_off() {
+            continue;
+        }
+        match fs::write(&path, on) {
+            // Some kernels switch new memory on by themselves, and refuse whoever is a moment late.
+            Err(source) if is_off() => return Err(failed(&path)(source)),
+            _ => switched += 1,
         }
     }
     Ok(switched)
