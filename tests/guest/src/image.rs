@@ -70,12 +70,36 @@ reboot -f
 
 const PASSWD: &str = "root:x:0:0::/root:/bin/sh\nseven:x:7:7::/home/seven:/bin/sh\n";
 
+/// Which kernel the machine boots, with the initrd that belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GuestKernel {
+    /// The one that is installed.
+    Staged,
+    /// The distribution's.
+    Distribution,
+}
+
+impl GuestKernel {
+    /// Its file with this name.
+    pub(crate) fn file(self, name: &str) -> Result<PathBuf> {
+        match self {
+            Self::Staged => staged(name),
+            Self::Distribution => built(&format!("guest/distribution/{name}")),
+        }
+    }
+}
+
 /// The staged file of the guest with this name.
-pub(crate) fn staged(name: &str) -> Result<PathBuf> {
+fn staged(name: &str) -> Result<PathBuf> {
+    built(&format!("stage/usr/local/share/kata-containers/{name}"))
+}
+
+fn built(name: &str) -> Result<PathBuf> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     let top = top.context("this crate is two folders down")?;
-    let path = top.join("build/stage/usr/local/share/kata-containers").join(name);
-    ensure!(path.exists(), "there is no {}; run `make`", path.display());
+    let path = top.join("build").join(name);
+    let shown = path.display();
+    ensure!(path.exists(), "there is no {shown}; run `make` and `make distribution-guest`");
     Ok(path)
 }
 
@@ -102,9 +126,9 @@ pub fn image_with(arguments: &[&str]) -> Result<(TempDir, PathBuf)> {
     Ok((directory, image))
 }
 
-/// The staged initrd, and what this module adds if it is `wanted`. Of several archives the kernel unpacks one after the other.
-pub(crate) fn initrd(wanted: bool) -> Result<Vec<u8>> {
-    let mut bytes = fs::read(staged("kata-containers-initrd.img")?)?;
+/// The kernel's initrd, and what this module adds if it is `wanted`. Of several archives the kernel unpacks one after the other.
+pub(crate) fn initrd(kernel: GuestKernel, wanted: bool) -> Result<Vec<u8>> {
+    let mut bytes = fs::read(kernel.file("kata-containers-initrd.img")?)?;
     if !wanted {
         return Ok(bytes);
     }

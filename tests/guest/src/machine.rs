@@ -17,7 +17,7 @@ use ttrpc::asynchronous::transport::Socket;
 
 use crate::client::{Guest, context};
 use crate::control::Control;
-use crate::image::{self, First, ROOTFS};
+use crate::image::{self, First, GuestKernel, ROOTFS};
 
 /// Long enough for an emulated boot on a busy machine.
 const BOOT: Duration = Duration::from_secs(60);
@@ -35,6 +35,7 @@ pub struct Machine {
 #[derive(Debug)]
 pub struct Setup {
     first: First,
+    kernel: GuestKernel,
     board: Board,
     image: Option<PathBuf>,
     disk_mib: Option<u64>,
@@ -45,7 +46,7 @@ pub struct Setup {
 enum Board {
     /// The smallest and fastest.
     Microvm,
-    /// With sockets for [`Setup::MAX_PROCESSORS`] processors, and slots for memory.
+    /// With slots for memory, and a device for finer pieces of it.
     Q35,
 }
 
@@ -66,21 +67,28 @@ impl Board {
                     .to_owned()
             }
             Self::Q35 => format!(
-                "-machine q35,usb=off,vmport=off,graphics=off -smp 1,maxcpus={} -m 512M,slots=2,maxmem=2G",
-                Setup::MAX_PROCESSORS
+                "-machine q35,usb=off,vmport=off,graphics=off -smp 2 -m 512M,slots=2,maxmem=2G \
+                 -object memory-backend-ram,id=fine,size=512M -device virtio-mem-pci,id={},memdev=fine,requested-size=0",
+                Setup::FINE_MEMORY
             ),
         }
     }
 }
 
 impl Setup {
-    /// As many processors as a machine of [`Setup::hot_pluggable`] can have.
-    pub const MAX_PROCESSORS: u32 = 4;
+    /// The id of the virtio-mem device of a machine of [`Setup::hot_pluggable`], which has 512 MiB to give and gives none at first.
+    pub const FINE_MEMORY: &str = "finemem";
 
     /// Two processors, 512 MiB, and the staged initrd with busybox beside the agent.
     #[must_use]
     pub fn new(first: First) -> Self {
-        Self { first, board: Board::Microvm, image: None, disk_mib: None }
+        Self {
+            first,
+            kernel: GuestKernel::Staged,
+            board: Board::Microvm,
+            image: None,
+            disk_mib: None,
+        }
     }
 
     /// The same machine, with this rootfs image as its root: the agent of the initrd loads drivers, and goes on to the image's.
@@ -89,7 +97,13 @@ impl Setup {
         Self { image: Some(image.to_owned()), ..Self::new(First::Agent) }
     }
 
-    /// With one processor at first, and room for more of them and for memory.
+    /// With the distribution's kernel and an initrd of its own, whichever is staged.
+    #[must_use]
+    pub fn distributions_kernel(self) -> Self {
+        Self { kernel: GuestKernel::Distribution, ..self }
+    }
+
+    /// With room for more memory.
     #[must_use]
     pub fn hot_pluggable(self) -> Self {
         Self { board: Board::Q35, ..self }
@@ -104,20 +118,22 @@ impl Setup {
     fn start(&self) -> Result<Machine> {
         let directory = tempfile::tempdir()?;
         let initrd = directory.path().join("initrd.img");
-        fs::write(&initrd, image::initrd(self.image.is_none())?)?;
+        fs::write(&initrd, image::initrd(self.kernel, self.image.is_none())?)?;
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let (control, their_control) = UnixStream::pair()?;
         let mut spawn = Spawn::new("qemu-system-x86_64");
         let (port, monitor) = (spawn.pass_fd(theirs), spawn.pass_fd(their_control));
         let transport = self.board.transport();
+        // Nobody boots from the network.
+        let no_rom = if self.board == Board::Q35 { ",romfile=" } else { "" };
         let words = [
             "-nodefaults -no-user-config -no-reboot -display none -accel tcg -cpu max,erms=off,fsrm=off,pmu=off".to_owned(),
             self.board.arguments(),
             format!("-chardev socket,id=monitor,fd={monitor} -mon chardev=monitor,mode=control"),
             format!("-chardev socket,id=port,fd={port} -device virtio-serial-{transport}"),
             "-device virtserialport,chardev=port,name=agent.channel.0".to_owned(),
-            format!("-device virtio-net-{transport},mac={}", Machine::NETWORK_CARD),
+            format!("-device virtio-net-{transport},mac={}{no_rom}", Machine::NETWORK_CARD),
         ];
         let mut arguments: Vec<String> = words
             .iter()
@@ -142,7 +158,7 @@ impl Setup {
             "-serial".to_owned(),
             format!("file:{}", directory.path().join("console").display()),
             "-kernel".to_owned(),
-            image::staged("vmlinux.container")?.display().to_string(),
+            self.kernel.file("vmlinux.container")?.display().to_string(),
             "-initrd".to_owned(),
             initrd.display().to_string(),
             "-append".to_owned(),
@@ -212,6 +228,19 @@ impl Machine {
         arguments: &serde_json::Value,
     ) -> Result<serde_json::Value> {
         self.control.execute(command, arguments)
+    }
+
+    /// Waits for an event of QEMU's that `is_it`, and gives its data. Those before it are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU is silent for half a minute.
+    pub fn event(
+        &self,
+        name: &str,
+        is_it: impl Fn(&serde_json::Value) -> bool,
+    ) -> Result<serde_json::Value> {
+        self.control.event(name, is_it)
     }
 
     /// Connects to a port of the agent, if need be once it is up.
