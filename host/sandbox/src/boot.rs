@@ -1,7 +1,7 @@
 //! Bringing a sandbox up: file server and VM side by side, then the agent, each stage with a deadline and with an eye on
 //! everything that may die meanwhile.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,6 +140,7 @@ async fn boot_vm(
     hypervisor: &dyn Hypervisor,
     file_server: Option<&FileServer>,
 ) -> Result<Arc<dyn Vm>, BootError> {
+    kick_ksm_throttler();
     let after = plan.deadlines.vmm;
     tokio::select! {
         biased;
@@ -161,6 +162,19 @@ fn file_server_ended(plan: &SandboxPlan, last_words: &[String]) -> BootError {
         program: plan.file_server.as_ref().map_or_else(PathBuf::new, |spec| spec.program.clone()),
         last_words: quote(last_words, "it said nothing"),
     }
+}
+
+/// Tells the KSM throttler, where there is one, that a VM starts. Nobody waits for it, and a boot without it is as good.
+fn kick_ksm_throttler() {
+    tokio::spawn(async {
+        let socket = Path::new(kata_ksm_api::SOCKET);
+        if !socket.exists() {
+            return;
+        }
+        if let Err(error) = kata_ksm_api::kick(socket).await {
+            tracing::warn!("the KSM throttler at {} was not kicked: {error}", socket.display());
+        }
+    });
 }
 
 /// From a running VM to an agent that has set the sandbox up.
