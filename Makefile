@@ -44,7 +44,7 @@ kernel_packages := $(distribution)/packages
 guest_files := vmlinux.container vmlinuz.container kata-containers-initrd.img
 image := $(guest)/kata-containers.img
 
-host_crates := containerd-shim-kata-v2 kata-krun kata-runtime kata-proxy kata-shim kata-virtiofsd kata-image xtask
+host_crates := containerd-shim-kata-v2 kata-krun kata-ksm-throttler kata-runtime kata-proxy kata-shim kata-virtiofsd kata-image xtask
 host_programs := $(addprefix $(release)/,$(host_crates))
 
 build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
@@ -132,9 +132,12 @@ variant_files := $(foreach v,$(variants),bin/containerd-shim-kata-$(v)-v2 \
     share/defaults/kata-containers/configuration-$(v).toml)
 public_programs := containerd-shim-kata-v2 kata-runtime
 private_programs := kata-krun kata-proxy kata-shim kata-virtiofsd
+ksm_units := kata-ksm-throttler.service kata-vc-throttler.service
 installed := $(variant_files) $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-containers/,$(private_programs)) \
     $(addprefix share/kata-containers/,$(guest_files) $(notdir $(image))) $(config) \
-    $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target)
+    $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target) \
+    $(addprefix libexec/kata-ksm-throttler/,kata-ksm-throttler trigger/virtcontainers/vc) \
+    $(addprefix lib/systemd/system/,$(ksm_units))
 
 # $(call install-into,DIRECTORY,PREFIX): what is built, into DIRECTORY, configured for PREFIX.
 # Files that are the same are left alone.
@@ -144,6 +147,12 @@ define install-into
 @install -C -D -m 644 $(addprefix $(chosen)/,$(guest_files)) $(image) -t $(1)/share/kata-containers
 @install -C -D -m 755 $(agent) -t $(1)/share/kata-containers/guest
 @install -C -D -m 644 $(addprefix image/rootfs/systemd/,kata-agent.service kata-containers.target) -t $(1)/share/kata-containers/guest
+@install -C -D -m 755 $(release)/kata-ksm-throttler -t $(1)/libexec/kata-ksm-throttler
+@install -C -D -m 755 $(release)/vc -t $(1)/libexec/kata-ksm-throttler/trigger/virtcontainers
+@for unit in $(ksm_units); do \
+    sed 's|@libexec@|$(2)/libexec|' bin/kata-ksm-throttler/systemd/$$unit.in >$(build)/$$unit; \
+    install -C -D -m 644 $(build)/$$unit -t $(1)/lib/systemd/system; \
+done
 @$(release)/xtask default-config --prefix $(2) >$(build)/configuration.toml
 @install -C -D -m 644 $(build)/configuration.toml $(1)/$(config)
 @for name in $(variants); do \
@@ -163,6 +172,8 @@ install: $(if $(wildcard $(addprefix $(chosen)/,$(guest_files))),,all)
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(installed))
 	@rmdir --ignore-fail-on-non-empty $(wildcard $(addprefix $(DESTDIR)$(PREFIX)/, \
+	    libexec/kata-ksm-throttler/trigger/virtcontainers libexec/kata-ksm-throttler/trigger libexec/kata-ksm-throttler \
+	    lib/systemd/system lib/systemd \
 	    libexec/kata-containers share/kata-containers/guest share/kata-containers share/defaults/kata-containers)) 2>/dev/null || true
 
 # --- Showing and testing --------------------------------------------------------------------------
