@@ -20,6 +20,8 @@ const UNIMPLEMENTED: &str = "12";
 
 /// Serves one connection until its client closes it. Every kick calls `kicked`, and is answered when that resolves; its error goes to the
 /// client. To be called on a tokio runtime.
+///
+/// A request whose `:authority` is no host name, but the socket's path for example, is reset: see docs/adr/0006.
 pub async fn serve<F, R>(connection: UnixStream, kicked: F) -> Result<(), h2::Error>
 where
     F: Fn() -> R + Clone + Send + 'static,
