@@ -110,13 +110,35 @@ pub(crate) fn compare_clients(containerd: &Containerd, cases: &[Case]) -> Result
     let tested = outputs(containerd, cases, Runtime::under_test())?;
     let mut differences = Vec::new();
     for ((case, expected), got) in cases.iter().zip(&reference).zip(&tested) {
-        let (expected, got) = (essence(expected), essence(got));
+        let got = essence(got);
+        let expected = expected_of(containerd, case, essence(expected), &got)?;
         if expected != got {
             differences.push(format!("{}:\n  runc: {expected}\n  kata: {got}", case.name));
         }
     }
     ensure!(differences.is_empty(), "not as under runc:\n{}", differences.join("\n"));
     Ok(())
+}
+
+/// How often runc is asked again about a case.
+const SECOND_CHANCES: usize = 3;
+
+/// What runc says, asked again as long as it differs: containerd 1.6 now and then loses what a short command prints under runc. The
+/// runtime under test is asked once, so that it never gets away with that.
+fn expected_of(
+    containerd: &Containerd,
+    case: &Case,
+    mut expected: String,
+    got: &str,
+) -> Result<String> {
+    for _ in 0..SECOND_CHANCES {
+        if expected == got {
+            break;
+        }
+        let again = outputs(containerd, std::slice::from_ref(case), Runtime::Runc)?;
+        expected = again.first().map(essence).context("runc was asked about one case")?;
+    }
+    Ok(expected)
 }
 
 fn outputs(containerd: &Containerd, cases: &[Case], runtime: Runtime) -> Result<Vec<Output>> {
