@@ -12,12 +12,14 @@
 //! ```
 
 mod console;
+mod kernel_params;
 mod kvm;
 mod process;
 mod spec;
 mod vm;
 
 pub use console::{CONSOLE_CAPACITY, Console};
+pub use kernel_params::kernel_command_line;
 pub use kvm::kvm_obstacle;
 pub use process::ConsoleEnd;
 pub use spec::{

@@ -1,5 +1,7 @@
 //! The guest kernel's command line.
 
+use kata_hypervisor::kernel_command_line;
+
 use crate::accelerator::Accelerator;
 use crate::machine::Machine;
 
@@ -23,27 +25,17 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
         // A guest that panics or reboots ends its VM: by a triple fault, which takes no device, and QEMU does not reboot.
         "panic=-1",
         "reboot=t",
-        // The self-tests of the kernel's ciphers take a fifth of an emulated boot and tell nothing about the guest.
-        "cryptomgr.notests",
-        // A container has the network interfaces that it was given, and no others that kernels with these built in make by themselves.
-        "fb_tunnels=none",
-        "dummy.numdummies=0",
-        // The agent manages cgroup v2 only; older systemds in guest images must be told.
-        "cgroup_no_v1=all",
-        "systemd.unified_cgroup_hierarchy=1",
     ]
     .map(str::to_owned)
     .into();
-    params.extend(if debug {
-        ["loglevel=7", "printk.time=1"].map(str::to_owned).to_vec()
-    } else {
-        vec!["quiet".into()]
-    });
     if accelerator == Accelerator::Tcg {
         params.extend(emulation_params(machine, tsc_khz));
     }
-    params.extend_from_slice(extra);
-    params.join(" ")
+    kernel_command_line(strings(&params), debug, strings(extra))
+}
+
+fn strings(words: &[String]) -> impl Iterator<Item = &str> {
+    words.iter().map(String::as_str)
 }
 
 fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
@@ -85,19 +77,5 @@ mod tests {
     fn kvm_guest_keeps_its_mitigations() {
         let line = command_line(&circumstances(Accelerator::Kvm));
         assert!(!line.contains("mitigations") && !line.contains("tsc_early_khz"), "{line}");
-    }
-
-    #[test]
-    fn debugging_is_not_quiet() {
-        let line = command_line(&Circumstances { debug: true, ..circumstances(Accelerator::Kvm) });
-        assert!(line.contains("loglevel=7") && !line.contains("quiet"), "{line}");
-    }
-
-    #[test]
-    fn parameters_of_the_plan_come_last() {
-        let extra = ["agent.log=debug".to_owned(), "panic=0".to_owned()];
-        let line =
-            command_line(&Circumstances { extra: &extra, ..circumstances(Accelerator::Tcg) });
-        assert!(line.ends_with(" agent.log=debug panic=0"), "{line}");
     }
 }

@@ -15,7 +15,8 @@ fn kvm_works() -> bool {
     extension && Path::new("/dev/kvm").exists()
 }
 
-/// Runs a container under `io.containerd.kata-HYPERVISOR.v2`, whose one VMM must be `program`.
+/// Runs a container under `io.containerd.kata-HYPERVISOR.v2`, whose one VMM must be `program`, and whose guest has no network interfaces
+/// but its own.
 fn name_chooses(hypervisor: &'static str, program: &str) -> Result<()> {
     if !only_a_vm("the choice of a hypervisor") {
         return Ok(());
@@ -27,6 +28,8 @@ fn name_chooses(hypervisor: &'static str, program: &str) -> Result<()> {
         let [vmm] = vmms.as_slice() else { anyhow::bail!("not exactly one VMM: {vmms:?}") };
         let name = vmm.program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         ensure!(name.starts_with(program), "the VMM is {}", vmm.describe());
+        let interfaces = container.exec(["ls", "/sys/class/net"]).output()?.success()?;
+        assert_eq!(interfaces, "lo\n");
         container.remove()
     })
 }
