@@ -30,7 +30,7 @@ section! {
         default_maxmemory: u32 = 0;
         /// The annotations that a pod may set, by exact name: of io.katacontainers.config.hypervisor.NAME just NAME; of the others
         /// with the word before it, as in "runtime.disable_guest_seccomp" and "agent.container_pipe_size".
-        /// Annotations that choose paths, programs, arguments or kernel parameters cannot be listed.
+        /// Annotations that choose paths, programs, arguments or kernel parameters are refused even when they are listed.
         enable_annotations: Vec<String> = vec!["default_vcpus".to_owned(), "default_memory".to_owned()],
             check check_enabled;
         /// Boot the guest verbosely and let the VMM log what it can.

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxNamespaceType, LinuxResources, Spec};
 use thiserror::Error;
 
 use crate::ContainerRole;
@@ -43,6 +43,18 @@ pub enum SpecError {
         "the device {0} of the host cannot be given to a VM in this version; remove it from the container"
     )]
     Device(PathBuf),
+    /// A limit for a disk that only the host has: in the guest its number would be nobody's, or another one's.
+    #[error(
+        "a limit for the host's disk {major}:{minor} cannot be kept in a VM; remove the entry from {list} in the resources' `blockIO`"
+    )]
+    DiskLimit {
+        /// The disk's major number on the host.
+        major: i64,
+        /// The disk's minor number on the host.
+        minor: i64,
+        /// The spec's name of the list.
+        list: &'static str,
+    },
     /// A user namespace of the host.
     #[error("user namespaces are not supported; the container is fenced by its VM instead")]
     UserNamespace,
@@ -78,6 +90,7 @@ pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result
     }
     guest_namespaces(&mut linux)?;
     guest_devices(&mut linux)?;
+    linux.resources().as_ref().map_or(Ok(()), check_resources)?;
     spec.set_linux(Some(linux));
     Ok(spec)
 }
@@ -147,6 +160,27 @@ fn guest_devices(linux: &mut Linux) -> Result<(), SpecError> {
     Ok(())
 }
 
+/// Refuses limits that a guest could not keep, or would put on something else. For those of a container's spec, which [`for_guest`] checks,
+/// and for those that it is given later.
+pub fn check_resources(resources: &LinuxResources) -> Result<(), SpecError> {
+    let Some(io) = resources.block_io() else { return Ok(()) };
+    let weights =
+        io.weight_device().iter().flatten().map(|one| (one.major(), one.minor(), "weightDevice"));
+    let throttles = [
+        (io.throttle_read_bps_device(), "throttleReadBpsDevice"),
+        (io.throttle_write_bps_device(), "throttleWriteBpsDevice"),
+        (io.throttle_read_iops_device(), "throttleReadIOPSDevice"),
+        (io.throttle_write_iops_device(), "throttleWriteIOPSDevice"),
+    ];
+    let throttles = throttles.into_iter().flat_map(|(list, name)| {
+        list.iter().flatten().map(move |one| (one.major(), one.minor(), name))
+    });
+    match weights.chain(throttles).next() {
+        Some((major, minor, list)) => Err(SpecError::DiskLimit { major, minor, list }),
+        None => Ok(()),
+    }
+}
+
 /// A plain path below the guest's cgroup root; systemd's `slice:prefix:name` means nothing there.
 fn guest_cgroup(path: Option<&PathBuf>, id: &str) -> PathBuf {
     let is_plain = |path: &&PathBuf| {
@@ -204,6 +238,20 @@ mod tests {
             for_guest(with("/dev/sda"), "c", KEEP),
             Err(SpecError::Device("/dev/sda".into()))
         );
+    }
+
+    #[test]
+    fn limits_of_the_hosts_disks_are_refused_and_a_weight_is_not() {
+        let with = |io: &str| {
+            spec(&format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{{"blockIO":{io}}}}}}}"#))
+        };
+        assert!(for_guest(with(r#"{"weight":500,"throttleReadBpsDevice":[]}"#), "c", KEEP).is_ok());
+        let limit = r#"{"throttleWriteIOPSDevice":[{"major":254,"minor":0,"rate":9}]}"#;
+        let list = "throttleWriteIOPSDevice";
+        let refusal = SpecError::DiskLimit { major: 254, minor: 0, list };
+        assert_eq!(for_guest(with(limit), "c", KEEP), Err(refusal));
+        let weight = r#"{"weightDevice":[{"major":8,"minor":0,"weight":9}]}"#;
+        assert!(for_guest(with(weight), "c", KEEP).is_err());
     }
 
     #[test]

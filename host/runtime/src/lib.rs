@@ -13,7 +13,7 @@ mod runtime;
 
 pub use driver::all as hypervisors;
 pub use features::features;
-pub use guest_spec::SpecError;
+pub use guest_spec::{SpecError, check_resources};
 pub use plan::RUN_DIR;
 pub use role::{ContainerRole, role_of};
 pub use runtime::{Runtime, RuntimeError};

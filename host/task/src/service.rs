@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use kata_host_runtime::RuntimeError;
 use kata_sandbox::{ProcessKey, Status};
 use kata_shim_api::api::{self, Empty};
 use kata_shim_api::{Task, metadata, timestamp};
@@ -198,6 +199,8 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> Answer<Empty> {
         let resources: LinuxResources = serde_json::from_slice(&req.resources.value)
             .map_err(|error| Failure::invalid("resources", &error))?;
+        kata_host_runtime::check_resources(&resources)
+            .map_err(|error| Failure::from(RuntimeError::from(error)))?;
         self.owner.sandbox()?.update(&req.id, &resources).await.map_err(Failure::from)?;
         Ok(Empty::new())
     }
