@@ -8,6 +8,9 @@ use kata_hypervisor::Hypervisor;
 use kata_krun::{Krun, KrunSettings};
 use kata_qemu::{AcceleratorChoice, MachineChoice, Qemu, QemuSettings};
 
+/// What the drivers trace begins with one of these.
+pub(crate) const TARGETS: [&str; 3] = ["kata_cloud_hypervisor", "kata_krun", "kata_qemu"];
+
 /// The driver that `config` chooses.
 pub(crate) fn of(config: &HostConfig, prefix: &Path) -> Box<dyn Hypervisor> {
     match config.runtime.hypervisor_name {

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kata_config::{ConfigError, HostConfig, SizeError};
+use kata_config::{ConfigError, HostConfig, LogLevel, SizeError};
 use kata_hypervisor::Hypervisor;
 use kata_network::NetworkError;
 use kata_sandbox::{ContainerPlan, SandboxPlan};
 use kata_storage::{RootfsMount, StorageError};
 use oci_spec::runtime::Spec;
 use thiserror::Error;
+use tracing::level_filters::LevelFilter;
 
 use crate::{SpecError, driver, plan};
 
@@ -95,7 +96,8 @@ pub struct Runtime {
 impl Runtime {
     /// Loads the configuration: `option` is the file that the engine named for this sandbox, if any; `KATA_CONF_FILE` wins over it.
     /// Where neither names one, the name that this program was started under chooses ([`kata_config::variant_of`]).
-    /// The sandbox's annotations are applied as far as the administrator allows them.
+    /// The sandbox's annotations are applied as far as the administrator allows them. How much this process logs follows the configuration
+    /// from then on.
     pub fn load(
         option: Option<&Path>,
         annotations: Option<&HashMap<String, String>>,
@@ -115,6 +117,10 @@ impl Runtime {
         if let Some(annotations) = annotations {
             config = config.with_annotations(annotations)?;
         }
+        // From here on, for what the driver says of the host is meant, too.
+        let driver = level(config.vm().effective_log_level());
+        let drivers = driver::TARGETS.map(|target| (target, driver));
+        kata_log::set_levels(level(config.runtime.effective_log_level()), &drivers);
         let hypervisor = driver::of(&config, &prefix);
         Ok(Self { config, prefix, hypervisor })
     }
@@ -139,5 +145,15 @@ impl Runtime {
         rootfs_mounts: Vec<RootfsMount>,
     ) -> Result<ContainerPlan, RuntimeError> {
         plan::container(self, id, spec, bundle, rootfs_mounts)
+    }
+}
+
+fn level(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Trace => LevelFilter::TRACE,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Error => LevelFilter::ERROR,
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use kata_e2e::{Part, Scenario, only_a_vm, parts_of};
+use kata_e2e::{Deadline, Part, Scenario, only_a_vm, parts_of};
 
 /// Whether KVM works on this machine; where it does not, the processor shows no extension for it.
 fn kvm_works() -> bool {
@@ -54,6 +54,21 @@ fn cloud_hypervisor_is_refused_where_there_is_no_kvm() -> Result<()> {
         return Ok(());
     }
     is_refused("clh", "or use QEMU, which does without")
+}
+
+#[test]
+fn driver_says_as_much_as_the_configuration_wants() -> Result<()> {
+    if !only_a_vm("what a driver logs") {
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("configuration.toml");
+    fs::write(&file, "[hypervisor.qemu]\nlog_level = \"debug\"\n")?;
+    Scenario::new().configuration(&file).run(|containerd| {
+        containerd.run(["true"]).output()?.success()?;
+        let command_line = "level=debug msg=\"/usr/bin/qemu-system-";
+        containerd.log().expect(command_line, Deadline::for_command())
+    })
 }
 
 /// Everything that a guest asks of a file server is among the calls that its filter lets through.
