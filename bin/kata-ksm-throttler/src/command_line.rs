@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use tracing::level_filters::LevelFilter;
@@ -12,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// What the program is told to do.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Invocation {
+enum Invocation {
     Version,
     Help,
     Run(CommandLine),
@@ -21,7 +22,7 @@ pub(crate) enum Invocation {
 /// What it is told.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct CommandLine {
-    pub(crate) log: LevelFilter,
+    log: LevelFilter,
     paths: HashMap<&'static str, PathBuf>,
 }
 
@@ -32,8 +33,40 @@ impl CommandLine {
     }
 }
 
+/// What both programs begin and end with: does what the command line asks for, which is `run` with all of `paths` (see [`parse`]) unless it
+/// is a question.
+pub(crate) fn main(
+    program: &str,
+    usage: &str,
+    paths: &[(&'static str, &str)],
+    run: impl FnOnce(&CommandLine) -> Result<()>,
+) -> ExitCode {
+    let done = match parse(std::env::args_os().skip(1), paths) {
+        Ok(Invocation::Version) => {
+            println!("{program} version {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Ok(Invocation::Help) => {
+            println!("{usage}");
+            Ok(())
+        }
+        Ok(Invocation::Run(command_line)) => {
+            log_to_stderr(command_line.log);
+            run(&command_line)
+        }
+        Err(error) => Err(error),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Reads the words after the program's name. `paths` are the flags that take a path, each with its default.
-pub(crate) fn parse(
+fn parse(
     words: impl IntoIterator<Item = OsString>,
     paths: &[(&'static str, &str)],
 ) -> Result<Invocation> {
@@ -80,7 +113,7 @@ fn level(name: &str) -> Result<LevelFilter> {
 }
 
 /// From now on, whatever is traced goes to standard error, which systemd keeps. Not so every frame of HTTP/2, which is nobody's business.
-pub(crate) fn log_to_stderr(level: LevelFilter) {
+fn log_to_stderr(level: LevelFilter) {
     let ours = Targets::new().with_default(level).with_target("h2", LevelFilter::WARN.min(level));
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     tracing_subscriber::registry().with(stderr.with_filter(ours)).init();

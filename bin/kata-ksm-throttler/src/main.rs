@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use command_line::{CommandLine, Invocation};
+use command_line::CommandLine;
 use kernel::Ksm;
 use socket::Socket;
 use throttle::{Setting, Throttle};
@@ -40,30 +40,15 @@ usage: kata-ksm-throttler [-uri SOCKET] [-log LEVEL] [-sysfs DIR] [-version]
   -sysfs DIR    where the kernel's settings are (/sys/kernel/mm/ksm)";
 
 fn main() -> ExitCode {
-    let flags = [("uri", kata_ksm_api::SOCKET), ("sysfs", SYSFS)];
-    let done = match command_line::parse(std::env::args_os().skip(1), &flags) {
-        Ok(Invocation::Version) => {
-            println!("kata-ksm-throttler version {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
-        Ok(Invocation::Help) => {
-            println!("{USAGE}");
-            Ok(())
-        }
-        Ok(Invocation::Run(command_line)) => run(&command_line),
-        Err(error) => Err(error),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kata-ksm-throttler: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    command_line::main(
+        "kata-ksm-throttler",
+        USAGE,
+        &[("uri", kata_ksm_api::SOCKET), ("sysfs", SYSFS)],
+        run,
+    )
 }
 
 fn run(command_line: &CommandLine) -> Result<()> {
-    command_line::log_to_stderr(command_line.log);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

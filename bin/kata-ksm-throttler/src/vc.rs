@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use command_line::{CommandLine, Invocation};
+use command_line::CommandLine;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
 /// Where virtcontainers keeps its state.
@@ -32,30 +32,10 @@ usage: vc [-root DIR] [-uri SOCKET] [-log LEVEL] [-version]
   -log LEVEL    error, warn, info, debug or trace (warn)";
 
 fn main() -> ExitCode {
-    let flags = [("uri", kata_ksm_api::SOCKET), ("root", ROOT)];
-    let done = match command_line::parse(std::env::args_os().skip(1), &flags) {
-        Ok(Invocation::Version) => {
-            println!("vc version {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
-        Ok(Invocation::Help) => {
-            println!("{USAGE}");
-            Ok(())
-        }
-        Ok(Invocation::Run(command_line)) => run(&command_line),
-        Err(error) => Err(error),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("vc: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    command_line::main("vc", USAGE, &[("uri", kata_ksm_api::SOCKET), ("root", ROOT)], run)
 }
 
 fn run(command_line: &CommandLine) -> Result<()> {
-    command_line::log_to_stderr(command_line.log);
     let kicker = Kicker {
         runtime: tokio::runtime::Builder::new_current_thread()
             .enable_all()
