@@ -61,4 +61,5 @@ pub use runtime::{GuestKernel, Installation, Runtime, guest_agent, kata_image, o
 pub use scenario::{Scenario, scenario};
 pub use spec::Spec;
 pub use stream::Stream;
+pub use watch::await_path;
 pub use wire::{Wire, has_macvtap};

@@ -80,3 +80,16 @@ pub(crate) fn until<T>(
         }
     }
 }
+
+/// Waits until there is something at `path`, whose parent's parent is there already. False when the deadline has passed.
+pub fn await_path(path: &Path, deadline: Deadline) -> Result<bool> {
+    let watch = Watch::new()?;
+    let directories: Vec<&Path> = path.ancestors().skip(1).take(2).collect();
+    let found = until(&watch, deadline, || {
+        for directory in &directories {
+            watch.names_in(directory)?;
+        }
+        Ok(path.exists().then_some(()))
+    })?;
+    Ok(found.is_some())
+}

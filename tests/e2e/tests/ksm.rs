@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Deadline, Installation, only_a_vm, scenario};
+use kata_e2e::{Deadline, Installation, await_path, only_a_vm, scenario};
 use rustix::process::{Pid, Signal, kill_process};
 
 const SOCKET: &str = "/var/run/kata-ksm-throttler/ksm.sock";
@@ -24,13 +24,9 @@ impl Throttler {
             .arg(settings)
             .spawn()
             .context("cannot start the throttler")?;
-        let mut throttler = Self(child);
-        let soon = Deadline::for_command();
-        while !Path::new(SOCKET).exists() {
-            ensure!(throttler.0.try_wait()?.is_none(), "the throttler has ended at once");
-            ensure!(!soon.remaining().is_zero(), "the throttler does not listen");
-            std::thread::yield_now();
-        }
+        let throttler = Self(child);
+        let listens = await_path(Path::new(SOCKET), Deadline::for_command())?;
+        ensure!(listens, "the throttler does not listen");
         Ok(throttler)
     }
 
