@@ -15,28 +15,20 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use kata_linux::mount::{DetachedMount, MountAttributes, Propagation, unshare_mount_namespace};
+use kata_linux::capabilities::{FILE_SERVER, keep_only};
+use kata_linux::mount::{
+    DetachedMount, MountAttributes, Propagation, pivot_to_working_directory,
+    unshare_mount_namespace,
+};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 use rustix::process::{Pid, Signal, getpid};
-use rustix::thread::CapabilitySet;
 
 use crate::options::Options;
 
 /// The devices that a VMM needs.
 const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/null", "/dev/urandom"];
-
-/// All that acting on behalf of the guest's users takes: the VMM serves the guest's files. `DAC_READ_SEARCH` is left out on purpose:
-/// with it, a file could be opened by its handle wherever it is (open_by_handle_at(2)).
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::SETFCAP);
 
 /// Where things are from inside.
 #[derive(Debug)]
@@ -82,11 +74,11 @@ pub(crate) fn enter(options: &Options) -> anyhow::Result<Inside> {
     Ok(Inside { kernel, initrd, vsock_dir, shares })
 }
 
-/// Leaves the process, and whatever it may become, with nothing but [`CAPABILITIES`] and without supplementary groups.
+/// Leaves the process, and whatever it may become, with nothing but the capabilities of a file server and without supplementary groups.
 pub(crate) fn drop_capabilities() -> anyhow::Result<()> {
     nix::unistd::setgroups(&[])
         .context("cannot leave its supplementary groups; it must be started as root")?;
-    kata_linux::capabilities::keep_only(CAPABILITIES).context("cannot drop capabilities")
+    keep_only(FILE_SERVER).context("cannot drop capabilities")
 }
 
 /// What is done with a file from inside.
@@ -184,11 +176,7 @@ impl Root {
         )
         .context("cannot make its root directory read-only")?;
         rustix::process::chdir(&self.at).context("cannot change to its root directory")?;
-        // With both the same, the old root ends up on top of the new one (pivot_root(2)), and is what `.` unmounts.
-        rustix::process::pivot_root(".", ".").context("cannot make it the root directory")?;
-        rustix::mount::unmount(".", UnmountFlags::DETACH)
-            .context("cannot let go of the host's mounts")?;
-        rustix::process::chdir("/").context("cannot change to its root directory")
+        Ok(pivot_to_working_directory()?)
     }
 }
 

@@ -11,7 +11,6 @@ use anyhow::Context;
 use kata_linux::mount::{self, DetachedMount, MountAttributes, Propagation};
 use kata_shim_api::stand_in::Shown;
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::mount::UnmountFlags;
 
 /// Moves the calling thread into a mount namespace with nothing but `mounts`, of which the first is the root; without any it stays where
 /// it is. A mount whose target the container does not have is left out.
@@ -54,11 +53,7 @@ fn copy(shown: &Shown) -> anyhow::Result<DetachedMount> {
 fn enter(root: DetachedMount, original: &Path) -> anyhow::Result<()> {
     let root = root.attach(open(original)?).context("cannot mount the root file system")?;
     rustix::process::fchdir(root.as_fd()).context("cannot change to the root file system")?;
-    // With both the same, the old root ends up on top of the new one (pivot_root(2)), and is what `.` unmounts.
-    rustix::process::pivot_root(".", ".").context("cannot make it the root directory")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH)
-        .context("cannot let go of the host's mounts")?;
-    rustix::process::chdir("/").context("cannot change to its root directory")
+    Ok(mount::pivot_to_working_directory()?)
 }
 
 fn open(path: &Path) -> std::io::Result<OwnedFd> {

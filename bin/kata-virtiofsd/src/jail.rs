@@ -6,12 +6,14 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use kata_linux::mount::{DetachedMount, MountAttributes, Propagation, unshare_mount_namespace};
+use kata_linux::capabilities::{FILE_SERVER, keep_only};
+use kata_linux::mount::{
+    DetachedMount, MountAttributes, Propagation, pivot_to_working_directory,
+    unshare_mount_namespace,
+};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, getpid};
-use rustix::thread::CapabilitySet;
 use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
 
 use crate::options::{Sandbox, Seccomp};
@@ -24,17 +26,6 @@ pub(crate) struct View {
     /// The process's own `/proc/self/fd`, from which no way leads up.
     pub(crate) proc_self_fd: File,
 }
-
-/// All that acting on behalf of the guest's users takes. `DAC_READ_SEARCH` is left out on purpose: with it, a file could be
-/// opened by its handle wherever it is (open_by_handle_at(2)).
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::SETFCAP);
 
 /// Asks the kernel to kill this process when the thread that started it ends.
 pub(crate) fn die_with_parent() -> anyhow::Result<()> {
@@ -69,7 +60,7 @@ fn enter_namespaces(shared_dir: &Path, readonly: bool) -> anyhow::Result<View> {
         .context("cannot leave the host's network")?;
     unshare_mount_namespace()?;
     let proc_self_fd = own_descriptors()?;
-    keep_only(shared_dir, readonly)?;
+    keep_directory(shared_dir, readonly)?;
     Ok(View { root: "/".into(), proc_self_fd })
 }
 
@@ -83,7 +74,7 @@ fn own_descriptors() -> anyhow::Result<File> {
 
 /// Makes the directory the root of this mount namespace and lets go of all other mounts. It stays a slave of the original: what
 /// is mounted there later appears here too.
-fn keep_only(shared_dir: &Path, readonly: bool) -> anyhow::Result<()> {
+fn keep_directory(shared_dir: &Path, readonly: bool) -> anyhow::Result<()> {
     let target = open_directory(shared_dir)?;
     let tree = DetachedMount::clone_of(&target, true).context("cannot copy its mounts")?;
     let attributes = MountAttributes {
@@ -96,18 +87,14 @@ fn keep_only(shared_dir: &Path, readonly: bool) -> anyhow::Result<()> {
     tree.set(attributes).context("cannot restrict its mounts")?;
     let root = tree.attach(&target).context("cannot put its mounts in place")?;
     rustix::process::fchdir(root.as_fd()).context("cannot change to it")?;
-    // With both the same, the old root ends up on top of the new one (pivot_root(2)), and is what `.` unmounts.
-    rustix::process::pivot_root(".", ".").context("cannot make it the root directory")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH)
-        .context("cannot let go of the host's mounts")?;
-    rustix::process::chdir("/").context("cannot change to its root directory")
+    Ok(pivot_to_working_directory()?)
 }
 
-/// Leaves the process, and whatever it may become, with nothing but [`CAPABILITIES`] and without supplementary groups.
+/// Leaves the process, and whatever it may become, with nothing but the capabilities of a file server and without supplementary groups.
 pub(crate) fn drop_capabilities() -> anyhow::Result<()> {
     nix::unistd::setgroups(&[])
         .context("cannot leave its supplementary groups; it must be started as root")?;
-    kata_linux::capabilities::keep_only(CAPABILITIES).context("cannot drop capabilities")
+    keep_only(FILE_SERVER).context("cannot drop capabilities")
 }
 
 /// Restricts the process to the system calls that serving files takes.

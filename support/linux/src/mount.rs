@@ -184,6 +184,18 @@ pub fn unshare_mount_namespace() -> Result<(), MountError> {
     make_slave(&root, true)
 }
 
+/// Makes the working directory, which must be a mount point, the root of this mount namespace, and lets go of all mounts outside of it. For
+/// those who have a mount namespace of their own, with CAP_SYS_ADMIN.
+pub fn pivot_to_working_directory() -> Result<(), MountError> {
+    let failed = |action| {
+        move |errno: Errno| MountError::Io { action, path: "/".into(), source: errno.into() }
+    };
+    // With both the same, the old root ends up on top of the new one (pivot_root(2)), and is what `.` unmounts.
+    rustix::process::pivot_root(".", ".").map_err(failed("put the working directory at"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed("let go of the old"))?;
+    rustix::process::chdir("/").map_err(failed("change to"))
+}
+
 /// Detaches everything that is mounted at `path`, with all below it, however busy; a last component that is a link is not
 /// followed. `path` not being a mount point, or not existing, is fine.
 pub fn unmount_tree(path: &Path) -> Result<(), MountError> {
