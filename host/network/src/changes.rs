@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 
+use kata_linux::descriptors;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -35,7 +36,7 @@ impl Changes {
         let socket = opener
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread that subscribed panicked")))?;
-        Ok(Self { socket: registered(socket)? })
+        Ok(Self { socket: descriptors::register(socket)? })
     }
 
     /// Resolves when something has happened since the last call. What it was is for the caller to look at.
@@ -57,10 +58,4 @@ impl Changes {
             }
         }
     }
-}
-
-#[expect(unsafe_code, reason = "the runtime asks for a promise that OwnedFd cannot break")]
-fn registered(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd is open, and stays the same descriptor for as long as it lives.
-    unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
 }

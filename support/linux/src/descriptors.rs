@@ -1,4 +1,4 @@
-//! Descriptors that this process was started with.
+//! Descriptors that this process was started with, and the runtime's events of others.
 
 #![expect(
     unsafe_code,
@@ -11,6 +11,16 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::fcntl_getfd;
+use tokio::io::unix::AsyncFd;
+
+/// Has tokio tell when a descriptor can be read or written. It must be non-blocking, and of a kind that epoll(7) takes.
+///
+/// # Panics
+/// Outside of a tokio runtime with I/O.
+pub fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open, and stays the same descriptor for as long as it lives.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
+}
 
 /// Marks every descriptor from `first` on to be closed at the next execve(2): whatever the caller left open by mistake or on purpose goes
 /// no further than this process. Those that are opened later are not meant.

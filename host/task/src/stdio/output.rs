@@ -132,7 +132,9 @@ pub(super) fn spawn(
             }
             chunk = next;
         }
-        drop(sink);
+        if let Sink::Fifo(fifo) = sink {
+            fifo.close().await;
+        }
         drop(copying);
     });
 }

@@ -233,6 +233,33 @@ async fn a_process_that_has_ended_stops_reading_stdin_and_clients_learn_it() {
 }
 
 #[tokio::test]
+async fn a_client_that_opens_after_the_end_of_a_short_process_hears_it() {
+    let (_dir, spec) = fifos();
+    let process = process(0);
+    let attached = open(&spec).await.attach(process.guest);
+    process.stdout.send(b"last words".to_vec()).await.unwrap();
+    drop((process.stdout, process.stderr));
+    let mut drained = std::pin::pin!(attached.drained());
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut drained).await;
+    early.expect_err("nobody has opened it yet");
+    let heard = reader(&spec.stdout);
+    within(1, drained).await;
+    assert_eq!(heard.await.unwrap(), b"last words");
+}
+
+#[tokio::test]
+async fn a_client_that_never_comes_is_waited_for_no_longer_than_two_seconds_after_the_start() {
+    let (_dir, spec) = fifos();
+    let process = process(0);
+    let began = Instant::now();
+    let attached = open(&spec).await.attach(process.guest);
+    process.stdout.send(b"to nobody".to_vec()).await.unwrap();
+    drop((process.stdout, process.stderr));
+    within(10, attached.drained()).await;
+    assert!(began.elapsed() >= Duration::from_secs(2), "after {:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_reader_that_is_gone_does_not_hold_up_the_end() {
     let (_dir, spec) = fifos();
     let process = process(0);
