@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn terminal_is_shown_and_resized() {
         let mut client = Client::spawn(
-            shell("trap 'stty size; exit' WINCH; stty size; while :; do read -r _; done"),
+            shell("trap 'stty size; exit 0' WINCH; stty size; while :; do read -r _; done"),
             Input::Terminal,
         )
         .unwrap();
