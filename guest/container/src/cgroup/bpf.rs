@@ -20,6 +20,9 @@ pub(super) struct Instruction {
     pub(super) immediate: i32,
 }
 
+/// How often a load is tried.
+const LOADS: u32 = 16;
+
 /// Commands, the kind of program and flags, with their numbers of linux/bpf.h.
 const PROG_LOAD: libc::c_int = 5;
 const PROG_ATTACH: libc::c_int = 8;
@@ -64,9 +67,21 @@ pub(super) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
         instructions: program.as_ptr() as u64,
         licence: LICENCE.as_ptr() as u64,
     };
-    let fd = bpf(PROG_LOAD, &attributes)?;
+    let fd = unless_interrupted(|| bpf(PROG_LOAD, &attributes))?;
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The kernel gives the check of a program up when a signal arrives, such as that of a child's end, and says EAGAIN; the next time it is
+/// handled already. As libraries do, for a few times.
+fn unless_interrupted<T>(mut load: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..LOADS {
+        match load() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            loaded => return loaded,
+        }
+    }
+    load()
 }
 
 /// Lets `program` judge every access from `cgroup` and below from now on, in place of `replaced`, of
@@ -98,4 +113,32 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>())
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_that_a_signal_interrupts_is_tried_again_but_not_for_ever() {
+        let mut interruptions = 3;
+        let loaded = unless_interrupted(|| match interruptions {
+            0 => Ok(7),
+            _ => {
+                interruptions -= 1;
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+        });
+        assert_eq!(loaded.unwrap(), 7);
+
+        let mut tries = 0;
+        let never: io::Result<()> = unless_interrupted(|| {
+            tries += 1;
+            Err(io::ErrorKind::WouldBlock.into())
+        });
+        assert_eq!((never.unwrap_err().kind(), tries), (io::ErrorKind::WouldBlock, LOADS));
+        let refused: io::Result<()> =
+            unless_interrupted(|| Err(io::ErrorKind::PermissionDenied.into()));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
 }
