@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
+use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use crate::process::Spawned;
 use crate::report::FirstError;
 use crate::spec::Plan;
 use crate::stdio::{ProcessEnds, Stdio};
-use crate::{console, cwd};
+use crate::{console, copy_up, cwd};
 
 /// Where bundles are: `<this>/<id>/config.json`.
 pub const BUNDLES: &str = "/run/kata-containers";
@@ -149,11 +150,14 @@ fn write_bundle(id: &str, plan: &Plan) -> Result<PathBuf, CreateError> {
     let write = || -> io::Result<()> {
         fs::create_dir_all(&path)?;
         fs::create_dir_all(STATES)?;
-        let config = serde_json::to_vec(&plan.spec)?;
-        fs::write(path.join("config.json"), config)
+        write_config(&path, &plan.spec)
     };
     write().map_err(|source| CreateError::Bundle { path: path.clone(), source })?;
     Ok(path)
+}
+
+fn write_config(bundle: &Path, spec: &Spec) -> io::Result<()> {
+    fs::write(bundle.join("config.json"), serde_json::to_vec(spec)?)
 }
 
 fn set_network(plan: &Plan) -> Result<(), CreateError> {
@@ -213,6 +217,7 @@ impl Maker<'_> {
         cwd::prepare(&self.plan.rootfs, mounts, process.cwd()).map_err(|error| {
             format!("cannot make working directory {}: {error}", process.cwd().display())
         })?;
+        self.copy_up().map_err(|error| format!("cannot fill a tmpfs from the image: {error}"))?;
         let container = self.build().map_err(|error| innermost(&error))?;
         // Init is this process's child, so it cannot have been reaped yet.
         let pid = container.pid().map_or(0, |pid| pid.as_raw());
@@ -220,6 +225,15 @@ impl Maker<'_> {
             rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| errno.to_string())
         })?;
         Ok((pid, pidfd))
+    }
+
+    /// In the child, whose mounts may differ from the agent's afterwards.
+    fn copy_up(&self) -> io::Result<()> {
+        let mounts = self.plan.spec.mounts().as_deref().unwrap_or_default();
+        let Some(changed) = copy_up::carry_out(&self.plan.rootfs, mounts)? else { return Ok(()) };
+        let mut spec = self.plan.spec.clone();
+        spec.set_mounts(Some(changed));
+        write_config(self.bundle, &spec)
     }
 
     fn build(&self) -> Result<libcontainer::container::Container, LibcontainerError> {

@@ -23,6 +23,7 @@
 pub mod cgroup;
 pub mod command;
 mod console;
+mod copy_up;
 pub mod create;
 mod cwd;
 mod descriptor;
