@@ -15,6 +15,7 @@ use kata_shim_api::stand_in::SOCKET;
 use kata_shim_api::ttrpc::Code;
 use kata_shim_api::{api, metadata};
 
+use crate::handover;
 use crate::registry::{Registry, write_whole};
 
 /// Who the proxy is.
@@ -74,6 +75,14 @@ impl Sandbox {
     pub(crate) fn record_proxy(&self, pid: u32) -> Result<()> {
         let identity = ProcessIdentity::of(pid).context("the sandbox's proxy has ended at once")?;
         write_whole(&self.dir.join(PROXY), &serde_json::to_vec(&identity)?)
+    }
+
+    /// Lets the proxy see the root file system of one more container, which lies at `rootfs` for this process.
+    pub(crate) fn show(&self, rootfs: &Path) -> Result<()> {
+        let proxy = proxy_of(&self.dir)
+            .filter(ProcessIdentity::is_alive)
+            .with_context(|| format!("the proxy of sandbox {} has ended", self.id))?;
+        handover::mount(rootfs, &PathBuf::from(format!("/proc/{}/ns/mnt", proxy.pid)))
     }
 
     /// Asks the task service.

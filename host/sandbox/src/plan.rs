@@ -30,7 +30,7 @@ pub struct SandboxPlan {
     pub sandbox_mounts: Vec<SandboxMount>,
     /// How long each stage of the boot, and each request, may take.
     pub deadlines: Deadlines,
-    /// There will never be another container: the VM may go as soon as its first one has ended.
+    /// No other container is expected: unless one has joined, the VM may go as soon as its first one has ended.
     pub single_container: bool,
 }
 

@@ -508,7 +508,8 @@ async fn end_container(shared: &Arc<Shared>, key: &ProcessKey) {
         let released = processes.ledger.kill_remaining(&key.container, Exit::killed());
         shared.publish(&mut processes, released);
     }
-    if shared.single_container {
+    // Podman does not say so when it makes the first container of a pod.
+    if shared.single_container && shared.processes().ledger.len() == 1 {
         shared.take_down("its only container has ended", true).await;
     }
 }

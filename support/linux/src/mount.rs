@@ -16,6 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use thiserror::Error;
 
 use options::MountOptions;
@@ -194,6 +195,22 @@ pub fn pivot_to_working_directory() -> Result<(), MountError> {
     rustix::process::pivot_root(".", ".").map_err(failed("put the working directory at"))?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed("let go of the old"))?;
     rustix::process::chdir("/").map_err(failed("change to"))
+}
+
+/// Moves the calling thread, and no other of its process, into the mount namespace at `namespace`, like `/proc/<pid>/ns/mnt`. Its root and
+/// working directory are that namespace's root from then on. Needs CAP_SYS_ADMIN.
+pub fn enter_mount_namespace(namespace: &Path) -> Result<(), MountError> {
+    let entered = || -> rustix::io::Result<()> {
+        let opened = rustix::fs::open(namespace, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        // Threads that share root and working directory must be in one namespace (setns(2)).
+        unshare(CloneFlags::CLONE_FS).map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+        move_into_link_name_space(opened.as_fd(), Some(LinkNameSpaceType::Mount))
+    };
+    entered().map_err(|errno| MountError::Io {
+        action: "enter the mount namespace",
+        path: namespace.to_owned(),
+        source: errno.into(),
+    })
 }
 
 /// Detaches everything that is mounted at `path`, with all below it, however busy; a last component that is a link is not

@@ -72,7 +72,9 @@ impl Creation<'_> {
             let (sandbox, listener) = Sandbox::make(&host.registry, sandbox)?;
             (sandbox, Some(listener))
         } else {
-            (Sandbox::join(&host.registry, sandbox, &args.id)?, None)
+            let sandbox = Sandbox::join(&host.registry, sandbox, &args.id)?;
+            sandbox.show(&bundle.rootfs())?;
+            (sandbox, None)
         };
         let mut fifos = Fifos::make(locked.dir(), "", self.terminal != Terminal::None)?;
         let order = self.order(&sandbox)?;
