@@ -51,7 +51,8 @@ build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
 kernel_build_packages := gcc make binutils libc6-dev flex bison bc lz4 libelf-dev
 check_packages := busybox-static iproute2 e2fsprogs erofs-utils cryptsetup-bin
 bench_packages := runsc
-engine_packages := containerd runc qemu-system-x86 busybox-static iproute2 containernetworking-plugins
+engine_packages := containerd runc qemu-system-x86 busybox-static iproute2 containernetworking-plugins iptables \
+    podman crun conmon netavark aardvark-dns docker.io
 host_vm_packages := mmdebstrap debian-archive-keyring e2fsprogs util-linux
 
 # --- Building -------------------------------------------------------------------------------------

@@ -112,6 +112,11 @@ impl Image {
         archive.finish()
     }
 
+    /// The files of all images, as a tar archive.
+    pub(crate) fn layer() -> Result<&'static [u8]> {
+        layer()
+    }
+
     /// Unpacks the layer into a directory, which is made.
     pub fn unpack(directory: &Path) -> Result<()> {
         let mut archive = tar::Archive::new(Cursor::new(layer()?));

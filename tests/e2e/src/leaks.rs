@@ -8,7 +8,9 @@
 //! What has to go may take its time to go: the check looks again whenever something changes, until its deadline.
 
 mod cgroups;
+mod engine;
 mod files;
+mod machine;
 mod network;
 
 use std::collections::BTreeSet;
@@ -26,7 +28,9 @@ use crate::process::{self, Process};
 use crate::watch::Watch;
 
 pub(crate) use cgroups::{left as cgroups_of_containers, remove as remove_cgroups};
+pub(crate) use engine::EngineTraces;
 pub(crate) use files::remove as remove_files;
+pub(crate) use machine::Machine;
 
 /// How long things may take to go after the engine has said that they are gone.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -78,24 +82,7 @@ impl Traces<'_> {
     }
 
     fn wait_until_none(&self, find: impl Fn() -> Result<Left>) -> Result<()> {
-        let deadline = Deadline::after(PATIENCE);
-        let watch = Watch::new()?;
-        for directory in self.directories() {
-            watch.names_in(&directory)?;
-        }
-        let links = network::changes()?;
-        loop {
-            let left = find()?;
-            if left.is_nothing() {
-                return Ok(());
-            }
-            let mut events = vec![links.as_fd()];
-            events.extend(left.processes.iter().map(|process| process.pidfd().as_fd()));
-            if !watch.wait(&events, deadline)? {
-                bail!("left behind after {:.0?}:\n{}", deadline.elapsed(), left.describe());
-            }
-            network::drain(&links);
-        }
+        wait_until_none(&self.directories(), PATIENCE, find)
     }
 
     /// Directories in which the disappearance of something is an event.
@@ -114,6 +101,32 @@ impl Traces<'_> {
         others.extend(files::left(self.containerd));
         others.extend(network::left(&self.before.network)?);
         Ok(Left { processes, others })
+    }
+}
+
+/// Waits until `find` finds nothing, and looks again whenever something changes in the directories, or a process of it ends.
+fn wait_until_none(
+    directories: &[PathBuf],
+    patience: Duration,
+    find: impl Fn() -> Result<Left>,
+) -> Result<()> {
+    let deadline = Deadline::after(patience);
+    let watch = Watch::new()?;
+    for directory in directories {
+        watch.names_in(directory)?;
+    }
+    let links = network::changes()?;
+    loop {
+        let left = find()?;
+        if left.is_nothing() {
+            return Ok(());
+        }
+        let mut events = vec![links.as_fd()];
+        events.extend(left.processes.iter().map(|process| process.pidfd().as_fd()));
+        if !watch.wait(&events, deadline)? {
+            bail!("left behind after {:.0?}:\n{}", deadline.elapsed(), left.describe());
+        }
+        network::drain(&links);
     }
 }
 

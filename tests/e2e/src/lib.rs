@@ -28,12 +28,13 @@ mod command_line;
 mod container;
 mod containerd;
 mod deadline;
+mod engine;
 mod events;
 mod image;
 mod json;
 mod leaks;
 mod mark;
-
+mod netns;
 mod packages;
 mod process;
 mod pty;
@@ -50,10 +51,10 @@ pub use command_line::CommandLine;
 pub use container::{Container, Exec};
 pub use containerd::{Containerd, Daemon};
 pub use deadline::{Deadline, number_from};
+pub use engine::{Engine, EngineRun, docker, podman};
 pub use events::Events;
 pub use image::Image;
 pub use mark::Mark;
-
 pub use packages::{PackageRoot, Suite};
 pub use process::{Part, Process, await_part, parts_of};
 pub use run::Run;

@@ -19,6 +19,11 @@ impl Mark {
         Self(format!("e2e{:x}x{:x}x{number:x}", std::process::id(), now & 0xff_ffff))
     }
 
+    /// A word that somebody else has chosen, like a container's id.
+    pub(crate) fn of(word: &str) -> Self {
+        Self(word.to_owned())
+    }
+
     /// The word.
     #[must_use]
     pub fn as_str(&self) -> &str {

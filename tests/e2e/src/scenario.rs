@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use crate::containerd::{Containerd, Daemon, log_tail};
 use crate::deadline::Deadline;
 use crate::leaks::{self, Traces};
+use crate::mark::Mark;
 use crate::process::marked;
 use crate::runtime::{Installation, Runtime};
 
@@ -83,7 +84,8 @@ impl Scenario {
         let result = result.with_context(|| format!("containerd says:\n{}", log_tail(&containerd)));
         let stopped = containerd.stop();
         let result = result.and(stopped).and_then(|()| traces.vanish_with_daemon());
-        sweep(&containerd);
+        sweep(containerd.mark());
+        leaks::remove_files(&containerd);
         result
     }
 }
@@ -100,8 +102,7 @@ fn nothing_is_known(containerd: &Containerd) -> Result<()> {
 }
 
 /// Removes what a failed test has left, as far as that goes: the failure was told already, and the next test shall not suffer.
-fn sweep(containerd: &Containerd) {
-    let mark = containerd.mark();
+pub(crate) fn sweep(mark: &Mark) {
     let processes = marked(mark).unwrap_or_default();
     for process in &processes {
         eprintln!("killing what was left: {}", process.describe());
@@ -119,5 +120,4 @@ fn sweep(containerd: &Containerd) {
         }
     }
     leaks::remove_cgroups(mark);
-    leaks::remove_files(containerd);
 }

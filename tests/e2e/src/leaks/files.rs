@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::containerd::Containerd;
 use crate::image::hex;
+use crate::mark::Mark;
 use crate::process::open_paths;
 use crate::runtime::Runtime;
 
@@ -83,9 +84,14 @@ fn shim_socket_paths(containerd: &Containerd) -> Vec<PathBuf> {
 
 /// What carries the mark in the places of all sandboxes, outside of the fixture's own directory.
 fn marked(containerd: &Containerd) -> Vec<PathBuf> {
+    marked_outside(containerd.directory(), containerd.mark())
+}
+
+/// As [`marked`], of any fixture with this directory and this mark.
+pub(super) fn marked_outside(directory: &Path, mark: &Mark) -> Vec<PathBuf> {
     let paths = PLACES.iter().flat_map(|place| entries(Path::new(place)));
-    let marked = paths.filter(|path| containerd.mark().is_in(path.as_os_str().as_bytes()));
-    marked.filter(|path| !path.starts_with(containerd.directory())).collect()
+    let marked = paths.filter(|path| mark.is_in(path.as_os_str().as_bytes()));
+    marked.filter(|path| !path.starts_with(directory)).collect()
 }
 
 /// Removes the files of sandboxes and the sockets of shims.
@@ -104,7 +110,7 @@ fn open_in_daemon(containerd: &Containerd) -> Vec<String> {
     open.into_iter().map(|path| format!("open in containerd: {path}")).collect()
 }
 
-fn entries(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn entries(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
 }

@@ -1,0 +1,352 @@
+//! Engines that call the OCI command line: Podman, and Docker's daemon, each with directories, images and a network of its own.
+//!
+//! ```text
+//!   podman(|podman| {                                      or docker(|docker| …): the same words for both
+//!       podman.run("--rm --user 7", "id -u").output()?     one `podman run` of a shell to be
+//!       podman.start("web", "-p 80:80", "…")?              a detached one
+//!       podman.succeed("stop --time 1 web")?               any other command
+//!   })                                                     the leak check, whatever happened before
+//! ```
+
+mod docker;
+mod podman;
+
+use std::ffi::OsString;
+use std::fs;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::client::{self, Client, Input, Output};
+use crate::deadline::Deadline;
+use crate::image::Image;
+use crate::leaks::{EngineTraces, Machine};
+use crate::mark::Mark;
+use crate::netns::Netns;
+use crate::process::{Part, Process, parts_of};
+use crate::runtime::{Installation, Runtime};
+use crate::scenario::sweep;
+use crate::stream::tail;
+
+use docker::Dockerd;
+
+/// The image of all containers, and of a pod's first one.
+const IMAGE: &str = "localhost/busybox";
+
+/// Runs `test` with a Podman of its own, and checks that nothing is left. What the test left on purpose is an error, too.
+pub fn podman(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
+    scenario(Kind::Podman, test)
+}
+
+/// Runs `test` with a Docker daemon of its own, and checks that nothing is left. What the test left on purpose is an error, too.
+pub fn docker(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
+    scenario(Kind::Docker, test)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Podman,
+    Docker,
+}
+
+/// A Podman or Docker with a directory and a network namespace of its own, the runtime under test as its default, and an image.
+#[derive(Debug)]
+pub struct Engine {
+    kind: Kind,
+    mark: Mark,
+    directory: TempDir,
+    network: Netns,
+    // Locked only to replace the daemon when it is started again; `None` for Podman, which has none.
+    daemon: Mutex<Option<Dockerd>>,
+    // Of the containers that were started detached. Locked only to add one or copy them.
+    ids: Mutex<Vec<String>>,
+}
+
+fn scenario(kind: Kind, test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
+    if Runtime::under_test() == Runtime::Kata {
+        Installation::under_test().check()?;
+    }
+    let before = Machine::now();
+    let engine = Engine::start_up(kind)?;
+    let traces = EngineTraces::of(&engine, before);
+    // An assertion that fails shall not leave its containers to the next test.
+    let result =
+        panic::catch_unwind(AssertUnwindSafe(|| engine.import().and_then(|()| test(&engine))))
+            .unwrap_or_else(|_| bail!("an assertion failed; it is printed above"))
+            .and_then(|()| engine.nothing_is_known())
+            .and_then(|()| traces.vanish())
+            .with_context(|| format!("the engine says:\n{}", engine.log_tail()));
+    if result.is_err() {
+        // The failure was told already, and the next test shall not suffer.
+        engine.remove_all();
+    }
+    let stopped = engine.stop();
+    let result = result.and(stopped).and_then(|()| traces.vanish_with_daemon());
+    sweep(&engine.mark);
+    for id in engine.ids() {
+        sweep(&Mark::of(&id));
+    }
+    result
+}
+
+impl Engine {
+    fn start_up(kind: Kind) -> Result<Self> {
+        let mark = Mark::unique();
+        let directory = tempfile::Builder::new()
+            .prefix(&format!("kata-{mark}-"))
+            .tempdir()
+            .context("cannot make a directory for the engine")?;
+        let network = Netns::new(&mark)?;
+        let mut engine = Self {
+            kind,
+            mark,
+            directory,
+            network,
+            daemon: Mutex::new(None),
+            ids: Mutex::new(Vec::new()),
+        };
+        fs::write(engine.file("configuration.toml"), runtime_configuration()?)
+            .context("cannot write the runtime's configuration")?;
+        match kind {
+            Kind::Podman => podman::configure(&engine)?,
+            Kind::Docker => {
+                let daemon = Dockerd::start(&engine)?;
+                engine.daemon = Mutex::new(Some(daemon));
+            }
+        }
+        Ok(engine)
+    }
+
+    /// Makes the image from the busybox of this machine.
+    fn import(&self) -> Result<()> {
+        let layer = self.file("layer.tar");
+        fs::write(&layer, Image::layer()?).context("cannot write the image")?;
+        // Processes that are the first of their container heed a signal only if they say so.
+        let command = r#"CMD ["sh", "-c", "trap exit TERM; sleep 1000 & wait"]"#;
+        let mut import = self.command();
+        import.args(["import", "--change", command]).arg(layer).arg(IMAGE);
+        client::run(import)?.success().map(drop).context("cannot import the image")
+    }
+
+    /// Runs the engine's client with these words to its end.
+    pub fn call(&self, words: &str) -> Result<Output> {
+        self.call_with(words.split_whitespace())
+    }
+
+    /// Runs the engine's client to its end, for arguments that have spaces.
+    pub fn call_with<A: Into<OsString>>(
+        &self,
+        args: impl IntoIterator<Item = A>,
+    ) -> Result<Output> {
+        let mut command = self.command();
+        command.args(args.into_iter().map(Into::into));
+        client::run(command)
+    }
+
+    /// Runs the engine's client with these words to its end, which must be a good one. Returns what it has said, without the last line end.
+    pub fn succeed(&self, words: &str) -> Result<String> {
+        let said = self.call(words)?.success().with_context(|| words.to_owned())?;
+        Ok(said.trim_end().to_owned())
+    }
+
+    /// Starts the engine's client with these words.
+    pub fn attach(&self, words: &str, input: Input) -> Result<Client> {
+        let mut command = self.command();
+        command.args(words.split_whitespace());
+        Client::spawn(command, input)
+    }
+
+    /// One `run` to be with these flags; the container runs a shell with `script`.
+    pub fn run<'a>(&'a self, flags: &str, script: &str) -> EngineRun<'a> {
+        let words = flags.split_whitespace().map(Into::into);
+        let command = [IMAGE, "sh", "-c", script].map(OsString::from);
+        let args = std::iter::once("run".into()).chain(words).chain(command).collect();
+        EngineRun { engine: self, args, input: Input::Nothing }
+    }
+
+    /// Starts a container `name` with these flags that runs a shell with `script` by itself.
+    pub fn start(&self, name: &str, flags: &str, script: &str) -> Result<()> {
+        let run = self.run(&format!("--detach --name {name} {flags}"), script);
+        let id = run.output()?.success().with_context(|| format!("cannot start {name}"))?;
+        self.ids_mut().push(id.trim_end().to_owned());
+        Ok(())
+    }
+
+    /// Runs a shell with `script` in a container to its end, which must be a good one. Returns what it has said, without the last line end.
+    pub fn shell(&self, container: &str, script: &str) -> Result<String> {
+        let said = self.call_with(["exec", container, "sh", "-c", script])?;
+        let said = said.success().with_context(|| format!("in {container}: {script}"))?;
+        Ok(said.trim_end().to_owned())
+    }
+
+    /// What `inspect --format` says of a container.
+    pub fn inspect(&self, container: &str, format: &str) -> Result<String> {
+        let said = self.call_with(["inspect", "--format", format, container])?.success()?;
+        Ok(said.trim_end().to_owned())
+    }
+
+    /// Waits until the container has written `text`, from its beginning on.
+    pub fn says(&self, container: &str, text: &str) -> Result<()> {
+        self.attach(&format!("logs --follow {container}"), Input::Nothing)?.expect(text)
+    }
+
+    /// Runs a shell in the network that is the host's for this engine, to its end.
+    pub fn on_host(&self, script: &str) -> Result<Output> {
+        let mut shell = self.network.command("sh");
+        shell.args(["-c", script]);
+        client::run(shell)
+    }
+
+    /// The processes of one part of a container's sandbox.
+    pub fn parts_of(&self, container: &str, part: Part) -> Result<Vec<Process>> {
+        let format = if self.kind == Kind::Docker { "{{.Id}}" } else { "{{.ID}}" };
+        parts_of(&Mark::of(&self.inspect(container, format)?), part)
+    }
+
+    /// A path for a file or directory of the test.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The engine's client, without arguments.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        match self.kind {
+            Kind::Podman => podman::command(self),
+            Kind::Docker => docker::command(self),
+        }
+    }
+
+    /// Kills Docker's daemon with SIGKILL, and starts it again on the same directories.
+    pub fn kill_and_restart_daemon(&self) -> Result<()> {
+        let mut daemon = self.daemon();
+        let running = daemon.take().context("this engine has no daemon")?;
+        running.kill()?;
+        // The kernel kills the daemon's containerd after it, which must be gone before a new one can take its place.
+        for process in crate::process::marked(&self.mark)? {
+            let is_containerd = process.program.ends_with("containerd");
+            ensure!(
+                !is_containerd || process.ends(Deadline::for_command())?,
+                "containerd lives on"
+            );
+        }
+        // Where PID 1 is slow to reap, dockerd would take the dead one for a living one.
+        let _ = fs::remove_file(self.file("exec/containerd/containerd.pid"));
+        *daemon = Some(Dockerd::start(self)?);
+        Ok(())
+    }
+
+    pub(crate) fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn network(&self) -> &Netns {
+        &self.network
+    }
+
+    pub(crate) fn ids(&self) -> Vec<String> {
+        self.ids_mut().clone()
+    }
+
+    fn ids_mut(&self) -> MutexGuard<'_, Vec<String>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn daemon(&self) -> MutexGuard<'_, Option<Dockerd>> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self) -> Result<()> {
+        match self.daemon().take() {
+            Some(daemon) => daemon.stop(),
+            None => Ok(()),
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        self.daemon().as_ref().map(|daemon| tail(&daemon.log()).to_owned()).unwrap_or_default()
+    }
+
+    /// Removes all containers and pods, as far as that goes.
+    fn remove_all(&self) {
+        let pods = (self.kind == Kind::Podman).then_some("pod rm --all --force --time 0");
+        let _ = pods.map(|words| self.call(words));
+        for id in self.succeed("ps --all --quiet").unwrap_or_default().lines() {
+            let _ = self.call(&format!("rm --force {id}"));
+        }
+    }
+
+    /// Fails when the engine still knows a container, a volume or a pod.
+    fn nothing_is_known(&self) -> Result<()> {
+        let mut lists = vec!["ps --all --quiet", "volume ls --quiet"];
+        if self.kind == Kind::Podman {
+            lists.push("pod ps --quiet");
+        }
+        for list in lists {
+            // A container whose --rm is still at work is about to go.
+            let deadline = Deadline::for_command();
+            let known = self.succeed(list)?;
+            ensure!(known.is_empty() || self.goes(list, deadline)?, "`{list}` still lists {known}");
+        }
+        Ok(())
+    }
+
+    /// Whether what `list` lists goes by itself: Podman removes a detached container in a process of its own.
+    fn goes(&self, list: &str, deadline: Deadline) -> Result<bool> {
+        for process in crate::process::marked(&self.mark)? {
+            let cleans_up = process.command_line.iter().any(|word| word == "cleanup");
+            if (cleans_up || process.program.ends_with("conmon")) && !process.ends(deadline)? {
+                return Ok(false);
+            }
+        }
+        Ok(self.succeed(list)?.is_empty())
+    }
+}
+
+/// The file that `KATA_E2E_CONFIG` names, or nothing, for which defaults stand. It lies beside the engine's own files, so that it carries the mark.
+fn runtime_configuration() -> Result<String> {
+    match std::env::var_os("KATA_E2E_CONFIG") {
+        None => Ok(String::new()),
+        Some(file) => {
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
+        }
+    }
+}
+
+/// One `run`: what it is told before it starts.
+#[derive(Debug)]
+#[must_use = "it runs only when output or attach is called"]
+pub struct EngineRun<'a> {
+    engine: &'a Engine,
+    args: Vec<OsString>,
+    input: Input,
+}
+
+impl EngineRun<'_> {
+    /// With this on its standard input. A terminal also needs `--tty` among the flags.
+    pub fn stdin(mut self, input: Input) -> Self {
+        self.input = input;
+        self
+    }
+
+    /// Runs it to its end.
+    pub fn output(self) -> Result<Output> {
+        self.attach()?.wait()
+    }
+
+    /// Starts it and stays attached.
+    pub fn attach(self) -> Result<Client> {
+        let mut command = self.engine.command();
+        command.args(self.args);
+        Client::spawn(command, self.input)
+    }
+}

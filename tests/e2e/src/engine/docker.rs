@@ -1,0 +1,88 @@
+//! Docker's daemon for a fixture.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::Engine;
+use crate::client::{Client, Input};
+use crate::deadline::Deadline;
+use crate::runtime::{Installation, Runtime};
+
+/// What the daemon says when it answers requests.
+const READY: &str = "API listen on";
+
+/// How long it may take until it says so, and how long to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running dockerd, with the containerd that it has started.
+#[derive(Debug)]
+pub(super) struct Dockerd(Client);
+
+impl Dockerd {
+    /// Starts it and waits until it answers.
+    pub(super) fn start(engine: &Engine) -> Result<Self> {
+        let file = |name: &str| engine.file(name);
+        let config = file("daemon.json");
+        fs::write(&config, configuration(engine).to_string())
+            .with_context(|| format!("cannot write {}", config.display()))?;
+        let mut dockerd = engine.network().command("dockerd");
+        dockerd.arg("--config-file").arg(config);
+        dockerd.env("KATA_CONF_FILE", file("configuration.toml"));
+        let client = Client::spawn(dockerd, Input::Nothing)?;
+        client.stderr.expect(READY, Deadline::after(PATIENCE)).context("dockerd does not start")?;
+        Ok(Self(client))
+    }
+
+    pub(super) fn log(&self) -> String {
+        self.0.stderr.text()
+    }
+
+    /// Asks it to end, and waits for it.
+    pub(super) fn stop(self) -> Result<()> {
+        self.end_with(Signal::TERM)
+    }
+
+    pub(super) fn kill(self) -> Result<()> {
+        self.end_with(Signal::KILL)
+    }
+
+    fn end_with(self, signal: Signal) -> Result<()> {
+        self.0.signal(signal)?;
+        ensure!(self.0.ends(Deadline::after(PATIENCE))?, "dockerd does not end on {signal:?}");
+        Ok(())
+    }
+}
+
+fn configuration(engine: &Engine) -> serde_json::Value {
+    let file = |name: &str| engine.file(name);
+    let runtime = match Runtime::under_test() {
+        Runtime::Kata => "kata",
+        Runtime::Runc => "runc",
+    };
+    json!({
+        "data-root": file("data"),
+        "exec-root": file("exec"),
+        "pidfile": file("dockerd.pid"),
+        "hosts": [address(engine)],
+        "cgroup-parent": format!("/ns-{}", engine.mark()),
+        "default-runtime": runtime,
+        "runtimes": { "kata": { "path": Installation::under_test().bin().join("kata-runtime") } },
+    })
+}
+
+pub(super) fn command(engine: &Engine) -> Command {
+    let mut command = engine.network().command("docker");
+    command.arg("--host").arg(address(engine));
+    // Its settings are this machine's user's, which must not matter.
+    command.env("DOCKER_CONFIG", engine.file("client"));
+    command
+}
+
+fn address(engine: &Engine) -> String {
+    format!("unix://{}", engine.file("docker.sock").display())
+}

@@ -1,0 +1,63 @@
+//! Podman's configuration for a fixture.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::{Engine, IMAGE};
+use crate::runtime::{Installation, Runtime};
+
+/// Writes containers.conf and storage.conf, which are read instead of the machine's.
+pub(super) fn configure(engine: &Engine) -> Result<()> {
+    let directory = engine.directory().display();
+    let kata = Installation::under_test().bin().join("kata-runtime");
+    let runtime = match Runtime::under_test() {
+        Runtime::Kata => "kata",
+        Runtime::Runc => "runc",
+    };
+    // The limits are such that runc can set them without CAP_SYS_RESOURCE, too.
+    let containers = format!(
+        r#"[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+log_driver = "k8s-file"
+[network]
+network_backend = "netavark"
+network_config_dir = "{directory}/networks"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+infra_image = "{IMAGE}:latest"
+infra_command = ""
+conmon_env_vars = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "KATA_CONF_FILE={directory}/configuration.toml"]
+runtime = "{runtime}"
+runtime_supports_json = ["crun", "runc", "kata"]
+[engine.runtimes]
+kata = ["{kata}"]
+runc = ["/usr/sbin/runc", "/usr/bin/runc"]
+"#,
+        kata = kata.display()
+    );
+    let storage = format!(
+        "[storage]\ndriver = 'overlay'\ngraphroot = '{directory}/storage'\nrunroot = '{directory}/run'\n"
+    );
+    for (name, text) in [("containers.conf", containers), ("storage.conf", storage)] {
+        fs::write(engine.file(name), text).with_context(|| format!("cannot write {name}"))?;
+    }
+    Ok(())
+}
+
+pub(super) fn command(engine: &Engine) -> Command {
+    let mut command = engine.network().command("podman");
+    command.arg("--root").arg(engine.file("storage"));
+    command.arg("--runroot").arg(engine.file("run"));
+    command.arg("--tmpdir").arg(engine.file("tmp"));
+    for (variable, name) in [
+        ("CONTAINERS_CONF", "containers.conf"),
+        ("CONTAINERS_STORAGE_CONF", "storage.conf"),
+        ("KATA_CONF_FILE", "configuration.toml"),
+    ] {
+        command.env(variable, engine.file(name));
+    }
+    command
+}

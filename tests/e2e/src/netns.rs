@@ -1,0 +1,55 @@
+//! A network namespace that stands for an engine's host, so that its bridges, addresses and packet filters touch nothing else.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::client;
+use crate::mark::Mark;
+
+/// How their names begin; the mark comes after it.
+const PREFIX: &str = "host-of-";
+
+/// One network namespace with a name. It goes when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Netns {
+    name: String,
+}
+
+impl Netns {
+    /// Makes it, with loopback up.
+    pub(crate) fn new(mark: &Mark) -> Result<Self> {
+        let netns = Self { name: format!("{PREFIX}{mark}") };
+        ip(&["netns", "add", &netns.name])?;
+        ip(&["-n", &netns.name, "link", "set", "lo", "up"])?;
+        Ok(netns)
+    }
+
+    /// A program in it. Unlike with ip-netns(8), it shares the mounts of the host, where engines keep their containers' namespaces.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg(program);
+        command
+    }
+
+    /// Whether the path is that of such a namespace of any fixture.
+    pub(crate) fn is_one(path: &Path) -> bool {
+        path.parent() == Some(Path::new("/run/netns"))
+            && path.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        // A failure here is seen by whoever lists namespaces; the test's own result counts more.
+        let _ = ip(&["netns", "delete", &self.name]);
+    }
+}
+
+fn ip(args: &[&str]) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(args);
+    client::run(command)?.success().map(drop).with_context(|| format!("ip {}", args.join(" ")))
+}

@@ -1,0 +1,166 @@
+//! Docker, with kata-runtime from its daemon.json as the default runtime.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Input, Part, docker, only_a_vm};
+use rustix::process::Signal;
+
+/// Says `up`, and ends at SIGTERM with code 3.
+const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
+
+#[test]
+fn run_is_like_any_other_run() -> Result<()> {
+    docker(|docker| {
+        let kernel = docker.run("--rm", "uname -r; echo err >&2; exit 42").output()?;
+        assert_eq!((kernel.code, kernel.error_text().as_str()), (42, "err\n"));
+        if only_a_vm("a kernel of its own") {
+            assert_ne!(kernel.text(), fs::read_to_string("/proc/sys/kernel/osrelease")?);
+        }
+        let explicit =
+            docker.call("run --rm --runtime runc --network none localhost/busybox uname -r")?;
+        assert_eq!(explicit.success()?, fs::read_to_string("/proc/sys/kernel/osrelease")?);
+
+        let input = Input::Bytes(b"over stdin".to_vec());
+        let echoed = docker.run("--rm --interactive --network none", "cat; ls /sys/class/net");
+        assert_eq!(echoed.stdin(input).output()?.success()?, "over stdinlo\n");
+
+        docker.succeed("volume create data")?;
+        let limits = "--cap-drop ALL --read-only --tmpfs /tmp --volume data:/data";
+        let script =
+            "grep CapBnd /proc/self/status; touch /new; touch /tmp/new /data/new && ls /tmp /data";
+        let output = docker.run(&format!("--rm {limits}"), script).output()?;
+        assert_eq!(
+            output.text(),
+            "CapBnd:\t0000000000000000\n/data:\nnew\n\n/tmp:\nnew\n",
+            "{output}"
+        );
+        docker.succeed("volume rm data")?;
+
+        let mut terminal = docker
+            .run(
+                "--rm --interactive --tty --network none",
+                "read -r line; echo got $line; until stty size | grep '24 80'; do :; done; exit 7",
+            )
+            .stdin(Input::Terminal)
+            .attach()?;
+        terminal.write("hello\n")?;
+        terminal.expect("got hello")?;
+        terminal.expect("24 80")?;
+        assert_eq!(terminal.wait()?.code, 7);
+
+        let missing = docker.call("run --rm --network none localhost/busybox no-such")?;
+        assert_eq!(missing.code, 127, "{missing}");
+        Ok(())
+    })
+}
+
+#[test]
+fn container_is_seen_entered_paused_stopped_and_started_again() -> Result<()> {
+    docker(|docker| {
+        docker.start("web", "--memory 200m --cpus 1 --pids-limit 100", SERVER)?;
+        docker.says("web", "up")?;
+        let exec =
+            docker.call_with(["exec", "--user", "1000", "web", "sh", "-c", "id -u; exit 9"])?;
+        assert_eq!((exec.code, exec.text().as_str()), (9, "1000\n"));
+        // Docker tells the terminal's size after the start.
+        docker.shell("web", "echo \"until stty size | grep '24 80'; do :; done\" > /tmp/script")?;
+        let terminal =
+            docker.attach("exec --interactive --tty web sh /tmp/script", Input::Terminal)?;
+        terminal.expect("24 80")?;
+        terminal.wait()?.success()?;
+        let used = docker.succeed("stats --no-stream --format {{.MemUsage}} web")?;
+        assert!(used.contains("B /") && !used.starts_with("0B"), "{used}");
+        // Docker shows the host's processes: under a VM, those that stand for the container's.
+        let processes = docker.succeed("top web")?;
+        assert!(processes.lines().count() > 1, "{processes}");
+
+        let (there, back) = (docker.file("there"), docker.file("back"));
+        fs::write(&there, "from the host\n")?;
+        docker.succeed(&format!("cp {} web:/root/file", there.display()))?;
+        assert_eq!(
+            docker.shell("web", "cat /root/file; echo changed > /root/file")?,
+            "from the host"
+        );
+        docker.succeed(&format!("cp web:/root/file {}", back.display()))?;
+        assert_eq!(fs::read_to_string(back)?, "changed\n");
+
+        docker.succeed("pause web")?;
+        assert_eq!(docker.inspect("web", "{{.State.Status}}")?, "paused");
+        docker.succeed("unpause web")?;
+        docker.succeed("restart web")?;
+        assert_eq!(docker.shell("web", "echo again")?, "again");
+        docker.succeed("stop web")?;
+        assert_eq!(docker.inspect("web", "{{.State.Status}} {{.State.ExitCode}}")?, "exited 3");
+        assert_eq!(docker.succeed("logs web")?, "up\nbye\nup\nbye");
+        docker.succeed("rm web").map(drop)
+    })
+}
+
+#[test]
+fn networks_publish_ports_and_join_containers() -> Result<()> {
+    docker(|docker| {
+        docker.succeed("network create net")?;
+        let serve = "while :; do echo from web | nc -l -p 80; done";
+        docker.start("web", "--network net --publish 8080:80", serve)?;
+        // By address: Docker's own name server is an address of the loopback interface that only a process of the host can reach.
+        let address = docker.inspect("web", "{{.NetworkSettings.Networks.net.IPAddress}}")?;
+        let asks = format!(
+            "until nc {address} 80 < /dev/null > /tmp/answer && [ -s /tmp/answer ]; do :; done; cat /tmp/answer"
+        );
+        let other = docker.run("--rm --network net", &asks).output()?;
+        assert_eq!(other.success()?, "from web\n");
+        let host = "until busybox nc 127.0.0.1 8080 < /dev/null | grep from; do :; done";
+        assert_eq!(docker.on_host(host)?.success()?, "from web\n");
+        let gateway = docker.run(
+            "--rm",
+            "ip route | grep -c '^default'; ping -c 1 -w 10 172.17.0.1 > /dev/null && echo reached",
+        );
+        assert_eq!(gateway.output()?.success()?, "1\nreached\n");
+        docker.succeed("rm --force web")?;
+        docker.succeed("network rm net").map(drop)
+    })
+}
+
+#[test]
+fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
+    if !only_a_vm("the refusal of the host's network") {
+        return Ok(());
+    }
+    docker(|docker| {
+        let refusal = docker.run("--rm --network host", "true").output()?.failure()?;
+        assert!(
+            refusal.contains("is the host's own, which cannot be shared with a VM"),
+            "{refusal}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn whichever_part_is_killed_docker_sees_the_end() -> Result<()> {
+    if !only_a_vm("parts that can be killed") {
+        return Ok(());
+    }
+    docker(|docker| {
+        for part in [Part::Proxy, Part::StandIn, Part::Vmm] {
+            docker.start("web", "", SERVER)?;
+            let found = docker.parts_of("web", part)?;
+            ensure!(!found.is_empty(), "there is no process of {part:?}");
+            found.iter().try_for_each(|process| process.signal(Signal::KILL))?;
+            assert_eq!(docker.succeed("wait web")?, "137", "{part:?}");
+            docker.succeed("rm web").with_context(|| format!("{part:?} was killed"))?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn killed_daemon_leaves_containers_that_can_be_removed() -> Result<()> {
+    docker(|docker| {
+        docker.start("web", "", SERVER)?;
+        docker.says("web", "up")?;
+        docker.kill_and_restart_daemon()?;
+        docker.succeed("rm --force web").map(drop)
+    })
+}

@@ -1,0 +1,228 @@
+//! Podman, with kata-runtime from its containers.conf.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Engine, Input, Installation, Part, only_a_vm, podman};
+use rustix::process::Signal;
+
+/// Says `up`, and ends at SIGTERM with code 3.
+const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
+
+#[test]
+fn run_is_like_any_other_run() -> Result<()> {
+    podman(|podman| {
+        let kernel = podman.run("--rm", "uname -r; echo err >&2; exit 42").output()?;
+        assert_eq!((kernel.code, kernel.error_text().as_str()), (42, "err\n"));
+        let host = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        if only_a_vm("a kernel of its own") {
+            assert_ne!(kernel.text(), host);
+        }
+        let input = Input::Bytes(b"over stdin".to_vec());
+        let echoed = podman.run("--rm --interactive --network none", "cat; ls /sys/class/net");
+        assert_eq!(echoed.stdin(input).output()?.success()?, "over stdinlo\n");
+        podman.succeed("volume create data").map(drop)?;
+        let limits = "--user 1000:1000 --cap-drop ALL --read-only --tmpfs /srv --volume data:/data";
+        let script = "id -u; grep CapBnd /proc/self/status; touch /new; touch /tmp/new /data/new && ls /tmp /data; cat /srv/of-user; touch /srv/new || stat -c %a /srv/setuid";
+        let output = podman.run(&format!("--rm {limits}"), script).output()?;
+        assert_eq!(
+            output.text(),
+            "1000\nCapBnd:\t0000000000000000\n/data:\nnew\n\n/tmp:\nnew\nuser's\n4755\n"
+        );
+        assert!(output.error_text().contains("Read-only file system"), "{output}");
+        podman.succeed("volume rm data").map(drop)
+    })
+}
+
+#[test]
+fn terminal_has_its_size_and_follows_it() -> Result<()> {
+    podman(|podman| {
+        let script = "stty size; trap 'stty size' WINCH; read -r line; echo got $line; exit 7";
+        let run = podman.run("--rm --interactive --tty --network none", script);
+        let mut client = run.stdin(Input::Terminal).attach()?;
+        client.expect("24 80")?;
+        client.write("hello\n")?;
+        client.expect("got hello")?;
+        assert_eq!(client.wait()?.code, 7);
+        Ok(())
+    })
+}
+
+#[test]
+fn container_is_seen_entered_paused_stopped_and_started_again() -> Result<()> {
+    podman(|podman| {
+        podman.start("web", "--memory 200m --cpus 1 --pids-limit 100", SERVER)?;
+        podman.says("web", "up")?;
+        assert_eq!(podman.shell("web", "echo inside; id -u")?, "inside\n0");
+        let exec =
+            podman.call_with(["exec", "--user", "1000", "web", "sh", "-c", "id -u; exit 9"])?;
+        assert_eq!((exec.code, exec.text().as_str()), (9, "1000\n"));
+        // Podman tells the terminal's size after the start.
+        podman.shell("web", "echo \"until stty size | grep '24 80'; do :; done\" > /tmp/script")?;
+        let terminal =
+            podman.attach("exec --interactive --tty web sh /tmp/script", Input::Terminal)?;
+        terminal.expect("24 80")?;
+        terminal.wait()?.success()?;
+
+        assert!(podman.succeed("ps")?.contains("web"));
+        assert_eq!(
+            podman.inspect("web", "{{.State.Status}} {{.HostConfig.PidsLimit}}")?,
+            "running 100"
+        );
+        let used = podman.succeed("stats --no-stream --format {{.MemUsage}} web")?;
+        assert!(used.contains("B /"), "{used}");
+        // With options of ps(1), Podman runs the container's own.
+        let processes = podman.succeed("top web -o pid,args")?;
+        assert!(processes.contains("sleep 1000"), "{processes}");
+        copies_both_ways(podman, "web")?;
+
+        podman.succeed("pause web")?;
+        assert_eq!(podman.inspect("web", "{{.State.Status}}")?, "paused");
+        podman.succeed("unpause web")?;
+        assert_eq!(podman.shell("web", "echo thawed")?, "thawed");
+
+        podman.succeed("stop web")?;
+        assert_eq!(podman.inspect("web", "{{.State.Status}} {{.State.ExitCode}}")?, "exited 3");
+        assert_eq!(podman.succeed("logs web")?, "up\nbye");
+        podman.succeed("start web")?;
+        podman.succeed("kill web")?;
+        assert_eq!(podman.succeed("wait web")?, "137");
+        podman.succeed("rm web").map(drop)
+    })
+}
+
+fn copies_both_ways(podman: &Engine, container: &str) -> Result<()> {
+    let (there, back) = (podman.file("there"), podman.file("back"));
+    fs::write(&there, "from the host\n")?;
+    podman.succeed(&format!("cp {} {container}:/root/file", there.display()))?;
+    assert_eq!(
+        podman.shell(container, "cat /root/file; echo from the guest > /root/file")?,
+        "from the host"
+    );
+    podman.succeed(&format!("cp {container}:/root/file {}", back.display()))?;
+    assert_eq!(fs::read_to_string(back)?, "from the guest\n");
+    Ok(())
+}
+
+#[test]
+fn network_publishes_ports_and_knows_names() -> Result<()> {
+    podman(|podman| {
+        podman.succeed("network create net")?;
+        let serve = "while :; do echo from web | nc -l -p 80; done";
+        podman.start("web", "--network net --publish 8080:80", serve)?;
+        let asks = "until nc web 80 < /dev/null > /tmp/answer && [ -s /tmp/answer ]; do :; done; cat /tmp/answer";
+        let other = podman.run("--rm --network net", asks).output()?;
+        assert_eq!(other.success()?, "from web\n");
+        let host = "address=$(ip -4 -o address show podman1 | sed 's/.*inet \\([0-9.]*\\).*/\\1/'); \
+                    until busybox nc $address 8080 < /dev/null | grep from; do :; done";
+        assert_eq!(podman.on_host(host)?.success()?, "from web\n");
+        podman.succeed("rm --force --time 0 web")?;
+        podman.succeed("network rm net").map(drop)
+    })
+}
+
+#[test]
+fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
+    if !only_a_vm("the refusal of the host's network") {
+        return Ok(());
+    }
+    podman(|podman| {
+        let refusal = podman.run("--rm --network host", "true").output()?.failure()?;
+        assert!(refusal.contains("the host's network cannot be shared with a VM"), "{refusal}");
+        assert_eq!(refusal.trim().lines().count(), 1, "{refusal}");
+        let path = Installation::under_test().bin().join("kata-runtime");
+        let missing = podman
+            .call(&format!("--runtime {} run --rm localhost/busybox no-such", path.display()))?;
+        assert_eq!(missing.code, 127, "{missing}");
+        Ok(())
+    })
+}
+
+#[test]
+fn pod_is_one_vm_with_one_localhost() -> Result<()> {
+    podman(|podman| {
+        podman.succeed("pod create --name pod")?;
+        podman.start(
+            "server",
+            "--pod pod",
+            "echo over localhost | nc -l -p 7000; echo served; sleep 1000",
+        )?;
+        let client = podman.run(
+            "--rm --pod pod",
+            "until nc 127.0.0.1 7000; do :; done; cat /proc/sys/kernel/random/boot_id",
+        );
+        let said = client.output()?.success()?;
+        let boot = podman.shell("server", "cat /proc/sys/kernel/random/boot_id")?;
+        assert_eq!(said, format!("over localhost\n{boot}\n"));
+        podman.says("server", "served")?;
+        let pods = podman.succeed("pod ps --format {{.Status}}")?;
+        assert_eq!(pods, "Running");
+        podman.succeed("pod rm --force --time 1 pod").map(drop)
+    })
+}
+
+#[test]
+fn image_is_built_in_a_vm() -> Result<()> {
+    podman(|podman| {
+        let context = podman.file("context");
+        fs::create_dir(&context)?;
+        let steps =
+            "FROM localhost/busybox\nRUN uname -r > /built-by\nCMD [\"cat\", \"/built-by\"]\n";
+        fs::write(context.join("Containerfile"), steps)?;
+        podman.succeed(&format!(
+            "build --network none --tag localhost/built {}",
+            context.display()
+        ))?;
+        let built_by = podman.succeed("run --rm --network none localhost/built")?;
+        let kernel = podman.run("--rm --network none", "uname -r").output()?.success()?;
+        assert_eq!(built_by, kernel.trim_end());
+        Ok(())
+    })
+}
+
+#[test]
+fn health_is_checked_and_failures_are_started_again() -> Result<()> {
+    podman(|podman| {
+        let health = "--health-cmd true --health-interval disable";
+        podman.start("web", &format!("--network none {health}"), SERVER)?;
+        podman.succeed("healthcheck run web")?;
+        assert_eq!(podman.inspect("web", "{{.State.Health.Status}}")?, "healthy");
+        podman.succeed("rm --force --time 0 web")?;
+
+        podman.succeed("volume create count")?;
+        let fails_twice =
+            "echo x >> /count/runs; [ $(wc -l < /count/runs) = 3 ] && echo third || exit 1";
+        podman.start(
+            "again",
+            "--network none --restart on-failure:5 --volume count:/count",
+            fails_twice,
+        )?;
+        // Each wait is one for the next end, unless the container is between an end and a start.
+        while podman.inspect("again", "{{.RestartCount}}")? != "2" {
+            podman.succeed("wait again")?;
+        }
+        assert_eq!(podman.succeed("wait again")?, "0");
+        assert_eq!(podman.succeed("logs again")?, "third");
+        podman.succeed("rm again")?;
+        podman.succeed("volume rm count").map(drop)
+    })
+}
+
+#[test]
+fn whichever_part_is_killed_podman_sees_the_end() -> Result<()> {
+    if !only_a_vm("parts that can be killed") {
+        return Ok(());
+    }
+    podman(|podman| {
+        for part in [Part::Proxy, Part::StandIn, Part::Vmm] {
+            podman.start("web", "", SERVER)?;
+            let found = podman.parts_of("web", part)?;
+            ensure!(!found.is_empty(), "there is no process of {part:?}");
+            found.iter().try_for_each(|process| process.signal(Signal::KILL))?;
+            let code = podman.succeed("wait web")?;
+            assert_eq!(code, "137", "{part:?}");
+            podman.succeed("rm web").with_context(|| format!("{part:?} was killed"))?;
+        }
+        Ok(())
+    })
+}
