@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::client::{self, Client, Input, Output};
+use crate::deadline::Deadline;
 use crate::image::Image;
 use crate::mark::Mark;
 use crate::process::{Process, marked};
 use crate::runtime::{Installation, Runtime};
 use crate::spec::Spec;
+use crate::watch::{Watch, until};
 
 /// One runtime with a directory of its own for bundles and state. What carries its mark must be gone in the end.
 #[derive(Debug)]
@@ -110,6 +114,28 @@ impl CommandLine {
     #[must_use]
     pub fn output_of(&self, name: &str) -> String {
         fs::read_to_string(self.file(&format!("{name}.out"))).unwrap_or_default()
+    }
+
+    /// Waits until the container has written `text`.
+    pub fn says(&self, name: &str, text: &str) -> Result<()> {
+        let watch = Watch::new()?;
+        watch.writes_to(&self.file(&format!("{name}.out")))?;
+        let said = || Ok(self.output_of(name).contains(text).then_some(()));
+        let said = until(&watch, Deadline::for_command(), said)?;
+        said.with_context(|| format!("{name} has not said {text:?}: {}", self.output_of(name)))
+    }
+
+    /// Waits until the process in the pid file has ended.
+    pub fn ends(&self, name: &str) -> Result<()> {
+        let pid = Pid::from_raw(self.pid(name)?.cast_signed()).context("a pid is positive")?;
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            opened => opened.context("cannot watch the container's process")?,
+        };
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        let timeout = Deadline::for_command().timespec();
+        ensure!(poll(&mut fds, Some(&timeout)).context("cannot poll")? > 0, "{name} does not end");
+        Ok(())
     }
 
     /// What `state` says; an error is the word `gone`.

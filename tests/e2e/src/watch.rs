@@ -38,6 +38,11 @@ impl Watch {
         self.add(path, WatchFlags::OPEN | WatchFlags::ACCESS | WatchFlags::CLOSE)
     }
 
+    /// What is written to a file.
+    pub(crate) fn writes_to(&self, file: &Path) -> Result<()> {
+        self.add(file, WatchFlags::MODIFY)
+    }
+
     fn add(&self, path: &Path, flags: WatchFlags) -> Result<()> {
         match inotify::add_watch(&self.directories, path, flags) {
             Ok(_) | Err(rustix::io::Errno::NOENT) => Ok(()),

@@ -35,11 +35,8 @@ fn orders(host: &CommandLine) -> Result<Vec<(String, i32, String)>> {
     call(&["exec", &id, "sh", "-c", "exit 7"])?;
     call(&["kill", &id, "NONSENSE"])?;
     call(&["kill", &id, "9"])?;
-    let stopped = Deadline::for_command();
-    while host.status("c")? != "stopped" {
-        assert!(!stopped.remaining().is_zero(), "it does not stop");
-        std::thread::yield_now();
-    }
+    host.ends("c")?;
+    assert_eq!(host.status("c")?, "stopped");
     call(&["kill", &id, "15"])?;
     call(&["kill", "--all", &id, "9"])?;
     call(&["pause", &id])?;
@@ -187,17 +184,11 @@ fn the_stand_in_forwards_signals() -> Result<()> {
             })?;
         host.create("c", &bundle)?;
         host.succeed(&["start", &host.id("c")])?;
-        let deadline = Deadline::for_command();
-        while !host.output_of("c").contains("up") {
-            assert!(!deadline.remaining().is_zero(), "it says nothing");
-            std::thread::yield_now();
-        }
+        host.says("c", "up")?;
         let pid = Pid::from_raw(host.pid("c")?.cast_signed()).context("a pid is positive")?;
         kill_process(pid, Signal::USR1).context("cannot signal")?;
-        while host.status("c")? != "stopped" {
-            assert!(!deadline.remaining().is_zero(), "it does not end");
-            std::thread::yield_now();
-        }
+        host.ends("c")?;
+        assert_eq!(host.status("c")?, "stopped");
         host.succeed(&["delete", &host.id("c")]).map(drop)
     })
 }

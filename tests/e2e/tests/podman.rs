@@ -35,9 +35,10 @@ fn run_is_like_any_other_run() -> Result<()> {
 }
 
 #[test]
-fn terminal_has_its_size_and_follows_it() -> Result<()> {
+fn terminal_has_its_size_and_takes_input() -> Result<()> {
     podman(|podman| {
-        let script = "stty size; trap 'stty size' WINCH; read -r line; echo got $line; exit 7";
+        let script =
+            "until stty size | grep '24 80'; do :; done; read -r line; echo got $line; exit 7";
         let run = podman.run("--rm --interactive --tty --network none", script);
         let mut client = run.stdin(Input::Terminal).attach()?;
         client.expect("24 80")?;
