@@ -2,16 +2,9 @@
 
 use std::fs::{self, File};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use kata_e2e::{Containerd, Input, Part, Scenario, only_a_vm, parts_of};
-
-/// Whether this machine runs virtual machines with KVM; where it does not, the processor shows no extension for it.
-fn kvm_works() -> Result<bool> {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("no /proc/cpuinfo")?;
-    let flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
-    let extension = flags.flat_map(str::split_whitespace).any(|flag| matches!(flag, "vmx" | "svm"));
-    Ok(extension && opens("/dev/kvm"))
-}
+use kata_hypervisor::kvm_obstacle;
 
 fn opens(device: &str) -> bool {
     File::options().read(true).write(true).open(device).is_ok()
@@ -30,7 +23,11 @@ fn everything_is_used(machine: &str) -> Result<()> {
         vmm_is_told(containerd, machine)?;
         let clock = ["cat", "/sys/devices/system/clocksource/clocksource0/available_clocksource"];
         let clocks = container.exec(clock).output()?.success()?;
-        assert_eq!(clocks.contains("kvm-clock"), kvm_works()?, "clocks of the guest: {clocks}");
+        assert_eq!(
+            clocks.contains("kvm-clock"),
+            kvm_obstacle().is_none(),
+            "clocks of the guest: {clocks}"
+        );
         let bytes = vec![b'x'; 1 << 20];
         let echoed = container.exec(["cat"]).stdin(Input::Bytes(bytes.clone())).output()?;
         ensure!(
@@ -47,7 +44,7 @@ fn vmm_is_told(containerd: &Containerd, machine: &str) -> Result<()> {
     let vmms = parts_of(containerd.mark(), Part::Vmm)?;
     let [vmm] = vmms.as_slice() else { anyhow::bail!("not exactly one VMM: {vmms:?}") };
     let line = vmm.command_line.join(" ");
-    let accelerator = if kvm_works()? { "-accel kvm " } else { "-accel tcg," };
+    let accelerator = if kvm_obstacle().is_none() { "-accel kvm " } else { "-accel tcg," };
     let channel =
         if opens("/dev/vhost-vsock") { "-device vhost-vsock-" } else { "-device virtio-serial-" };
     for part in [&format!("-machine {machine},"), accelerator, channel] {

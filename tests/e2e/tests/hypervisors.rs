@@ -2,18 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
 
 use anyhow::{Result, ensure};
 use kata_e2e::{Deadline, Part, Scenario, only_a_vm, parts_of};
-
-/// Whether KVM works on this machine; where it does not, the processor shows no extension for it.
-fn kvm_works() -> bool {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
-    let extension = flags.flat_map(str::split_whitespace).any(|flag| matches!(flag, "vmx" | "svm"));
-    extension && Path::new("/dev/kvm").exists()
-}
+use kata_hypervisor::kvm_obstacle;
 
 /// Runs a container under `io.containerd.kata-HYPERVISOR.v2`, whose one VMM must be `program`, and whose guest has no network interfaces
 /// but its own.
@@ -41,7 +33,7 @@ fn runtimes_name_chooses_qemu() -> Result<()> {
 
 #[test]
 fn runtimes_name_chooses_krun_or_tells_what_it_lacks_here() -> Result<()> {
-    if kvm_works() {
+    if kvm_obstacle().is_none() {
         return name_chooses("krun", "kata-krun");
     }
     is_refused("krun", "cannot set up krun for the VM: KVM does not work here")
@@ -49,7 +41,7 @@ fn runtimes_name_chooses_krun_or_tells_what_it_lacks_here() -> Result<()> {
 
 #[test]
 fn cloud_hypervisor_is_refused_where_there_is_no_kvm() -> Result<()> {
-    if kvm_works() {
+    if kvm_obstacle().is_none() {
         eprintln!("left out, for KVM works here: what is said where it does not");
         return Ok(());
     }
@@ -74,7 +66,7 @@ fn driver_says_as_much_as_the_configuration_wants() -> Result<()> {
 /// Everything that a guest asks of a file server is among the calls that its filter lets through.
 #[test]
 fn krun_serves_files_from_behind_its_walls() -> Result<()> {
-    if !kvm_works() {
+    if kvm_obstacle().is_some() {
         eprintln!("left out, for KVM does not work here: krun's walls");
         return Ok(());
     }

@@ -37,6 +37,7 @@ pub struct Setup {
     first: First,
     kernel: GuestKernel,
     board: Board,
+    hardware: bool,
     image: Option<PathBuf>,
     disk_mib: Option<u64>,
 }
@@ -67,7 +68,7 @@ impl Board {
                     .to_owned()
             }
             Self::Q35 => format!(
-                "-machine q35,usb=off,vmport=off,graphics=off -smp 2 -m 512M,slots=2,maxmem=2G \
+                "-machine q35,usb=off,vmport=off,graphics=off -smp 2,maxcpus=4 -m 512M,slots=2,maxmem=2G \
                  -object memory-backend-ram,id=fine,size=512M -device virtio-mem-pci,id={},memdev=fine,requested-size=0",
                 Setup::FINE_MEMORY
             ),
@@ -86,6 +87,7 @@ impl Setup {
             first,
             kernel: GuestKernel::Staged,
             board: Board::Microvm,
+            hardware: false,
             image: None,
             disk_mib: None,
         }
@@ -103,10 +105,16 @@ impl Setup {
         Self { kernel: GuestKernel::Distribution, ..self }
     }
 
-    /// With room for more memory.
+    /// With room for more memory, and for two more processors.
     #[must_use]
     pub fn hot_pluggable(self) -> Self {
         Self { board: Board::Q35, ..self }
+    }
+
+    /// On the machine's own processors, through KVM, which must work here.
+    #[must_use]
+    pub fn under_kvm(self) -> Self {
+        Self { hardware: true, ..self }
     }
 
     /// With an empty disk of this size, which is the machine's first unless it boots from an image.
@@ -128,7 +136,8 @@ impl Setup {
         // Nobody boots from the network.
         let no_rom = if self.board == Board::Q35 { ",romfile=" } else { "" };
         let words = [
-            "-nodefaults -no-user-config -no-reboot -display none -accel tcg -cpu max,erms=off,fsrm=off,pmu=off".to_owned(),
+            "-nodefaults -no-user-config -no-reboot -display none".to_owned(),
+            self.processor().to_owned(),
             self.board.arguments(),
             format!("-chardev socket,id=monitor,fd={monitor} -mon chardev=monitor,mode=control"),
             format!("-chardev socket,id=port,fd={port} -device virtio-serial-{transport}"),
@@ -168,6 +177,14 @@ impl Setup {
         let dialer = SerialDialer::new(tokio::net::UnixStream::from_std(ours)?);
         let control = Control::greet(control).with_context(|| format!("{:?}", qemu.stderr()))?;
         Ok(Machine { qemu, directory, dialer, control })
+    }
+
+    fn processor(&self) -> &'static str {
+        if self.hardware {
+            "-accel kvm -cpu host,pmu=off"
+        } else {
+            "-accel tcg -cpu max,erms=off,fsrm=off,pmu=off"
+        }
     }
 
     fn kernel_parameters(&self) -> String {

@@ -1,13 +1,14 @@
-//! Memory that is plugged in while the guest runs, and used once the agent is told.
+//! Memory and processors that are plugged in while the guest runs, and used once the agent is told.
 //!
-//! Processors are not: under emulation Linux 6.12 refuses them, and older ones take half a minute for each and may not come back. That
-//! the agent switches them on is tested with one that was off (`machine.rs`).
+//! Processors need KVM: under emulation Linux 6.12 refuses them, and older ones take half a minute for each and may not come back. That
+//! the agent switches them on is tested there with one that was off (`machine.rs`).
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use kata_agent_api::agent::OnlineCPUMemRequest;
 use kata_guest_tests::*;
+use kata_hypervisor::kvm_obstacle;
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -33,6 +34,39 @@ fn memory_that_comes_later_is_switched_on() -> Result<()> {
         memory_module(guest).await?;
         stop(guest).await
     })
+}
+
+/// Two more, one after the other, which a container can use at once.
+#[test]
+fn processors_that_come_later_are_switched_on() -> Result<()> {
+    if let Some(obstacle) = kvm_obstacle() {
+        println!("skipped: processors that come later need KVM ({obstacle})");
+        return Ok(());
+    }
+    Setup::new(First::Agent).hot_pluggable().under_kvm().run(async |guest| {
+        start(guest).await?;
+        ensure!(number(guest, "nproc").await? == 2, "the guest does not begin with two");
+        for more in 1..=2 {
+            plug_processor(guest)?;
+            let one = OnlineCPUMemRequest { nb_cpus: 1, cpu_only: true, ..Default::default() };
+            guest.agent.online_cpu_mem(context(), &one).await.context("it is not switched on")?;
+            let now = number(guest, "nproc").await?;
+            ensure!(now == 2 + more, "{now} processors after {more} more");
+        }
+        stop(guest).await
+    })
+}
+
+/// Fills the first of the places for processors that is free.
+fn plug_processor(guest: &Guest) -> Result<()> {
+    let places = guest.machine.control("query-hotpluggable-cpus", &json!({}))?;
+    let places = places.as_array().context("places are not a list")?;
+    let free = places.iter().rfind(|place| place["qom-path"].is_null());
+    let free = free.context("there is no free place for a processor")?;
+    let mut device = free["props"].clone();
+    device["driver"] = free["type"].clone();
+    guest.machine.control("device_add", &device)?;
+    Ok(())
 }
 
 async fn start(guest: &Guest) -> Result<()> {

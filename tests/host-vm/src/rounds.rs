@@ -17,6 +17,7 @@ type Selection = (&'static str, &'static [&'static str]);
 /// used, a container's life, a pod, an end by violence.
 const QEMU: &[Selection] = &[
     ("acceleration", &[]),
+    ("hotplug", &["processors_that_come_later_are_switched_on"]),
     ("hypervisors", &[]),
     ("lifecycle", &["detached_container_lives_until_it_is_killed"]),
     ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),

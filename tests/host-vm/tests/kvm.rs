@@ -5,7 +5,8 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use kata_host_vm::{Died, Disk, HostImage, Machine, Rounds, TestBinary, kvm_works, test_binaries};
+use kata_host_vm::{Died, Disk, HostImage, Machine, Rounds, TestBinary, test_binaries};
+use kata_hypervisor::kvm_obstacle;
 
 /// How much of the machine's log is shown when a test has failed.
 const LOG_LINES: usize = 40;
@@ -28,11 +29,11 @@ fn main() -> ExitCode {
 fn run() -> Result<bool> {
     let rounds = Rounds::with_programs_of(std::env::var_os("PATH"))?;
     let binaries = test_binaries(&rounds.binaries())?;
-    if kvm_works() {
+    let Some(obstacle) = kvm_obstacle() else {
         println!("\nthis machine has KVM: the tests run on it");
         return here(&rounds, &binaries);
-    }
-    println!("\nthis machine has no KVM: the tests run on one that is made on the spot");
+    };
+    println!("\nno KVM here ({obstacle}): the tests run on a machine that is made on the spot");
     match in_host_vm(&rounds, &binaries) {
         // The emulation has crashed, which it does rarely; a test that fails is never tried again.
         Err(error) if error.is::<Died>() => {
