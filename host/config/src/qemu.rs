@@ -31,7 +31,7 @@ section! {
         /// The initial ramdisk that loads drivers before `image` is looked for, with a distribution's kernel that has them as modules:
         /// one made by "kata-image initrd" for that kernel. "" for a kernel that has them built in.
         image_drivers: Option<PathBuf> = None;
-        /// The machine: "microvm", "q35", or "" for the smallest one that can do what the sandbox needs.
+        /// The machine: "microvm", "q35", or "" for the smallest one that boots the kernel.
         machine_type: MachineType = MachineType::Auto;
         /// CPU flags for QEMU's -cpu, separated by commas.
         cpu_features: String = "pmu=off".to_owned();
@@ -97,7 +97,7 @@ impl Qemu {
 choice! {
     /// QEMU's machine.
     pub enum MachineType {
-        /// Chosen by what the sandbox needs: microvm where nothing needs PCI or hotplug, else q35.
+        /// The smallest that boots the kernel: microvm for an uncompressed one (`vmlinux`), else q35.
         Auto = "",
         /// The minimal machine: virtio over MMIO, nothing else.
         Microvm = "microvm",

@@ -53,7 +53,17 @@ pub(crate) enum Device {
         tag: String,
     },
     /// A bus for devices that come later; a PCI Express one itself takes none while it runs.
-    HotPlugBus,
+    HotPlugBus {
+        /// Its name.
+        id: String,
+    },
+    /// A port of a PCI Express bus, for one device that comes later.
+    HotPlugPort {
+        /// Its name.
+        id: String,
+        /// Tells it apart from the other ports.
+        slot: u32,
+    },
     /// A network device on a tap.
     Nic(Nic),
     /// A disk that is never written to: the guest's root file system.
@@ -67,9 +77,6 @@ pub(crate) enum Device {
         source: PathBuf,
     },
 }
-
-/// The name of the bus that [`Device::HotPlugBus`] makes.
-pub(crate) const HOT_PLUG_BUS: &str = "hot";
 
 /// A network device, with its descriptors by the names or numbers that QEMU knows them by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,8 +149,12 @@ impl Device {
                     transport.device("vhost-user-fs").with("chardev", &backend).with("tag", tag);
                 vec![socket_backend(&backend, *socket), device(share)]
             }
-            Self::HotPlugBus => {
-                vec![device(OptionValue::new("pcie-pci-bridge").with("id", HOT_PLUG_BUS))]
+            Self::HotPlugBus { id } => {
+                vec![device(OptionValue::new("pcie-pci-bridge").with("id", id))]
+            }
+            Self::HotPlugPort { id, slot } => {
+                let port = OptionValue::new("pcie-root-port").with("id", id).with("chassis", slot);
+                vec![device(port.with("slot", slot))]
             }
             Self::Nic(nic) => {
                 let (_, kind) = &nic.backend()[0];

@@ -28,6 +28,10 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
     ]
     .map(str::to_owned)
     .into();
+    if machine == Machine::MicrovmPci {
+        // Its ACPI describes the PCI bus too sparsely for the kernel to ask for what it needs to see new devices.
+        params.push("pcie_ports=native".into());
+    }
     if accelerator == Accelerator::Tcg {
         params.extend(emulation_params(machine, tsc_khz));
     }
@@ -42,7 +46,7 @@ fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
     // The leaks that mitigations close do not exist between guest code that is translated; their costs do.
     // Patching the lock prefixes away on one processor costs a translating emulator more than it ever wins.
     let mut params = vec!["mitigations=off".to_owned(), "noreplace-smp".to_owned()];
-    if machine == Machine::Microvm {
+    if matches!(machine, Machine::Microvm | Machine::MicrovmPci) {
         // This machine has no timer to calibrate the time stamp counter against but one that a busy host makes useless; the kernel
         // would then wait for ever, and silently.
         params.push("no_timer_check".into());

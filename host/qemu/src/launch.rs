@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use crate::channel::{Channel, socket_pair};
 use crate::command_line::CommandLine;
 use crate::device::{Device, Nic};
+use crate::hot_plug::HotPlug;
 use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
 use crate::machine::Machine;
@@ -60,9 +61,8 @@ pub(crate) async fn launch(
         let socket = connect(socket).await.map_err(setup("the connection to the file server"))?;
         devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
     }
-    if spec.hot_plug && machine.can_hot_plug() {
-        devices.push(Device::HotPlugBus);
-    }
+    let hot_plug = HotPlug::of(machine, spec.hot_plug);
+    devices.extend(hot_plug.devices());
     for nic in &spec.nics {
         devices.push(Device::Nic(pass_nic(&mut spawn, nic).map_err(setup("a network device"))?));
     }
@@ -99,8 +99,7 @@ pub(crate) async fn launch(
     let console = Console::new();
     let console_end = console.collect(console_output);
     let qmp = greet(&program, &child, control).await?;
-    let hot_plug = spec.hot_plug && machine.can_hot_plug();
-    Ok(QemuVm { child, machine, hot_plug, qmp, channel, console, console_end })
+    Ok(QemuVm { child, hot_plug, qmp, channel, console, console_end })
 }
 
 /// Lets the child inherit the descriptors of a network device.

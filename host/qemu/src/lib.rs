@@ -15,6 +15,7 @@ mod accelerator;
 mod channel;
 mod command_line;
 mod device;
+mod hot_plug;
 mod kernel_image;
 mod kernel_params;
 mod launch;

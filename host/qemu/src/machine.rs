@@ -16,49 +16,53 @@ const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
 /// The machine to emulate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Machine {
+    /// Without firmware to speak of and without PCI.
     Microvm,
+    /// The same with a PCI Express bus, for nothing but devices that come later.
+    MicrovmPci,
+    /// With all that a PC has.
     Q35,
 }
 
 impl Machine {
     /// The machine to boot this kernel on; `None` if the one that was asked for cannot. With `hot_plug` it can be given devices while
-    /// it runs, unless the administrator has chosen one that cannot.
+    /// it runs.
     pub(crate) fn choose(
         choice: MachineChoice,
         kernel: KernelImage,
         hot_plug: bool,
     ) -> Option<Self> {
         match (choice, kernel) {
-            (MachineChoice::Auto, KernelImage::Elf) if !hot_plug => Some(Self::Microvm),
-            (MachineChoice::Microvm, KernelImage::Elf) => Some(Self::Microvm),
+            (MachineChoice::Auto | MachineChoice::Microvm, KernelImage::Elf) => {
+                Some(if hot_plug { Self::MicrovmPci } else { Self::Microvm })
+            }
             // It has no firmware that could start a compressed kernel.
             (MachineChoice::Microvm, KernelImage::BzImage) => None,
             (MachineChoice::Auto | MachineChoice::Q35, _) => Some(Self::Q35),
         }
     }
 
-    /// Whether devices can be added while it runs.
-    pub(crate) fn can_hot_plug(self) -> bool {
-        self == Self::Q35
-    }
-
+    /// How the devices that it boots with are attached. Those that come later are all on the PCI bus.
     pub(crate) fn transport(self) -> Transport {
         match self {
-            Self::Microvm => Transport::Mmio,
+            Self::Microvm | Self::MicrovmPci => Transport::Mmio,
             Self::Q35 => Transport::Pci,
         }
     }
 
     pub(crate) fn arguments(self) -> Vec<Argument> {
         match self {
-            Self::Microvm => {
-                let board = OptionValue::new("microvm")
+            Self::Microvm | Self::MicrovmPci => {
+                let mut board = OptionValue::new("microvm")
                     .with("memory-backend", MEMORY)
                     // virtio devices are found through ACPI: distributions' kernels do not read them off the command line.
                     .with("acpi", "on")
                     .with("auto-kernel-cmdline", "off")
                     // So that the guest's clock is right before the agent is told the time.
                     .with("rtc", "on");
+                if self == Self::MicrovmPci {
+                    board = board.with("pcie", "on");
+                }
                 vec![
                     ("-machine", board.into()),
                     // A vhost-user back end speaks virtio 1 only.
@@ -119,9 +123,9 @@ mod tests {
     fn smallest_machine_that_boots_the_kernel_is_chosen() {
         use MachineChoice::{Auto, Microvm, Q35};
         assert_eq!(Machine::choose(Auto, KernelImage::Elf, false), Some(Machine::Microvm));
-        assert_eq!(Machine::choose(Auto, KernelImage::Elf, true), Some(Machine::Q35));
+        assert_eq!(Machine::choose(Auto, KernelImage::Elf, true), Some(Machine::MicrovmPci));
         assert_eq!(Machine::choose(Auto, KernelImage::BzImage, false), Some(Machine::Q35));
-        assert_eq!(Machine::choose(Microvm, KernelImage::Elf, true), Some(Machine::Microvm));
+        assert_eq!(Machine::choose(Microvm, KernelImage::Elf, true), Some(Machine::MicrovmPci));
         assert_eq!(Machine::choose(Microvm, KernelImage::BzImage, false), None);
         assert_eq!(Machine::choose(Q35, KernelImage::Elf, false), Some(Machine::Q35));
     }

@@ -10,16 +10,14 @@ use kata_linux::process::Child;
 use serde_json::{Map, Value};
 
 use crate::channel::Channel;
-use crate::device::{HOT_PLUG_BUS, Nic};
-use crate::machine::Machine;
+use crate::device::{Nic, Transport};
+use crate::hot_plug::HotPlug;
 use crate::qmp::{Command, Qmp};
 
 /// A virtual machine of QEMU's. Dropping it kills it.
 pub(crate) struct QemuVm {
     pub(crate) child: Child,
-    pub(crate) machine: Machine,
-    /// Whether it has a bus for devices that come later.
-    pub(crate) hot_plug: bool,
+    pub(crate) hot_plug: HotPlug,
     pub(crate) qmp: Qmp,
     pub(crate) channel: Channel,
     pub(crate) console: Console,
@@ -64,12 +62,7 @@ impl Vm for QemuVm {
     }
 
     async fn add_nic(&self, nic: &NicSpec) -> Result<(), HypervisorError> {
-        if !self.hot_plug {
-            return Err(HypervisorError::Unsupported {
-                driver: "qemu",
-                what: "network interfaces that come after the boot on this machine; set `machine_type` to \"\" or \"q35\"",
-            });
-        }
+        let bus = self.hot_plug.take()?;
         let fd_name = |what: &str| format!("{what}-{}", nic.id);
         let device = Nic {
             id: nic.id.clone(),
@@ -83,10 +76,9 @@ impl Vm for QemuVm {
             self.qmp.pass_fd(name, vhost).await?;
         }
         self.qmp.execute(Command::NetdevAdd(object(device.backend()))).await?;
-        let transport = self.machine.transport();
-        let mut frontend = object(device.frontend(transport));
-        frontend["driver"] = transport.driver("virtio-net").into();
-        frontend["bus"] = HOT_PLUG_BUS.into();
+        let mut frontend = object(device.frontend(Transport::Pci));
+        frontend["driver"] = Transport::Pci.driver("virtio-net").into();
+        frontend["bus"] = bus.into();
         self.qmp.execute(Command::DeviceAdd(frontend)).await
     }
 
