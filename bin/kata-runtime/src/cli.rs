@@ -97,6 +97,9 @@ pub(crate) enum Command {
     #[command(disable_help_flag = true)]
     Restore(RefusedArgs),
     Timeline(crate::timeline::Timeline),
+    /// Say whether this host can run containers, and what to do where it cannot.
+    #[command(visible_alias = "kata-check")]
+    Check(CheckArgs),
     /// Print the version.
     Version,
 }
@@ -289,6 +292,22 @@ pub(crate) struct SpecArgs {
     /// The directory to write it to.
     #[arg(long, short, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Print it for programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Let warnings count as failures.
+    #[arg(long, short)]
+    pub(crate) strict: bool,
+    /// Accepted for callers of Kata's: nothing is ever asked of the network.
+    #[arg(long, short, hide = true)]
+    pub(crate) no_network_checks: bool,
+    /// Accepted for callers of Kata's: everything is always told.
+    #[arg(long, short, hide = true)]
+    pub(crate) verbose: bool,
 }
 
 #[derive(Debug, Args)]

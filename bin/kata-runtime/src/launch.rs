@@ -20,7 +20,7 @@ const PASSED_ON: [&str; 2] = ["KATA_CONF_FILE", "PATH"];
 /// A program of this software that only other programs of it start.
 pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("cannot tell where this program is")?;
-    let path = kata_config::prefix_of(&own).join("libexec/kata-containers").join(name);
+    let path = kata_config::companion(&kata_config::prefix_of(&own), name);
     if !path.exists() {
         bail!("{} is missing; install it with `make install`", path.display());
     }

@@ -19,8 +19,12 @@ mod settings;
 mod version;
 mod vm;
 
+use std::path::Path;
+
 use async_trait::async_trait;
-use kata_hypervisor::{Capabilities, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec};
+use kata_hypervisor::{
+    Capabilities, Finding, Hypervisor, HypervisorError, Outcome, SharedFileSystem, Vm, VmSpec,
+};
 
 pub use settings::CloudHypervisorSettings;
 
@@ -71,6 +75,22 @@ impl Hypervisor for CloudHypervisor {
             nics: false,
             hot_plug: false,
         }
+    }
+
+    fn program(&self) -> &Path {
+        &self.settings.program
+    }
+
+    fn check(&self, _: &Path) -> Vec<Finding> {
+        let remedy = "install Cloud Hypervisor or set `path` in the section hypervisor.clh";
+        let mut program = Finding::of_program("hypervisor", &self.settings.program, remedy);
+        let version = program.detail.rsplit(' ').next().unwrap_or_default();
+        if program.outcome == Outcome::Good
+            && let Err(reason) = version::check(version)
+        {
+            program = Finding::failed(program.probe, program.detail, reason);
+        }
+        vec![program, Finding::of_kvm(false), Finding::of_landlock(LANDLOCK)]
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {

@@ -46,6 +46,12 @@ pub fn prefix_of(program: &Path) -> PathBuf {
     prefix.unwrap_or(Path::new("/usr/local")).to_path_buf()
 }
 
+/// Where the program `name` is, below the installation's prefix, that only other programs of this software start.
+#[must_use]
+pub fn companion(prefix: &Path, name: &str) -> PathBuf {
+    prefix.join("libexec/kata-containers").join(name)
+}
+
 /// Which configuration a program asks for by the name that it was started under: `qemu` for `containerd-shim-kata-qemu-v2`, which
 /// containerd runs for `io.containerd.kata-qemu.v2`. `None` for every other name, and where the word between is none that a file
 /// name should be made of.

@@ -37,7 +37,7 @@ mod vm;
 pub use agent::Agent;
 pub use clh::CloudHypervisor;
 pub use error::{ConfigError, Origin};
-pub use files::{candidates, locate, prefix_of, variant_of};
+pub use files::{candidates, companion, locate, prefix_of, variant_of};
 pub use hypervisors::HypervisorName;
 pub use krun::{InlineSharedFs, Krun};
 pub use load::HostConfig;

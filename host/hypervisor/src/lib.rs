@@ -11,6 +11,7 @@
 //!                   └── BootError ◀─────────┴──────────── stop(), crash, guest power-off ┘
 //! ```
 
+mod check;
 mod console;
 mod kernel_params;
 mod kvm;
@@ -18,6 +19,7 @@ mod process;
 mod spec;
 mod vm;
 
+pub use check::{Finding, Outcome};
 pub use console::{CONSOLE_CAPACITY, Console};
 pub use kernel_params::kernel_command_line;
 pub use kvm::kvm_obstacle;

@@ -1,12 +1,13 @@
 //! The two traits: [`Hypervisor`] boots, [`Vm`] is what runs then.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
 
-use crate::{Capabilities, Console, NicSpec, VmSpec};
+use crate::{Capabilities, Console, Finding, NicSpec, VmSpec};
 
 /// Boots virtual machines of one kind.
 #[async_trait]
@@ -16,6 +17,13 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
     /// What this driver can do on this host. Pure: no side effects, the same answer every time.
     fn capabilities(&self) -> Capabilities;
+
+    /// Where its program is: a path, or a name that is looked for in the usual directories.
+    fn program(&self) -> &Path;
+
+    /// Looks for all that a boot of the guest kernel `kernel` needs of this host, and boots nothing: its program, KVM, devices. Blocks
+    /// for as long as the program takes to tell its version.
+    fn check(&self, kernel: &Path) -> Vec<Finding>;
 
     /// Starts the VMM and returns when it has said hello on its control channel; the guest is then running its first
     /// instructions. The file servers of `spec.shares` must be listening. On error nothing of the VM is left.

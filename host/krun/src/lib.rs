@@ -26,7 +26,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_channel::{AGENT_PORT, DEBUG_CONSOLE_PORT, LOG_PORT};
-use kata_hypervisor::{Capabilities, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec};
+use kata_hypervisor::{
+    Capabilities, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
+};
 
 /// The driver's name, and that of its section in the configuration.
 const NAME: &str = "krun";
@@ -106,6 +108,29 @@ impl Hypervisor for Krun {
             nics: false,
             hot_plug: false,
         }
+    }
+
+    fn program(&self) -> &Path {
+        &self.settings.program
+    }
+
+    fn check(&self, kernel: &Path) -> Vec<Finding> {
+        const KERNEL: &str = "guest kernel";
+        let remedy = "install it with `make install` or set `path` in the section hypervisor.krun";
+        let kernel = match kernel_image::obstacle(kernel) {
+            None => Finding::good(KERNEL, kernel.display().to_string()),
+            Some(obstacle) => Finding::failed(
+                KERNEL,
+                obstacle,
+                "build the small guest kernel with `make kernel`, or choose qemu with `hypervisor_name`",
+            ),
+        };
+        vec![
+            Finding::of_program("hypervisor", &self.settings.program, remedy),
+            Finding::of_kvm(false),
+            kernel,
+            Finding::of_landlock(LANDLOCK),
+        ]
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {

@@ -35,3 +35,4 @@ pub use namespace::{Namespace, NamespaceId};
 pub use plan::{Plan, PlannedRoute, in_use, plan};
 pub use scan::{scan, scan_blocking};
 pub use snapshot::{Interface, Link, Mac, Neighbour, Prefix, Route, Snapshot};
+pub use tap::{has_vhost, tap_obstacle};

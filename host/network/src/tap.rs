@@ -23,7 +23,7 @@ mod ioctl {
 
 /// Makes the tap `name`, down, in the calling thread's namespace. It exists as long as a descriptor for it does.
 pub(crate) fn make(name: &str) -> io::Result<OwnedFd> {
-    let tun = File::options().read(true).write(true).open(TUN)?;
+    let tun = open_tun()?;
     attach(tun.as_fd(), name)?;
     Ok(tun.into())
 }
@@ -62,6 +62,21 @@ pub(crate) fn open_vhost() -> io::Result<Option<OwnedFd>> {
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether the kernel can move a VM's frames by itself here (vhost-net). An error if it could, and this process must not.
+pub fn has_vhost() -> io::Result<bool> {
+    Ok(open_vhost()?.is_some())
+}
+
+/// What keeps taps from being made here, in words that fit into a sentence; `None` where they can be.
+#[must_use]
+pub fn tap_obstacle() -> Option<String> {
+    open_tun().err().map(|error| format!("{TUN}: {error}"))
+}
+
+fn open_tun() -> io::Result<File> {
+    File::options().read(true).write(true).open(TUN)
 }
 
 /// Whether there is no device, or a node without a driver.

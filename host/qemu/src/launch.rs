@@ -32,7 +32,8 @@ pub(crate) async fn launch(
 ) -> Result<QemuVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
-    let machine = choose_machine(settings, spec).map_err(setup("the guest kernel"))?;
+    let machine =
+        choose_machine(settings, &spec.kernel, spec.hot_plug).map_err(setup("the guest kernel"))?;
     let mut jail = Jail::strict();
     if let Some(namespace) = &spec.network_namespace {
         jail.network = Network::Joined(namespace.clone());
@@ -114,10 +115,15 @@ fn pass_nic(spawn: &mut Spawn, nic: &NicSpec) -> io::Result<Nic> {
     })
 }
 
-fn choose_machine(settings: &QemuSettings, spec: &VmSpec) -> io::Result<Machine> {
-    let image = KernelImage::of(&spec.kernel)?;
-    Machine::choose(settings.machine, image, spec.hot_plug).ok_or_else(|| {
-        let kernel = spec.kernel.display();
+/// The machine that boots this kernel, one with a place for devices that come later if `hot_plug` asks for it.
+pub(crate) fn choose_machine(
+    settings: &QemuSettings,
+    kernel: &Path,
+    hot_plug: bool,
+) -> io::Result<Machine> {
+    let image = KernelImage::of(kernel)?;
+    Machine::choose(settings.machine, image, hot_plug).ok_or_else(|| {
+        let kernel = kernel.display();
         io::Error::other(format!(
             "{kernel} is compressed and microvm boots an uncompressed one (vmlinux) only; \
              use that, or set `machine_type` to q35"

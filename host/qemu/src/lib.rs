@@ -13,6 +13,7 @@
 
 mod accelerator;
 mod channel;
+mod check;
 mod command_line;
 mod device;
 mod hot_plug;
@@ -26,8 +27,12 @@ mod settings;
 mod vm;
 mod vsock;
 
+use std::path::Path;
+
 use async_trait::async_trait;
-use kata_hypervisor::{Capabilities, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec};
+use kata_hypervisor::{
+    Capabilities, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
+};
 
 pub use settings::{AcceleratorChoice, MachineChoice, QemuSettings};
 
@@ -82,6 +87,14 @@ impl Hypervisor for Qemu {
             nics: true,
             hot_plug: true,
         }
+    }
+
+    fn program(&self) -> &Path {
+        &self.settings.program
+    }
+
+    fn check(&self, kernel: &Path) -> Vec<Finding> {
+        check::check(&self.settings, kernel)
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {

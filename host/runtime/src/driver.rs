@@ -45,7 +45,7 @@ fn clh_settings(config: &HostConfig) -> CloudHypervisorSettings {
 }
 
 fn krun_settings(config: &HostConfig, prefix: &Path) -> KrunSettings {
-    let installed = || prefix.join("libexec/kata-containers/kata-krun");
+    let installed = || kata_config::companion(prefix, "kata-krun");
     KrunSettings {
         dial_again: config.agent.dial_timeout(),
         ..KrunSettings::new(config.krun.path.clone().unwrap_or_else(installed))

@@ -4,6 +4,7 @@
 //! touching anything), which `kata-sandbox` then carries out. Everything that this version cannot do is refused here, before
 //! anything has started.
 
+mod check;
 mod driver;
 mod features;
 mod guest_spec;
@@ -11,9 +12,11 @@ mod plan;
 mod role;
 mod runtime;
 
+pub use check::check;
 pub use driver::all as hypervisors;
 pub use features::features;
 pub use guest_spec::{SpecError, check_resources};
+pub use kata_hypervisor::{Finding, Outcome};
 pub use plan::RUN_DIR;
 pub use role::{ContainerRole, role_of};
 pub use runtime::{Runtime, RuntimeError};

@@ -170,7 +170,7 @@ fn dns(spec: &Spec) -> Vec<String> {
 }
 
 /// What the guest starts from: what the configuration names, else the initial ramdisk that is installed with this software.
-fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
+pub(crate) fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
     let qemu = &runtime.config.qemu;
     match root(runtime) {
         Root::Initrd(initrd) => {
@@ -244,7 +244,10 @@ fn agent_log_level(level: LogLevel) -> &'static str {
 }
 
 /// The file server that the driver needs beside it; `None` if it serves directories by itself.
-fn file_server(runtime: &Runtime, run_dir: &Path) -> Result<Option<FileServerSpec>, RuntimeError> {
+pub(crate) fn file_server(
+    runtime: &Runtime,
+    run_dir: &Path,
+) -> Result<Option<FileServerSpec>, RuntimeError> {
     let hypervisor = runtime.hypervisor();
     match hypervisor.capabilities().shared_file_system {
         SharedFileSystem::None => Err(RuntimeError::Lacks {
@@ -254,7 +257,7 @@ fn file_server(runtime: &Runtime, run_dir: &Path) -> Result<Option<FileServerSpe
         SharedFileSystem::Inline => Ok(None),
         SharedFileSystem::Server => {
             let settings = runtime.config.virtio_fs().expect("a driver with a server has its keys");
-            let embedded = || runtime.prefix.join("libexec/kata-containers/kata-virtiofsd");
+            let embedded = || kata_config::companion(&runtime.prefix, "kata-virtiofsd");
             Ok(Some(FileServerSpec {
                 external: settings.virtio_fs_daemon.is_some(),
                 program: settings.virtio_fs_daemon.clone().unwrap_or_else(embedded),

@@ -88,6 +88,8 @@ pub enum RuntimeError {
 #[derive(Debug)]
 pub struct Runtime {
     pub(crate) config: HostConfig,
+    /// Where the configuration was read; `None` for the built-in defaults.
+    pub(crate) file: Option<PathBuf>,
     /// Where this software is installed.
     pub(crate) prefix: PathBuf,
     hypervisor: Box<dyn Hypervisor>,
@@ -122,7 +124,7 @@ impl Runtime {
         let drivers = driver::TARGETS.map(|target| (target, driver));
         kata_log::set_levels(level(config.runtime.effective_log_level()), &drivers);
         let hypervisor = driver::of(&config, &prefix);
-        Ok(Self { config, prefix, hypervisor })
+        Ok(Self { config, file, prefix, hypervisor })
     }
 
     /// The driver that the configuration names.

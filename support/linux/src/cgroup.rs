@@ -132,6 +132,18 @@ pub fn is_unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
+/// Which hierarchies the host has, in words: `v2`, `v1`, `v1 and v2`, or `none`.
+pub fn hierarchies_in_words() -> Result<&'static str, CgroupError> {
+    let all = hierarchies()?;
+    let (v2, v1): (Vec<_>, Vec<_>) = all.iter().partition(|one| one.controllers.is_empty());
+    Ok(match (v1.is_empty(), v2.is_empty()) {
+        (true, true) => "none",
+        (true, false) => "v2",
+        (false, true) => "v1",
+        (false, false) => "v1 and v2",
+    })
+}
+
 /// A process leaves its cgroups a moment after its end has been told, and no event says when. So a group without processes that is
 /// still busy gets a few moments; one with processes does not.
 fn remove_emptied(dir: &Path) -> io::Result<()> {

@@ -14,4 +14,5 @@ pub mod mount;
 pub mod netns;
 pub mod pidfd;
 pub mod process;
+pub mod program;
 pub mod tsc;

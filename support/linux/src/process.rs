@@ -31,7 +31,7 @@ use crate::pidfd::Pidfd;
 const FIRST_PASSED_FD: RawFd = 3;
 
 /// Where programs are looked for that were named without a path. The rest of the environment is not passed on.
-const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why a child could not be started.
 #[derive(Debug, thiserror::Error)]

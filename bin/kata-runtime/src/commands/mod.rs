@@ -1,5 +1,6 @@
 //! The commands, a file each.
 
+mod check;
 mod create;
 mod delete;
 mod events;
@@ -54,6 +55,7 @@ pub(crate) fn run(cli: &Cli) -> Result<u8, Failure> {
     let done = match &cli.command {
         Command::Exec(args) => return exec::run(&host, args),
         Command::Run(args) => return run::run(&host, args).map_err(Failure::from),
+        Command::Check(args) => return check::run(&host, args).map_err(Failure::from),
         Command::Create(args) => create::run(&host, args),
         Command::Start(args) => start::run(&host, &args.id),
         Command::State(args) => state::run(&host, &args.id),

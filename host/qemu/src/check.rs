@@ -1,0 +1,49 @@
+//! What QEMU needs of a host, looked for without booting anything.
+
+use std::path::Path;
+
+use kata_hypervisor::Finding;
+
+use crate::{QemuSettings, launch, vsock};
+
+pub(crate) fn check(settings: &QemuSettings, kernel: &Path) -> Vec<Finding> {
+    vec![
+        Finding::of_program(
+            "hypervisor",
+            &settings.program,
+            "install QEMU (Debian: qemu-system-x86) or set `path` in the section hypervisor.qemu",
+        ),
+        Finding::of_kvm(true),
+        bootable(settings, kernel),
+        channel(),
+    ]
+}
+
+/// Whether there is a machine that boots this kernel.
+fn bootable(settings: &QemuSettings, kernel: &Path) -> Finding {
+    const PROBE: &str = "guest kernel";
+    match launch::choose_machine(settings, kernel, false) {
+        Ok(_) => Finding::good(PROBE, kernel.display().to_string()),
+        Err(error) => {
+            let remedy = "build one with `make`, or set `kernel` in the configuration";
+            Finding::failed(PROBE, error.to_string(), remedy)
+        }
+    }
+}
+
+/// How the agent will be reached. An address is reserved as for a VM, and given back.
+fn channel() -> Finding {
+    const PROBE: &str = "vsock";
+    match vsock::reserve_cid() {
+        Ok(Some(_)) => Finding::good(PROBE, "the agent is reached through /dev/vhost-vsock"),
+        Ok(None) => Finding::good(
+            PROBE,
+            "the host has none (module vhost_vsock), so the agent is reached through a serial port",
+        ),
+        Err(error) => Finding::failed(
+            PROBE,
+            format!("/dev/vhost-vsock: {error}"),
+            "run as root, and let this container or cgroup use the device",
+        ),
+    }
+}

@@ -1,0 +1,255 @@
+//! Whether this host can run sandboxes: everything that a start needs is looked for with the code of the start, and nothing is started.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use kata_config::InternetworkingModel;
+use kata_hypervisor::{Finding, GuestRoot, Outcome};
+use kata_linux::cgroup::{self, CgroupError, HostCgroup};
+use rustix::fs::{Access, access};
+
+use crate::{RUN_DIR, Runtime, RuntimeError, plan};
+
+/// The programs that a sandbox needs beside the hypervisor and the file server, below the prefix.
+const COMPANIONS: [&str; 2] = ["kata-proxy", "kata-shim"];
+
+/// What `make install` has forgotten.
+const INSTALL: &str = "install this software anew with `make install`";
+
+/// Where the kernel merges equal pages (Documentation/admin-guide/mm/ksm.rst).
+const KSM: &str = "/sys/kernel/mm/ksm/run";
+
+/// What that costs.
+const KSM_COST: &str = "who shares pages with others can find out by the time that writing takes what is in their memory";
+
+/// Looks at this host, with the configuration that [`Runtime::load`] finds for `option`. One finding for each thing, in the order in which
+/// a start needs them. Blocks for as long as a few programs take to tell their version.
+#[must_use]
+pub fn check(option: Option<&Path>) -> Vec<Finding> {
+    let mut found = vec![privileges()];
+    match Runtime::load(option, None) {
+        Ok(runtime) => {
+            found.push(Finding::good("configuration", source(&runtime)));
+            found.extend(of(&runtime));
+        }
+        Err(error) => {
+            let remedy = "correct it, or name another with KATA_CONF_FILE or --config; the rest of its probes are left out";
+            found.push(Finding::failed("configuration", chain(&error), remedy));
+        }
+    }
+    found.extend([cgroups(), run_dir(Path::new(RUN_DIR)), ksm()]);
+    found
+}
+
+fn source(runtime: &Runtime) -> String {
+    match &runtime.file {
+        Some(file) => file.display().to_string(),
+        None => "there is none, so the built-in defaults hold".to_owned(),
+    }
+}
+
+fn of(runtime: &Runtime) -> Vec<Finding> {
+    let kernel = &runtime.config.vm().kernel;
+    let mut found = runtime.hypervisor().check(kernel);
+    found.extend([guest_root(runtime), file_server(runtime), network(runtime)]);
+    found.extend(COMPANIONS.map(|name| {
+        let program = kata_config::companion(&runtime.prefix, name);
+        same_version(Finding::of_program(name, &program, INSTALL))
+    }));
+    let shim = runtime.prefix.join("bin/containerd-shim-kata-v2");
+    found.push(same_version(Finding::of_program("containerd shim", &shim, INSTALL)));
+    found
+}
+
+fn privileges() -> Finding {
+    const PROBE: &str = "privileges";
+    if rustix::process::geteuid().is_root() {
+        return Finding::good(PROBE, "root");
+    }
+    Finding::failed(PROBE, "virtual machines need root", "run this as root")
+}
+
+fn guest_root(runtime: &Runtime) -> Finding {
+    const PROBE: &str = "guest image";
+    match plan::guest_root(runtime) {
+        Ok(GuestRoot::Initrd(initrd)) => Finding::good(PROBE, initrd.display().to_string()),
+        Ok(GuestRoot::Image(image)) => Finding::good(PROBE, image.file.display().to_string()),
+        Err(RuntimeError::Asset { what, path, key, source }) => Finding::failed(
+            PROBE,
+            format!("the {what} {}: {source}", path.display()),
+            format!("build it with `make`, or set `{key}` in the configuration"),
+        ),
+        Err(error) => Finding::failed(PROBE, chain(&error), "change the configuration"),
+    }
+}
+
+fn file_server(runtime: &Runtime) -> Finding {
+    const PROBE: &str = "file server";
+    match plan::file_server(runtime, Path::new(RUN_DIR)) {
+        Ok(None) => Finding::good(PROBE, "the hypervisor serves files by itself"),
+        Ok(Some(server)) if server.external => Finding::of_program(
+            PROBE,
+            &server.program,
+            "install it, or set `virtio_fs_daemon` to \"\" for the one of this software",
+        ),
+        Ok(Some(server)) => same_version(Finding::of_program(PROBE, &server.program, INSTALL)),
+        Err(error) => Finding::failed(PROBE, chain(&error), "change the configuration"),
+    }
+}
+
+/// A program of this software that does not belong to this installation.
+fn same_version(found: Finding) -> Finding {
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    if found.outcome != Outcome::Good || found.detail.ends_with(VERSION) {
+        return found;
+    }
+    Finding::warning(found.probe, format!("{}; this is {VERSION}", found.detail), INSTALL)
+}
+
+fn network(runtime: &Runtime) -> Finding {
+    const PROBE: &str = "network";
+    let hypervisor = runtime.hypervisor();
+    if runtime.config.runtime.internetworking_model == InternetworkingModel::None {
+        return Finding::good(PROBE, "`internetworking_model` connects nothing");
+    }
+    if !hypervisor.capabilities().nics {
+        let detail = format!("{} takes no network devices", hypervisor.name());
+        return Finding::warning(
+            PROBE,
+            detail,
+            "choose qemu with `hypervisor_name` for containers with a network",
+        );
+    }
+    if let Some(obstacle) = kata_network::tap_obstacle() {
+        let detail = format!("{obstacle}, so only containers without a network start");
+        return Finding::warning(PROBE, detail, "load the module tun");
+    }
+    if runtime.config.qemu.disable_vhost_net {
+        return Finding::good(PROBE, "the VMM moves the frames, as `disable_vhost_net` asks for");
+    }
+    match kata_network::has_vhost() {
+        Ok(true) => Finding::good(PROBE, "the kernel moves the frames (vhost-net)"),
+        Ok(false) => Finding::good(
+            PROBE,
+            "the host has no vhost-net (module vhost_net), so the VMM moves the frames",
+        ),
+        Err(error) => Finding::warning(
+            PROBE,
+            format!("/dev/vhost-net: {error}, so only containers without a network start"),
+            "let this container or cgroup use the device, or set `disable_vhost_net = true`",
+        ),
+    }
+}
+
+/// A cgroup is made as for a sandbox, and removed.
+fn cgroups() -> Finding {
+    const PROBE: &str = "cgroups";
+    let made = || -> Result<&str, CgroupError> {
+        HostCgroup::create(&format!("/kata-check-{}", std::process::id()))?.remove()?;
+        cgroup::hierarchies_in_words()
+    };
+    match made() {
+        Ok("none") => Finding::warning(
+            PROBE,
+            "none are mounted, so a sandbox's use of the host is not accounted for",
+            "mount them: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+        ),
+        Ok(hierarchies) => Finding::good(PROBE, hierarchies),
+        Err(error) => Finding::failed(
+            PROBE,
+            chain(&error),
+            "run as root, and in a container with its cgroups writable",
+        ),
+    }
+}
+
+/// Whether sandboxes can have a directory below `path`, which need not exist yet.
+fn run_dir(path: &Path) -> Finding {
+    const PROBE: &str = "run directory";
+    let existing = path.ancestors().find(|one| fs::metadata(one).is_ok()).unwrap_or(Path::new("/"));
+    match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => Finding::good(PROBE, path.display().to_string()),
+        Err(error) => Finding::failed(
+            PROBE,
+            format!("{} cannot be written: {error}", existing.display()),
+            "run as root, with a writable /run",
+        ),
+    }
+}
+
+/// Merged pages give tenants away; that is said whatever is set.
+fn ksm() -> Finding {
+    const PROBE: &str = "ksm";
+    let Ok(run) = fs::read_to_string(KSM) else {
+        return Finding::good(PROBE, "this kernel merges no pages");
+    };
+    if run.trim() == "1" {
+        let remedy = format!(
+            "where tenants must not know of each other: echo 2 >{KSM}, and no kata-ksm-throttler"
+        );
+        return Finding::warning(PROBE, format!("on: {KSM_COST}"), remedy);
+    }
+    if Path::new(kata_ksm_api::SOCKET).exists() {
+        let detail = format!("kata-ksm-throttler switches it on while VMs start: {KSM_COST}");
+        let remedy =
+            "where tenants must not know of each other: systemctl disable --now kata-ksm-throttler";
+        return Finding::warning(PROBE, detail, remedy);
+    }
+    Finding::good(PROBE, format!("off, which is safe: with it {KSM_COST}"))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_kernel_fails_and_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("configuration.toml");
+        fs::write(&file, "[hypervisor.qemu]\nkernel = \"/no/such/kernel\"\n").unwrap();
+        let found = check(Some(&file));
+        let kernel = found.iter().find(|one| one.probe == "guest kernel").unwrap();
+        assert_eq!(kernel.outcome, Outcome::Failed);
+        assert!(kernel.detail.contains("/no/such/kernel"), "{}", kernel.detail);
+    }
+
+    #[test]
+    fn broken_configuration_fails_with_its_line_and_the_host_is_looked_at_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("configuration.toml");
+        fs::write(&file, "[runtime]\nfrobnicate = true\n").unwrap();
+        let found = check(Some(&file));
+        let configuration = found.iter().find(|one| one.probe == "configuration").unwrap();
+        assert_eq!(configuration.outcome, Outcome::Failed);
+        assert!(configuration.detail.contains("configuration.toml:2"), "{}", configuration.detail);
+        assert!(found.iter().any(|one| one.probe == "ksm"));
+        assert!(!found.iter().any(|one| one.probe == "hypervisor"));
+    }
+
+    #[test]
+    fn directory_that_is_not_there_yet_is_judged_by_its_parent() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(run_dir(&dir.path().join("a/b")).outcome, Outcome::Good);
+        assert_eq!(run_dir(Path::new("/etc/passwd/such")).outcome, Outcome::Failed);
+    }
+
+    #[test]
+    fn program_of_another_version_is_a_warning() {
+        let other = same_version(Finding::good("p", "/p, p version 0.0.7"));
+        assert_eq!(other.outcome, Outcome::Warning);
+        let same = format!("/p, p version {}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(same_version(Finding::good("p", same)).outcome, Outcome::Good);
+    }
+}

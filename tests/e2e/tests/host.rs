@@ -1,0 +1,80 @@
+//! What `kata-runtime` tells of a host: whether containers can start there.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Client, Input, Installation, Output};
+use serde_json::Value;
+
+/// Runs the installed program with these words, and only the configuration that they name.
+fn kata_runtime(arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(Installation::under_test().bin().join("kata-runtime"));
+    command.args(arguments).env_remove("KATA_CONF_FILE");
+    Client::spawn(command, Input::Nothing)?.wait()
+}
+
+/// A configuration that the installed one was changed into.
+fn configuration(dir: &Path, change: impl FnOnce(String) -> String) -> Result<String> {
+    let installed = "share/defaults/kata-containers/configuration.toml";
+    let text = fs::read_to_string(Installation::under_test().prefix().join(installed))?;
+    // It is configured for its place, wherever the programs under test are staged.
+    let file = dir.join("configuration.toml");
+    fs::write(&file, change(text))?;
+    Ok(file.display().to_string())
+}
+
+fn finding<'a>(report: &'a Value, probe: &str) -> Result<&'a Value> {
+    let mut all = report["findings"].as_array().context("no findings")?.iter();
+    all.find(|one| one["probe"] == probe).with_context(|| format!("no {probe}: {report:#}"))
+}
+
+#[test]
+fn host_that_runs_containers_is_called_capable() -> Result<()> {
+    for name in ["check", "kata-check"] {
+        let text = kata_runtime(&[name])?.success()?;
+        ensure!(text.ends_with("System can currently create Kata Containers\n"), "{text}");
+        ensure!(!text.contains("failed "), "{text}");
+    }
+    let report: Value = serde_json::from_str(&kata_runtime(&["check", "--json"])?.success()?)?;
+    ensure!(report["capable"] == true, "{report:#}");
+    let hypervisor = finding(&report, "hypervisor")?["detail"].as_str().unwrap_or_default();
+    ensure!(hypervisor.contains("QEMU emulator version"), "{hypervisor}");
+    for probe in ["kata-proxy", "kata-shim", "file server", "containerd shim"] {
+        let found = finding(&report, probe)?;
+        ensure!(found["outcome"] == "ok", "{found}");
+    }
+    let ksm = finding(&report, "ksm")?["detail"].as_str().unwrap_or_default();
+    ensure!(ksm.contains("memory") || ksm.contains("no pages"), "{ksm}");
+    // Only with KVM is there nothing to warn of.
+    let kvm = finding(&report, "kvm")?["outcome"] == "ok";
+    let strict = kata_runtime(&["check", "--strict"])?;
+    ensure!(kvm || strict.code == 1, "{}", strict.text());
+    Ok(())
+}
+
+#[test]
+fn host_that_lacks_something_is_told_what_and_what_to_do() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broken = [
+        ("guest kernel", "kernel = \"/no/such/kernel\"", "make"),
+        ("hypervisor", "path = \"/no/such/qemu\"", "install QEMU"),
+        ("guest image", "initrd = \"/no/such/initrd\"", "`initrd`"),
+        ("file server", "virtio_fs_daemon = \"/no/such/server\"", "virtio_fs_daemon"),
+    ];
+    for (probe, key, remedy) in broken {
+        let config = configuration(dir.path(), |_| format!("[hypervisor.qemu]\n{key}\n"))?;
+        let output = kata_runtime(&["--config", &config, "check"])?;
+        ensure!(output.code == 1, "{key}: {}", output.text());
+        let text = output.text();
+        let line = text.lines().find(|line| line.starts_with("failed") && line.contains(probe));
+        let line = line.with_context(|| format!("no failed {probe}: {text}"))?;
+        ensure!(line.contains("/no/such/") && line.contains(remedy), "{line}");
+        ensure!(text.ends_with("ERROR: System is not capable of running Kata Containers\n"));
+    }
+    let config = configuration(dir.path(), |text| text + "\n[runtime.nonsense]\n")?;
+    let output = kata_runtime(&["--config", &config, "check"])?;
+    ensure!(output.code == 1 && output.text().contains(&config), "{}", output.text());
+    Ok(())
+}
