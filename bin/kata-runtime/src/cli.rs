@@ -100,6 +100,9 @@ pub(crate) enum Command {
     /// Say whether this host can run containers, and what to do where it cannot.
     #[command(visible_alias = "kata-check")]
     Check(CheckArgs),
+    /// Print versions, files, settings and host, for a report of a defect.
+    #[command(visible_alias = "kata-env")]
+    Env(EnvArgs),
     /// Print the version.
     Version,
 }
@@ -308,6 +311,13 @@ pub(crate) struct CheckArgs {
     /// Accepted for callers of Kata's: everything is always told.
     #[arg(long, short, hide = true)]
     pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EnvArgs {
+    /// Print JSON instead of TOML.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@
 
 mod check;
 mod driver;
+mod environment;
 mod features;
 mod guest_spec;
 mod plan;
@@ -14,6 +15,7 @@ mod runtime;
 
 pub use check::check;
 pub use driver::all as hypervisors;
+pub use environment::Environment;
 pub use features::features;
 pub use guest_spec::{SpecError, check_resources};
 pub use kata_hypervisor::{Finding, Outcome};

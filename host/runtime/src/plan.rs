@@ -1,7 +1,7 @@
 //! From configuration and spec to plans: what is decided here is carried out by `kata-sandbox` without another look at either.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_agent_client::{GuestSandbox, GuestStorage};
@@ -173,9 +173,8 @@ fn dns(spec: &Spec) -> Vec<String> {
 pub(crate) fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
     let qemu = &runtime.config.qemu;
     match root(runtime) {
-        Root::Initrd(initrd) => {
-            let installed = || runtime.prefix.join(INSTALLED_INITRD);
-            let initrd = initrd.map_or_else(installed, Path::to_path_buf);
+        Root::Initrd(named) => {
+            let initrd = initrd(runtime, named);
             readable(&initrd, "guest's initial ramdisk", "initrd")?;
             Ok(GuestRoot::Initrd(initrd))
         }
@@ -194,8 +193,13 @@ pub(crate) fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
     }
 }
 
+/// Where the initial ramdisk is: what the configuration names, else the one that is installed.
+pub(crate) fn initrd(runtime: &Runtime, named: Option<&Path>) -> PathBuf {
+    named.map_or_else(|| runtime.prefix.join(INSTALLED_INITRD), Path::to_path_buf)
+}
+
 /// Only the sections of hypervisors that take an image have a key for one.
-fn root(runtime: &Runtime) -> Root<'_> {
+pub(crate) fn root(runtime: &Runtime) -> Root<'_> {
     let config = &runtime.config;
     if runtime.hypervisor().capabilities().image {
         config.qemu.root()
@@ -219,7 +223,7 @@ fn readable(path: &Path, what: &'static str, key: &'static str) -> Result<(), Ru
     opened.map_err(|source| RuntimeError::Asset { what, path: path.to_owned(), key, source })
 }
 
-fn kernel_params(config: &HostConfig) -> Vec<String> {
+pub(crate) fn kernel_params(config: &HostConfig) -> Vec<String> {
     let agent = &config.agent;
     let mut params = vec![format!("agent.log={}", agent_log_level(agent.effective_log_level()))];
     if agent.debug_console_enabled {

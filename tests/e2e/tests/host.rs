@@ -1,4 +1,4 @@
-//! What `kata-runtime` tells of a host: whether containers can start there.
+//! What `kata-runtime` tells of a host: whether containers can start there, and what they would be made of.
 
 use std::fs;
 use std::path::Path;
@@ -13,6 +13,25 @@ fn kata_runtime(arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(Installation::under_test().bin().join("kata-runtime"));
     command.args(arguments).env_remove("KATA_CONF_FILE");
     Client::spawn(command, Input::Nothing)?.wait()
+}
+
+#[test]
+fn environment_names_what_sandboxes_are_made_of() -> Result<()> {
+    let json: Value = serde_json::from_str(&kata_runtime(&["env", "--json"])?.success()?)?;
+    let at = |path: &str| json.pointer(path).with_context(|| format!("no {path}: {json:#}"));
+    let kernel = Installation::under_test().kernel();
+    ensure!(at("/Kernel/Path")?.as_str() == kernel.to_str(), "{json:#}");
+    ensure!(at("/Hypervisor/Version")?.as_str().is_some_and(|text| text.contains("QEMU")));
+    ensure!(at("/Runtime/Version/Semver")? == env!("CARGO_PKG_VERSION"));
+    ensure!(at("/Runtime/Config/Path")?.as_str().is_some_and(|text| text.ends_with(".toml")));
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    ensure!(at("/Host/Kernel")? == release.trim());
+    ensure!(at("/Host/Memory/Total")?.as_u64() > at("/Host/Memory/Free")?.as_u64());
+    for name in ["env", "kata-env"] {
+        let text = kata_runtime(&[name])?.success()?;
+        ensure!(text.contains("[Host.CPU]\n") && text.contains("[Kernel]\nPath = \""), "{text}");
+    }
+    Ok(())
 }
 
 /// A configuration that the installed one was changed into.

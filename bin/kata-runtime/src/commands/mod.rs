@@ -3,6 +3,7 @@
 mod check;
 mod create;
 mod delete;
+mod env;
 mod events;
 mod exec;
 mod features;
@@ -56,6 +57,7 @@ pub(crate) fn run(cli: &Cli) -> Result<u8, Failure> {
         Command::Exec(args) => return exec::run(&host, args),
         Command::Run(args) => return run::run(&host, args).map_err(Failure::from),
         Command::Check(args) => return check::run(&host, args).map_err(Failure::from),
+        Command::Env(args) => env::run(&host, args),
         Command::Create(args) => create::run(&host, args),
         Command::Start(args) => start::run(&host, &args.id),
         Command::State(args) => state::run(&host, &args.id),
