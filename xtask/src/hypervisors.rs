@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use kata_host_runtime::hypervisors;
-use kata_hypervisor::{Capabilities, Hypervisor, SharedFileSystem};
+use kata_hypervisor::{Capabilities, Disks, Hypervisor, SharedFileSystem};
 
 const HEAD: &str = "\
 # Hypervisors
@@ -30,6 +30,14 @@ const ROWS: &[Row] = &[
             SharedFileSystem::None => "no",
             SharedFileSystem::Server => "virtio-fs, by a server beside it",
             SharedFileSystem::Inline => "virtio-fs, by itself",
+        }
+        .to_owned()
+    }),
+    ("disks", |can| {
+        match can.disks {
+            Disks::None => "no",
+            Disks::AtBoot => "at boot",
+            Disks::Later => "at boot and later",
         }
         .to_owned()
     }),

@@ -23,7 +23,8 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use kata_hypervisor::{
-    Capabilities, Finding, Hypervisor, HypervisorError, Outcome, SharedFileSystem, Vm, VmSpec,
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, Outcome, SharedFileSystem, Vm,
+    VmSpec,
 };
 
 pub use settings::CloudHypervisorSettings;
@@ -70,9 +71,11 @@ impl Hypervisor for CloudHypervisor {
             emulation: false,
             image: false,
             shared_file_system: SharedFileSystem::Server,
+            disks: Disks::None,
             max_vcpus: MAX_VCPUS,
             pause: true,
             nics: false,
+            named_taps: false,
             hot_plug: false,
         }
     }

@@ -30,6 +30,7 @@ pub(crate) struct Surroundings {
 /// The configuration of the machine. It has neither disks nor network devices.
 pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, HypervisorError> {
     spec.refuse_nics(NAME)?;
+    spec.refuse_disks(NAME)?;
     let fs = spec.shares.iter().enumerate().map(|(number, share)| file_share(number, share));
     let fs = fs.collect::<Result<_, _>>()?;
     Ok(VmConfig {
@@ -73,7 +74,7 @@ fn file_share(number: usize, share: &ShareSpec) -> Result<FsConfig, HypervisorEr
 
 #[cfg(test)]
 mod tests {
-    use kata_hypervisor::GuestRoot;
+    use kata_hypervisor::{GuestRoot, LaterDisks};
 
     use super::*;
 
@@ -90,6 +91,8 @@ mod tests {
                 tag: "kataShared".into(),
                 source: ShareSource::Server("/run/fs.sock".into()),
             }],
+            disks: Vec::new(),
+            later_disks: LaterDisks::default(),
             nics: Vec::new(),
             hot_plug: false,
             network_namespace: None,

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use kata_channel::AGENT_PORT;
 use kata_cloud_hypervisor::api::*;
 use kata_cloud_hypervisor::{CloudHypervisor, CloudHypervisorSettings};
-use kata_hypervisor::{GuestRoot, Hypervisor, HypervisorError, Vm, VmSpec, kvm_obstacle};
+use kata_hypervisor::{
+    GuestRoot, Hypervisor, HypervisorError, LaterDisks, Vm, VmSpec, kvm_obstacle,
+};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
@@ -62,6 +64,8 @@ fn bench(name: &str) -> Bench {
         root: GuestRoot::Initrd(asset("KATA_TEST_INITRD", "kata-containers-initrd.img")),
         kernel_params: Vec::new(),
         shares: Vec::new(),
+        disks: Vec::new(),
+        later_disks: LaterDisks::default(),
         nics: Vec::new(),
         hot_plug: false,
         network_namespace: None,
@@ -283,6 +287,8 @@ async fn program_that_exits_at_once_is_quoted_and_one_without_kvm_not_started() 
         root: GuestRoot::Initrd("/initrd".into()),
         kernel_params: Vec::new(),
         shares: Vec::new(),
+        disks: Vec::new(),
+        later_disks: LaterDisks::default(),
         nics: Vec::new(),
         hot_plug: false,
         network_namespace: None,

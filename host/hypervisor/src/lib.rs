@@ -25,7 +25,7 @@ pub use kernel_params::kernel_command_line;
 pub use kvm::kvm_obstacle;
 pub use process::ConsoleEnd;
 pub use spec::{
-    Capabilities, GuestImage, GuestRoot, NicSpec, ShareSource, ShareSpec, SharedFileSystem, Verity,
-    VmSpec,
+    Capabilities, DiskSpec, Disks, GuestDisk, GuestImage, GuestRoot, LaterDisks, NicSpec,
+    ShareSource, ShareSpec, SharedFileSystem, Tap, Verity, VmSpec,
 };
 pub use vm::{Hypervisor, HypervisorError, Vm, VmExit};

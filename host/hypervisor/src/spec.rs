@@ -23,6 +23,10 @@ pub struct VmSpec {
     pub kernel_params: Vec<String>,
     /// Directories served to the guest through virtio-fs.
     pub shares: Vec<ShareSpec>,
+    /// Its disks at boot, besides that of [`GuestRoot::Image`].
+    pub disks: Vec<DiskSpec>,
+    /// How many disks may come while it runs ([`crate::Vm::attach_disk`]).
+    pub later_disks: LaterDisks,
     /// Its network devices.
     pub nics: Vec<NicSpec>,
     /// Whether network devices may be added while it runs ([`crate::Vm::add_nic`]).
@@ -93,7 +97,15 @@ impl VmSpec {
         Err(HypervisorError::Unsupported { driver, what: "network devices" })
     }
 
-    /// For drivers that have no disks: the initial ramdisk that the agent is in. Refuses an image.
+    /// For drivers that take no disks: refuses a spec with one, or with room for one.
+    pub fn refuse_disks(&self, driver: &'static str) -> Result<(), HypervisorError> {
+        if self.disks.is_empty() && self.later_disks == LaterDisks::default() {
+            return Ok(());
+        }
+        Err(HypervisorError::Unsupported { driver, what: "disks" })
+    }
+
+    /// For drivers that have no rootfs images: the initial ramdisk that the agent is in. Refuses an image.
     pub fn initrd_only(&self, driver: &'static str) -> Result<&Path, HypervisorError> {
         match &self.root {
             GuestRoot::Initrd(initrd) => Ok(initrd),
@@ -126,6 +138,46 @@ impl GuestImage {
         ));
         params
     }
+}
+
+/// A disk of the guest's. Its format is raw, and never detected: the guest could write what a guess falls for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// Tells it apart from the others of the VM, and may be a part of an option: letters and digits, 20 at most.
+    pub id: String,
+    /// A regular file or a block device, checked to be one. A file's size is a multiple of 512 bytes.
+    pub path: PathBuf,
+    /// The guest cannot write to it. Enforced by the VMM, which does not even open it for writing.
+    pub readonly: bool,
+}
+
+/// Room for disks that come while a VM runs. Some VMMs have to know before it boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LaterDisks {
+    /// Read-only disks at a time.
+    pub readonly: usize,
+    /// Disks that the guest may write to, at a time.
+    pub writable: usize,
+}
+
+/// Where the guest finds a disk, in the agent's words (the agent protocol's storages and devices).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestDisk {
+    /// The agent's driver: `blk` for an address on the PCI bus, `mmioblk` for a device node.
+    pub driver: &'static str,
+    /// The address: slots joined by `/` in hexadecimal, or a path below `/dev`.
+    pub address: String,
+}
+
+/// When a driver takes disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disks {
+    /// Never.
+    None,
+    /// At boot: [`VmSpec::disks`].
+    AtBoot,
+    /// At boot, and while the VM runs as far as [`VmSpec::later_disks`] made room: [`crate::Vm::attach_disk`].
+    Later,
 }
 
 /// A directory that the guest may mount.
@@ -166,10 +218,31 @@ pub struct NicSpec {
     pub mac: String,
     /// The most that a frame may carry, in bytes; the guest is told.
     pub mtu: u32,
-    /// The open tap. Frames have a virtio-net header (IFF_VNET_HDR). The VMM gets a copy.
-    pub tap: Arc<OwnedFd>,
+    /// The tap. Frames have a virtio-net header (IFF_VNET_HDR).
+    pub tap: Tap,
     /// An open vhost-net device that is to move its frames; `None` leaves that to the VMM.
     pub vhost: Option<Arc<OwnedFd>>,
+}
+
+/// A tap, as the VMM is given it.
+#[derive(Debug, Clone)]
+pub enum Tap {
+    /// Open: the VMM gets a copy.
+    Open(Arc<OwnedFd>),
+    /// By its name in [`VmSpec::network_namespace`], where nobody has it open.
+    Named(String),
+}
+
+impl Tap {
+    /// The open tap, for drivers that pass descriptors on; [`HypervisorError::Unsupported`] for one that is only named.
+    pub fn descriptor(&self, driver: &'static str) -> Result<&Arc<OwnedFd>, HypervisorError> {
+        match self {
+            Self::Open(tap) => Ok(tap),
+            Self::Named(_) => {
+                Err(HypervisorError::Unsupported { driver, what: "taps that are not open" })
+            }
+        }
+    }
 }
 
 /// What a driver can do. Everything that it cannot is refused at planning time, with a sentence; what the host lacks, at boot.
@@ -181,12 +254,16 @@ pub struct Capabilities {
     pub image: bool,
     /// How directories can be shared.
     pub shared_file_system: SharedFileSystem,
+    /// When it takes disks.
+    pub disks: Disks,
     /// Most virtual CPUs that a VM of this driver may have.
     pub max_vcpus: u32,
     /// Whether the VM can be paused and resumed as a whole.
     pub pause: bool,
     /// Whether it takes network devices at boot: [`VmSpec::nics`].
     pub nics: bool,
+    /// Whether it opens taps itself, by their names ([`Tap::Named`]), in the sandbox's network namespace, and takes no open ones.
+    pub named_taps: bool,
     /// Whether it takes network devices while it runs: [`VmSpec::hot_plug`]. A machine of the driver's may still have no place for them.
     pub hot_plug: bool,
 }

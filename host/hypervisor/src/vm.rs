@@ -7,7 +7,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
 
-use crate::{Capabilities, Console, Finding, NicSpec, VmSpec};
+use crate::{Capabilities, Console, DiskSpec, Finding, GuestDisk, NicSpec, VmSpec};
 
 /// Boots virtual machines of one kind.
 #[async_trait]
@@ -66,6 +66,23 @@ pub trait Vm: Send + Sync + fmt::Debug {
     /// Adds a network device to the running VM. The guest finds it by itself, a moment later. Refused with
     /// [`HypervisorError::Unsupported`] unless [`VmSpec::hot_plug`] was asked for and could be had.
     async fn add_nic(&self, nic: &NicSpec) -> Result<(), HypervisorError>;
+
+    /// Where the guest finds a disk that the VM has, by its id; `None` if there is none of that id.
+    fn disk(&self, _id: &str) -> Option<GuestDisk> {
+        None
+    }
+
+    /// Gives the running VM a disk. The guest sees it, or its right size, a moment later. Refused with [`HypervisorError::NoDisk`] beyond
+    /// what [`VmSpec::later_disks`] made room for, and where [`Capabilities::disks`] is not [`crate::Disks::Later`].
+    async fn attach_disk(&self, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
+        Err(HypervisorError::NoDisk { id: disk.id.clone() })
+    }
+
+    /// Takes away a disk that [`Vm::attach_disk`] has given: afterwards nothing of the VM has it open, and there is room for another one.
+    /// The guest must not use it any more. An id that is not there is fine.
+    async fn detach_disk(&self, _id: &str) -> Result<(), HypervisorError> {
+        Ok(())
+    }
 
     /// Ends the VM without asking the guest, and returns when the VMM is gone and reaped. May be repeated.
     async fn stop(&self);
@@ -134,6 +151,14 @@ pub enum HypervisorError {
         command: &'static str,
         /// The VMM's words.
         reason: String,
+    },
+    /// There is no room for one more disk.
+    #[error(
+        "the virtual machine has no room for the disk {id} any more; use fewer containers with disks in one sandbox"
+    )]
+    NoDisk {
+        /// The disk's id.
+        id: String,
     },
     /// The channel to the guest broke.
     #[error("the channel to the guest's agent is closed")]

@@ -25,6 +25,7 @@ pub(crate) fn of(
     inherited: Inherited,
 ) -> Result<Vec<OsString>, HypervisorError> {
     spec.refuse_nics(NAME)?;
+    spec.refuse_disks(NAME)?;
     let mut arguments = vec![
         // Nothing reads it but people, who look for the sandbox in a list of processes.
         option("--name", format!("sandbox-{}", spec.sandbox)),
@@ -63,7 +64,7 @@ fn option(name: &str, value: impl Into<OsString>) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use kata_hypervisor::{GuestImage, GuestRoot, ShareSpec};
+    use kata_hypervisor::{GuestImage, GuestRoot, LaterDisks, ShareSpec};
 
     use super::*;
 
@@ -76,6 +77,8 @@ mod tests {
             root: GuestRoot::Initrd("/share/initrd".into()),
             kernel_params: vec!["agent.log=info".into()],
             shares: vec![ShareSpec { tag: "kataShared".into(), source }],
+            disks: Vec::new(),
+            later_disks: LaterDisks::default(),
             nics: Vec::new(),
             hot_plug: false,
             network_namespace: None,

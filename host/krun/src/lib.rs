@@ -27,7 +27,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kata_channel::{AGENT_PORT, DEBUG_CONSOLE_PORT, LOG_PORT};
 use kata_hypervisor::{
-    Capabilities, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
 };
 
 /// The driver's name, and that of its section in the configuration.
@@ -103,9 +103,11 @@ impl Hypervisor for Krun {
             emulation: false,
             image: false,
             shared_file_system: SharedFileSystem::Inline,
+            disks: Disks::None,
             max_vcpus: MAX_VCPUS,
             pause: true,
             nics: false,
+            named_taps: false,
             hot_plug: false,
         }
     }

@@ -82,6 +82,14 @@ pub fn leave_blocking(namespace: &Namespace, indexes: &[u32]) -> Result<(), Netw
     namespace.enter_blocking(|netlink| async move { leave_all(&netlink, &indexes).await })
 }
 
+/// Closes the tap but leaves it in its namespace, for a VMM that opens it by the name that is returned. [`leave`] removes it.
+pub fn leave_tap(nic: Nic) -> Result<String, NetworkError> {
+    let Nic { index, tap, .. } = nic;
+    let name = tap_name(index);
+    tap::keep(&tap).map_err(device(format!("keep the tap {name}")))?;
+    Ok(name)
+}
+
 /// The tap of an interface. The name is upstream's, with the interface's number, so that it can be found again.
 pub(crate) fn tap_name(index: u32) -> String {
     format!("tap{index}_kata")

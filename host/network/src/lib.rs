@@ -30,7 +30,7 @@ mod tap;
 
 pub use changes::Changes;
 pub use error::NetworkError;
-pub use join::{Model, Nic, join, leave, leave_blocking};
+pub use join::{Model, Nic, join, leave, leave_blocking, leave_tap};
 pub use namespace::{Namespace, NamespaceId};
 pub use plan::{Plan, PlannedRoute, in_use, plan};
 pub use scan::{scan, scan_blocking};

@@ -19,6 +19,8 @@ const VHOST_NET: &str = "/dev/vhost-net";
 mod ioctl {
     // linux/if_tun.h: TUNSETIFF. Its number says int, and it takes a struct ifreq.
     nix::ioctl_write_ptr_bad!(tun_set_iff, 0x4004_54ca, libc::ifreq);
+    // TUNSETPERSIST, which takes the number itself.
+    nix::ioctl_write_int_bad!(tun_set_persist, 0x4004_54cb);
 }
 
 /// Makes the tap `name`, down, in the calling thread's namespace. It exists as long as a descriptor for it does.
@@ -26,6 +28,13 @@ pub(crate) fn make(name: &str) -> io::Result<OwnedFd> {
     let tun = open_tun()?;
     attach(tun.as_fd(), name)?;
     Ok(tun.into())
+}
+
+/// Makes the tap outlive its descriptors.
+pub(crate) fn keep(tap: &OwnedFd) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and this request takes a number.
+    unsafe { ioctl::tun_set_persist(tap.as_raw_fd(), 1) }?;
+    Ok(())
 }
 
 /// Opens the macvtap with this index, which is in the calling thread's namespace. Its device file may be nowhere on the host, so one is made

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kata_network::{
-    Changes, Model, Namespace, NetworkError, join, leave, leave_blocking, plan, scan,
+    Changes, Model, Namespace, NetworkError, join, leave, leave_blocking, leave_tap, plan, scan,
 };
 
 /// A named namespace with a cable whose other end is in it, too.
@@ -138,6 +138,19 @@ async fn traffic_of_the_interface_is_the_taps() {
         }
     }
     leave(&namespace, &[plan.interfaces[0].index]).await.unwrap();
+}
+
+#[tokio::test]
+async fn tap_that_is_left_to_a_name_goes_with_the_network() {
+    let netns = Netns::wired();
+    let before = netns.picture();
+    let namespace = netns.open();
+    let plan = plan(&scan(&namespace).await.unwrap()).unwrap();
+    let mut nics = join(&namespace, &plan.interfaces, Model::TcFilter, false).await.unwrap();
+    let name = leave_tap(nics.pop().unwrap()).unwrap();
+    assert!(netns.ip("-o link show").contains(&name), "the tap went with its descriptor");
+    leave(&namespace, &[plan.interfaces[0].index]).await.unwrap();
+    assert_eq!(netns.picture(), before);
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(crate) async fn launch(
 ) -> Result<QemuVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
+    spec.refuse_disks("qemu")?;
     let machine =
         choose_machine(settings, &spec.kernel, spec.hot_plug).map_err(setup("the guest kernel"))?;
     let mut jail = Jail::strict();
@@ -65,7 +66,9 @@ pub(crate) async fn launch(
     let hot_plug = HotPlug::of(machine, spec.hot_plug);
     devices.extend(hot_plug.devices());
     for nic in &spec.nics {
-        devices.push(Device::Nic(pass_nic(&mut spawn, nic).map_err(setup("a network device"))?));
+        let tap = nic.tap.descriptor("qemu")?;
+        let nic = pass_nic(&mut spawn, nic, tap).map_err(setup("a network device"))?;
+        devices.push(Device::Nic(nic));
     }
     devices.push(Device::Entropy { source: settings.entropy_source.clone() });
 
@@ -104,13 +107,13 @@ pub(crate) async fn launch(
 }
 
 /// Lets the child inherit the descriptors of a network device.
-fn pass_nic(spawn: &mut Spawn, nic: &NicSpec) -> io::Result<Nic> {
+fn pass_nic(spawn: &mut Spawn, nic: &NicSpec, tap: &OwnedFd) -> io::Result<Nic> {
     let mut pass = |fd: &OwnedFd| Ok::<_, io::Error>(spawn.pass_fd(fd.try_clone()?).to_string());
     Ok(Nic {
         id: nic.id.clone(),
         mac: nic.mac.clone(),
         mtu: nic.mtu,
-        tap: pass(&nic.tap)?,
+        tap: pass(tap)?,
         vhost: nic.vhost.as_deref().map(pass).transpose()?,
     })
 }

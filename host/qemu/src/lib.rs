@@ -31,7 +31,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use kata_hypervisor::{
-    Capabilities, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
 };
 
 pub use settings::{AcceleratorChoice, MachineChoice, QemuSettings};
@@ -82,9 +82,11 @@ impl Hypervisor for Qemu {
             emulation: true,
             image: true,
             shared_file_system: SharedFileSystem::Server,
+            disks: Disks::None,
             max_vcpus: MAX_VCPUS,
             pause: true,
             nics: true,
+            named_taps: false,
             hot_plug: true,
         }
     }

@@ -71,7 +71,7 @@ impl Vm for QemuVm {
             tap: fd_name("tap"),
             vhost: nic.vhost.as_ref().map(|_| fd_name("vhost")),
         };
-        self.qmp.pass_fd(&device.tap, &nic.tap).await?;
+        self.qmp.pass_fd(&device.tap, nic.tap.descriptor("qemu")?).await?;
         if let (Some(name), Some(vhost)) = (&device.vhost, &nic.vhost) {
             self.qmp.pass_fd(name, vhost).await?;
         }

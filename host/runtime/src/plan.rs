@@ -9,7 +9,7 @@ use kata_config::{
     HostConfig, HostResources, InternetworkingModel, LogLevel, Root, VerityParams, WorkloadLimits,
 };
 use kata_hypervisor::{
-    GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
+    GuestImage, GuestRoot, LaterDisks, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
 };
 use kata_network::Namespace;
 use kata_sandbox::{
@@ -71,6 +71,8 @@ pub(crate) fn sandbox(
             kernel_params: kernel_params(config),
             shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), source }],
             debug: vm.enable_debug,
+            disks: Vec::new(),
+            later_disks: LaterDisks::default(),
             nics: Vec::new(),
             hot_plug: false,
             network_namespace: None,
@@ -141,8 +143,13 @@ fn network(runtime: &Runtime, spec: &Spec) -> Result<NetworkPlan, RuntimeError> 
     if let Some(path) = namespace.as_deref().filter(|_| model.is_some() && !can.nics) {
         refuse_interfaces(path, hypervisor.name())?;
     }
+    if can.named_taps && model == Some(NetworkModel::MacVtap) {
+        let what = "macvtap (`internetworking_model` in the section runtime)";
+        return Err(RuntimeError::Lacks { hypervisor: hypervisor.name(), what });
+    }
     let vhost = !config.qemu.disable_vhost_net;
-    Ok(NetworkPlan { namespace, model, vhost, hot_plug: can.hot_plug })
+    let (named_taps, hot_plug) = (can.named_taps, can.hot_plug);
+    Ok(NetworkPlan { namespace, model, vhost, named_taps, hot_plug })
 }
 
 /// For hypervisors that take no network devices: a network that the guest would not see is refused.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kata_agent_client::{
     AgentClient, AgentError, GuestAddress, GuestInterface, GuestNeighbour, GuestRoute, IpFamily,
 };
-use kata_hypervisor::{HypervisorError, NicSpec, Vm};
+use kata_hypervisor::{HypervisorError, NicSpec, Tap, Vm};
 use kata_network::{Link, Model, Namespace, NetworkError, Nic, Plan, PlannedRoute, Prefix};
 use thiserror::Error;
 
@@ -57,6 +57,7 @@ pub(crate) struct SandboxNetwork {
     namespace: Namespace,
     model: Model,
     vhost: bool,
+    named_taps: bool,
     hot_plug: bool,
     joined: Plan,
     nics: Vec<NicSpec>,
@@ -85,6 +86,7 @@ impl SandboxNetwork {
             namespace,
             model,
             vhost: plan.vhost,
+            named_taps: plan.named_taps,
             hot_plug: plan.hot_plug,
             joined: Plan::default(),
             nics: Vec::new(),
@@ -124,7 +126,8 @@ impl SandboxNetwork {
         footprint.record_interfaces(plan.interfaces.iter().map(|one| one.index).collect())?;
         let nics =
             kata_network::join(&self.namespace, &plan.interfaces, self.model, self.vhost).await?;
-        self.nics = nics.into_iter().map(nic_spec).collect();
+        let nics = nics.into_iter().map(|nic| nic_spec(nic, self.named_taps));
+        self.nics = nics.collect::<Result<_, _>>()?;
         self.joined = plan;
         Ok(())
     }
@@ -197,14 +200,15 @@ impl SandboxNetwork {
     }
 }
 
-fn nic_spec(nic: Nic) -> NicSpec {
-    NicSpec {
-        id: nic.index.to_string(),
-        mac: nic.mac.to_string(),
-        mtu: nic.mtu,
-        tap: Arc::new(nic.tap),
-        vhost: nic.vhost.map(Arc::new),
+/// The device as the driver takes it: with `named` its tap stays in the namespace, open to nobody.
+fn nic_spec(nic: Nic, named: bool) -> Result<NicSpec, NetworkError> {
+    let (id, mac, mtu) = (nic.index.to_string(), nic.mac.to_string(), nic.mtu);
+    if named {
+        let tap = Tap::Named(kata_network::leave_tap(nic)?);
+        return Ok(NicSpec { id, mac, mtu, tap, vhost: None });
     }
+    let tap = Tap::Open(Arc::new(nic.tap));
+    Ok(NicSpec { id, mac, mtu, tap, vhost: nic.vhost.map(Arc::new) })
 }
 
 fn guest_interface(interface: &kata_network::Interface) -> GuestInterface {

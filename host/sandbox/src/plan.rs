@@ -44,6 +44,8 @@ pub struct NetworkPlan {
     pub model: Option<NetworkModel>,
     /// Whether the kernel may move the frames (vhost-net), where the host has that.
     pub vhost: bool,
+    /// Whether the VMM opens the taps itself ([`kata_hypervisor::Capabilities::named_taps`]) and therefore lives in the namespace.
+    pub named_taps: bool,
     /// Whether the driver takes interfaces that come after the boot ([`kata_hypervisor::Capabilities::hot_plug`]); otherwise the first
     /// container is not started where one has come.
     pub hot_plug: bool,

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kata_channel::ChannelStream;
-use kata_hypervisor::{GuestRoot, Hypervisor, HypervisorError, ShareSource, ShareSpec, Vm, VmSpec};
+use kata_hypervisor::{
+    GuestRoot, Hypervisor, HypervisorError, LaterDisks, ShareSource, ShareSpec, Vm, VmSpec,
+};
 use kata_qemu::{MachineChoice, Qemu, QemuSettings};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -47,6 +49,8 @@ fn bench_with(name: &str, param: Option<&str>) -> Bench {
         shares: Vec::new(),
         run_dir: directory.path().to_owned(),
         debug: false,
+        disks: Vec::new(),
+        later_disks: LaterDisks::default(),
         nics: Vec::new(),
         hot_plug: false,
         network_namespace: None,
