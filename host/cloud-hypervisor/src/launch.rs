@@ -6,31 +6,28 @@
 //!
 //! Nothing of it is on disk but the socket for the guest's ports, in a directory that is all the VMM can write to.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
-use kata_hypervisor::{Console, HypervisorError, VmSpec, kvm_obstacle};
+use kata_hypervisor::{Console, HybridVsock, HypervisorError, VmSpec, VmmDir, kvm_obstacle};
 use kata_linux::jail::{Jail, Network};
-use kata_linux::mount::{DetachedMount, MountAttributes, Propagation};
 use kata_linux::process::Spawn;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, unlinkat};
-use rustix::io::Errno;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
 use crate::api::{ApiError, Client, VmConfig};
-use crate::dial::{Dialer, SOCKET};
 use crate::machine::{self, Surroundings};
 use crate::vm::CloudVm;
 use crate::{CloudHypervisorSettings, events, version};
 
 /// The directory in the sandbox's that the VMM makes its socket in.
 const SOCKET_DIR: &str = "clh";
+
+/// The name of the socket for the guest's ports.
+const SOCKET: &str = "vsock";
 
 /// Starts the VMM and boots the machine. If this fails, or is dropped, nothing is left: the child dies with its handle.
 pub(crate) async fn launch(
@@ -65,7 +62,7 @@ pub(crate) async fn launch(
         "--seccomp".to_owned(),
         settings.seccomp.to_string(),
     ];
-    let writable = writable_alone(&directory).map_err(setup("a mount for the VMM's socket"))?;
+    let writable = directory.writable_alone().map_err(setup("a mount for the VMM's socket"))?;
     let vsock = format!("/proc/self/fd/{}/{SOCKET}", spawn.pass_fd(writable)).into();
     if spec.debug {
         arguments.push("-v".to_owned());
@@ -81,7 +78,8 @@ pub(crate) async fn launch(
     let console = Console::new();
     let console_end = console.collect(console_output);
     let client = Client::new(control);
-    let dialer = Dialer { directory, again: settings.dial_again, vmm: child.clone() };
+    let dialer =
+        HybridVsock { directory, socket: SOCKET, again: settings.dial_again, vmm: child.clone() };
     // From here on whatever returns early drops it, which kills the VMM.
     let vm = CloudVm { child, client, dialer, reason, console, console_end };
     let around = Surroundings { vsock, entropy_source: settings.entropy_source.clone(), landlock };
@@ -91,7 +89,7 @@ pub(crate) async fn launch(
         Err(Failure::Api(ApiError::Broken { .. })) => {
             Err(HypervisorError::of_death(program, &vm.child).await)
         }
-        Err(Failure::Api(error)) => Err(refused(error)),
+        Err(Failure::Api(error)) => Err(error.into()),
         Err(Failure::Version(reason)) => {
             Err(HypervisorError::Control { command: "vmm.ping", reason })
         }
@@ -117,43 +115,21 @@ async fn start(client: &Client, config: &VmConfig) -> Result<(), Failure> {
     Ok(())
 }
 
-/// An API error in the words of all drivers.
-pub(crate) fn refused(error: ApiError) -> HypervisorError {
-    match error {
-        ApiError::Refused { request, reason, .. } => {
-            HypervisorError::Control { command: request, reason }
-        }
-        ApiError::Broken { request, source } => HypervisorError::Control {
-            command: request,
-            reason: format!("its control socket is closed: {source}"),
-        },
-        ApiError::Malformed { request, source } => HypervisorError::Control {
-            command: request,
-            reason: format!("its answer is not understood: {source}"),
-        },
-    }
-}
-
-fn socket_dir(run_dir: &Path) -> io::Result<OwnedFd> {
-    let path = run_dir.join(SOCKET_DIR);
-    DirBuilder::new().mode(0o700).recursive(true).create(&path)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(CWD, &path, flags, Mode::empty())?;
-    // An earlier VM of this sandbox's may have left its own, and the VMM would not replace it.
-    match unlinkat(&directory, SOCKET, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(directory),
-        Err(errno) => Err(errno.into()),
-    }
+fn socket_dir(run_dir: &Path) -> io::Result<VmmDir> {
+    let directory = VmmDir::make(&run_dir.join(SOCKET_DIR))?;
+    // The VMM would not replace it.
+    directory.remove(SOCKET)?;
+    Ok(directory)
 }
 
 /// The one connection to the socket that the VMM listens on, and that socket. It is gone from the directory before the VMM starts, so nobody
 /// else ever speaks to it.
-fn api_socket(directory: &OwnedFd) -> io::Result<(UnixStream, UnixListener)> {
+fn api_socket(directory: &VmmDir) -> io::Result<(UnixStream, UnixListener)> {
     let name = "api";
-    let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
+    let path = directory.path(name);
     let listener = UnixListener::bind(&path)?;
     let control = StdUnixStream::connect(&path)?;
-    unlinkat(directory, name, AtFlags::empty())?;
+    directory.remove(name)?;
     control.set_nonblocking(true)?;
     Ok((UnixStream::from_std(control)?, listener))
 }
@@ -162,17 +138,4 @@ fn api_socket(directory: &OwnedFd) -> io::Result<(UnixStream, UnixListener)> {
 fn receiver() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (reader, writer) = io::pipe()?;
     Ok((pipe::Receiver::from_owned_fd(reader.into())?, writer.into()))
-}
-
-/// The directory through a mount of its own, which holds nothing else and leads nowhere else: the VMM's file systems are read-only.
-fn writable_alone(directory: &OwnedFd) -> io::Result<OwnedFd> {
-    let mount = DetachedMount::clone_of(directory, false)?;
-    mount.set(MountAttributes {
-        readonly: false,
-        nosuid: true,
-        nodev: true,
-        noexec: true,
-        propagation: Some(Propagation::Private),
-    })?;
-    Ok(mount.into_root())
 }

@@ -10,7 +10,6 @@
 //! ```
 
 pub mod api;
-mod dial;
 mod events;
 mod kernel_params;
 mod launch;

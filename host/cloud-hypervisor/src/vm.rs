@@ -6,20 +6,18 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{Console, ConsoleEnd, HypervisorError, NicSpec, Vm, VmExit};
+use kata_hypervisor::{Console, ConsoleEnd, HybridVsock, HypervisorError, NicSpec, Vm, VmExit};
 use kata_linux::process::Child;
 
 use crate::NAME;
 use crate::api::Client;
-use crate::dial::Dialer;
 use crate::events::Reason;
-use crate::launch::refused;
 
 /// A virtual machine of Cloud Hypervisor's. Dropping it kills it.
 pub(crate) struct CloudVm {
     pub(crate) child: Arc<Child>,
     pub(crate) client: Client,
-    pub(crate) dialer: Dialer,
+    pub(crate) dialer: HybridVsock,
     pub(crate) reason: Reason,
     pub(crate) console: Console,
     pub(crate) console_end: ConsoleEnd,
@@ -61,11 +59,11 @@ impl Vm for CloudVm {
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {
-        self.client.pause().await.map_err(refused)
+        self.client.pause().await.map_err(HypervisorError::from)
     }
 
     async fn resume(&self) -> Result<(), HypervisorError> {
-        self.client.resume().await.map_err(refused)
+        self.client.resume().await.map_err(HypervisorError::from)
     }
 
     async fn add_nic(&self, _nic: &NicSpec) -> Result<(), HypervisorError> {

@@ -13,14 +13,17 @@
 
 mod check;
 mod console;
+mod hybrid_vsock;
 mod kernel_params;
 mod kvm;
 mod process;
 mod spec;
 mod vm;
+mod vmm_dir;
 
 pub use check::{Finding, Outcome};
 pub use console::{CONSOLE_CAPACITY, Console};
+pub use hybrid_vsock::HybridVsock;
 pub use kernel_params::kernel_command_line;
 pub use kvm::kvm_obstacle;
 pub use process::ConsoleEnd;
@@ -29,3 +32,4 @@ pub use spec::{
     ShareSource, ShareSpec, SharedFileSystem, Tap, Verity, VmSpec,
 };
 pub use vm::{Hypervisor, HypervisorError, Vm, VmExit};
+pub use vmm_dir::VmmDir;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use kata_http::ApiError;
 use kata_linux::process::{Child, Exit, SpawnError};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
@@ -42,6 +43,23 @@ impl HypervisorError {
             lines => lines[lines.len().saturating_sub(QUOTED_LINES)..].join("; "),
         };
         Self::Died { program, exit, stderr }
+    }
+}
+
+/// An API error in the words of all drivers.
+impl From<ApiError> for HypervisorError {
+    fn from(error: ApiError) -> Self {
+        match error {
+            ApiError::Refused { request, reason, .. } => Self::Control { command: request, reason },
+            ApiError::Broken { request, source } => Self::Control {
+                command: request,
+                reason: format!("its control socket is closed: {source}"),
+            },
+            ApiError::Malformed { request, source } => Self::Control {
+                command: request,
+                reason: format!("its answer is not understood: {source}"),
+            },
+        }
     }
 }
 

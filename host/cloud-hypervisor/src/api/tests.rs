@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::io::{IoSliceMut, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::thread::{self, JoinHandle};

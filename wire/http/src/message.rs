@@ -3,24 +3,24 @@
 use std::fmt::Write;
 
 /// The longest head of a response that is accepted.
-pub(super) const MAX_HEAD: usize = 8 * 1024;
+pub(crate) const MAX_HEAD: usize = 8 * 1024;
 /// The longest body of a response that is accepted. The longest one there is describes the whole machine.
-pub(super) const MAX_BODY: usize = 1024 * 1024;
+pub(crate) const MAX_BODY: usize = 1024 * 1024;
 
 /// How a response begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Head {
+pub(crate) struct Head {
     /// The status code, 100 to 999.
-    pub(super) status: u16,
+    pub(crate) status: u16,
     /// Bytes of the head itself, the empty line at its end included.
-    pub(super) length: usize,
+    pub(crate) length: usize,
     /// Bytes of the body that follows.
-    pub(super) body_length: usize,
+    pub(crate) body_length: usize,
 }
 
 /// Why bytes are no response that this client understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ResponseError {
+pub(crate) enum ResponseError {
     /// The head does not end within its limit.
     #[error("the head of the response is longer than {MAX_HEAD} bytes")]
     LongHead,
@@ -36,7 +36,7 @@ pub enum ResponseError {
 }
 
 /// The bytes of a request to `path`.
-pub(super) fn render(method: &str, path: &str, body: Option<&str>) -> Vec<u8> {
+pub(crate) fn render(method: &str, path: &str, body: Option<&str>) -> Vec<u8> {
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
     if let Some(body) = body {
         write!(request, "Content-Type: application/json\r\nContent-Length: {}\r\n", body.len())
@@ -48,7 +48,7 @@ pub(super) fn render(method: &str, path: &str, body: Option<&str>) -> Vec<u8> {
 }
 
 /// Reads the head of a response; `None` while its end is still to come.
-pub(super) fn parse_head(bytes: &[u8]) -> Result<Option<Head>, ResponseError> {
+pub(crate) fn parse_head(bytes: &[u8]) -> Result<Option<Head>, ResponseError> {
     let within = &bytes[..bytes.len().min(MAX_HEAD)];
     let Some(end) = within.windows(4).position(|window| window == b"\r\n\r\n") else {
         return if bytes.len() < MAX_HEAD { Ok(None) } else { Err(ResponseError::LongHead) };

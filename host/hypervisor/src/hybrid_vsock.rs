@@ -1,33 +1,33 @@
 //! Reaching a port of the guest through the VMM's one socket for all of them ("hybrid vsock").
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kata_channel::{ChannelError, ChannelStream, handshake};
-use kata_hypervisor::HypervisorError;
 use kata_linux::process::Child;
 use tokio::net::UnixStream;
 
-/// The name of the socket.
-pub(crate) const SOCKET: &str = "vsock";
+use crate::{HypervisorError, VmmDir};
 
 /// Knows the socket of one VM.
 #[derive(Debug)]
-pub(crate) struct Dialer {
-    /// Where the VMM has made it. Held open: a path into it is then short enough for a socket's address (unix(7)), whatever the
-    /// sandbox's id.
-    pub(crate) directory: OwnedFd,
-    pub(crate) again: Duration,
-    pub(crate) vmm: Arc<Child>,
+pub struct HybridVsock {
+    /// Where the VMM has made it.
+    pub directory: VmmDir,
+    /// The name of the socket in it.
+    pub socket: &'static str,
+    /// The time between two tries.
+    pub again: Duration,
+    /// The VMM.
+    pub vmm: Arc<Child>,
 }
 
-impl Dialer {
+impl HybridVsock {
     /// Connects, again and again while the guest has nobody who listens: the VMM closes such a connection at once, and has no event
     /// that would tell when to try next. Before the guest's driver is up the VMM lets the connection wait.
-    pub(crate) async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
-        let path = format!("/proc/self/fd/{}/{SOCKET}", self.directory.as_raw_fd());
+    pub async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
+        let path = self.directory.path(self.socket);
         loop {
             match self.attempt(&path, port).await {
                 _ if self.vmm.exit().is_some() => return Err(HypervisorError::ChannelClosed),

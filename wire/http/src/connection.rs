@@ -8,32 +8,34 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 
-use super::http::{MAX_BODY, MAX_HEAD, ResponseError, parse_head};
+use crate::message::{MAX_BODY, MAX_HEAD, ResponseError, parse_head};
 
 /// The most descriptors of one request: the queue pairs of one network device.
 const MAX_FDS: usize = 16;
 
 /// A response of the VMM's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Response {
-    pub(super) status: u16,
-    pub(super) body: Vec<u8>,
+pub struct Response {
+    /// The status code, 100 to 999.
+    pub status: u16,
+    /// The body, 1 MiB at most; empty if there is none.
+    pub body: Vec<u8>,
 }
 
 /// One keep-alive connection. After an error nothing more can be said about what the next bytes mean, so it is not used again.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: UnixStream,
     broken: bool,
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         Self { stream, broken: false }
     }
 
     /// Sends a request and waits for its response. Must be awaited to its end.
-    pub(super) async fn exchange(
+    pub(crate) async fn exchange(
         &mut self,
         request: &[u8],
         fds: &[OwnedFd],
