@@ -41,6 +41,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<Vec<u8>> {
         }
         kata_task::cleanup(&flags.id, &bundle)?;
     }
+    kata_task::make_up_for_hooks(&flags.id, &bundle);
     let response = DeleteResponse {
         pid: pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs()),
         exit_status: KILLED,

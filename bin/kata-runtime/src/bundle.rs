@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use kata_host_runtime::{ContainerRole, role_of};
 use kata_shim_api::stand_in::{NetworkNamespace, Shown};
-use oci_spec::runtime::{Hook, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 /// A bundle that was read.
 #[derive(Debug)]
@@ -14,15 +14,6 @@ pub(crate) struct Bundle {
     /// Absolute, without links.
     pub(crate) path: PathBuf,
     pub(crate) spec: Spec,
-}
-
-/// The hooks of a spec that are the host's.
-#[derive(Debug, Default)]
-pub(crate) struct HostHooks {
-    pub(crate) prestart: Vec<Hook>,
-    pub(crate) create_runtime: Vec<Hook>,
-    pub(crate) poststart: Vec<Hook>,
-    pub(crate) poststop: Vec<Hook>,
 }
 
 impl Bundle {
@@ -99,15 +90,5 @@ impl Bundle {
             Some(Shown { source, target, readonly: has("ro") })
         });
         [root].into_iter().chain(binds).collect()
-    }
-
-    pub(crate) fn hooks(&self) -> HostHooks {
-        let Some(hooks) = self.spec.hooks() else { return HostHooks::default() };
-        HostHooks {
-            prestart: hooks.prestart().clone().unwrap_or_default(),
-            create_runtime: hooks.create_runtime().clone().unwrap_or_default(),
-            poststart: hooks.poststart().clone().unwrap_or_default(),
-            poststop: hooks.poststop().clone().unwrap_or_default(),
-        }
     }
 }

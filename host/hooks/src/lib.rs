@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use oci_spec::runtime::Hook;
+use oci_spec::runtime::{Hook, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -66,6 +66,46 @@ pub enum HookError {
         /// What it was given.
         seconds: u64,
     },
+}
+
+/// The hooks of a container that are the host's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostHooks {
+    /// Run when the namespaces exist and the container does not; the old name of `create_runtime`, and run before it.
+    pub prestart: Vec<Hook>,
+    /// Run when the namespaces exist and the container does not.
+    pub create_runtime: Vec<Hook>,
+    /// Run when the container's process has been started.
+    pub poststart: Vec<Hook>,
+    /// Run when the container has been deleted.
+    pub poststop: Vec<Hook>,
+}
+
+impl HostHooks {
+    /// Those of a spec.
+    #[must_use]
+    pub fn of(spec: &Spec) -> Self {
+        let Some(hooks) = spec.hooks() else { return Self::default() };
+        Self {
+            prestart: hooks.prestart().clone().unwrap_or_default(),
+            create_runtime: hooks.create_runtime().clone().unwrap_or_default(),
+            poststart: hooks.poststart().clone().unwrap_or_default(),
+            poststop: hooks.poststop().clone().unwrap_or_default(),
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { prestart, create_runtime, poststart, poststop } = self;
+        [prestart, create_runtime, poststart, poststop].iter().all(|list| list.is_empty())
+    }
+
+    /// Runs what has to be done before the container is made, in the order of the spec. The first that fails ends it.
+    pub fn run_before(&self, state: &HookState<'_>) -> Result<(), HookError> {
+        run("prestart", &self.prestart, state)?;
+        run("createRuntime", &self.create_runtime, state)
+    }
 }
 
 /// A container's state as hooks and users of the command line see it (runtime-spec, "State").

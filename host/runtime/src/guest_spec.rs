@@ -35,9 +35,16 @@ pub enum SpecError {
         "the host's network cannot be shared with a VM; run without host networking, or under another runtime"
     )]
     HostNetwork,
-    /// Hooks are the host's business and not run yet.
-    #[error("the OCI hook {0} cannot be run: hooks are not supported in this version")]
-    Hook(PathBuf),
+    /// A hook that would have to run inside the container.
+    #[error(
+        "the {list} hook {} cannot be run: the container is in a VM, and hooks run on the host; use prestart, createRuntime, poststart or poststop", path.display()
+    )]
+    Hook {
+        /// The spec's name of the list.
+        list: &'static str,
+        /// The program.
+        path: PathBuf,
+    },
     /// A host device.
     #[error(
         "the device {0} of the host cannot be given to a VM in this version; remove it from the container"
@@ -66,9 +73,9 @@ pub(crate) struct GuestPolicy {
     pub(crate) drop_seccomp: bool,
 }
 
-/// Turns the engine's spec into the guest's. Mounts and root are left to the caller, who knows where they are.
+/// Turns the engine's spec into the guest's. The hooks that are the host's are somebody else's to run. Mounts and root are left to the caller, who knows where they are.
 pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result<Spec, SpecError> {
-    refuse_hooks(&spec)?;
+    refuse_inner_hooks(&spec)?;
     spec.set_hooks(None);
     if let Some(process) = spec.process_mut() {
         // Neither is known to the guest's kernel.
@@ -113,20 +120,25 @@ pub(crate) fn network_namespace(spec: &Spec) -> Result<Option<PathBuf>, SpecErro
     network.map(|one| one.path().clone()).ok_or(SpecError::HostNetwork)
 }
 
-fn refuse_hooks(spec: &Spec) -> Result<(), SpecError> {
+/// Whether programs of the host are to be run that see the container's namespaces, of which the host has only the network's.
+pub(crate) fn has_host_hooks(spec: &Spec) -> bool {
+    let Some(hooks) = spec.hooks() else { return false };
+    let lists = [hooks.prestart(), hooks.create_runtime(), hooks.poststart()];
+    lists.into_iter().flatten().any(|list| !list.is_empty())
+}
+
+fn refuse_inner_hooks(spec: &Spec) -> Result<(), SpecError> {
     let Some(hooks) = spec.hooks() else { return Ok(()) };
     let lists = [
-        hooks.prestart(),
-        hooks.create_runtime(),
-        hooks.create_container(),
-        hooks.start_container(),
-        hooks.poststart(),
-        hooks.poststop(),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
     ];
-    match lists.into_iter().flatten().flatten().next() {
-        Some(hook) => Err(SpecError::Hook(hook.path().clone())),
-        None => Ok(()),
+    for (list, inner) in lists {
+        if let Some(hook) = inner.iter().flatten().next() {
+            return Err(SpecError::Hook { list, path: hook.path().clone() });
+        }
     }
+    Ok(())
 }
 
 /// The guest has one network, its own; paths of the host's namespaces mean nothing there.
@@ -255,10 +267,20 @@ mod tests {
     }
 
     #[test]
-    fn hooks_are_refused_by_name() {
-        let spec =
-            spec(r#"{"ociVersion":"1.0.2","hooks":{"poststop":[{"path":"/bin/h"}]},"linux":{}}"#);
-        assert_eq!(for_guest(spec, "c", KEEP), Err(SpecError::Hook("/bin/h".into())));
+    fn hooks_of_the_inside_are_refused_by_name_and_the_hosts_are_not() {
+        let with = |list: &str| {
+            spec(&format!(
+                r#"{{"ociVersion":"1.0.2","hooks":{{"{list}":[{{"path":"/bin/h"}}]}},"linux":{{}}}}"#
+            ))
+        };
+        for list in ["prestart", "createRuntime", "poststart", "poststop"] {
+            assert!(for_guest(with(list), "c", KEEP).unwrap().hooks().is_none());
+        }
+        for list in ["createContainer", "startContainer"] {
+            let refusal = SpecError::Hook { list, path: "/bin/h".into() };
+            assert_eq!(for_guest(with(list), "c", KEEP), Err(refusal));
+        }
+        assert!(has_host_hooks(&with("createRuntime")) && !has_host_hooks(&with("poststop")));
     }
 
     #[test]

@@ -148,8 +148,9 @@ fn network(runtime: &Runtime, spec: &Spec) -> Result<NetworkPlan, RuntimeError> 
         return Err(RuntimeError::Lacks { hypervisor: hypervisor.name(), what });
     }
     let vhost = !config.qemu.disable_vhost_net;
+    let vmm_inside = namespace.is_none() || guest_spec::has_host_hooks(spec);
     let (named_taps, hot_plug) = (can.named_taps, can.hot_plug);
-    Ok(NetworkPlan { namespace, model, vhost, named_taps, hot_plug })
+    Ok(NetworkPlan { namespace, model, vhost, named_taps, hot_plug, vmm_inside })
 }
 
 /// For hypervisors that take no network devices: a network that the guest would not see is refused.

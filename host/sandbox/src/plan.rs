@@ -49,6 +49,8 @@ pub struct NetworkPlan {
     /// Whether the driver takes interfaces that come after the boot ([`kata_hypervisor::Capabilities::hot_plug`]); otherwise the first
     /// container is not started where one has come.
     pub hot_plug: bool,
+    /// The VMM lives in the namespace, so that whoever knows its process id finds it there: hooks, and engines for want of a path.
+    pub vmm_inside: bool,
 }
 
 /// A directory of the host for a whole sandbox.

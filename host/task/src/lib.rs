@@ -12,6 +12,7 @@ mod adapter;
 mod creation;
 mod error;
 mod events;
+mod hooks;
 mod metrics;
 mod owner;
 mod processes;
@@ -21,4 +22,4 @@ mod stand_in;
 mod stdio;
 
 pub use kata_sandbox::Moment;
-pub use serve::{ServeOptions, cleanup, serve};
+pub use serve::{ServeOptions, cleanup, make_up_for_hooks, serve};

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use crate::adapter::HostStdio;
 use crate::error::Failure;
 use crate::events::TaskEvents;
+use crate::hooks::{ContainerHooks, EnginesView};
 use crate::stdio::{StdioIds, StdioSpec};
 
 /// What the engine told of a process, to be told back.
@@ -24,6 +25,8 @@ pub(crate) struct Record {
     pub(crate) stdout: String,
     pub(crate) stderr: String,
     pub(crate) terminal: bool,
+    /// An init's, as far as this process runs them.
+    pub(crate) hooks: Option<Arc<ContainerHooks>>,
 }
 
 /// A container to create.
@@ -41,6 +44,7 @@ pub(crate) struct Owner {
     namespace: String,
     pub(crate) events: Arc<TaskEvents>,
     times: Recorder,
+    view: EnginesView,
     sandbox: OnceLock<(Runtime, Sandbox)>,
     /// Held while the sandbox boots, so that it boots once and a shutdown waits for it.
     booting: tokio::sync::Mutex<()>,
@@ -56,11 +60,17 @@ impl std::fmt::Debug for Owner {
 }
 
 impl Owner {
-    pub(crate) fn new(namespace: String, events: Arc<TaskEvents>, times: Recorder) -> Self {
+    pub(crate) fn new(
+        namespace: String,
+        events: Arc<TaskEvents>,
+        times: Recorder,
+        view: EnginesView,
+    ) -> Self {
         Self {
             namespace,
             events,
             times,
+            view,
             sandbox: OnceLock::new(),
             booting: tokio::sync::Mutex::default(),
             records: Mutex::default(),
@@ -97,6 +107,7 @@ impl Owner {
             stdout: req.stdout.clone(),
             stderr: req.stderr.clone(),
             terminal: req.terminal,
+            hooks: ContainerHooks::of(&spec, &req.id, &bundle),
         };
         let stdio = self.stdio(&key, &record).opened().await;
         let stdio = stdio.map_err(|error| Failure::invalid("stdio", &error))?;
@@ -107,12 +118,18 @@ impl Owner {
 
         let (runtime, sandbox) = self.sandbox_for(&req.id, &spec, &role, &options).await?;
         let made = async {
+            if let Some(hooks) = &record.hooks {
+                hooks.before(&self.view, sandbox.pid()).await?;
+            }
             let plan = runtime.plan_container(&req.id, spec, &bundle, rootfs_mounts)?;
             sandbox.create(plan, Box::new(stdio)).await.map_err(Failure::create)
         };
         if let Err(error) = made.await {
             if sandbox.is_empty() {
                 sandbox.stop("its first container could not be created").await;
+            }
+            if let Some(hooks) = &record.hooks {
+                hooks.deleted(&self.view).await;
             }
             return Err(error);
         }
@@ -149,6 +166,17 @@ impl Owner {
         Ok(self.sandbox.get_or_init(|| (runtime, sandbox)))
     }
 
+    /// Starts a process that was created or registered.
+    pub(crate) async fn start(&self, key: &ProcessKey) -> Result<(), Failure> {
+        let sandbox = self.sandbox()?;
+        sandbox.start(key).await?;
+        // One that has ended and was deleted meanwhile is beyond that.
+        if let Ok(Record { hooks: Some(hooks), .. }) = self.record(key) {
+            hooks.started(&self.view, sandbox.pid()).await;
+        }
+        Ok(())
+    }
+
     /// Registers a process to be added to a container.
     pub(crate) fn exec(
         &self,
@@ -167,10 +195,14 @@ impl Owner {
     pub(crate) async fn delete(&self, key: &ProcessKey) -> Result<(u32, Exit), Failure> {
         let sandbox = self.sandbox()?;
         let exit = sandbox.delete(key).await?.unwrap_or_else(Exit::killed);
+        let hooks = self.record(key).ok().and_then(|record| record.hooks);
         self.records().retain(|one, _| match key.exec {
             None => one.container != key.container,
             Some(_) => one != key,
         });
+        if let Some(hooks) = hooks {
+            hooks.deleted(&self.view).await;
+        }
         self.events.deleted(key, sandbox.pid(), exit);
         Ok((sandbox.pid(), exit))
     }

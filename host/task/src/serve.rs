@@ -13,6 +13,7 @@ use kata_shim_api::task_services;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::events::{Publisher, TaskEvents};
+use crate::hooks::{self, EnginesView};
 use crate::owner::Owner;
 use crate::service::TaskService;
 
@@ -39,6 +40,7 @@ pub struct ServeOptions {
 /// Serves one sandbox until the engine shuts it down or SIGTERM comes. To be called on a current-thread runtime, in a process
 /// with one thread: it takes a mount namespace of its own, and its thread is the parent of VMM and file server.
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
+    let view = EnginesView::take().context("cannot keep the engine's mount namespace")?;
     mount::unshare_mount_namespace().context("cannot take a mount namespace of its own")?;
     let publisher = Publisher::start(options.namespace.clone(), options.ttrpc_address.as_deref());
     let events = Arc::new(TaskEvents::new(publisher));
@@ -46,7 +48,7 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     if let Some(asked) = options.asked {
         times.stamp_at(Stage::ShimAsked, asked);
     }
-    let owner = Arc::new(Owner::new(options.namespace, Arc::clone(&events), times.clone()));
+    let owner = Arc::new(Owner::new(options.namespace, Arc::clone(&events), times.clone(), view));
     let service = Arc::new(TaskService { owner: Arc::clone(&owner) });
 
     options.listener.set_nonblocking(true).context("cannot prepare the shim's socket")?;
@@ -79,4 +81,10 @@ pub fn cleanup(id: &str, bundle: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot remove what is left of sandbox {id}"))?;
     mount::unmount_tree(&bundle.join("rootfs"))
         .context("cannot unmount the bundle's root file system")
+}
+
+/// Runs the poststop hooks of a container whose shim was killed before it could, a member of a pod or not. Those that fail change nothing;
+/// it may be repeated.
+pub fn make_up_for_hooks(id: &str, bundle: &Path) {
+    hooks::make_up_for(id, bundle);
 }

@@ -62,8 +62,7 @@ impl Task for TaskService {
         tracing::info!(id = %req.id, exec = %req.exec_id, "start");
         let owner = Arc::clone(&self.owner);
         let key = key(&req.id, &req.exec_id);
-        let started =
-            tokio::spawn(async move { owner.sandbox()?.start(&key).await.map_err(Failure::from) });
+        let started = tokio::spawn(async move { owner.start(&key).await });
         let started = started.await.map_err(Failure::lost)?;
         started.inspect_err(|failure| tracing::error!("cannot start {}: {failure}", req.id))?;
         Ok(api::StartResponse { pid: self.owner.sandbox()?.pid(), ..Default::default() })
@@ -106,6 +105,7 @@ impl Task for TaskService {
             stdout: req.stdout,
             stderr: req.stderr,
             terminal: req.terminal,
+            hooks: None,
         };
         self.owner.exec(&ProcessKey::exec(&req.id, &req.exec_id), process, record)?;
         Ok(Empty::new())

@@ -157,6 +157,27 @@ fn host_hooks_run_in_their_order_and_see_the_containers_network() -> Result<()> 
 }
 
 #[test]
+fn failed_hook_of_the_creation_is_quoted_and_poststop_follows() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let log = host.file("hooks");
+        let hook = |name: &str, script: &str| {
+            let script = format!("echo {name} >>{}; {script}", log.display());
+            json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
+        };
+        let bundle = host.bundle("c", "true", |spec| {
+            spec.set("/hooks/createRuntime", hook("createRuntime", "echo because; exit 3"))
+                .set("/hooks/poststart", hook("poststart", ""))
+                .set("/hooks/poststop", hook("poststop", ""))
+        })?;
+        let run = host.call(&["run", "--bundle", &bundle.display().to_string(), &host.id("c")])?;
+        let said = run.failure()?;
+        assert!(said.contains("because") && said.contains("exit status"), "{said}");
+        assert_eq!(fs::read_to_string(&log)?, "createRuntime\npoststop\n");
+        Ok(())
+    })
+}
+
+#[test]
 fn state_is_quick_and_the_stand_in_small() -> Result<()> {
     if !only_a_vm("a stand-in") {
         return Ok(());

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Child;
 
 use anyhow::{Context, Result, bail};
-use kata_hooks::HookState;
+use kata_hooks::{HookState, HostHooks};
 use kata_linux::cgroup::HostCgroup;
 use kata_linux::identity::ProcessIdentity;
 use kata_shim_api::api;
@@ -14,8 +14,8 @@ use kata_shim_api::protobuf::MessageField;
 use kata_shim_api::stand_in::{NetworkNamespace, Order, Terminal};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::Host;
-use crate::bundle::{Bundle, HostHooks};
+use super::{Host, delete};
+use crate::bundle::Bundle;
 use crate::cli::CreateArgs;
 use crate::launch::{Fifos, StandIn, program};
 use crate::registry::{Container, Locked, Stage, write_whole};
@@ -46,14 +46,19 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
 
 /// Removes what there is of a container that could not be made. The first error is the one to tell.
 fn take_back(host: &Host, locked: Locked, sandbox: &str, cgroup: &str) {
-    let cgroups = locked.load().ok().flatten().map(|container| container.cgroups);
+    let container = locked.load().ok().flatten();
     let forgotten = locked.remove().and_then(|()| sandbox::remove(&host.registry, sandbox));
     if let Err(error) = forgotten {
         host.report.warning(&format!("after the failure: {error:#}"));
     }
     if !cgroup.is_empty() {
         // Another container may be in it, or the engine may have removed it.
+        let cgroups = container.as_ref().map(|container| container.cgroups.clone());
         let _ = HostCgroup::from_dirs(cgroups.unwrap_or_default()).remove();
+    }
+    // It is known from its first hook on, and what they did is to be undone.
+    if let Some(container) = container {
+        delete::run_poststop(host, &container);
     }
 }
 
@@ -83,10 +88,10 @@ impl Creation<'_> {
         if stand_in.proxy != 0 {
             sandbox.record_proxy(stand_in.proxy)?;
         }
-        let hooks = bundle.hooks();
+        let hooks = HostHooks::of(&bundle.spec);
         let mut container = self.container(&sandbox, stand_in.identity, &hooks)?;
         locked.save(&container)?;
-        self.run_hooks(&container, &hooks)?;
+        hooks.run_before(&hook_state(&container, "creating", stand_in.identity.pid))?;
         let netns = match order.network {
             NetworkNamespace::New => Some(format!("/proc/{}/ns/net", stand_in.identity.pid)),
             NetworkNamespace::Callers | NetworkNamespace::At(_) => None,
@@ -148,13 +153,6 @@ impl Creation<'_> {
             poststart: hooks.poststart.clone(),
             poststop: hooks.poststop.clone(),
         })
-    }
-
-    fn run_hooks(&self, container: &Container, hooks: &HostHooks) -> Result<()> {
-        let state = hook_state(container, "creating", container.stand_in.pid);
-        kata_hooks::run("prestart", &hooks.prestart, &state)?;
-        kata_hooks::run("createRuntime", &hooks.create_runtime, &state)?;
-        Ok(())
     }
 
     fn request(&self, fifos: &Fifos) -> api::CreateTaskRequest {

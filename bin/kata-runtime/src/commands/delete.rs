@@ -59,11 +59,16 @@ pub(super) fn remove(host: &Host, locked: Locked, container: &Container) -> Resu
     sandbox::remove(&host.registry, &container.sandbox)?;
     // The cgroup of a sandbox that lives on is still needed, and one that the engine has removed is fine.
     let _ = HostCgroup::from_dirs(container.cgroups.clone()).remove();
+    run_poststop(host, container);
+    Ok(())
+}
+
+/// Runs the hooks that follow a container's end. That one has failed is told, and changes nothing.
+pub(super) fn run_poststop(host: &Host, container: &Container) {
     let state = hook_state(container, "stopped", 0);
     for error in kata_hooks::run_all("poststop", &container.poststop, &state) {
         host.report.warning(&error.to_string());
     }
-    Ok(())
 }
 
 /// As [`run`] for a container that this process has made and seen end.
