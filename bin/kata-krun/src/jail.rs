@@ -5,7 +5,7 @@
 //!   /                   tmpfs, read-only
 //!     dev/{kvm,null,urandom}
 //!     proc              of this PID namespace: the VMM alone
-//!     boot/{kernel,initrd}    read-only
+//!     boot/{kernel,initrd,image}    read-only, as far as there are such
 //!     share/N           what the guest may mount; mounts that the host makes below it later appear here too
 //!     vsock             where the sockets for the guest's ports are made
 //! ```
@@ -34,7 +34,8 @@ const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/null", "/dev/urandom"];
 #[derive(Debug)]
 pub(crate) struct Inside {
     pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
+    pub(crate) initrd: Option<PathBuf>,
+    pub(crate) image: Option<PathBuf>,
     pub(crate) vsock_dir: PathBuf,
     /// In the order of the options.
     pub(crate) shares: Vec<PathBuf>,
@@ -64,14 +65,19 @@ pub(crate) fn enter(options: &Options) -> anyhow::Result<Inside> {
         root.add_file(Path::new(device), device, Access::Device)?;
     }
     let kernel = root.add_file(&options.kernel, "/boot/kernel", Access::Read)?;
-    let initrd = root.add_file(&options.initrd, "/boot/initrd", Access::Read)?;
+    let add = |file: &Option<PathBuf>, path| match file {
+        Some(file) => root.add_file(file, path, Access::Read).map(Some),
+        None => Ok(None),
+    };
+    let initrd = add(&options.initrd, "/boot/initrd")?;
+    let image = add(&options.image, "/boot/image")?;
     let mut shares = Vec::new();
     for (number, share) in options.shares.iter().enumerate() {
         shares.push(root.add_directory(&share.directory, &format!("/share/{number}"))?);
     }
     let vsock_dir = root.add_sockets()?;
     root.become_root()?;
-    Ok(Inside { kernel, initrd, vsock_dir, shares })
+    Ok(Inside { kernel, initrd, image, vsock_dir, shares })
 }
 
 /// Leaves the process, and whatever it may become, with nothing but the capabilities of a file server and without supplementary groups.

@@ -29,9 +29,10 @@ pub(crate) fn restrict(inside: &Inside) -> Result<()> {
         ("/dev/urandom".as_ref(), AccessFs::ReadFile.into()),
         ("/proc".as_ref(), AccessFs::ReadFile | AccessFs::ReadDir),
         (&inside.kernel, AccessFs::ReadFile.into()),
-        (&inside.initrd, AccessFs::ReadFile.into()),
         (&inside.vsock_dir, sockets),
     ];
+    let files = inside.initrd.iter().chain(&inside.image);
+    rules.extend(files.map(|file| (file.as_path(), AccessFs::ReadFile.into())));
     rules.extend(inside.shares.iter().map(|directory| (directory.as_path(), share)));
 
     let mut ruleset = Ruleset::default()

@@ -6,15 +6,17 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::ptr;
 
 use anyhow::{Context, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::jail::Inside;
-use crate::options::{LogLevel, Options};
+use crate::nic;
+use crate::options::{LogLevel, Nic, Options};
 
 /// Open files that are asked for: every file that the guest has in its cache is one.
 const WANTED_FDS: u64 = 1_000_000;
@@ -27,6 +29,8 @@ const PLAIN: u32 = 2;
 const NO_ENVIRONMENT: u32 = 1;
 /// No socket of the guest's is served by the host (transparent socket impersonation).
 const NO_IMPERSONATION: u32 = 0;
+/// `KRUN_DISK_FORMAT_RAW`: stated, for a disk must not be able to say that it is something else.
+const RAW: u32 = 0;
 /// No window through which the guest would see the host's page cache.
 const NO_WINDOW: u64 = 0;
 
@@ -47,8 +51,13 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Describes the machine to libkrun. Nothing of the guest runs yet.
-    pub(crate) fn configure(options: &Options, inside: &Inside) -> anyhow::Result<Self> {
+    /// Describes the machine to libkrun. Nothing of the guest runs yet. `nics` are libkrun's ends of the network devices, in the order of
+    /// the options.
+    pub(crate) fn configure(
+        options: &Options,
+        inside: &Inside,
+        nics: Vec<OwnedFd>,
+    ) -> anyhow::Result<Self> {
         let level = match options.log_level {
             LogLevel::Error => 1,
             LogLevel::Warn => 2,
@@ -70,6 +79,12 @@ impl Machine {
         )?;
         machine.add_kernel(inside, &options.append)?;
         machine.add_console(options.console_fd)?;
+        if let Some(image) = &inside.image {
+            machine.add_image(image)?;
+        }
+        for (nic, socket) in options.nics.iter().zip(nics) {
+            machine.add_nic(nic, socket)?;
+        }
         for (share, directory) in options.shares.iter().zip(&inside.shares) {
             machine.add_share(&share.tag, directory)?;
         }
@@ -78,15 +93,16 @@ impl Machine {
     }
 
     fn add_kernel(&self, inside: &Inside, append: &str) -> anyhow::Result<()> {
-        let (kernel, initrd) = (c_path(&inside.kernel)?, c_path(&inside.initrd)?);
+        let kernel = c_path(&inside.kernel)?;
+        let initrd = inside.initrd.as_deref().map(c_path).transpose()?;
         let append = CString::new(append).context("the kernel's command line has a NUL in it")?;
-        // SAFETY: all three are C strings that live until the call returns, which copies them.
+        // SAFETY: all are C strings that live until the call returns, which copies them; without an initial ramdisk it takes a null pointer.
         check("boot this kernel", unsafe {
             krun::krun_set_kernel(
                 self.context,
                 kernel.as_ptr(),
                 ELF,
-                initrd.as_ptr(),
+                initrd.as_ref().map_or(ptr::null(), |initrd| initrd.as_ptr()),
                 append.as_ptr(),
             )
         })
@@ -98,6 +114,31 @@ impl Machine {
         // SAFETY: a C string that lives until the call returns, which copies it.
         check("set up the console", unsafe {
             krun::krun_set_console_output(self.context, path.as_ptr())
+        })
+    }
+
+    /// The guest's `vda`.
+    fn add_image(&self, file: &Path) -> anyhow::Result<()> {
+        let file = c_path(file)?;
+        let read_only = true;
+        // SAFETY: both are C strings that live until the call returns, which copies them.
+        check("add a disk", unsafe {
+            krun::krun_add_disk2(self.context, c"image".as_ptr(), file.as_ptr(), RAW, read_only)
+        })
+    }
+
+    fn add_nic(&self, nic: &Nic, socket: OwnedFd) -> anyhow::Result<()> {
+        let no_flags = 0;
+        // SAFETY: there is no path, the address is that of six bytes, and the descriptor is libkrun's from here on.
+        check("add a network device", unsafe {
+            krun::krun_add_net_unixgram(
+                self.context,
+                ptr::null(),
+                socket.into_raw_fd(),
+                nic.mac.0.as_ptr(),
+                nic::features(nic),
+                no_flags,
+            )
         })
     }
 

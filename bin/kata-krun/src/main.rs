@@ -9,6 +9,7 @@
 mod jail;
 mod landlock;
 mod machine;
+mod nic;
 mod options;
 mod seccomp;
 
@@ -31,12 +32,18 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> anyhow::Result<std::convert::Infallible> {
     jail::die_with_parent()?;
+    // Descriptors with numbers are taken before others are opened.
+    let nics = options.nics.iter().map(nic::Nic::open).collect::<Result<Vec<_>, _>>()?;
+    let (nics, sockets): (Vec<_>, Vec<_>) = nics.into_iter().unzip();
     machine::raise_file_limit().context("cannot raise the limit of open files")?;
     let inside = jail::enter(options).context("cannot shut itself in")?;
     // No thread has been started yet, and all that will be inherit this.
     jail::drop_capabilities()?;
-    let machine = machine::Machine::configure(options, &inside)?;
+    let machine = machine::Machine::configure(options, &inside, sockets)?;
     landlock::restrict(&inside).context("cannot restrict itself to its files")?;
     seccomp::filter(options.seccomp)?;
+    for nic in nics {
+        nic.carry()?;
+    }
     machine.run(options)
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
+use crate::nic::{self, Mac};
+
 /// How much libkrun says on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogLevel {
@@ -32,6 +34,16 @@ pub(crate) struct Share {
     pub(crate) directory: PathBuf,
 }
 
+/// A network device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Nic {
+    /// The number of an inherited tap.
+    pub(crate) tap: RawFd,
+    pub(crate) mac: Mac,
+    /// The longest packet that it will carry.
+    pub(crate) mtu: u32,
+}
+
 /// Runs one virtual machine under KVM, in a jail; started by the runtime as process 1 of a PID namespace
 #[derive(Debug, Parser)]
 #[command(name = "kata-krun", version)]
@@ -54,7 +66,15 @@ pub(crate) struct Options {
 
     /// The initial ramdisk
     #[arg(long, value_name = "FILE")]
-    pub(crate) initrd: PathBuf,
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// A raw disk that the guest may read and not write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Option<PathBuf>,
+
+    /// A network device on an inherited tap with IFF_VNET_HDR; may be repeated
+    #[arg(long = "nic", value_name = "FD,MAC,MTU", value_parser = nic::parse)]
+    pub(crate) nics: Vec<Nic>,
 
     /// The kernel's command line
     #[arg(long, value_name = "WORDS", default_value = "")]

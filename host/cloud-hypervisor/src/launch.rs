@@ -1,7 +1,7 @@
 //! From a spec to a guest that runs its first instructions.
 //!
 //! ```text
-//!   spawn: jail, exec ──▶ vmm.ping: who is it? ──▶ vm.create: landlock ──▶ vm.boot ──▶ CloudVm
+//!   spawn: jail, exec ──▶ vmm.ping: who is it? ──▶ vm.create: landlock ──▶ vm.add-net ──▶ vm.boot ──▶ CloudVm
 //! ```
 //!
 //! Nothing of it is on disk but the socket for the guest's ports, in a directory that is all the VMM can write to.
@@ -12,16 +12,18 @@ use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
-use kata_hypervisor::{Console, HybridVsock, HypervisorError, VmSpec, VmmDir, kvm_obstacle};
+use kata_hypervisor::{
+    Console, HybridVsock, HypervisorError, NicSpec, VmSpec, VmmDir, kvm_obstacle,
+};
 use kata_linux::jail::{Jail, Network};
 use kata_linux::process::Spawn;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
-use crate::api::{ApiError, Client, VmConfig};
+use crate::api::{ApiError, Client, NetConfig, VmConfig};
 use crate::machine::{self, Surroundings};
 use crate::vm::CloudVm;
-use crate::{CloudHypervisorSettings, events, version};
+use crate::{CloudHypervisorSettings, NAME, events, version};
 
 /// The directory in the sandbox's that the VMM makes its socket in.
 const SOCKET_DIR: &str = "clh";
@@ -81,9 +83,11 @@ pub(crate) async fn launch(
     let dialer =
         HybridVsock { directory, socket: SOCKET, again: settings.dial_again, vmm: child.clone() };
     // From here on whatever returns early drops it, which kills the VMM.
-    let vm = CloudVm { child, client, dialer, reason, console, console_end };
+    let hot_plug = spec.hot_plug;
+    let vm = CloudVm { child, hot_plug, client, dialer, reason, console, console_end };
     let around = Surroundings { vsock, entropy_source: settings.entropy_source.clone(), landlock };
-    match start(&vm.client, &machine::config(spec, around)?).await {
+    let taps = taps(&spec.nics)?;
+    match start(&vm.client, &machine::config(spec, around)?, taps).await {
         Ok(()) => Ok(vm),
         // A VMM that closes its control socket is about to exit, and its stderr says why.
         Err(Failure::Api(ApiError::Broken { .. })) => {
@@ -107,10 +111,24 @@ impl From<ApiError> for Failure {
     }
 }
 
-async fn start(client: &Client, config: &VmConfig) -> Result<(), Failure> {
+/// Each network device with a tap of its own, for a request closes it.
+fn taps(nics: &[NicSpec]) -> Result<Vec<(NetConfig, OwnedFd)>, HypervisorError> {
+    let setup = |source| HypervisorError::Setup { what: "a network device", source };
+    let tap = |nic: &NicSpec| nic.tap.descriptor(NAME)?.try_clone().map_err(setup);
+    nics.iter().map(|nic| Ok((machine::nic(nic), tap(nic)?))).collect()
+}
+
+async fn start(
+    client: &Client,
+    config: &VmConfig,
+    nics: Vec<(NetConfig, OwnedFd)>,
+) -> Result<(), Failure> {
     let hello = client.ping().await?;
     version::check(&hello.version).map_err(Failure::Version)?;
     client.create(config).await?;
+    for (nic, tap) in nics {
+        client.add_net(&nic, vec![tap]).await?;
+    }
     client.boot().await?;
     Ok(())
 }

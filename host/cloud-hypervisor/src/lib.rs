@@ -68,14 +68,14 @@ impl Hypervisor for CloudHypervisor {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             emulation: false,
-            image: false,
+            image: true,
             shared_file_system: SharedFileSystem::Server,
             disks: Disks::None,
             max_vcpus: MAX_VCPUS,
             pause: true,
-            nics: false,
+            vhost_net: false,
             named_taps: false,
-            hot_plug: false,
+            hot_plug: true,
         }
     }
 

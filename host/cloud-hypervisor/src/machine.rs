@@ -1,12 +1,12 @@
 //! The machine as the VMM is told of it. Pure: a spec in, a configuration out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use kata_hypervisor::{HypervisorError, ShareSource, ShareSpec, VmSpec};
+use kata_hypervisor::{GuestImage, HypervisorError, NicSpec, ShareSource, ShareSpec, VmSpec};
 
 use crate::api::{
-    ConsoleConfig, ConsoleMode, CpusConfig, FsConfig, MemoryConfig, PayloadConfig, RngConfig,
-    VmConfig, VsockConfig,
+    ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, ImageType, MemoryConfig,
+    NetConfig, PayloadConfig, RngConfig, VmConfig, VsockConfig,
 };
 use crate::{NAME, kernel_params};
 
@@ -27,9 +27,16 @@ pub(crate) struct Surroundings {
     pub(crate) landlock: bool,
 }
 
-/// The configuration of the machine. It has neither disks nor network devices.
+/// Queues of a network device: the VMM wants two for a tap.
+const NIC_QUEUES: u32 = 2;
+
+/// A network device, whose tap goes with it.
+pub(crate) fn nic(nic: &NicSpec) -> NetConfig {
+    NetConfig { id: format!("nic{}", nic.id), mac: nic.mac.clone(), num_queues: NIC_QUEUES }
+}
+
+/// The configuration of the machine without its network devices: their taps go with requests of their own.
 pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, HypervisorError> {
-    spec.refuse_nics(NAME)?;
     spec.refuse_disks(NAME)?;
     let fs = spec.shares.iter().enumerate().map(|(number, share)| file_share(number, share));
     let fs = fs.collect::<Result<_, _>>()?;
@@ -44,9 +51,9 @@ pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, Hy
         payload: PayloadConfig {
             kernel: spec.kernel.clone(),
             cmdline: kernel_params::command_line(spec),
-            initramfs: Some(spec.initrd_only(NAME)?.to_owned()),
+            initramfs: spec.root.initrd().map(Path::to_path_buf),
         },
-        disks: Vec::new(),
+        disks: spec.root.image().map(image).into_iter().collect(),
         rng: RngConfig { src: around.entropy_source },
         fs,
         serial: ConsoleConfig { mode: ConsoleMode::Tty },
@@ -56,6 +63,15 @@ pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, Hy
         landlock_enable: around.landlock,
         landlock_rules: Vec::new(),
     })
+}
+
+fn image(image: &GuestImage) -> DiskConfig {
+    DiskConfig {
+        id: "image".to_owned(),
+        path: image.file.clone(),
+        readonly: true,
+        image_type: ImageType::Raw,
+    }
 }
 
 fn file_share(number: usize, share: &ShareSpec) -> Result<FsConfig, HypervisorError> {
@@ -78,9 +94,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn machine_is_described_whole() {
-        let spec = VmSpec {
+    fn spec() -> VmSpec {
+        VmSpec {
             sandbox: "web-1".into(),
             vcpus: 2,
             memory_mib: 256,
@@ -98,13 +113,39 @@ mod tests {
             network_namespace: None,
             run_dir: "/run/kata/web-1".into(),
             debug: false,
-        };
+        }
+    }
+
+    fn rendered(spec: &VmSpec) -> serde_json::Value {
         let around = Surroundings {
             vsock: "/proc/self/fd/5/vsock".into(),
             entropy_source: "/dev/urandom".into(),
             landlock: true,
         };
-        let mut rendered = serde_json::to_value(config(&spec, around).unwrap()).unwrap();
+        serde_json::to_value(config(spec, around).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn image_is_a_disk_that_is_not_written_and_the_root() {
+        let image = GuestImage {
+            file: "/image".into(),
+            file_system: "ext4".into(),
+            verity: None,
+            drivers: None,
+        };
+        let rendered = rendered(&VmSpec { root: GuestRoot::Image(image), ..spec() });
+        let disk = serde_json::json!({
+            "id": "image", "path": "/image", "readonly": true, "image_type": "Raw"
+        });
+        assert_eq!(rendered["disks"], serde_json::json!([disk]));
+        assert!(rendered["payload"].get("initramfs").is_none());
+        let cmdline = rendered["payload"]["cmdline"].as_str().unwrap();
+        assert!(cmdline.ends_with(" root=/dev/vda1 agent.log=debug"), "{cmdline}");
+    }
+
+    #[test]
+    fn machine_is_described_whole() {
+        let mut rendered = rendered(&spec());
         let cmdline = rendered["payload"]["cmdline"].take();
         let cmdline = cmdline.as_str().unwrap();
         assert!(cmdline.starts_with("console=ttyS0 panic=-1 "), "{cmdline}");

@@ -12,10 +12,13 @@ use kata_linux::process::Child;
 use crate::NAME;
 use crate::api::Client;
 use crate::events::Reason;
+use crate::machine;
 
 /// A virtual machine of Cloud Hypervisor's. Dropping it kills it.
 pub(crate) struct CloudVm {
     pub(crate) child: Arc<Child>,
+    /// Whether network devices may come later.
+    pub(crate) hot_plug: bool,
     pub(crate) client: Client,
     pub(crate) dialer: HybridVsock,
     pub(crate) reason: Reason,
@@ -66,8 +69,19 @@ impl Vm for CloudVm {
         self.client.resume().await.map_err(HypervisorError::from)
     }
 
-    async fn add_nic(&self, _nic: &NicSpec) -> Result<(), HypervisorError> {
-        Err(HypervisorError::Unsupported { driver: NAME, what: "network devices" })
+    async fn add_nic(&self, nic: &NicSpec) -> Result<(), HypervisorError> {
+        if !self.hot_plug {
+            let what = "network devices on a machine that was booted without room for them";
+            return Err(HypervisorError::Unsupported { driver: NAME, what });
+        }
+        let tap = nic.tap.descriptor(NAME)?.try_clone();
+        let tap =
+            tap.map_err(|source| HypervisorError::Setup { what: "a network device", source })?;
+        self.client
+            .add_net(&machine::nic(nic), vec![tap])
+            .await
+            .map(drop)
+            .map_err(HypervisorError::from)
     }
 
     async fn stop(&self) {

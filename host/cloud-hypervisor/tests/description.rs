@@ -152,7 +152,6 @@ fn disk() -> DiskConfig {
         id: "disk0".into(),
         path: "/dev/dm-0".into(),
         readonly: true,
-        serial: Some("root".into()),
         image_type: ImageType::Raw,
     }
 }
@@ -203,7 +202,6 @@ fn requests_are_as_described() {
     };
     assert_described(&smallest, VM);
     assert_described(&disk(), DISK);
-    assert_described(&DiskConfig { serial: None, ..disk() }, DISK);
     assert_described(&share(), FS);
     let nic = NetConfig { id: "eth0".into(), mac: "02:42:ac:11:00:02".into(), num_queues: 2 };
     assert_described(&nic, NET);

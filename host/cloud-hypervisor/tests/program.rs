@@ -353,7 +353,7 @@ fn machine(spec: &VmSpec) -> VmConfig {
         payload: PayloadConfig {
             kernel: spec.kernel.clone(),
             cmdline: "console=ttyS0 quiet".into(),
-            initramfs: Some(spec.initrd_only("clh").unwrap().to_owned()),
+            initramfs: spec.root.initrd().map(Path::to_path_buf),
         },
         disks: Vec::new(),
         rng: RngConfig { src: "/dev/urandom".into() },
@@ -385,13 +385,8 @@ async fn client_drives_a_machine_through_its_life() {
     assert_eq!(client.info().await.unwrap().state, VmState::Running);
     let image = program.directory.path().join("disk");
     fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
-    let disk = DiskConfig {
-        id: "disk0".into(),
-        path: image,
-        readonly: true,
-        serial: Some("test".into()),
-        image_type: ImageType::Raw,
-    };
+    let disk =
+        DiskConfig { id: "disk0".into(), path: image, readonly: true, image_type: ImageType::Raw };
     assert_eq!(client.add_disk(&disk).await.unwrap().unwrap().id, "disk0");
     let twice = client.add_disk(&disk).await.unwrap_err();
     assert!(matches!(twice, ApiError::Refused { .. }), "{twice}");
@@ -429,13 +424,7 @@ async fn vmm_that_shut_itself_in_opens_what_it_was_told_and_nothing_else() {
     let disk_in = |directory: &Path| {
         let path = directory.join("disk");
         fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
-        DiskConfig {
-            id: "disk0".into(),
-            path,
-            readonly: true,
-            serial: None,
-            image_type: ImageType::Raw,
-        }
+        DiskConfig { id: "disk0".into(), path, readonly: true, image_type: ImageType::Raw }
     };
     let refused = client.add_disk(&disk_in(bench.directory.path())).await.unwrap_err();
     assert!(refused.to_string().contains("Permission denied"), "{refused}");

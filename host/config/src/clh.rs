@@ -9,8 +9,7 @@ use crate::section::section;
 use crate::{VirtioFs, VmSettings};
 
 section! {
-    /// The virtual machine and the Cloud Hypervisor that runs it. It needs KVM. It lacks what QEMU has: network devices, so that a
-    /// network namespace with interfaces is refused, and rootfs images.
+    /// The virtual machine and the Cloud Hypervisor that runs it. It needs KVM.
     pub struct CloudHypervisor = "hypervisor.clh", off OFF, off_tables &[], prefix prefix, shared {
         /// What every hypervisor has.
         vm: VmSettings = VmSettings::defaults(prefix);
@@ -29,11 +28,7 @@ section! {
 /// What upstream's section has and this version lacks.
 const OFF: &[OffKey] = &[
     // Boot assets.
-    text("image", &[""])
-        .instead("boot from `initrd` and set `image = \"\"`, for the two exclude each other"),
-    text("rootfs_type", &["ext4", "xfs", "erofs"]),
     text("vm_rootfs_driver", &["virtio-pmem", "virtio-blk-pci"]),
-    text("kernel_verity_params", &[""]),
     text("firmware", &[""]),
     empty_list("guest_extension_images"),
     any_list("valid_hypervisor_paths"),

@@ -2,16 +2,18 @@
 //!
 //! A further one is a section in a file of its own, a field of [`HostConfig`], and a line in each `match` here.
 
+use std::path::Path;
+
 use crate::error::invalid;
 use crate::section::Section;
 use crate::setting::{Input, choice};
 use crate::tree::{Entry, Table, Value};
-use crate::{ConfigError, HostConfig, VirtioFs, VmSettings};
+use crate::{ConfigError, HostConfig, Qemu, VirtioFs, VmSettings};
 
 choice! {
     /// The hypervisors that this version has a driver for.
     pub enum HypervisorName {
-        /// QEMU: the only one whose sandboxes take part in a network.
+        /// krun where it can do what the sandbox needs, else QEMU.
         Auto = "auto",
         /// Cloud Hypervisor.
         CloudHypervisor = "clh",
@@ -43,6 +45,15 @@ impl HostConfig {
             HypervisorName::Krun => &self.krun.vm,
             HypervisorName::Qemu | HypervisorName::Auto => &self.qemu.vm,
         }
+    }
+
+    /// Whether the section of QEMU asks for something that the one of krun does not, and that would be lost on krun.
+    #[must_use]
+    pub fn asks_for_qemu(&self, prefix: &Path) -> bool {
+        let defaults = Qemu::defaults(prefix);
+        let shared = self.qemu.vm == defaults.vm || self.qemu.vm == self.krun.vm;
+        let own = Qemu { vm: defaults.vm.clone(), ..self.qemu.clone() } == defaults;
+        !(shared && own)
     }
 
     /// The file server of the hypervisor that is chosen; `None` if it has none beside it.

@@ -3,15 +3,14 @@
 use std::path::PathBuf;
 
 use crate::VmSettings;
-use crate::off::{OffKey, any_list, number, text};
+use crate::off::{OffKey, any_list, number};
 use crate::section::section;
 use crate::setting::choice;
 
 section! {
     /// The virtual machine and the built-in VMM that runs it. It needs KVM, and a kernel that is an uncompressed ELF image and takes
     /// virtio-mmio devices from its command line (CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES), which distributions leave out.
-    /// It lacks what QEMU has: network devices, so that a network namespace with interfaces is refused, and rootfs images. It is taken only
-    /// where this section, or `hypervisor_name`, chooses it.
+    /// It takes the network interfaces that are there when it boots, and none that come later.
     pub struct Krun = "hypervisor.krun", off OFF, off_tables &[], prefix prefix, shared {
         /// What every hypervisor has.
         vm: VmSettings = VmSettings::defaults(prefix);
@@ -33,8 +32,6 @@ choice! {
 
 /// What the other sections have and this VMM lacks.
 const OFF: &[OffKey] = &[
-    text("image", &[""])
-        .instead("boot from `initrd` and set `image = \"\"`, for the two exclude each other"),
     any_list("valid_hypervisor_paths"),
     number("memory_slots", &[0, 10, 128]),
     number("network_queues", &[1]),

@@ -41,7 +41,7 @@ pub use files::{candidates, companion, locate, prefix_of, variant_of};
 pub use hypervisors::HypervisorName;
 pub use krun::{InlineSharedFs, Krun};
 pub use load::HostConfig;
-pub use qemu::{MachineType, Qemu, Root, RootfsType};
+pub use qemu::{MachineType, Qemu};
 pub use reference::{default_file, reference_page};
 pub use runtime::{AgentName, EmptyDirMode, InternetworkingModel, Runtime, RuntimeName, VfioMode};
 pub use setting::{BindMount, LogLevel};
@@ -50,4 +50,4 @@ pub use sizing::{
 };
 pub use verity::VerityParams;
 pub use virtio_fs::{SharedFs, VirtioFs, VirtioFsCache};
-pub use vm::VmSettings;
+pub use vm::{Root, RootfsType, VmSettings};

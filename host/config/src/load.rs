@@ -82,13 +82,18 @@ impl HostConfig {
 
     /// Refuses keys of which each is right, but not all together.
     fn check_combination(&self, root: &Table) -> Result<(), ConfigError> {
-        let Some((key, problem)) = self.qemu.contradiction() else { return Ok(()) };
-        let qemu = match root.get("hypervisor").map(|entry| &entry.value) {
-            Some(Value::Table(hypervisors)) => find(hypervisors, "qemu", key),
-            _ => None,
-        };
-        let entry = qemu.expect("no default contradicts another, so the key was set in a file");
-        Err(invalid(entry, problem.to_owned()))
+        let sections = [("clh", &self.clh.vm), ("krun", &self.krun.vm), ("qemu", &self.qemu.vm)];
+        for (name, vm) in sections {
+            let Some((key, problem)) = vm.contradiction() else { continue };
+            let section = match root.get("hypervisor").map(|entry| &entry.value) {
+                Some(Value::Table(hypervisors)) => find(hypervisors, name, key),
+                _ => None,
+            };
+            let entry =
+                section.expect("no default contradicts another, so the key was set in a file");
+            return Err(invalid(entry, problem.to_owned()));
+        }
+        Ok(())
     }
 
     fn apply_hypervisors(&mut self, entry: &Entry) -> Result<(), ConfigError> {

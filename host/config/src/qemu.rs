@@ -1,13 +1,12 @@
 //! `[hypervisor.qemu]`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::off::{
     OffKey, any_list, any_number, any_text, either, empty_list, number, off, on, text,
 };
 use crate::section::section;
 use crate::setting::choice;
-use crate::verity::VerityParams;
 use crate::{VirtioFs, VmSettings};
 
 section! {
@@ -20,17 +19,6 @@ section! {
     } {
         /// The QEMU program.
         path: PathBuf = default_program();
-        /// The rootfs image that holds the agent: a raw disk with the root file system in its first partition. It and `initrd` exclude
-        /// each other.
-        image: Option<PathBuf> = None;
-        /// The file system of `image`: "erofs", "ext4" or "xfs".
-        rootfs_type: RootfsType = RootfsType::Ext4;
-        /// How the guest's kernel checks `image`: "root_hash=...,salt=...,data_blocks=...,data_block_size=...,hash_block_size=..." for the
-        /// hash tree in the second partition (kata-image prints it); "" does not check. Needs a kernel with dm-verity and dm-init built in.
-        kernel_verity_params: Option<VerityParams> = None;
-        /// The initial ramdisk that loads drivers before `image` is looked for, with a distribution's kernel that has them as modules:
-        /// one made by "kata-image initrd" for that kernel. "" for a kernel that has them built in.
-        image_drivers: Option<PathBuf> = None;
         /// The machine: "microvm", "q35", or "" for the smallest one that boots the kernel.
         machine_type: MachineType = MachineType::Auto;
         /// CPU flags for QEMU's -cpu, separated by commas.
@@ -46,54 +34,6 @@ section! {
     }
 }
 
-/// What the agent is started from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Root<'a> {
-    /// An initial ramdisk; `None` for the one that is installed with this software.
-    Initrd(Option<&'a Path>),
-    /// A rootfs image.
-    Image(&'a Path),
-}
-
-impl Qemu {
-    /// Whether the guest starts from an initial ramdisk or from an image.
-    #[must_use]
-    pub fn root(&self) -> Root<'_> {
-        // Both are never set: loading refuses that.
-        match &self.image {
-            Some(image) => Root::Image(image),
-            None => Root::Initrd(self.vm.initrd.as_deref()),
-        }
-    }
-
-    /// Keys that contradict each other, or that say nothing without another one; by name and with a sentence.
-    pub(crate) fn contradiction(&self) -> Option<(&'static str, &'static str)> {
-        let image = self.image.is_some();
-        if image && self.vm.initrd.is_some() {
-            return Some(("image", "and `initrd` exclude each other; set one of them to \"\""));
-        }
-        if !image && self.kernel_verity_params.is_some() {
-            return Some((
-                "kernel_verity_params",
-                "checks an image and there is none; set `image`, or this to \"\"",
-            ));
-        }
-        if !image && self.image_drivers.is_some() {
-            return Some((
-                "image_drivers",
-                "is for an image and there is none; set `image`, or this to \"\"",
-            ));
-        }
-        if self.kernel_verity_params.is_some() && self.image_drivers.is_some() {
-            return Some((
-                "image_drivers",
-                "and `kernel_verity_params` exclude each other: an image is checked by a kernel that has all drivers built in; set one of them to \"\"",
-            ));
-        }
-        None
-    }
-}
-
 choice! {
     /// QEMU's machine.
     pub enum MachineType {
@@ -103,18 +43,6 @@ choice! {
         Microvm = "microvm",
         /// The PC with PCI Express.
         Q35 = "q35",
-    }
-}
-
-choice! {
-    /// The root file system of a guest's image.
-    pub enum RootfsType {
-        /// Read-only by its nature.
-        Erofs = "erofs",
-        /// What upstream's images have.
-        Ext4 = "ext4",
-        /// For kernels that have it; the small one does not.
-        Xfs = "xfs",
     }
 }
 

@@ -70,7 +70,7 @@ fn upstreams_file_loads_as_it_is() {
 
     let config = HostConfig::load(Some(&base), Path::new(PREFIX)).unwrap();
     let image = Path::new("/opt/kata/share/kata-containers/kata-containers.img");
-    assert_eq!(config.qemu.root(), Root::Image(image));
+    assert_eq!(config.qemu.vm.root(), Root::Image(image));
     assert_eq!(config.agent.reconnect_timeout_ms, 45_000, "from Go's dial_timeout");
     assert_eq!(config.agent.create_container_timeout, 60, "from Go's place in [runtime]");
     let in_vain: Vec<_> = config.listed_in_vain().map(|(name, _)| name).collect();
@@ -128,7 +128,7 @@ fn image_and_initrd_exclude_each_other_wherever_they_are_set() {
 
     let root = |text: &str| {
         let config = HostConfig::parse(text, Path::new("f.toml"), Path::new(PREFIX)).unwrap();
-        format!("{:?}", config.qemu.root())
+        format!("{:?}", config.qemu.vm.root())
     };
     assert_eq!(root(""), "Initrd(None)");
     assert_eq!(root("[hypervisor.qemu]\ninitrd = \"/i\"\nimage = \"\"\n"), "Initrd(Some(\"/i\"))");

@@ -89,12 +89,10 @@ const SYSTEMD: [&str; 3] = [
 ];
 
 impl VmSpec {
-    /// For drivers that have no network devices: refuses a spec with one, or with room for one.
-    pub fn refuse_nics(&self, driver: &'static str) -> Result<(), HypervisorError> {
-        if self.nics.is_empty() && !self.hot_plug {
-            return Ok(());
-        }
-        Err(HypervisorError::Unsupported { driver, what: "network devices" })
+    /// For drivers whose machines take nothing while they run: refuses a spec that wants room for network devices.
+    pub fn refuse_hot_plug(&self, driver: &'static str) -> Result<(), HypervisorError> {
+        let what = "network devices that come after the boot";
+        if self.hot_plug { Err(HypervisorError::Unsupported { driver, what }) } else { Ok(()) }
     }
 
     /// For drivers that take no disks: refuses a spec with one, or with room for one.
@@ -104,25 +102,40 @@ impl VmSpec {
         }
         Err(HypervisorError::Unsupported { driver, what: "disks" })
     }
+}
 
-    /// For drivers that have no rootfs images: the initial ramdisk that the agent is in. Refuses an image.
-    pub fn initrd_only(&self, driver: &'static str) -> Result<&Path, HypervisorError> {
-        match &self.root {
-            GuestRoot::Initrd(initrd) => Ok(initrd),
-            GuestRoot::Image(_) => {
-                Err(HypervisorError::Unsupported { driver, what: "a rootfs image" })
-            }
+impl GuestRoot {
+    /// The initial ramdisk that the kernel is given: the one with the agent, or the one that goes on to the image, if there is any.
+    #[must_use]
+    pub fn initrd(&self) -> Option<&Path> {
+        match self {
+            Self::Initrd(initrd) => Some(initrd),
+            Self::Image(image) => image.drivers.as_deref(),
         }
+    }
+
+    /// The image, if it is one.
+    #[must_use]
+    pub fn image(&self) -> Option<&GuestImage> {
+        match self {
+            Self::Initrd(_) => None,
+            Self::Image(image) => Some(image),
+        }
+    }
+
+    /// The kernel parameters that make it the root file system, when the guest sees the disk of an image as `/dev/<disk>`.
+    #[must_use]
+    pub fn kernel_params(&self, disk: &str) -> Vec<String> {
+        self.image().map_or_else(Vec::new, |image| image.kernel_params(disk))
     }
 }
 
 impl GuestImage {
-    /// The kernel parameters that make this image the root file system, when the guest sees its disk as `/dev/<disk>`.
+    /// See [`GuestRoot::kernel_params`].
     ///
     /// Where there is a hash tree the kernel itself makes the checked device, before any program runs, and a block that is not what
     /// it was ends the guest in a panic.
-    #[must_use]
-    pub fn kernel_params(&self, disk: &str) -> Vec<String> {
+    fn kernel_params(&self, disk: &str) -> Vec<String> {
         let mut params = SYSTEMD.map(str::to_owned).to_vec();
         params.extend([format!("rootfstype={}", self.file_system), "ro".to_owned()]);
         let Some(verity) = &self.verity else {
@@ -220,7 +233,7 @@ pub struct NicSpec {
     pub mtu: u32,
     /// The tap. Frames have a virtio-net header (IFF_VNET_HDR).
     pub tap: Tap,
-    /// An open vhost-net device that is to move its frames; `None` leaves that to the VMM.
+    /// An open vhost-net device that is to move its frames, for a driver with [`Capabilities::vhost_net`]; `None` leaves that to the VMM.
     pub vhost: Option<Arc<OwnedFd>>,
 }
 
@@ -260,8 +273,8 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// Whether the VM can be paused and resumed as a whole.
     pub pause: bool,
-    /// Whether it takes network devices at boot: [`VmSpec::nics`].
-    pub nics: bool,
+    /// Whether the host's kernel can move the frames of a network device: [`NicSpec::vhost`].
+    pub vhost_net: bool,
     /// Whether it opens taps itself, by their names ([`Tap::Named`]), in the sandbox's network namespace, and takes no open ones.
     pub named_taps: bool,
     /// Whether it takes network devices while it runs: [`VmSpec::hot_plug`]. A machine of the driver's may still have no place for them.

@@ -9,12 +9,14 @@ use kata_hypervisor::{HypervisorError, ShareSource, VmSpec};
 use crate::{KrunSettings, NAME, kernel_params};
 
 /// The descriptors that the VMM inherits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Inherited {
     /// Takes the guest's console.
     pub(crate) console: RawFd,
     /// Takes one byte when the VM is about to run.
     pub(crate) ready: RawFd,
+    /// The taps of the spec's network devices, in their order.
+    pub(crate) taps: Vec<RawFd>,
 }
 
 /// The arguments after the program's name. `vsock_dir` is where the sockets for the guest's ports appear.
@@ -24,7 +26,7 @@ pub(crate) fn of(
     vsock_dir: &Path,
     inherited: Inherited,
 ) -> Result<Vec<OsString>, HypervisorError> {
-    spec.refuse_nics(NAME)?;
+    spec.refuse_hot_plug(NAME)?;
     spec.refuse_disks(NAME)?;
     let mut arguments = vec![
         // Nothing reads it but people, who look for the sandbox in a list of processes.
@@ -32,13 +34,17 @@ pub(crate) fn of(
         option("--vcpus", spec.vcpus.to_string()),
         option("--memory", spec.memory_mib.to_string()),
         option("--kernel", &spec.kernel),
-        option("--initrd", spec.initrd_only(NAME)?),
         option("--append", kernel_params::command_line(spec)),
         option("--vsock-dir", vsock_dir),
         option("--console-fd", inherited.console.to_string()),
         option("--ready-fd", inherited.ready.to_string()),
         option("--log-level", if spec.debug { "debug" } else { "warn" }),
     ];
+    arguments.extend(spec.root.initrd().map(|initrd| option("--initrd", initrd)));
+    arguments.extend(spec.root.image().map(|image| option("--image", &image.file)));
+    for (nic, tap) in spec.nics.iter().zip(inherited.taps) {
+        arguments.push(option("--nic", format!("{tap},{},{}", nic.mac, nic.mtu)));
+    }
     if spec.network_namespace.is_some() {
         arguments.push("--keep-network".into());
     }
@@ -64,7 +70,9 @@ fn option(name: &str, value: impl Into<OsString>) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use kata_hypervisor::{GuestImage, GuestRoot, LaterDisks, ShareSpec};
+    use std::sync::Arc;
+
+    use kata_hypervisor::{GuestImage, GuestRoot, LaterDisks, NicSpec, ShareSpec, Tap};
 
     use super::*;
 
@@ -93,7 +101,7 @@ mod tests {
 
     fn render_spec(spec: &VmSpec) -> Result<String, HypervisorError> {
         let settings = KrunSettings { ports: vec![1024], ..KrunSettings::new("kata-krun".into()) };
-        let inherited = Inherited { console: 3, ready: 4 };
+        let inherited = Inherited { console: 3, ready: 4, taps: vec![5] };
         let words = of(&settings, spec, Path::new("/run/x/vsock"), inherited)?;
         Ok(words.join(&OsString::from(" ")).into_string().unwrap())
     }
@@ -102,7 +110,8 @@ mod tests {
     fn everything_of_the_spec_is_told() {
         let line = render(ShareSource::Directory("/run/x/shared".into())).unwrap();
         for part in [
-            "--name=sandbox-web-1 --vcpus=2 --memory=256 --kernel=/share/vmlinux --initrd=/share/initrd ",
+            "--name=sandbox-web-1 --vcpus=2 --memory=256 --kernel=/share/vmlinux --append=",
+            " --initrd=/share/initrd ",
             "--append=console=hvc0 ",
             " quiet agent.log=info --vsock-dir=/run/x/vsock --console-fd=3 --ready-fd=4 ",
             "--vsock-port=1024 --share=kataShared=/run/x/shared",
@@ -112,19 +121,36 @@ mod tests {
     }
 
     #[test]
-    fn network_devices_and_images_are_refused() {
+    fn network_devices_at_boot_are_told_and_later_ones_refused() {
         let plain = spec(ShareSource::Directory("/run/x/shared".into()));
-        let error = render_spec(&VmSpec { hot_plug: true, ..plain.clone() }).unwrap_err();
-        assert_eq!(error.to_string(), "the krun driver does not support network devices");
+        let nic = NicSpec {
+            id: "2".into(),
+            mac: "02:42:ac:11:00:02".into(),
+            mtu: 9000,
+            tap: Tap::Open(Arc::new(std::fs::File::open("/dev/null").unwrap().into())),
+            vhost: None,
+        };
+        let line = render_spec(&VmSpec { nics: vec![nic], ..plain.clone() }).unwrap();
+        assert!(line.contains(" --nic=5,02:42:ac:11:00:02,9000 "), "{line}");
+        let error = render_spec(&VmSpec { hot_plug: true, ..plain }).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the krun driver does not support network devices that come after the boot"
+        );
+    }
+
+    #[test]
+    fn image_is_a_disk_and_the_root() {
         let image = GuestImage {
             file: "/image".into(),
-            file_system: "ext4".into(),
+            file_system: "erofs".into(),
             verity: None,
             drivers: None,
         };
-        let error =
-            render_spec(&VmSpec { root: GuestRoot::Image(image), ..plain.clone() }).unwrap_err();
-        assert_eq!(error.to_string(), "the krun driver does not support a rootfs image");
+        let plain = spec(ShareSource::Directory("/run/x/shared".into()));
+        let line = render_spec(&VmSpec { root: GuestRoot::Image(image), ..plain }).unwrap();
+        assert!(line.contains(" --image=/image ") && !line.contains("--initrd"), "{line}");
+        assert!(line.contains(" rootfstype=erofs ro root=/dev/vda1 agent.log=info "), "{line}");
     }
 
     #[test]
@@ -132,7 +158,7 @@ mod tests {
         let plain = spec(ShareSource::Directory("/run/x/shared".into()));
         assert!(!render_spec(&plain).unwrap().contains("--keep-network"));
         let namespace = std::fs::File::open("/proc/self/ns/net").unwrap();
-        let network_namespace = Some(std::sync::Arc::new(namespace.into()));
+        let network_namespace = Some(Arc::new(namespace.into()));
         let line = render_spec(&VmSpec { network_namespace, ..plain }).unwrap();
         assert!(line.contains(" --keep-network "), "{line}");
     }

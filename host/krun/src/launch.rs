@@ -45,7 +45,15 @@ pub(crate) async fn launch(
     let mut spawn = Spawn::new(&settings.program).jail(jail);
     let (console_output, console) = pipe(&mut spawn).map_err(setup("the console"))?;
     let (ready_output, ready) = pipe(&mut spawn).map_err(setup("the VMM's greeting"))?;
-    let arguments = arguments::of(settings, spec, &vsock_dir, Inherited { console, ready })?;
+    let mut taps = Vec::new();
+    for nic in &spec.nics {
+        taps.push(
+            spawn
+                .pass_fd(nic.tap.descriptor(NAME)?.try_clone().map_err(setup("a network device"))?),
+        );
+    }
+    let inherited = Inherited { console, ready, taps };
+    let arguments = arguments::of(settings, spec, &vsock_dir, inherited)?;
     tracing::debug!(sandbox = spec.sandbox, "{program} {arguments:?}");
     let child = spawn
         .args(arguments)

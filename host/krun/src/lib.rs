@@ -101,12 +101,12 @@ impl Hypervisor for Krun {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             emulation: false,
-            image: false,
+            image: true,
             shared_file_system: SharedFileSystem::Inline,
             disks: Disks::None,
             max_vcpus: MAX_VCPUS,
             pause: true,
-            nics: false,
+            vhost_net: false,
             named_taps: false,
             hot_plug: false,
         }

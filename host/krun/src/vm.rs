@@ -71,7 +71,10 @@ impl Vm for KrunVm {
     }
 
     async fn add_nic(&self, _nic: &NicSpec) -> Result<(), HypervisorError> {
-        Err(HypervisorError::Unsupported { driver: NAME, what: "network devices" })
+        Err(HypervisorError::Unsupported {
+            driver: NAME,
+            what: "network devices that come after the boot",
+        })
     }
 
     async fn stop(&self) {

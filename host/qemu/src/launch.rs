@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 
-use kata_hypervisor::{Console, GuestRoot, HypervisorError, NicSpec, ShareSource, VmSpec};
+use kata_hypervisor::{Console, HypervisorError, NicSpec, ShareSource, VmSpec};
 use kata_linux::jail::{Jail, Network};
 use kata_linux::process::{Child, Spawn};
 use tokio::net::UnixStream;
@@ -47,14 +47,8 @@ pub(crate) async fn launch(
     let console_fd = spawn.pass_fd(their_console);
     let (channel, agent_port) = Channel::open(&mut spawn, settings.dial_again)?;
     let mut devices = vec![agent_port];
-    let (initrd, root_params) = match &spec.root {
-        GuestRoot::Initrd(file) => (Some(file.clone()), Vec::new()),
-        GuestRoot::Image(image) => {
-            devices.push(Device::Image { file: image.file.clone() });
-            (image.drivers.clone(), image.kernel_params(IMAGE_DISK))
-        }
-    };
-    let extra = [root_params, spec.kernel_params.clone()].concat();
+    devices.extend(spec.root.image().map(|image| Device::Image { file: image.file.clone() }));
+    let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
     for share in &spec.shares {
         let ShareSource::Server(socket) = &share.source else {
             let what = "serving a directory by itself";
@@ -80,7 +74,7 @@ pub(crate) async fn launch(
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
         kernel: spec.kernel.clone(),
-        initrd,
+        initrd: spec.root.initrd().map(Path::to_path_buf),
         append: kernel_params::command_line(&Circumstances {
             machine,
             accelerator: host.accelerator,

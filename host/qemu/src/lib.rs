@@ -85,7 +85,7 @@ impl Hypervisor for Qemu {
             disks: Disks::None,
             max_vcpus: MAX_VCPUS,
             pause: true,
-            nics: true,
+            vhost_net: true,
             named_taps: false,
             hot_plug: true,
         }

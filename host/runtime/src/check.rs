@@ -109,21 +109,15 @@ fn same_version(found: Finding) -> Finding {
 
 fn network(runtime: &Runtime) -> Finding {
     const PROBE: &str = "network";
-    let hypervisor = runtime.hypervisor();
     if runtime.config.runtime.internetworking_model == InternetworkingModel::None {
         return Finding::good(PROBE, "`internetworking_model` connects nothing");
-    }
-    if !hypervisor.capabilities().nics {
-        let detail = format!("{} takes no network devices", hypervisor.name());
-        return Finding::warning(
-            PROBE,
-            detail,
-            "choose qemu with `hypervisor_name` for containers with a network",
-        );
     }
     if let Some(obstacle) = kata_network::tap_obstacle() {
         let detail = format!("{obstacle}, so only containers without a network start");
         return Finding::warning(PROBE, detail, "load the module tun");
+    }
+    if !runtime.hypervisor().capabilities().vhost_net {
+        return Finding::good(PROBE, "the VMM moves the frames");
     }
     if runtime.config.qemu.disable_vhost_net {
         return Finding::good(PROBE, "the VMM moves the frames, as `disable_vhost_net` asks for");

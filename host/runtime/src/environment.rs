@@ -131,7 +131,7 @@ impl Environment {
     #[must_use]
     pub fn of(runtime: &Runtime) -> Self {
         let config = &runtime.config;
-        let (image, initrd) = match plan::root(runtime) {
+        let (image, initrd) = match runtime.config.vm().root() {
             Root::Image(image) => (image.to_owned(), PathBuf::new()),
             Root::Initrd(initrd) => (PathBuf::new(), plan::initrd(runtime, initrd)),
         };

@@ -4,6 +4,7 @@
 //! touching anything), which `kata-sandbox` then carries out. Everything that this version cannot do is refused here, before
 //! anything has started.
 
+mod auto;
 mod check;
 mod driver;
 mod environment;

@@ -11,7 +11,6 @@ use kata_config::{
 use kata_hypervisor::{
     GuestImage, GuestRoot, LaterDisks, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
 };
-use kata_network::Namespace;
 use kata_sandbox::{
     ContainerPlan, Deadlines, NetworkModel, NetworkPlan, SandboxMount, SandboxPlan,
 };
@@ -140,29 +139,14 @@ fn network(runtime: &Runtime, spec: &Spec) -> Result<NetworkPlan, RuntimeError> 
     let namespace = guest_spec::network_namespace(spec)?;
     let hypervisor = runtime.hypervisor();
     let can = hypervisor.capabilities();
-    if let Some(path) = namespace.as_deref().filter(|_| model.is_some() && !can.nics) {
-        refuse_interfaces(path, hypervisor.name())?;
-    }
     if can.named_taps && model == Some(NetworkModel::MacVtap) {
         let what = "macvtap (`internetworking_model` in the section runtime)";
         return Err(RuntimeError::Lacks { hypervisor: hypervisor.name(), what });
     }
-    let vhost = !config.qemu.disable_vhost_net;
+    let vhost = can.vhost_net && !config.qemu.disable_vhost_net;
     let vmm_inside = namespace.is_none() || guest_spec::has_host_hooks(spec);
     let (named_taps, hot_plug) = (can.named_taps, can.hot_plug);
     Ok(NetworkPlan { namespace, model, vhost, named_taps, hot_plug, vmm_inside })
-}
-
-/// For hypervisors that take no network devices: a network that the guest would not see is refused.
-fn refuse_interfaces(path: &Path, hypervisor: &'static str) -> Result<(), RuntimeError> {
-    let there = kata_network::scan_blocking(&Namespace::open(path)?)?;
-    let names: Vec<&str> =
-        kata_network::in_use(&there).map(|link| link.interface.name.as_str()).collect();
-    if names.is_empty() {
-        return Ok(());
-    }
-    let interfaces = names.join(", ");
-    Err(RuntimeError::Network { hypervisor, namespace: path.to_owned(), interfaces })
 }
 
 /// The lines of the resolv.conf(5) that the engine mounts into the container. One that cannot be read is the mount's own matter, and only a
@@ -179,8 +163,8 @@ fn dns(spec: &Spec) -> Vec<String> {
 
 /// What the guest starts from: what the configuration names, else the initial ramdisk that is installed with this software.
 pub(crate) fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
-    let qemu = &runtime.config.qemu;
-    match root(runtime) {
+    let vm = runtime.config.vm();
+    match root(runtime)? {
         Root::Initrd(named) => {
             let initrd = initrd(runtime, named);
             readable(&initrd, "guest's initial ramdisk", "initrd")?;
@@ -188,14 +172,14 @@ pub(crate) fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
         }
         Root::Image(image) => {
             readable(image, "guest's rootfs image", "image")?;
-            if let Some(drivers) = &qemu.image_drivers {
+            if let Some(drivers) = &vm.image_drivers {
                 readable(drivers, "initial ramdisk with drivers", "image_drivers")?;
             }
             Ok(GuestRoot::Image(GuestImage {
                 file: image.to_owned(),
-                file_system: qemu.rootfs_type.as_str().to_owned(),
-                verity: qemu.kernel_verity_params.as_ref().map(verity),
-                drivers: qemu.image_drivers.clone(),
+                file_system: vm.rootfs_type.as_str().to_owned(),
+                verity: vm.kernel_verity_params.as_ref().map(verity),
+                drivers: vm.image_drivers.clone(),
             }))
         }
     }
@@ -206,13 +190,14 @@ pub(crate) fn initrd(runtime: &Runtime, named: Option<&Path>) -> PathBuf {
     named.map_or_else(|| runtime.prefix.join(INSTALLED_INITRD), Path::to_path_buf)
 }
 
-/// Only the sections of hypervisors that take an image have a key for one.
-pub(crate) fn root(runtime: &Runtime) -> Root<'_> {
-    let config = &runtime.config;
-    if runtime.hypervisor().capabilities().image {
-        config.qemu.root()
-    } else {
-        Root::Initrd(config.vm().initrd.as_deref())
+fn root(runtime: &Runtime) -> Result<Root<'_>, RuntimeError> {
+    let hypervisor = runtime.hypervisor();
+    match runtime.config.vm().root() {
+        Root::Image(_) if !hypervisor.capabilities().image => Err(RuntimeError::Lacks {
+            hypervisor: hypervisor.name(),
+            what: "disks, and so the rootfs image that its section names",
+        }),
+        root => Ok(root),
     }
 }
 

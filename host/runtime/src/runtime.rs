@@ -1,19 +1,17 @@
 //! A loaded configuration with the driver that it names.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use kata_config::{ConfigError, HostConfig, LogLevel, SizeError};
 use kata_hypervisor::Hypervisor;
-use kata_network::NetworkError;
 use kata_sandbox::{ContainerPlan, SandboxPlan};
 use kata_storage::{RootfsMount, StorageError};
 use oci_spec::runtime::Spec;
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
-use crate::{SpecError, driver, plan};
+use crate::{SpecError, auto, driver, plan};
 
 /// The environment variable that names the configuration file.
 const CONFIG_VARIABLE: &str = "KATA_CONF_FILE";
@@ -58,22 +56,6 @@ pub enum RuntimeError {
         /// What it lacks.
         what: &'static str,
     },
-    /// There is a network, and the chosen hypervisor takes no part in any.
-    #[error(
-        "the hypervisor {hypervisor} takes no network devices, and the network namespace {} has {interfaces}; \
-         choose qemu with `hypervisor_name` in the section runtime, or set `internetworking_model` to \"none\"", .namespace.display()
-    )]
-    Network {
-        /// The hypervisor's name in the configuration.
-        hypervisor: &'static str,
-        /// The namespace.
-        namespace: PathBuf,
-        /// The names of its interfaces, as a list for people.
-        interfaces: String,
-    },
-    /// The network namespace cannot be looked into.
-    #[error(transparent)]
-    Namespace(#[from] NetworkError),
     /// The id cannot be a file name.
     #[error(
         "`{0}` is not a usable container id; use letters, digits, `_`, `.`, `+` and `-`, at most 128"
@@ -98,12 +80,10 @@ pub struct Runtime {
 impl Runtime {
     /// Loads the configuration: `option` is the file that the engine named for this sandbox, if any; `KATA_CONF_FILE` wins over it.
     /// Where neither names one, the name that this program was started under chooses ([`kata_config::variant_of`]).
-    /// The sandbox's annotations are applied as far as the administrator allows them. How much this process logs follows the configuration
-    /// from then on.
-    pub fn load(
-        option: Option<&Path>,
-        annotations: Option<&HashMap<String, String>>,
-    ) -> Result<Self, RuntimeError> {
+    /// Where neither chooses a hypervisor, the sandbox with this spec gets the one that can do what it needs, and `None`, which is no sandbox in
+    /// particular, the one that can do most. The sandbox's annotations are applied as far as the administrator allows them. How much this
+    /// process logs follows the configuration from then on.
+    pub fn load(option: Option<&Path>, spec: Option<&Spec>) -> Result<Self, RuntimeError> {
         let program = std::env::current_exe().map_err(RuntimeError::Host)?;
         let prefix = kata_config::prefix_of(&program);
         let variable = std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from);
@@ -116,7 +96,8 @@ impl Runtime {
                 "`enable_annotations` lists {name}, which no pod may set all the same, for {reason}"
             );
         }
-        if let Some(annotations) = annotations {
+        auto::settle(&mut config, spec, &prefix);
+        if let Some(annotations) = spec.and_then(|spec| spec.annotations().as_ref()) {
             config = config.with_annotations(annotations)?;
         }
         // From here on, for what the driver says of the host is meant, too.

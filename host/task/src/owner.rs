@@ -154,7 +154,7 @@ impl Owner {
         }
         let config =
             Some(options.config_path.as_str()).filter(|path| !path.is_empty()).map(Path::new);
-        let runtime = Runtime::load(config, spec.annotations().as_ref())?;
+        let runtime = Runtime::load(config, Some(spec))?;
         let plan = runtime.plan_sandbox(id, spec)?;
         // Whatever the container's own plan refuses is refused before anything has started.
         runtime.plan_container(id, spec.clone(), Path::new("/"), Vec::new())?;

@@ -81,9 +81,6 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// Whether the guest must not write.
     pub readonly: bool,
-    /// What the guest sees as the disk's serial number, 20 bytes at most.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub serial: Option<String>,
     /// The format. Stated, for a guest could write what a guess falls for.
     pub image_type: ImageType,
 }

@@ -1,0 +1,50 @@
+//! `hypervisor_name = "auto"`: krun, which starts sooner and is installed already, where it can do what the sandbox needs; else QEMU.
+
+use std::path::Path;
+
+use kata_config::{HostConfig, HypervisorName, InternetworkingModel};
+use kata_network::{Namespace, scan_blocking};
+use oci_spec::runtime::Spec;
+
+use crate::guest_spec;
+
+/// Puts the name of a hypervisor in place of "auto": QEMU's for no sandbox in particular.
+pub(crate) fn settle(config: &mut HostConfig, spec: Option<&Spec>, prefix: &Path) {
+    if config.runtime.hypervisor_name != HypervisorName::Auto {
+        return;
+    }
+    let Some(spec) = spec else {
+        config.runtime.hypervisor_name = HypervisorName::Qemu;
+        return;
+    };
+    let obstacle = obstacle(config, spec, prefix);
+    match &obstacle {
+        None => tracing::info!("the hypervisor is krun"),
+        Some(obstacle) => tracing::info!("the hypervisor is QEMU, for {obstacle}"),
+    }
+    let name = if obstacle.is_none() { HypervisorName::Krun } else { HypervisorName::Qemu };
+    config.runtime.hypervisor_name = name;
+}
+
+/// What speaks against krun, in words that fit into a sentence.
+fn obstacle(config: &HostConfig, spec: &Spec, prefix: &Path) -> Option<String> {
+    if config.asks_for_qemu(prefix) {
+        return Some(
+            "the section [hypervisor.qemu] has settings that [hypervisor.krun] has not".to_owned(),
+        );
+    }
+    kata_krun::obstacle(&config.krun.vm.kernel).or_else(|| network_obstacle(config, spec))
+}
+
+/// Engines fill a namespace before or after they have the sandbox made, and krun takes no network devices after. One that is empty may stay
+/// so, but nothing tells.
+fn network_obstacle(config: &HostConfig, spec: &Spec) -> Option<String> {
+    if config.runtime.internetworking_model == InternetworkingModel::None {
+        return None;
+    }
+    // Whatever is wrong with it is told when the sandbox is planned.
+    let path = guest_spec::network_namespace(spec).ok().flatten();
+    let there = path.and_then(|path| scan_blocking(&Namespace::open(&path).ok()?).ok());
+    let is_filled = there.is_some_and(|there| kata_network::in_use(&there).next().is_some());
+    (!is_filled).then(|| "the network namespace is empty and may be filled later".to_owned())
+}
