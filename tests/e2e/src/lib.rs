@@ -15,7 +15,7 @@
 //! | variable | means |
 //! |---|---|
 //! | `KATA_E2E_PREFIX` | where the programs under test are installed; default: `build/stage/usr/local` of this checkout |
-//! | `KATA_E2E_CONFIG` | the configuration file of tests that bring none of their own: another guest kernel, an image, ... |
+//! | `KATA_E2E_CONFIG` | the configuration file under test: another hypervisor, another guest kernel, ... |
 //! | `KATA_E2E_RUNTIME=runc` | runs the tests under runc, to test the tests; what only a VM can show is left out |
 //! | `KATA_E2E_LOG` | level of containerd's log, which also is the shims'; default `info` |
 //! | `KATA_E2E_PATIENCE` | multiplies every deadline; default 1 |
@@ -25,6 +25,7 @@
 
 mod client;
 mod command_line;
+mod configuration;
 mod container;
 mod containerd;
 mod deadline;
@@ -48,6 +49,7 @@ mod wire;
 
 pub use client::{Client, Input, Output};
 pub use command_line::CommandLine;
+pub use configuration::{Configuration, hypervisor_under_test};
 pub use container::{Container, Exec};
 pub use containerd::{Containerd, Daemon};
 pub use deadline::{Deadline, number_from};

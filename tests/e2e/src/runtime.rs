@@ -152,10 +152,10 @@ impl GuestKernel {
     }
 }
 
-/// The agent as `make` has built it for guests.
+/// The agent as it is installed for guests.
 #[must_use]
 pub fn guest_agent() -> PathBuf {
-    target().join(format!("{}-unknown-linux-gnu/guest/kata-agent", std::env::consts::ARCH))
+    Installation::under_test().assets().join("guest/kata-agent")
 }
 
 /// The builder of guest assets as `make` has built it.

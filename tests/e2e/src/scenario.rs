@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 
+use crate::configuration;
 use crate::containerd::{Containerd, Daemon, log_tail};
 use crate::deadline::Deadline;
 use crate::leaks::{self, Traces};
@@ -39,7 +40,7 @@ impl Default for Scenario {
 impl Scenario {
     /// The machine's containerd, and the configuration that `KATA_E2E_CONFIG` names, else the installed one.
     pub fn new() -> Self {
-        match std::env::var_os("KATA_E2E_CONFIG") {
+        match std::env::var_os(configuration::VARIABLE) {
             Some(file) => Self::unconfigured().configuration(Path::new(&file)),
             None => Self::unconfigured(),
         }

@@ -2,13 +2,14 @@
 //! tampered with boots nothing.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    Containerd, Deadline, GuestKernel, Installation, Scenario, guest_agent, kata_image, only_a_vm,
+    Configuration, Containerd, Deadline, GuestKernel, Installation, Scenario, guest_agent,
+    hypervisor_under_test, kata_image, only_a_vm,
 };
 use kata_rootfs::{FileSystem, Init, RootfsOptions, build_rootfs};
 use tempfile::TempDir;
@@ -17,21 +18,20 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A configuration that boots this kernel from this root.
-fn configuration(kernel: GuestKernel, root: &str) -> Result<(TempDir, PathBuf)> {
-    let directory = tempfile::tempdir()?;
-    let file = directory.path().join("configuration.toml");
-    let kernel = kernel.vmlinux();
-    let text = format!("[hypervisor.qemu]\nkernel = \"{}\"\n{root}", kernel.display());
-    fs::write(&file, text)?;
-    Ok((directory, file))
+fn configuration(kernel: GuestKernel, root: &str) -> Result<Configuration> {
+    let (hypervisor, kernel) = (hypervisor_under_test()?, kernel.vmlinux());
+    Configuration::with(&format!(
+        "[hypervisor.{hypervisor}]\nkernel = \"{}\"\n{root}",
+        kernel.display()
+    ))
 }
 
 fn works(kernel: GuestKernel, root: &str) -> Result<()> {
     if !only_a_vm("guest kernels and images") {
         return Ok(());
     }
-    let (_directory, file) = configuration(kernel, root)?;
-    Scenario::new().configuration(&file).run(|containerd| {
+    let configuration = configuration(kernel, root)?;
+    Scenario::new().configuration(&configuration.file()).run(|containerd| {
         let release = containerd.run(["uname", "-r"]).output()?.success()?;
         let is_small = release.trim_end().ends_with("-kata");
         ensure!(is_small == (kernel == GuestKernel::Small), "the guest runs {release}");
@@ -147,8 +147,8 @@ fn is_refused(kernel: GuestKernel, root: &str, word: &str) -> Result<()> {
     if !only_a_vm("images") {
         return Ok(());
     }
-    let (_directory, file) = configuration(kernel, root)?;
-    Scenario::new().configuration(&file).run(|containerd| {
+    let configuration = configuration(kernel, root)?;
+    Scenario::new().configuration(&configuration.file()).run(|containerd| {
         let client = containerd.run(["true"]).attach()?;
         let error = client.wait_until(Deadline::after(PATIENCE))?.failure()?;
         ensure!(error.contains(word), "{word:?} is not in: {error}");

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use anyhow::{Result, ensure};
-use kata_e2e::{Deadline, Part, Scenario, only_a_vm, parts_of};
+use kata_e2e::{Containerd, Deadline, Part, Scenario, Wire, only_a_vm, parts_of};
 use kata_hypervisor::kvm_obstacle;
 
 /// Runs a container under `io.containerd.kata-HYPERVISOR.v2`, whose one VMM must be `program`, and whose guest has no network interfaces
@@ -16,12 +16,37 @@ fn name_chooses(hypervisor: &'static str, program: &str) -> Result<()> {
     Scenario::unconfigured().run(|containerd| {
         let run = containerd.run(["sleep", "1000"]).under_hypervisor(hypervisor);
         let container = run.start()?;
-        let vmms = parts_of(containerd.mark(), Part::Vmm)?;
-        let [vmm] = vmms.as_slice() else { anyhow::bail!("not exactly one VMM: {vmms:?}") };
-        let name = vmm.program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        ensure!(name.starts_with(program), "the VMM is {}", vmm.describe());
+        vmm_is(containerd, program)?;
         let interfaces = container.exec(["ls", "/sys/class/net"]).output()?.success()?;
         assert_eq!(interfaces, "lo\n");
+        container.remove()
+    })
+}
+
+/// There is one VMM, whose program's name begins so.
+fn vmm_is(containerd: &Containerd, program: &str) -> Result<()> {
+    let vmms = parts_of(containerd.mark(), Part::Vmm)?;
+    let [vmm] = vmms.as_slice() else { anyhow::bail!("not exactly one VMM: {vmms:?}") };
+    let name = vmm.program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    ensure!(name.starts_with(program), "the VMM is {}", vmm.describe());
+    Ok(())
+}
+
+#[test]
+fn no_choice_is_krun_where_that_can_run_the_sandbox_and_qemu_elsewhere() -> Result<()> {
+    if !only_a_vm("the choice of a hypervisor") {
+        return Ok(());
+    }
+    Scenario::unconfigured().run(|containerd| {
+        let wire = Wire::new(containerd)?;
+        let run = containerd.run(["sleep", "1000"]).option("--with-ns", &wire.with_ns());
+        let container = run.start()?;
+        vmm_is(containerd, if kvm_obstacle().is_none() { "kata-krun" } else { "qemu-system-" })?;
+        container.exec(["ping", "-c", "1", "-w", "10", "10.99.0.1"]).output()?.success()?;
+        container.remove()?;
+        // Its namespace may be filled until it starts.
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        vmm_is(containerd, "qemu-system-")?;
         container.remove()
     })
 }

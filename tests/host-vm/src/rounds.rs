@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use kata_e2e::Installation;
+use kata_e2e::{GuestKernel, Installation};
 use tempfile::TempDir;
 
 use crate::tests_of::TestBinary;
@@ -24,14 +24,23 @@ const QEMU: &[Selection] = &[
     ("kill", &["vmm_is_killed_while_busy"]),
 ];
 
-/// And for the others, which run nowhere else, what differs from QEMU: streams over another channel, another file server, another way to
-/// stand still.
+/// And for the others, which run nowhere else, what differs from QEMU: streams over another channel, other devices for networks and images,
+/// another file server, another way to stand still.
 const KRUN: &[Selection] = &[
     (
         "lifecycle",
         &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
     ),
     ("integrity", &["half_closed_input_reaches_the_process"]),
+    (
+        "network",
+        &[
+            "container_has_the_network_of_its_namespace",
+            "interface_that_comes_before",
+            "pod_has_two_interfaces",
+        ],
+    ),
+    ("assets", IMAGES),
     ("mounts", &["bind_mounts_are_shared_both_ways"]),
     ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
     (
@@ -46,9 +55,13 @@ const CLOUD_HYPERVISOR: &[Selection] = &[
         &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
     ),
     ("integrity", &["stream_through_exec_comes_back_whole"]),
+    ("network", &["container_has_the_network_of_its_namespace", "interface_that_comes_before"]),
+    ("assets", IMAGES),
     ("kill", &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots"]),
     ("program", &[]),
 ];
+
+const IMAGES: &[&str] = &["checked_image_boots", "image_that_was_tampered_with"];
 
 /// Tests that run with one configuration.
 #[derive(Debug)]
@@ -56,8 +69,8 @@ pub struct Round {
     /// The hypervisor, as people call it.
     pub hypervisor: &'static str,
     selections: &'static [Selection],
-    /// The configuration file; the installed one without.
-    configuration: Option<PathBuf>,
+    /// The configuration file.
+    configuration: PathBuf,
     /// The VMM's program, if it is not a part of what is tested.
     program: Option<PathBuf>,
 }
@@ -75,13 +88,17 @@ impl Rounds {
     pub fn with_programs_of(search_path: Option<OsString>) -> Result<Self> {
         let directory =
             tempfile::tempdir().context("cannot make a directory for configurations")?;
-        let qemu =
-            Round { hypervisor: "QEMU", selections: QEMU, configuration: None, program: None };
         let named = |name: &str, lines: &str| {
             let file = directory.path().join(format!("{name}.toml"));
             fs::write(&file, format!("[runtime]\nhypervisor_name = \"{name}\"\n{lines}"))
                 .context("cannot write a configuration")?;
-            anyhow::Ok(Some(file))
+            anyhow::Ok(file)
+        };
+        let qemu = Round {
+            hypervisor: "QEMU",
+            selections: QEMU,
+            configuration: named("qemu", "")?,
+            program: None,
         };
         let krun = Round {
             hypervisor: "krun",
@@ -127,6 +144,7 @@ impl Rounds {
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files =
             vec![Installation::under_test().prefix().to_owned(), self.directory.path().to_owned()];
+        files.push(GuestKernel::Small.vmlinux());
         files.extend(self.iter().filter_map(|round| round.program.clone()));
         files
     }
@@ -154,12 +172,11 @@ impl Round {
         let installation = Installation::under_test();
         let mut words = vec![
             format!("KATA_E2E_PREFIX='{}'", installation.prefix().display()),
+            format!("KATA_E2E_CONFIG='{}'", self.configuration.display()),
             format!("KATA_E2E_PATIENCE={patience}"),
             format!("KATA_TEST_KERNEL='{}'", installation.kernel().display()),
             format!("KATA_TEST_INITRD='{}'", installation.initrd().display()),
         ];
-        let configuration = self.configuration.as_ref();
-        words.extend(configuration.map(|file| format!("KATA_E2E_CONFIG='{}'", file.display())));
         let directory = self.program.as_ref().and_then(|program| program.parent());
         words.extend(directory.map(|directory| format!("PATH=\"{}:$PATH\"", directory.display())));
         words.join(" ")
@@ -195,7 +212,7 @@ mod tests {
         let rounds = Rounds::with_programs_of(Some(directory.path().into())).unwrap();
         assert!(rounds.files().contains(&program));
         let round = rounds.iter().last().unwrap();
-        let text = fs::read_to_string(round.configuration.as_ref().unwrap()).unwrap();
+        let text = fs::read_to_string(&round.configuration).unwrap();
         assert!(text.contains(&format!("path = \"{}\"", program.display())), "{text}");
         let binaries = [TestBinary { name: "kill".to_owned(), path: "/t/kill-1".into() }];
         let commands: Vec<_> = round.commands(&binaries, false, 4).collect();
