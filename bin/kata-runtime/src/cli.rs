@@ -72,7 +72,11 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Create, start, wait, and delete.
     Run(RunArgs),
-    /// Run one more process in a container.
+    /// Run one more process in a container; without a command, a shell in the guest of a sandbox.
+    ///
+    /// With a command, or with --process, the process is added to a container of this program's. Without either, CONTAINER is any sandbox on
+    /// this host, also one of containerd's, and its debug console is opened: a shell of the guest itself, outside of all containers. That
+    /// takes `debug_console_enabled = true` in the section agent.kata of the configuration and a guest image with a shell.
     Exec(Box<ExecArgs>),
     /// List containers.
     List(ListArgs),
@@ -97,6 +101,8 @@ pub(crate) enum Command {
     #[command(disable_help_flag = true)]
     Restore(RefusedArgs),
     Timeline(crate::timeline::Timeline),
+    /// Print what the guest of a sandbox says: its console and its agent's log.
+    Logs(LogsArgs),
     /// Say whether this host can run containers, and what to do where it cannot.
     #[command(visible_alias = "kata-check")]
     Check(CheckArgs),
@@ -245,6 +251,18 @@ pub(crate) struct ExecArgs {
     pub(crate) no_subreaper: bool,
 }
 
+impl ExecArgs {
+    /// Whether nothing is said of a process.
+    pub(crate) fn names_only_a_sandbox(&self) -> bool {
+        let about_a_process = self.detach
+            || self.tty
+            || self.process.is_some()
+            || self.console_socket.is_some()
+            || self.pid_file.is_some();
+        self.command.is_empty() && !about_a_process
+    }
+}
+
 /// How a list is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ListFormat {
@@ -311,6 +329,28 @@ pub(crate) struct CheckArgs {
     /// Accepted for callers of Kata's: everything is always told.
     #[arg(long, short, hide = true)]
     pub(crate) verbose: bool,
+}
+
+/// Who says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogSource {
+    /// The guest's kernel, and whoever else writes to its console.
+    Console,
+    /// The agent.
+    Agent,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// The sandbox's id, which is its first container's.
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) id: String,
+    /// Go on until the sandbox ends.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only this one; without it both, each line with its source.
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) source: Option<LogSource>,
 }
 
 #[derive(Debug, Args)]

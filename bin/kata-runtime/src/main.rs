@@ -11,6 +11,7 @@ mod bundle;
 mod cli;
 mod commands;
 mod foreground;
+mod guest;
 mod handover;
 mod launch;
 mod registry;

@@ -8,6 +8,7 @@ use kata_guest_setup::reaper::Reaper;
 use tokio::sync::{mpsc, watch};
 
 use crate::sandbox::Sandbox;
+use crate::shell;
 
 /// Out-of-memory events that wait for the host; more are not remembered.
 const OOM_BACKLOG: usize = 64;
@@ -41,6 +42,8 @@ pub struct Agent {
     /// Asynchronous, for it is held while the host waits for an event.
     pub(crate) oom_events: tokio::sync::Mutex<mpsc::Receiver<String>>,
     destroyed: watch::Sender<bool>,
+    /// The size of debug consoles.
+    pub(crate) console_size: watch::Sender<shell::Size>,
 }
 
 impl Agent {
@@ -60,6 +63,7 @@ impl Agent {
             oom_sender,
             oom_events: tokio::sync::Mutex::new(oom_events),
             destroyed: watch::Sender::new(false),
+            console_size: watch::Sender::new(None),
         })
     }
 

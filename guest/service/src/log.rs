@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kata_guest_setup::cmdline::LogLevel;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::broadcast;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -73,8 +73,9 @@ impl Log {
         log
     }
 
-    /// Writes the log to `reader` until it goes away.
-    pub async fn serve(&self, mut reader: impl AsyncWrite + Unpin) {
+    /// Writes the log to `reader` until it goes away, or has shut its own side down: that is how it says that the past is enough.
+    pub async fn serve(&self, reader: impl AsyncRead + AsyncWrite) {
+        let (mut words, mut reader) = tokio::io::split(reader);
         let (past, mut lines) = {
             let past = self.past();
             (past.lines.clone(), self.shared.lines.subscribe())
@@ -84,14 +85,30 @@ impl Log {
                 return;
             }
         }
+        let enough = async {
+            let mut ignored = [0; 64];
+            while matches!(words.read(&mut ignored).await, Ok(1..)) {}
+        };
+        tokio::pin!(enough);
         loop {
-            let sent = match lines.recv().await {
+            if reader.flush().await.is_err() {
+                return;
+            }
+            let line = tokio::select! {
+                line = lines.recv() => line,
+                () = &mut enough => {
+                    // It has gone away if this fails.
+                    let _ = reader.shutdown().await;
+                    return;
+                }
+            };
+            let sent = match line {
                 Ok(line) => reader.write_all(line.as_bytes()).await,
                 // It lags so far behind that lines are gone; the next ones follow.
                 Err(broadcast::error::RecvError::Lagged(_)) => Ok(()),
                 Err(broadcast::error::RecvError::Closed) => return,
             };
-            if sent.is_err() || reader.flush().await.is_err() {
+            if sent.is_err() {
                 return;
             }
         }

@@ -188,9 +188,15 @@ impl AgentService for Service {
     }
 
     async fn tty_win_resize(&self, _: &TtrpcContext, request: TtyWinResizeRequest) -> Done {
+        let size = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+        // A container without a name means the debug consoles. It is an addition to the protocol, which no other runtime makes use of.
+        if request.container_id.is_empty() {
+            let size = (size(request.row), size(request.column));
+            self.agent.console_size.send_replace(Some(size));
+            return Ok(Empty::new());
+        }
         let container = self.agent.container(&request.container_id)?;
         let process = self.agent.process(&container, &request.exec_id)?;
-        let size = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
         let resized = process.stdio().resize(size(request.row), size(request.column));
         resized.map_err(|error| match error.kind() {
             std::io::ErrorKind::Unsupported => invalid("the process has no terminal"),

@@ -10,7 +10,7 @@ use kata_agent_api::{agent_ttrpc, health_ttrpc};
 use kata_channel::{AGENT_PORT, ChannelStream, SerialListener};
 use kata_guest_setup::reaper::Reaper;
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use ttrpc::r#async::Server;
 use ttrpc::asynchronous::transport::Listener;
@@ -32,6 +32,7 @@ pub struct Services {
     log_port: Option<u32>,
     shell_port: Option<u32>,
     reaper: Reaper,
+    console_size: watch::Receiver<shell::Size>,
 }
 
 /// The ttrpc server, which takes connections for as long as this is kept.
@@ -70,7 +71,9 @@ impl Services {
             .register_service(health_ttrpc::create_health(Arc::new(HealthService)));
         server.start().await?;
         let reaper = agent.reaper.clone();
-        Ok((Self { rpc, log, log_port, shell_port, reaper }, Running { _server: server }))
+        let console_size = agent.console_size.subscribe();
+        let services = Self { rpc, log, log_port, shell_port, reaper, console_size };
+        Ok((services, Running { _server: server }))
     }
 
     /// Whether there is somebody on `port`.
@@ -90,9 +93,9 @@ impl Services {
             let log = self.log.clone();
             tokio::spawn(async move { log.serve(stream).await });
         } else if Some(port) == self.shell_port {
-            let reaper = self.reaper.clone();
+            let (reaper, size) = (self.reaper.clone(), self.console_size.clone());
             tokio::spawn(async move {
-                if let Err(error) = shell::serve(stream, reaper).await {
+                if let Err(error) = shell::serve(stream, reaper, size).await {
                     tracing::warn!(%error, "the debug console failed");
                 }
             });

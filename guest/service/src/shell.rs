@@ -11,6 +11,10 @@ use kata_guest_setup::reaper::Reaper;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+/// The size of consoles in rows and columns; `None` as long as nobody has told it.
+pub(crate) type Size = Option<(u16, u16)>;
 
 /// The shells that a guest image may have, in order of preference.
 const SHELLS: [&str; 3] = ["/bin/bash", "/usr/bin/bash", "/bin/sh"];
@@ -24,8 +28,12 @@ fn shell() -> Option<&'static str> {
     SHELLS.into_iter().find(|path| Path::new(path).exists())
 }
 
-/// Runs a shell on a terminal of its own and carries its bytes, until either side ends.
-pub(crate) async fn serve(stream: ChannelStream, reaper: Reaper) -> io::Result<()> {
+/// Runs a shell on a terminal of its own and carries its bytes, until either side ends. The terminal has the size that `size` tells.
+pub(crate) async fn serve(
+    stream: ChannelStream,
+    reaper: Reaper,
+    mut size: watch::Receiver<Size>,
+) -> io::Result<()> {
     let (master, slave) = terminal()?;
     let stdio = Stdio::terminal(master, 0)?;
     let _hold = reaper.hold();
@@ -53,10 +61,21 @@ pub(crate) async fn serve(stream: ChannelStream, reaper: Reaper) -> io::Result<(
             stdio.write(&buffer[..length]).await?;
         }
     };
+    let resizing = async {
+        loop {
+            if let Some((rows, columns)) = *size.borrow_and_update() {
+                stdio.resize(rows, columns)?;
+            }
+            if size.changed().await.is_err() {
+                return std::future::pending::<io::Result<()>>().await;
+            }
+        }
+    };
     // Dropping the master afterwards hangs the shell up.
     tokio::select! {
         result = output => result,
         result = input => result,
+        result = resizing => result,
         _ = ended => Ok(()),
     }
 }

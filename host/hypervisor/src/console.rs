@@ -20,12 +20,18 @@ const AGENT_GREETING: &[u8] = b"kata-agent ";
 pub struct Console {
     // A mutex and not a channel: the reader wants the bytes at the moment of failure, when the writer's task may be gone.
     ring: Arc<Mutex<VecDeque<u8>>>,
+    /// How many bytes the guest has written in all; changed only with the ring locked.
+    written: Arc<watch::Sender<u64>>,
     kernel_up: Arc<watch::Sender<bool>>,
 }
 
 impl Default for Console {
     fn default() -> Self {
-        Self { ring: Arc::default(), kernel_up: Arc::new(watch::Sender::new(false)) }
+        Self {
+            ring: Arc::default(),
+            written: Arc::new(watch::Sender::new(0)),
+            kernel_up: Arc::new(watch::Sender::new(false)),
+        }
     }
 }
 
@@ -43,6 +49,7 @@ impl Console {
         let overflow = (ring.len() + newest.len()).saturating_sub(CONSOLE_CAPACITY);
         ring.drain(..overflow);
         ring.extend(newest);
+        self.written.send_modify(|written| *written += bytes.len() as u64);
         if !*self.kernel_up.borrow() {
             let seen = ring.make_contiguous();
             if seen.windows(AGENT_GREETING.len()).any(|window| window == AGENT_GREETING) {
@@ -63,6 +70,28 @@ impl Console {
         if up.wait_for(|up| *up).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// What the guest has written from its byte number `from` on, as far as that is still remembered, and the number of the byte that comes
+    /// next. The bytes are as the guest wrote them.
+    #[must_use]
+    pub fn since(&self, from: u64) -> (Vec<u8>, u64) {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = *self.written.borrow();
+        let oldest = written - ring.len() as u64;
+        // What is skipped is at most the ring's length.
+        let skipped = from.clamp(oldest, written) - oldest;
+        (
+            ring.iter().skip(usize::try_from(skipped).unwrap_or(usize::MAX)).copied().collect(),
+            written,
+        )
+    }
+
+    /// Resolves when the guest has written more than `bytes` bytes in all; at once if it has. Never resolves when it never does.
+    pub async fn written_beyond(&self, bytes: u64) {
+        let mut written = self.written.subscribe();
+        // The sender lives as long as this value.
+        let _ = written.wait_for(|written| *written > bytes).await;
     }
 
     /// The last `count` non-empty lines, oldest first, with everything that is not printable ASCII replaced by `?`: the
@@ -104,6 +133,33 @@ mod tests {
         console.push(b"\nlast");
         assert_eq!(console.last_lines(1), ["last"]);
         assert!(console.ring.lock().unwrap().len() <= CONSOLE_CAPACITY);
+    }
+
+    #[test]
+    fn reader_goes_on_where_it_was_and_skips_what_is_forgotten() {
+        let console = Console::new();
+        console.push(b"one ");
+        let (text, next) = console.since(0);
+        assert_eq!((text.as_slice(), next), (b"one ".as_slice(), 4));
+        console.push(b"two");
+        assert_eq!(console.since(next), (b"two".to_vec(), 7));
+        assert_eq!(console.since(7), (Vec::new(), 7));
+        console.push(&vec![b'x'; 2 * CONSOLE_CAPACITY]);
+        let (text, next) = console.since(7);
+        assert_eq!((text.len(), next), (CONSOLE_CAPACITY, 7 + 2 * CONSOLE_CAPACITY as u64));
+        assert_eq!(console.since(u64::MAX).0, b"");
+    }
+
+    #[tokio::test]
+    async fn writing_wakes_who_waits_for_it() {
+        let console = Console::new();
+        let waiting = {
+            let console = console.clone();
+            tokio::spawn(async move { console.written_beyond(2).await })
+        };
+        console.push(b"ab");
+        console.push(b"c");
+        waiting.await.unwrap();
     }
 
     #[test]

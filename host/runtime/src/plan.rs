@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_agent_client::{GuestSandbox, GuestStorage};
+use kata_channel::{DEBUG_CONSOLE_PORT, LOG_PORT};
 use kata_config::{
     HostConfig, HostResources, InternetworkingModel, LogLevel, Root, VerityParams, WorkloadLimits,
 };
@@ -88,6 +89,7 @@ pub(crate) fn sandbox(
             request: config.agent.request_timeout(),
         },
         single_container: role == ContainerRole::Single,
+        open_ports: open_ports(config),
         sandbox_mounts: sandbox_mounts(config),
     })
 }
@@ -218,16 +220,25 @@ fn readable(path: &Path, what: &'static str, key: &'static str) -> Result<(), Ru
 
 pub(crate) fn kernel_params(config: &HostConfig) -> Vec<String> {
     let agent = &config.agent;
-    let mut params = vec![format!("agent.log={}", agent_log_level(agent.effective_log_level()))];
+    let mut params = vec![
+        format!("agent.log={}", agent_log_level(agent.effective_log_level())),
+        format!("agent.log_vport={LOG_PORT}"),
+    ];
     if agent.debug_console_enabled {
         params.push("agent.debug_console".to_owned());
-        params.push("agent.debug_console_vport=1026".to_owned());
+        params.push(format!("agent.debug_console_vport={DEBUG_CONSOLE_PORT}"));
     }
     if agent.container_pipe_size > 0 {
         params.push(format!("agent.container_pipe_size={}", agent.container_pipe_size));
     }
     params.extend(config.vm().kernel_params.split_ascii_whitespace().map(str::to_owned));
     params
+}
+
+/// What the parameters make the agent serve for people.
+fn open_ports(config: &HostConfig) -> Vec<u32> {
+    let console = config.agent.debug_console_enabled.then_some(DEBUG_CONSOLE_PORT);
+    [LOG_PORT].into_iter().chain(console).collect()
 }
 
 fn agent_log_level(level: LogLevel) -> &'static str {

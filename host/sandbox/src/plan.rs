@@ -26,6 +26,8 @@ pub struct SandboxPlan {
     pub cgroup: String,
     /// Where its network comes from.
     pub network: NetworkPlan,
+    /// Ports of the guest that root on this host may reach through the sandbox's socket.
+    pub open_ports: Vec<u32>,
     /// Directories of the host that everything in the guest may see.
     pub sandbox_mounts: Vec<SandboxMount>,
     /// How long each stage of the boot, and each request, may take.

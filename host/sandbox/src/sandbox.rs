@@ -1,5 +1,6 @@
 //! The living sandbox: what may be asked of it, and what it does when something dies.
 
+mod guest_socket;
 mod settle;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +52,8 @@ struct Shared {
     share: Mutex<Option<Share>>,
     footprint: Footprint,
     timing: Arc<Timing>,
+    /// Ports of the guest that people may reach.
+    open_ports: Vec<u32>,
     /// `None` when there is none, and when it has been left. An async one, for the guest is asked while it is held: at the first start, and
     /// never again.
     network: tokio::sync::Mutex<Option<SandboxNetwork>>,
@@ -85,6 +88,7 @@ impl Sandbox {
             share: Mutex::new(Some(share)),
             footprint,
             timing: Arc::new(timing),
+            open_ports: plan.open_ports,
             network: tokio::sync::Mutex::new(network),
             processes: Mutex::default(),
             events,
@@ -93,6 +97,7 @@ impl Sandbox {
         });
         tokio::spawn(watch_parts(Arc::clone(&shared)));
         tokio::spawn(watch_memory(Arc::clone(&shared)));
+        guest_socket::open(&shared);
         Ok(Self { shared })
     }
 

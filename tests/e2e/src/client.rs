@@ -171,8 +171,14 @@ impl Client {
             .with_context(|| format!("cannot signal {}", self.name))
     }
 
+    /// Whether its terminal passes everything on unchanged, also after its end.
+    pub fn has_raw_terminal(&self) -> Result<bool> {
+        let terminal = self.terminal.as_ref().context("it has no terminal")?;
+        pty::is_raw(terminal)
+    }
+
     /// Whether it has ended when the deadline comes.
-    pub(crate) fn ends(&self, deadline: Deadline) -> Result<bool> {
+    pub fn ends(&self, deadline: Deadline) -> Result<bool> {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let ready = poll(&mut fds, Some(&deadline.timespec())).context("cannot poll")?;
         Ok(ready > 0)

@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
+use rustix::termios::{
+    LocalModes, OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize,
+};
 
 /// Both ends of a new pseudo-terminal.
 #[derive(Debug)]
@@ -39,6 +41,12 @@ impl Pty {
         resize(&pty.master, 24, 80)?;
         Ok(pty)
     }
+}
+
+/// Whether a terminal passes on every key as it comes.
+pub(crate) fn is_raw(terminal: &File) -> Result<bool> {
+    let modes = tcgetattr(terminal).context("cannot ask for the terminal's modes")?;
+    Ok(!modes.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO))
 }
 
 /// Sets a terminal's size in characters.

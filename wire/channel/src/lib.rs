@@ -17,6 +17,7 @@
 
 mod dial;
 mod error;
+pub mod guest_socket;
 pub mod handshake;
 mod listen;
 mod mux;

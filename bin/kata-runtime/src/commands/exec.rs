@@ -1,4 +1,4 @@
-//! `exec`: one more process in a container.
+//! `exec`: one more process in a container; without a command, a shell in the guest itself.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use kata_shim_api::stand_in::{NetworkNamespace, Order, Terminal};
 use kata_shim_api::{Any, api};
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec, User};
 
-use super::Host;
 use super::create::tell_pid;
+use super::{Host, console};
 use crate::Failure;
 use crate::cli::ExecArgs;
 use crate::foreground::Foreground;
@@ -29,6 +29,9 @@ pub(super) fn run(host: &Host, args: &ExecArgs) -> Result<u8, Failure> {
 }
 
 fn carry_out(host: &Host, args: &ExecArgs) -> Result<u8> {
+    if args.names_only_a_sandbox() {
+        return console::run(host, &args.id);
+    }
     let container = host.registry.load(&args.id)?;
     match container.status() {
         Status::Stopped => bail!("cannot exec in a stopped container"),

@@ -1,6 +1,7 @@
 //! The commands, a file each.
 
 mod check;
+mod console;
 mod create;
 mod delete;
 mod env;
@@ -9,6 +10,7 @@ mod exec;
 mod features;
 mod kill;
 mod list;
+mod logs;
 mod pause;
 mod ps;
 mod run;
@@ -58,6 +60,7 @@ pub(crate) fn run(cli: &Cli) -> Result<u8, Failure> {
         Command::Run(args) => return run::run(&host, args).map_err(Failure::from),
         Command::Check(args) => return check::run(&host, args).map_err(Failure::from),
         Command::Env(args) => env::run(&host, args),
+        Command::Logs(args) => logs::run(&host, args),
         Command::Create(args) => create::run(&host, args),
         Command::Start(args) => start::run(&host, &args.id),
         Command::State(args) => state::run(&host, &args.id),
