@@ -10,6 +10,8 @@ const GUEST: &[&str] = &[
     // A container has the network interfaces that it was given, and no others that kernels with these built in make by themselves.
     "fb_tunnels=none",
     "dummy.numdummies=0",
+    // Loop devices are made when somebody opens one; eight made in advance are a fiftieth of an emulated boot.
+    "loop.max_loop=0",
     // The agent manages cgroup v2 only; older systemds in guest images must be told.
     "cgroup_no_v1=all",
     "systemd.unified_cgroup_hierarchy=1",
