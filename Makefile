@@ -212,7 +212,7 @@ host-vm: build-deps
 	$(CARGO) run $(CARGO_FLAGS) --quiet --package=kata-host-vm --bin=host-vm -- build
 
 .PHONY: bench
-bench: all engines
+bench: all distribution-guest engines
 	@mk/require-packages $(bench_packages)
 	$(CARGO) run $(CARGO_FLAGS) --quiet --release --package=kata-e2e --bin=bench -- $(BENCH)
 

@@ -43,6 +43,16 @@ impl Recipe {
         Ok(Self::from(program, &vmm.command_line))
     }
 
+    /// The same machine with another kernel.
+    pub(crate) fn with_kernel(&self, kernel: &Path) -> Self {
+        let mut recipe = self.clone();
+        let at = recipe.arguments.iter().position(|word| word == "-kernel");
+        if let Some(named) = at.and_then(|at| recipe.arguments.get_mut(at + 1)) {
+            *named = kernel.display().to_string();
+        }
+        recipe
+    }
+
     fn from(program: &str, command_line: &[String]) -> Self {
         let mut arguments = Vec::new();
         let mut words = command_line.iter().skip(1).peekable();
@@ -134,6 +144,8 @@ mod tests {
             -object memory-backend-memfd,id=ram,size=256M -m 256M -kernel /k -append console=ttyS0";
         let recipe = Recipe::from("/usr/bin/qemu", &words);
         assert_eq!(recipe.arguments.join(" "), expected);
+        let other = recipe.with_kernel(Path::new("/other"));
+        assert_eq!(other.arguments.join(" "), expected.replace("/k", "/other"));
     }
 
     #[test]

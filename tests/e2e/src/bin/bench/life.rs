@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Container, Deadline, Part, parts_of};
+use kata_e2e::{Container, Deadline, GuestKernel, Part, parts_of};
 use kata_timeline::{Stage, Timeline};
 
 use crate::floor::{self, Recipe};
@@ -59,8 +59,13 @@ pub(crate) fn life(
     let recipe = Recipe::of(vmms.first().context("there is no QEMU")?)?;
     stop(subjects, subject, container, to)?;
     if has(Group::Start) {
-        let took = floor::measure(&recipe, subjects.containerd().directory())?;
-        to.add(metric::RUN, Subject::Floor, took.as_secs_f64());
+        let directory = subjects.containerd().directory();
+        let took = floor::measure(&recipe, directory)?.as_secs_f64();
+        to.add(metric::RUN, Subject::Floor, took);
+        to.add(metric::BOOT, Subject::Floor, took);
+        let distributions = recipe.with_kernel(&GuestKernel::Distribution.vmlinux());
+        let took = floor::measure(&distributions, directory)?.as_secs_f64();
+        to.add(metric::BOOT, Subject::Distribution, took);
     }
     Ok(())
 }

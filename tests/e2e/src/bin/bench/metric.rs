@@ -31,6 +31,8 @@ pub(crate) enum Group {
 pub(crate) enum Subject {
     /// The VMM with the same machine and kernel, and an init that ends at once.
     Floor,
+    /// The same with the distribution's kernel.
+    Distribution,
     /// The runtime under test.
     Kata,
     /// The reference.
@@ -40,11 +42,13 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    pub(crate) const ALL: [Self; 4] = [Self::Floor, Self::Kata, Self::Runc, Self::Runsc];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Floor, Self::Distribution, Self::Kata, Self::Runc, Self::Runsc];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Floor => "floor",
+            Self::Distribution => "distro",
             Self::Kata => "kata",
             Self::Runc => "runc",
             Self::Runsc => "runsc",
@@ -68,6 +72,7 @@ const fn metric(group: Group, order: u8, name: &'static str, unit: &'static str)
 
 pub(crate) const RUN: Metric = metric(Group::Start, 0, "ctr run --rm … true", "s");
 pub(crate) const ONE: Metric = metric(Group::Start, 1, "one start until ready", "s");
+pub(crate) const BOOT: Metric = metric(Group::Start, 2, "a VM's boot to an init that ends it", "s");
 pub(crate) const MACHINE: Metric = metric(Group::Timeline, 0, "shim asked to VMM executed", "ms");
 pub(crate) const VMM: Metric = metric(Group::Timeline, 1, "VMM executed to kernel", "ms");
 pub(crate) const KERNEL: Metric = metric(Group::Timeline, 2, "kernel to init", "ms");

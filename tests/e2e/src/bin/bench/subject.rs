@@ -59,7 +59,7 @@ impl<'a> Subjects<'a> {
                 run.under(Runtime::Runc).option("--runc-binary", &script.display().to_string())
             }
             (Subject::Runc | Subject::Runsc, _) => run.under(Runtime::Runc),
-            (Subject::Kata | Subject::Floor, _) => run.under(Runtime::Kata),
+            (Subject::Kata | Subject::Floor | Subject::Distribution, _) => run.under(Runtime::Kata),
         }
     }
 }
