@@ -134,11 +134,14 @@ variant_files := $(foreach v,$(variants),bin/containerd-shim-kata-$(v)-v2 \
 public_programs := containerd-shim-kata-v2 kata-runtime
 private_programs := kata-krun kata-proxy kata-shim kata-virtiofsd
 ksm_units := kata-ksm-throttler.service kata-vc-throttler.service
+# Made from the definitions of the command line. `*` is for the shell that takes them away: a page for each command.
+manual := share/man/man8/kata-runtime.8 share/man/man8/kata-runtime-*.8 share/bash-completion/completions/kata-runtime \
+    share/zsh/site-functions/_kata-runtime share/fish/vendor_completions.d/kata-runtime.fish
 installed := $(variant_files) $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-containers/,$(private_programs)) \
     $(addprefix share/kata-containers/,$(guest_files) $(notdir $(image))) $(config) \
     $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target) \
     $(addprefix libexec/kata-ksm-throttler/,kata-ksm-throttler trigger/virtcontainers/vc) \
-    $(addprefix lib/systemd/system/,$(ksm_units))
+    $(addprefix lib/systemd/system/,$(ksm_units)) $(manual)
 
 # $(call install-into,DIRECTORY,PREFIX): what is built, into DIRECTORY, configured for PREFIX.
 # Files that are the same are left alone.
@@ -162,6 +165,8 @@ done
         >$(build)/configuration-$$name.toml; \
     install -C -m 644 $(build)/configuration-$$name.toml -t $(1)/$(dir $(config)); \
 done
+@rm -rf $(build)/manual && $(release)/xtask manual $(build)/manual
+@cd $(build)/manual && find -type f -exec install -C -D -m 644 {} $(abspath $(1))/share/{} ';'
 @echo 'installed into $(1)'
 endef
 
@@ -175,6 +180,8 @@ uninstall:
 	@rmdir --ignore-fail-on-non-empty $(wildcard $(addprefix $(DESTDIR)$(PREFIX)/, \
 	    libexec/kata-ksm-throttler/trigger/virtcontainers libexec/kata-ksm-throttler/trigger libexec/kata-ksm-throttler \
 	    lib/systemd/system lib/systemd \
+	    share/bash-completion/completions share/bash-completion share/zsh/site-functions share/zsh \
+	    share/fish/vendor_completions.d share/fish share/man/man8 \
 	    libexec/kata-containers share/kata-containers/guest share/kata-containers share/defaults/kata-containers)) 2>/dev/null || true
 
 # --- Showing and testing --------------------------------------------------------------------------

@@ -67,7 +67,9 @@ fn may_use(from: &str, to: &str) -> bool {
         // The agent runs behind the wall.
         "bin" if name == "kata-agent" => foundation || target == "guest",
         "bin" => foundation || matches!(target, "host" | "guest" | "image"),
-        "tests" | "xtask" => target != "bin",
+        "tests" => target != "bin",
+        // It makes manual pages from the definitions of command lines.
+        "xtask" => true,
         _ => false,
     }
 }
@@ -101,6 +103,7 @@ mod tests {
             ("bin/kata-agent", "guest/service"),
             ("wire/channel", "support/linux"),
             ("tests/e2e", "host/task"),
+            ("xtask", "bin/kata-runtime"),
         ] {
             assert!(may_use(from, to), "{from} -> {to}");
         }
@@ -123,6 +126,7 @@ mod tests {
             ("wire/channel", "host/hypervisor"),
             ("support/linux", "wire/channel"),
             ("image/initrd", "guest/setup"),
+            ("tests/e2e", "bin/kata-runtime"),
         ] {
             assert!(!may_use(from, to), "{from} -> {to}");
         }

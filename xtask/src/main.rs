@@ -5,6 +5,7 @@
 mod docs;
 mod hypervisors;
 mod layers;
+mod manual;
 mod style;
 mod workspace;
 
@@ -19,6 +20,7 @@ const USAGE: &str = "\
 usage: xtask COMMAND
 
   default-config [--prefix DIR]   print the default configuration file (DIR: /usr/local)
+  manual DIR                      write manual pages and shell completions below DIR, which becomes PREFIX/share
   docs                            write the generated pages under docs/reference
   layers                          check the arrows between the layers
   check                           check layers, style, and that the generated pages are current";
@@ -44,6 +46,7 @@ fn run(arguments: &[&str]) -> Result<()> {
             }
             print!("{}", kata_config::default_file(Path::new(prefix)));
         }
+        ["manual", share] => manual::write(Path::new(share))?,
         ["docs"] => docs::write(&Workspace::read()?.root)?,
         ["layers"] => report(layers::violations(&Workspace::read()?))?,
         ["check"] => {

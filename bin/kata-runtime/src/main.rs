@@ -1,74 +1,7 @@
-//! The OCI command line: `kata-runtime create`, `start`, `kill`, `delete` and the rest, for Podman, Docker, CRI-O and people.
-//!
-//! ```text
-//!   kata-runtime ── makes fifos, starts ──▶ kata-shim ── starts, for a sandbox's first container ──▶ kata-proxy ──▶ VM
-//!        └───────────────────── task service on the sandbox's socket ──────────────────────────────────▲
-//! ```
-//!
-//! It is a thin client: what a container is and does, the task service knows. On disk is only what must be known without it.
-
-mod bundle;
-mod cli;
-mod commands;
-mod foreground;
-mod guest;
-mod handover;
-mod launch;
-mod registry;
-mod report;
-mod sandbox;
-mod signal;
-mod terminal;
-mod timeline;
-mod words;
+//! The OCI command line; all of it is in the library, from whose definitions the manual pages are made.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use cli::Cli;
-use report::Report;
-
-/// The runtime's version, which is that of the whole software.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
-
 fn main() -> ExitCode {
-    let args = words::as_go_reads_them(std::env::args_os().collect());
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
-    };
-    let report = Report::new(&cli.global);
-    match run(&cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            report.error(&failure.error);
-            ExitCode::from(failure.code)
-        }
-    }
-}
-
-/// An error with the exit code that goes with it.
-struct Failure {
-    error: anyhow::Error,
-    code: u8,
-}
-
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        Self { error, code: 1 }
-    }
-}
-
-fn run(cli: &Cli) -> Result<u8, Failure> {
-    // Whatever the caller has left open goes to nobody.
-    kata_linux::descriptors::close_at_exec_from(3).map_err(anyhow::Error::from)?;
-    commands::run(cli)
-}
-
-/// Prints help, or what is wrong with the command line.
-fn usage(error: &clap::Error) -> ExitCode {
-    // Neither can be told to anybody else.
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    kata_runtime::main()
 }

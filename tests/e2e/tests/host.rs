@@ -34,6 +34,32 @@ fn environment_names_what_sandboxes_are_made_of() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn manual_is_installed_and_the_shell_completes_commands() -> Result<()> {
+    let share = Installation::under_test().prefix().join("share");
+    for page in ["kata-runtime", "kata-runtime-check", "kata-runtime-logs"] {
+        let text = fs::read_to_string(share.join(format!("man/man8/{page}.8")))?;
+        ensure!(text.contains(&format!(".TH {page} 8")), "{text}");
+    }
+    for script in
+        ["zsh/site-functions/_kata-runtime", "fish/vendor_completions.d/kata-runtime.fish"]
+    {
+        ensure!(fs::read_to_string(share.join(script))?.contains("timeline"), "{script}");
+    }
+    let mut bash = Command::new("bash");
+    bash.arg("-c").arg(
+        "source \"$0\"; COMP_WORDS=(kata-runtime che); COMP_CWORD=1; \
+         function=$(complete -p kata-runtime | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
+         $function kata-runtime che kata-runtime; echo \"${COMPREPLY[@]}\"",
+    );
+    bash.arg(share.join("bash-completion/completions/kata-runtime"));
+    let completed = Client::spawn(bash, Input::Nothing)?.wait()?.success()?;
+    let mut words: Vec<&str> = completed.split_whitespace().collect();
+    words.sort_unstable();
+    ensure!(words == ["check", "checkpoint"], "{completed}");
+    Ok(())
+}
+
 /// A configuration that the installed one was changed into.
 fn configuration(dir: &Path, change: impl FnOnce(String) -> String) -> Result<String> {
     let installed = "share/defaults/kata-containers/configuration.toml";
