@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 use kata_linux::descriptors;
 use kata_task::ServeOptions;
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setsid};
 
 use command_line::{CommandLine, Invocation};
@@ -49,6 +50,8 @@ fn run(command_line: CommandLine) -> anyhow::Result<()> {
         .context("standard input is no socket: kata-proxy is started by kata-shim, not by hand")?;
     // Fails only for the leader of a process group, which one that was started by hand may be.
     let _ = setsid();
+    // kata-shim has signals wait, and its children inherit that: SIGTERM would never come.
+    SigSet::all().thread_unblock().context("cannot let signals through")?;
     // Until a stand-in has connected, nobody else would notice that the caller has gone away.
     set_parent_process_death_signal(Some(Signal::TERM)).context("cannot follow the caller")?;
     let parent = Pid::from_raw(command_line.parent);
