@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use kata_config::{HostConfig, HypervisorName, InternetworkingModel};
+use kata_hypervisor::Outcome;
 use kata_network::{Namespace, scan_blocking};
 use oci_spec::runtime::Spec;
 
-use crate::guest_spec;
+use crate::{driver, guest_spec};
 
 /// Puts the name of a hypervisor in place of "auto": QEMU's for no sandbox in particular.
 pub(crate) fn settle(config: &mut HostConfig, spec: Option<&Spec>, prefix: &Path) {
@@ -24,6 +25,15 @@ pub(crate) fn settle(config: &mut HostConfig, spec: Option<&Spec>, prefix: &Path
     }
     let name = if obstacle.is_none() { HypervisorName::Krun } else { HypervisorName::Qemu };
     config.runtime.hypervisor_name = name;
+}
+
+/// Whether there are sandboxes that krun would get on this host.
+pub(crate) fn krun_runs_some(config: &HostConfig, prefix: &Path) -> bool {
+    let kernel = &config.krun.vm.kernel;
+    let mut config = config.clone();
+    config.runtime.hypervisor_name = HypervisorName::Krun;
+    let found = driver::of(&config, prefix).check(kernel);
+    !config.asks_for_qemu(prefix) && found.iter().all(|one| one.outcome != Outcome::Failed)
 }
 
 /// What speaks against krun, in words that fit into a sentence.

@@ -9,7 +9,7 @@ use kata_hypervisor::{Finding, GuestRoot, Outcome};
 use kata_linux::cgroup::{self, CgroupError, HostCgroup};
 use rustix::fs::{Access, access};
 
-use crate::{RUN_DIR, Runtime, RuntimeError, plan};
+use crate::{RUN_DIR, Runtime, RuntimeError, auto, plan};
 
 /// The programs that a sandbox needs beside the hypervisor and the file server, below the prefix.
 const COMPANIONS: [&str; 2] = ["kata-proxy", "kata-shim"];
@@ -52,6 +52,9 @@ fn source(runtime: &Runtime) -> String {
 fn of(runtime: &Runtime) -> Vec<Finding> {
     let kernel = &runtime.config.vm().kernel;
     let mut found = runtime.hypervisor().check(kernel);
+    if runtime.is_auto && auto::krun_runs_some(&runtime.config, &runtime.prefix) {
+        found = beside_krun(found);
+    }
     found.extend([guest_root(runtime), file_server(runtime), network(runtime)]);
     found.extend(COMPANIONS.map(|name| {
         let program = kata_config::companion(&runtime.prefix, name);
@@ -60,6 +63,19 @@ fn of(runtime: &Runtime) -> Vec<Finding> {
     let shim = runtime.prefix.join("bin/containerd-shim-kata-v2");
     found.push(same_version(Finding::of_program("containerd shim", &shim, INSTALL)));
     found
+}
+
+/// Where no hypervisor is chosen, krun runs what it can and QEMU the rest. So without QEMU containers start, if not all.
+fn beside_krun(found: Vec<Finding>) -> Vec<Finding> {
+    const SOME: &str = "containers whose network is complete when they are created";
+    let eased = found.into_iter().map(|mut one| {
+        if one.outcome == Outcome::Failed {
+            one.outcome = Outcome::Warning;
+            one.detail += &format!("; only {SOME} start, with krun");
+        }
+        one
+    });
+    eased.chain([Finding::good("krun", format!("runs {SOME}"))]).collect()
 }
 
 fn privileges() -> Finding {
@@ -237,6 +253,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(run_dir(&dir.path().join("a/b")).outcome, Outcome::Good);
         assert_eq!(run_dir(Path::new("/etc/passwd/such")).outcome, Outcome::Failed);
+    }
+
+    #[test]
+    fn krun_makes_a_missing_qemu_bearable_and_the_remedy_stays() {
+        let found = beside_krun(vec![Finding::failed("hypervisor", "no QEMU", "install it")]);
+        assert!(found.iter().all(|one| one.outcome < Outcome::Failed), "{found:?}");
+        assert_eq!(found[0].remedy.as_deref(), Some("install it"));
+        assert_eq!(found[1].probe, "krun");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kata_config::{ConfigError, HostConfig, LogLevel, SizeError};
+use kata_config::{ConfigError, HostConfig, HypervisorName, LogLevel, SizeError};
 use kata_hypervisor::Hypervisor;
 use kata_sandbox::{ContainerPlan, SandboxPlan};
 use kata_storage::{RootfsMount, StorageError};
@@ -74,6 +74,8 @@ pub struct Runtime {
     pub(crate) file: Option<PathBuf>,
     /// Where this software is installed.
     pub(crate) prefix: PathBuf,
+    /// Whether the configuration leaves the choice of the hypervisor to this software.
+    pub(crate) is_auto: bool,
     hypervisor: Box<dyn Hypervisor>,
 }
 
@@ -96,6 +98,7 @@ impl Runtime {
                 "`enable_annotations` lists {name}, which no pod may set all the same, for {reason}"
             );
         }
+        let is_auto = config.runtime.hypervisor_name == HypervisorName::Auto;
         auto::settle(&mut config, spec, &prefix);
         if let Some(annotations) = spec.and_then(|spec| spec.annotations().as_ref()) {
             config = config.with_annotations(annotations)?;
@@ -105,7 +108,7 @@ impl Runtime {
         let drivers = driver::TARGETS.map(|target| (target, driver));
         kata_log::set_levels(level(config.runtime.effective_log_level()), &drivers);
         let hypervisor = driver::of(&config, &prefix);
-        Ok(Self { config, file, prefix, hypervisor })
+        Ok(Self { config, file, prefix, is_auto, hypervisor })
     }
 
     /// The driver that the configuration names.
