@@ -128,7 +128,9 @@ guest: $(release)/kata-image $(agent) $(image)
 
 config := share/defaults/kata-containers/configuration.toml
 # io.containerd.kata-NAME.v2: the same shim, with configuration-NAME.toml.
-variants := clh krun qemu
+variants := clh fc krun qemu
+# What the configuration calls those whose variant has another name.
+hypervisor_fc := firecracker
 variant_files := $(foreach v,$(variants),bin/containerd-shim-kata-$(v)-v2 \
     share/defaults/kata-containers/configuration-$(v).toml)
 public_programs := containerd-shim-kata-v2 kata-runtime
@@ -159,9 +161,10 @@ define install-into
 done
 @$(release)/xtask default-config --prefix $(2) >$(build)/configuration.toml
 @install -C -D -m 644 $(build)/configuration.toml $(1)/$(config)
-@for name in $(variants); do \
+@for variant in $(foreach v,$(variants),$(v):$(or $(hypervisor_$(v)),$(v))); do \
+    name=$${variant%:*}; \
     ln -sfn containerd-shim-kata-v2 $(1)/bin/containerd-shim-kata-$$name-v2; \
-    sed "s/^hypervisor_name = .*/hypervisor_name = \"$$name\"/" $(build)/configuration.toml \
+    sed "s/^hypervisor_name = .*/hypervisor_name = \"$${variant#*:}\"/" $(build)/configuration.toml \
         >$(build)/configuration-$$name.toml; \
     install -C -m 644 $(build)/configuration-$$name.toml -t $(1)/$(dir $(config)); \
 done

@@ -13,7 +13,8 @@ const HEAD: &str = "\
 
 `hypervisor_name` in the section `[runtime]` of the configuration chooses the hypervisor, else the only section `[hypervisor.NAME]` that there is.
 Without a choice (`\"auto\"`) it is krun where KVM works, the guest kernel is the small one, the sandbox's network interfaces are there when it is
-made, and nothing is set for QEMU that is not set for krun; else QEMU. The log of the shim says which, and why. The runtime `io.containerd.kata-NAME.v2` reads `configuration-NAME.toml`, which chooses NAME.
+made, and nothing is set for QEMU that is not set for krun; else QEMU. The log of the shim says which, and why. The runtime `io.containerd.kata-NAME.v2` reads
+`configuration-NAME.toml`, which chooses NAME; `firecracker` goes by the shorter `fc` there.
 
 What a hypervisor lacks is refused, with a sentence, before anything starts; what the host lacks, when the virtual machine is to boot.
 
@@ -84,11 +85,11 @@ mod tests {
     #[test]
     fn every_driver_has_a_column_and_every_capability_a_row() {
         let page = page();
-        assert!(page.contains("| | `clh` | `krun` | `qemu` |"), "{page}");
-        assert!(page.contains("| without KVM | no | no | emulates |"), "{page}");
+        assert!(page.contains("| | `clh` | `firecracker` | `krun` | `qemu` |"), "{page}");
+        assert!(page.contains("| without KVM | no | no | no | emulates |"), "{page}");
         let columns = |line: &str| line.matches('|').count();
         let rows: Vec<_> = page.lines().filter(|line| line.starts_with('|')).collect();
         assert_eq!(rows.len(), ROWS.len() + 2);
-        assert!(rows.iter().all(|row| columns(row) == 5), "{page}");
+        assert!(rows.iter().all(|row| columns(row) == 6), "{page}");
     }
 }

@@ -80,8 +80,12 @@ pub(crate) async fn launch(
     let console = Console::new();
     let console_end = console.collect(console_output);
     let client = Client::new(control);
-    let dialer =
-        HybridVsock { directory, socket: SOCKET, again: settings.dial_again, vmm: child.clone() };
+    let dialer = HybridVsock {
+        directory: Arc::new(directory),
+        socket: SOCKET,
+        again: settings.dial_again,
+        vmm: child.clone(),
+    };
     // From here on whatever returns early drops it, which kills the VMM.
     let hot_plug = spec.hot_plug;
     let vm = CloudVm { child, hot_plug, client, dialer, reason, console, console_end };

@@ -17,6 +17,8 @@ choice! {
         Auto = "auto",
         /// Cloud Hypervisor.
         CloudHypervisor = "clh",
+        /// Firecracker.
+        Firecracker = "firecracker",
         /// The VMM that is installed with this software.
         Krun = "krun",
         /// QEMU.
@@ -26,7 +28,7 @@ choice! {
 
 /// Hypervisors of upstream, whose sections may stand in a file as long as they are not chosen.
 pub(crate) const OTHER_HYPERVISORS: &[&str] =
-    &["cloud-hypervisor", "dragonball", "firecracker", "openvmm", "remote", "stratovirt", "acrn"];
+    &["cloud-hypervisor", "dragonball", "openvmm", "remote", "stratovirt", "acrn"];
 
 /// What can be done with a section whatever its type.
 pub(crate) trait Visitor {
@@ -42,6 +44,7 @@ impl HostConfig {
     pub fn vm(&self) -> &VmSettings {
         match self.runtime.hypervisor_name {
             HypervisorName::CloudHypervisor => &self.clh.vm,
+            HypervisorName::Firecracker => &self.firecracker.vm,
             HypervisorName::Krun => &self.krun.vm,
             HypervisorName::Qemu | HypervisorName::Auto => &self.qemu.vm,
         }
@@ -61,7 +64,7 @@ impl HostConfig {
     pub fn virtio_fs(&self) -> Option<&VirtioFs> {
         match self.runtime.hypervisor_name {
             HypervisorName::CloudHypervisor => Some(&self.clh.virtio_fs),
-            HypervisorName::Krun => None,
+            HypervisorName::Firecracker | HypervisorName::Krun => None,
             HypervisorName::Qemu | HypervisorName::Auto => Some(&self.qemu.virtio_fs),
         }
     }
@@ -70,6 +73,7 @@ impl HostConfig {
     pub(crate) fn visit<V: Visitor>(&mut self, name: HypervisorName, visitor: V) -> V::Outcome {
         match name {
             HypervisorName::CloudHypervisor => visitor.visit(&mut self.clh),
+            HypervisorName::Firecracker => visitor.visit(&mut self.firecracker),
             HypervisorName::Krun => visitor.visit(&mut self.krun),
             HypervisorName::Qemu | HypervisorName::Auto => visitor.visit(&mut self.qemu),
         }
@@ -96,9 +100,14 @@ impl Visitor for Annotated<'_> {
 
 /// The hypervisor that the section `name` is for; `None` if it has no driver here.
 pub(crate) fn of_section(name: &str) -> Option<HypervisorName> {
-    [HypervisorName::CloudHypervisor, HypervisorName::Krun, HypervisorName::Qemu]
-        .into_iter()
-        .find(|known| known.as_str() == name)
+    [
+        HypervisorName::CloudHypervisor,
+        HypervisorName::Firecracker,
+        HypervisorName::Krun,
+        HypervisorName::Qemu,
+    ]
+    .into_iter()
+    .find(|known| known.as_str() == name)
 }
 
 /// What a configuration chooses: by name, or by having the section of one only. Refuses a hypervisor that has no driver here.

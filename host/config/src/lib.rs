@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The keys are upstream Kata's. Each is in one of two tables: a key that does something is a field of
-//! [`VmSettings`], [`Qemu`], [`Krun`], [`CloudHypervisor`], [`Agent`] or [`Runtime`], declared together with its default and its description; a key whose
+//! [`VmSettings`], [`Qemu`], [`Krun`], [`CloudHypervisor`], [`Firecracker`], [`Agent`] or [`Runtime`], declared together with its default and its description; a key whose
 //! feature this version lacks is accepted only with the value that means "off". Everything else is an error that
 //! names file, line and key: a setting that is accepted and then ignored is a trap.
 
@@ -19,6 +19,7 @@ mod annotation_names;
 mod clh;
 mod error;
 mod files;
+mod firecracker;
 mod hypervisors;
 mod krun;
 mod load;
@@ -38,6 +39,7 @@ pub use agent::Agent;
 pub use clh::CloudHypervisor;
 pub use error::{ConfigError, Origin};
 pub use files::{candidates, companion, locate, prefix_of, variant_of};
+pub use firecracker::{Firecracker, NoSharedFs};
 pub use hypervisors::HypervisorName;
 pub use krun::{InlineSharedFs, Krun};
 pub use load::HostConfig;

@@ -7,6 +7,7 @@ use crate::agent::Agent;
 use crate::clh::CloudHypervisor;
 use crate::error::{closest, invalid};
 use crate::files::{Source, read_with_drop_ins};
+use crate::firecracker::Firecracker;
 use crate::hypervisors::{self, OTHER_HYPERVISORS, Visitor};
 use crate::krun::Krun;
 use crate::off::OffKey;
@@ -22,6 +23,8 @@ use crate::{ConfigError, Origin};
 pub struct HostConfig {
     /// `[hypervisor.clh]`.
     pub clh: CloudHypervisor,
+    /// `[hypervisor.firecracker]`.
+    pub firecracker: Firecracker,
     /// `[hypervisor.krun]`.
     pub krun: Krun,
     /// `[hypervisor.qemu]`.
@@ -38,6 +41,7 @@ impl HostConfig {
     pub fn defaults(prefix: &Path) -> Self {
         Self {
             clh: CloudHypervisor::defaults(prefix),
+            firecracker: Firecracker::defaults(prefix),
             krun: Krun::defaults(prefix),
             qemu: Qemu::defaults(prefix),
             agent: Agent::defaults(prefix),
@@ -105,7 +109,7 @@ impl HostConfig {
             } else {
                 return Err(unknown(
                     section,
-                    OTHER_HYPERVISORS.iter().copied().chain(["clh", "krun", "qemu"]),
+                    OTHER_HYPERVISORS.iter().copied().chain(["clh", "firecracker", "krun", "qemu"]),
                 ));
             }
         }

@@ -52,6 +52,7 @@ pub fn default_file(prefix: &Path) -> String {
     let config = HostConfig::defaults(prefix);
     let mut file = FILE_HEAD.to_owned();
     file_section(&mut file, &config.clh);
+    file_section(&mut file, &config.firecracker);
     file_section(&mut file, &config.krun);
     file_section(&mut file, &config.qemu);
     file_section(&mut file, &config.agent);
@@ -82,6 +83,7 @@ pub fn reference_page() -> String {
     config.qemu.path = "/usr/bin/qemu-system-x86_64".into();
     let mut page = PAGE_HEAD.to_owned();
     page_section(&mut page, &config.clh);
+    page_section(&mut page, &config.firecracker);
     page_section(&mut page, &config.krun);
     page_section(&mut page, &config.qemu);
     page_section(&mut page, &config.agent);

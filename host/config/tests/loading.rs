@@ -201,6 +201,11 @@ fn hypervisor_is_chosen_by_name_or_by_being_the_only_one() {
         chosen(&format!("{qemu}[runtime]\nhypervisor_name = \"krun\"\n")),
         HypervisorName::Krun
     );
+    let firecracker =
+        "[hypervisor.firecracker]\njailer_path = \"/usr/bin/jailer\"\nshared_fs = \"none\"\n";
+    assert_eq!(chosen(firecracker), HypervisorName::Firecracker);
+    let error = refused("[hypervisor.firecracker]\nshared_fs = \"virtio-fs\"\n");
+    assert!(error.contains("must be \"none\""), "{error}");
     // The keys that all have are those of the chosen one.
     assert_eq!(parse(krun).unwrap().vm().default_memory, 512);
     assert_eq!(parse(&format!("{krun}{qemu}")).unwrap().vm().default_memory, 2048);

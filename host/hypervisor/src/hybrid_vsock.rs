@@ -14,7 +14,7 @@ use crate::{HypervisorError, VmmDir};
 #[derive(Debug)]
 pub struct HybridVsock {
     /// Where the VMM has made it.
-    pub directory: VmmDir,
+    pub directory: Arc<VmmDir>,
     /// The name of the socket in it.
     pub socket: &'static str,
     /// The time between two tries.

@@ -4,17 +4,21 @@ use std::path::Path;
 
 use kata_cloud_hypervisor::{CloudHypervisor, CloudHypervisorSettings};
 use kata_config::{HostConfig, HypervisorName, MachineType};
+use kata_firecracker::api::{RateLimiter, TokenBucket};
+use kata_firecracker::{Firecracker, FirecrackerSettings};
 use kata_hypervisor::Hypervisor;
 use kata_krun::{Krun, KrunSettings};
 use kata_qemu::{AcceleratorChoice, MachineChoice, Qemu, QemuSettings};
 
 /// What the drivers trace begins with one of these.
-pub(crate) const TARGETS: [&str; 3] = ["kata_cloud_hypervisor", "kata_krun", "kata_qemu"];
+pub(crate) const TARGETS: [&str; 4] =
+    ["kata_cloud_hypervisor", "kata_firecracker", "kata_krun", "kata_qemu"];
 
 /// The driver that `config` chooses.
 pub(crate) fn of(config: &HostConfig, prefix: &Path) -> Box<dyn Hypervisor> {
     match config.runtime.hypervisor_name {
         HypervisorName::CloudHypervisor => Box::new(CloudHypervisor::new(clh_settings(config))),
+        HypervisorName::Firecracker => Box::new(Firecracker::new(firecracker_settings(config))),
         HypervisorName::Krun => Box::new(Krun::new(krun_settings(config, prefix))),
         HypervisorName::Qemu | HypervisorName::Auto => Box::new(Qemu::new(qemu_settings(config))),
     }
@@ -30,6 +34,7 @@ pub fn all(prefix: &Path) -> Vec<Box<dyn Hypervisor>> {
     };
     vec![
         with(HypervisorName::CloudHypervisor),
+        with(HypervisorName::Firecracker),
         with(HypervisorName::Krun),
         with(HypervisorName::Qemu),
     ]
@@ -40,6 +45,31 @@ fn clh_settings(config: &HostConfig) -> CloudHypervisorSettings {
         program: config.clh.path.clone(),
         seccomp: !config.clh.disable_seccomp,
         entropy_source: config.clh.entropy_source.clone(),
+        dial_again: config.agent.dial_timeout(),
+    }
+}
+
+fn firecracker_settings(config: &HostConfig) -> FirecrackerSettings {
+    let firecracker = &config.firecracker;
+    let bytes = |bits: u32| u64::from(bits).div_ceil(8);
+    let bandwidth = |bits, burst| TokenBucket::per_second(bytes(bits), bytes(burst));
+    let network = |bits| RateLimiter { bandwidth: bandwidth(bits, 0), ops: None };
+    FirecrackerSettings {
+        program: firecracker.path.clone(),
+        jailer: firecracker.jailer_path.clone(),
+        seccomp: !firecracker.disable_seccomp,
+        disk: RateLimiter {
+            bandwidth: bandwidth(
+                firecracker.disk_rate_limiter_bw_max_rate,
+                firecracker.disk_rate_limiter_bw_one_time_burst,
+            ),
+            ops: TokenBucket::per_second(
+                firecracker.disk_rate_limiter_ops_max_rate.into(),
+                firecracker.disk_rate_limiter_ops_one_time_burst.into(),
+            ),
+        },
+        receive: network(firecracker.rx_rate_limiter_max_rate),
+        send: network(firecracker.tx_rate_limiter_max_rate),
         dial_again: config.agent.dial_timeout(),
     }
 }
@@ -82,12 +112,28 @@ mod tests {
     }
 
     #[test]
-    fn network_devices_that_come_late_are_not_for_krun() {
+    fn limits_in_bits_are_kept_in_bytes() {
+        let mut config = HostConfig::defaults(Path::new("/usr"));
+        assert_eq!(firecracker_settings(&config).disk, RateLimiter::default());
+        config.firecracker.disk_rate_limiter_bw_max_rate = 8001;
+        config.firecracker.disk_rate_limiter_ops_max_rate = 7;
+        config.firecracker.tx_rate_limiter_max_rate = 800;
+        let settings = firecracker_settings(&config);
+        let size = |bucket: Option<TokenBucket>| bucket.map(|bucket| bucket.size);
+        assert_eq!(size(settings.disk.bandwidth), Some(1001));
+        assert_eq!(size(settings.disk.ops), Some(7));
+        assert_eq!(size(settings.send.bandwidth), Some(100));
+        assert_eq!(settings.receive, RateLimiter::default());
+    }
+
+    #[test]
+    fn network_devices_that_come_late_are_not_for_all() {
         let mut config = HostConfig::defaults(Path::new("/usr"));
         for (name, late) in [
             (HypervisorName::Qemu, true),
             (HypervisorName::Krun, false),
             (HypervisorName::CloudHypervisor, true),
+            (HypervisorName::Firecracker, false),
         ] {
             config.runtime.hypervisor_name = name;
             let can = of(&config, Path::new("/usr")).capabilities();

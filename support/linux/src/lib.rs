@@ -5,6 +5,7 @@
 pub mod capabilities;
 pub mod cgroup;
 pub mod descriptors;
+pub mod directory;
 pub mod identity;
 pub mod jail;
 pub mod landlock;

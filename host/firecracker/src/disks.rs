@@ -1,0 +1,129 @@
+//! The places of a VM's disks, and which of them are taken.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, VmSpec};
+
+/// The place of one disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// What the API calls it.
+    pub(crate) drive: String,
+    readonly: bool,
+    /// Whether it was made for disks that come later.
+    later: bool,
+    /// The disk that is there.
+    disk: Option<String>,
+}
+
+/// All places, in the order in which the guest counts them.
+#[derive(Debug)]
+pub(crate) struct Disks {
+    // Locked for a look or a change, never while the VMM is asked.
+    places: Mutex<Vec<Place>>,
+}
+
+impl Disks {
+    /// The spec's disks, then the places for others.
+    pub(crate) fn of(spec: &VmSpec) -> Self {
+        let now = spec.disks.iter().map(|disk| (disk.readonly, Some(disk.id.clone())));
+        let later = [(true, spec.later_disks.readonly), (false, spec.later_disks.writable)];
+        let later = later.into_iter().flat_map(|(readonly, count)| vec![(readonly, None); count]);
+        let places = now.chain(later).enumerate().map(|(number, (readonly, disk))| Place {
+            drive: format!("disk{number}"),
+            readonly,
+            later: disk.is_none(),
+            disk,
+        });
+        Self { places: Mutex::new(places.collect()) }
+    }
+
+    /// Every place's name, and whether it is read-only.
+    pub(crate) fn drives(&self) -> Vec<(String, bool)> {
+        self.places().iter().map(|place| (place.drive.clone(), place.readonly)).collect()
+    }
+
+    /// Where the guest finds a disk.
+    pub(crate) fn find(&self, id: &str) -> Option<GuestDisk> {
+        let number = self.places().iter().position(|place| place.disk.as_deref() == Some(id))?;
+        Some(address(number))
+    }
+
+    /// Takes a place for a disk that comes now. Returns its name and where the guest finds it.
+    pub(crate) fn take(&self, disk: &DiskSpec) -> Result<(String, GuestDisk), HypervisorError> {
+        let mut places = self.places();
+        let free =
+            |place: &Place| place.later && place.disk.is_none() && place.readonly == disk.readonly;
+        let number = places.iter().position(free);
+        let number = number.ok_or_else(|| HypervisorError::NoDisk { id: disk.id.clone() })?;
+        places[number].disk = Some(disk.id.clone());
+        Ok((places[number].drive.clone(), address(number)))
+    }
+
+    /// The name of the place that a disk has taken; `None` if it has none, or has had it from the beginning.
+    pub(crate) fn taken_by(&self, id: &str) -> Option<String> {
+        let places = self.places();
+        let place = places.iter().find(|place| place.disk.as_deref() == Some(id))?;
+        place.later.then(|| place.drive.clone())
+    }
+
+    /// Gives a place back.
+    pub(crate) fn give_back(&self, id: &str) {
+        for place in self.places().iter_mut() {
+            if place.later && place.disk.as_deref() == Some(id) {
+                place.disk = None;
+            }
+        }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The node of the disk with this number. There are far fewer than letters: the machine has interrupts for less than 20 devices.
+fn address(number: usize) -> GuestDisk {
+    let letter = u8::try_from(number).ok().and_then(|number| b'a'.checked_add(number));
+    let letter = char::from(letter.unwrap_or(b'?'));
+    GuestDisk { driver: "mmioblk", address: format!("/dev/vd{letter}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_hypervisor::LaterDisks;
+
+    use super::*;
+    use crate::machine::tests::spec;
+
+    fn disk(id: &str, readonly: bool) -> DiskSpec {
+        DiskSpec { id: id.into(), path: "/disk".into(), readonly }
+    }
+
+    #[test]
+    fn place_is_taken_by_one_disk_at_a_time() {
+        let disks = Disks::of(&VmSpec {
+            disks: vec![disk("root", false)],
+            later_disks: LaterDisks { readonly: 1, writable: 1 },
+            ..spec()
+        });
+        assert_eq!(disks.find("root").unwrap().address, "/dev/vda");
+        let (drive, found) = disks.take(&disk("one", true)).unwrap();
+        assert_eq!((drive.as_str(), found.address.as_str()), ("disk1", "/dev/vdb"));
+        assert_eq!(disks.find("one"), Some(found));
+        let error = disks.take(&disk("two", true)).unwrap_err().to_string();
+        assert!(error.contains("no room for the disk two"), "{error}");
+        assert_eq!(disks.take(&disk("three", false)).unwrap().0, "disk2");
+        assert_eq!(disks.taken_by("one").unwrap(), "disk1");
+        disks.give_back("one");
+        assert_eq!((disks.taken_by("one"), disks.find("one")), (None, None));
+        assert_eq!(disks.take(&disk("two", true)).unwrap().0, "disk1");
+    }
+
+    #[test]
+    fn disk_of_the_boot_keeps_its_place() {
+        let disks = Disks::of(&VmSpec { disks: vec![disk("root", false)], ..spec() });
+        assert_eq!(disks.taken_by("root"), None);
+        disks.give_back("root");
+        assert!(disks.find("root").is_some());
+    }
+}

@@ -1,0 +1,97 @@
+//! The Firecracker driver. It needs KVM.
+//!
+//! The VMM is told of its machine through its API, over the only connection that is ever made to its socket. It runs behind the walls that
+//! QEMU has ([`kata_linux::jail::Jail::strict`]), or in the cell that Firecracker's own jailer builds, where the administrator names one; and
+//! behind its own filter of system calls in either. It has no shared file system, and takes disks instead, also while it runs: those have
+//! their places from the beginning and get their files later.
+//!
+//! ```text
+//!   settings, VmSpec ──▶ cell: where the VMM lives, what it sees ──▶ launch ──▶ api: machine's parts, start ──▶ FirecrackerVm
+//!                    └─▶ machine: requests ─────────────────────────────┘  └──▶ fifo: log and metrics
+//! ```
+
+pub mod api;
+mod cell;
+mod disks;
+mod fifo;
+mod kernel_params;
+mod launch;
+mod machine;
+mod settings;
+mod socket;
+mod version;
+mod vm;
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use kata_hypervisor::{
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, Outcome, SharedFileSystem, Vm,
+    VmSpec,
+};
+
+pub use settings::FirecrackerSettings;
+
+/// The driver's name, as in the configuration.
+const NAME: &str = "firecracker";
+
+/// Most virtual CPUs of a VM, as the API's description has it.
+const MAX_VCPUS: u32 = 32;
+
+/// Boots virtual machines with Firecracker. The guest kernel is an uncompressed ELF `vmlinux`.
+#[derive(Debug)]
+pub struct Firecracker {
+    settings: FirecrackerSettings,
+}
+
+impl Firecracker {
+    /// A driver with these settings.
+    #[must_use]
+    pub fn new(settings: FirecrackerSettings) -> Self {
+        Self { settings }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Firecracker {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            emulation: false,
+            image: false,
+            shared_file_system: SharedFileSystem::None,
+            disks: Disks::Later,
+            max_vcpus: MAX_VCPUS,
+            pause: true,
+            vhost_net: false,
+            named_taps: true,
+            hot_plug: false,
+        }
+    }
+
+    fn program(&self) -> &Path {
+        &self.settings.program
+    }
+
+    fn check(&self, _: &Path) -> Vec<Finding> {
+        let remedy = "install Firecracker or set `path` in the section hypervisor.firecracker";
+        let mut program = Finding::of_program("hypervisor", &self.settings.program, remedy);
+        let version = program.detail.rsplit(' ').next().unwrap_or_default();
+        if program.outcome == Outcome::Good
+            && let Err(reason) = version::check(version)
+        {
+            program = Finding::failed(program.probe, program.detail, reason);
+        }
+        let remedy = "install Firecracker's jailer or set `jailer_path` to \"\" in the section hypervisor.firecracker";
+        let jailer = self.settings.jailer.as_ref();
+        let jailer = jailer.map(|jailer| Finding::of_program("jailer", jailer, remedy));
+        [program, Finding::of_kvm(false)].into_iter().chain(jailer).collect()
+    }
+
+    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {
+        Ok(Box::new(launch::launch(&self.settings, spec).await?))
+    }
+}
