@@ -50,6 +50,7 @@ impl Agent {
         if !request.dns.is_empty() {
             set_dns(&request.dns).map_err(Tell::tell)?;
         }
+        storage::await_disks(&request.storages).await?;
         let mut sandbox = self.sandbox();
         sandbox.namespaces = namespaces;
         sandbox.shares_pids = request.sandbox_pidns;

@@ -18,6 +18,7 @@ use crate::agent::Agent;
 use crate::container::{Container, Phase};
 use crate::id;
 use crate::status::{Tell, invalid, not_found, refuse};
+use crate::storage;
 
 /// How long the processes of a container may take to die when the host does not say.
 const REMOVAL: Duration = Duration::from_secs(10);
@@ -54,6 +55,7 @@ impl Agent {
     ) -> ttrpc::Result<Container> {
         let wire = request.OCI.into_option().ok_or_else(|| invalid("the request has no OCI"))?;
         let spec = spec_from_wire(wire).map_err(Tell::tell)?;
+        storage::await_disks(&request.storages).await?;
         let (plan, storages) = {
             let mut sandbox = self.sandbox();
             let namespaces = sandbox.namespaces_for(request.sandbox_pidns)?;

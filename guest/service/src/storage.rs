@@ -1,5 +1,6 @@
 //! Storages: what the host wants mounted in the guest, for the sandbox or for one container.
 
+mod disk;
 mod drivers;
 mod options;
 
@@ -15,10 +16,19 @@ use crate::path::Place;
 use crate::status::{chain, invalid, refuse};
 
 /// The drivers that this agent has, as it tells the host.
-pub(crate) const DRIVERS: [&str; 5] = ["virtio-fs", "ephemeral", "local", "bind", "overlayfs"];
+pub(crate) const DRIVERS: [&str; 7] =
+    ["virtio-fs", "ephemeral", "local", "bind", "overlayfs", disk::DRIVERS[0], disk::DRIVERS[1]];
 
-/// Upstream's drivers for block devices, which need hotplug.
-const BLOCK_DRIVERS: [&str; 5] = ["blk", "blk-ccw", "mmioblk", "scsi", "nvdimm"];
+/// Upstream's drivers for block devices of buses that no guest of this agent has.
+const OTHER_DISKS: [&str; 3] = ["blk-ccw", "scsi", "nvdimm"];
+
+/// Waits until the disks are there that some of `storages` are on. To be called before [`Storages::add`].
+pub(crate) async fn await_disks(storages: &[Storage]) -> ttrpc::Result<()> {
+    for storage in storages {
+        disk::arrival(storage).await?;
+    }
+    Ok(())
+}
 
 /// What is mounted where, and for how many.
 #[derive(Debug, Default)]
@@ -70,10 +80,11 @@ fn mount(storage: &Storage) -> ttrpc::Result<()> {
         "ephemeral" => drivers::ephemeral(storage),
         "local" => drivers::local(storage),
         "bind" => drivers::bind(storage),
-        driver if BLOCK_DRIVERS.contains(&driver) => {
+        _ if disk::is_on_disk(storage) => drivers::disk(storage),
+        driver if OTHER_DISKS.contains(&driver) => {
             return Err(invalid(format!(
-                "storage driver {driver:?} is not available: this agent mounts no block devices yet; \
-                 share the file system with virtio-fs"
+                "storage driver {driver:?} is not available: this agent finds disks on the PCI bus (`blk`) and by their \
+                 nodes (`mmioblk`)"
             )));
         }
         driver => return Err(invalid(format!("there is no storage driver {driver:?}"))),
@@ -127,9 +138,9 @@ mod tests {
     }
 
     #[test]
-    fn add_unknown_or_block_driver_is_refused_with_a_sentence() {
+    fn add_unknown_driver_or_disk_is_refused_with_a_sentence() {
         let mut storages = Storages::default();
-        for driver in ["blk", "tape"] {
+        for driver in ["blk", "scsi", "tape"] {
             let storage = Storage { driver: driver.into(), ..Default::default() };
             let error = storages.add(&[storage]).unwrap_err().to_string();
             assert!(error.contains(driver), "{error}");

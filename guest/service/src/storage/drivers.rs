@@ -9,6 +9,7 @@ use kata_agent_api::agent::Storage;
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_bind_recursive, mount_remount};
 
+use super::disk;
 use super::options::Options;
 use crate::path::Place;
 
@@ -20,6 +21,16 @@ pub(super) fn file_system(storage: &Storage, fstype: &str) -> io::Result<()> {
     let options = Options::parse(&storage.options);
     let place = Place::make_directory(Path::new(&storage.mount_point), 0o755)?;
     mount_at(&place, &storage.source, fstype, &options)
+}
+
+/// A file system on a disk, which is there.
+pub(super) fn disk(storage: &Storage) -> io::Result<()> {
+    let node = disk::node(storage)?;
+    let options = Options::parse(&storage.options);
+    let place = Place::make_directory(Path::new(&storage.mount_point), 0o755)?;
+    let source = node.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+    mount_at(&place, source, &storage.fstype, &options)?;
+    give_to_group(storage)
 }
 
 /// An overlay of directories that the options name.

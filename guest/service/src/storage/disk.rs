@@ -1,0 +1,214 @@
+//! Block devices: how the host names them, and when they are there.
+//!
+//! A disk may come a moment later than the request for it; or its place was there from the beginning, with a disk of one sector, and
+//! gets the real one now (Firecracker's way). In both cases the kernel tells by an event.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kata_agent_api::agent::Storage;
+use kata_guest_setup::uevent::Uevents;
+use ttrpc::Code;
+
+use crate::status::{chain, invalid, refuse};
+
+/// By address on the PCI bus, and by device node.
+pub(super) const DRIVERS: [&str; 2] = ["blk", "mmioblk"];
+
+/// How long the kernel may take to see a disk.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A disk of so many sectors of 512 bytes holds no file system: it stands in for one that is still to come.
+const PLACEHOLDER: u64 = 1;
+
+const BLOCK: &str = "/sys/class/block";
+const BY_SERIAL: &str = "/dev/disk/by-id/virtio-";
+const PCI: &str = "/sys/bus/pci/devices";
+
+/// Whether a storage is on a disk.
+pub(super) fn is_on_disk(storage: &Storage) -> bool {
+    DRIVERS.contains(&storage.driver.as_str())
+}
+
+/// Waits until the disk of a storage is there; at once for storages that are on none.
+pub(super) async fn arrival(storage: &Storage) -> ttrpc::Result<()> {
+    if !is_on_disk(storage) {
+        return Ok(());
+    }
+    let address = Address::parse(storage)?;
+    let failed = |error: &io::Error| {
+        let reason = chain(error);
+        refuse(Code::INTERNAL, format!("cannot wait for the disk {:?}: {reason}", storage.source))
+    };
+    let events = Uevents::open().map_err(|error| failed(&error))?;
+    let arrived = async {
+        while !address.is_there() {
+            events.next().await?;
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(PATIENCE, arrived).await {
+        Ok(arrived) => arrived.map_err(|error: io::Error| failed(&error)),
+        Err(_elapsed) => {
+            let text = format!("the disk {:?} has not come within {PATIENCE:?}", storage.source);
+            Err(refuse(Code::DEADLINE_EXCEEDED, text))
+        }
+    }
+}
+
+/// The node of a storage's disk, which is there.
+pub(super) fn node(storage: &Storage) -> io::Result<PathBuf> {
+    let address = Address::parse(storage).map_err(io::Error::other)?;
+    let name = address.name().ok_or(io::ErrorKind::NotFound)?;
+    Ok(Path::new("/dev").join(name))
+}
+
+/// Where a disk is.
+#[derive(Debug, PartialEq, Eq)]
+enum Address {
+    /// Its node's name.
+    Node(String),
+    /// The serial number of a virtio disk, which udev names links after.
+    Serial(String),
+    /// Slots on the PCI bus, from the root bus on.
+    Pci(Vec<u8>),
+}
+
+impl Address {
+    fn parse(storage: &Storage) -> ttrpc::Result<Self> {
+        let source = storage.source.as_str();
+        let serial = source.strip_prefix(BY_SERIAL).filter(|serial| is_plain(serial));
+        let parsed = match source.strip_prefix("/dev/") {
+            _ if serial.is_some() => serial.map(|serial| Self::Serial(serial.to_owned())),
+            Some(name) if is_plain(name) => Some(Self::Node(name.to_owned())),
+            None if storage.driver == "blk" => source
+                .split('/')
+                .map(|slot| u8::from_str_radix(slot, 16).ok())
+                .collect::<Option<_>>()
+                .map(Self::Pci),
+            _ => None,
+        };
+        parsed
+            .ok_or_else(|| invalid(format!("{source:?} is no disk of driver {:?}", storage.driver)))
+    }
+
+    /// The name of its node, once the kernel has seen it.
+    fn name(&self) -> Option<String> {
+        match self {
+            Self::Node(name) => Path::new(BLOCK).join(name).exists().then(|| name.clone()),
+            Self::Serial(serial) => with_serial(Path::new(BLOCK), serial),
+            Self::Pci(slots) => on_pci(Path::new(PCI), slots),
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        self.name().is_some_and(|name| sectors(&name).is_some_and(|count| count > PLACEHOLDER))
+    }
+}
+
+fn is_plain(name: &str) -> bool {
+    (1..=32).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn sectors(name: &str) -> Option<u64> {
+    fs::read_to_string(Path::new(BLOCK).join(name).join("size")).ok()?.trim().parse().ok()
+}
+
+/// The disk that says it has this serial number.
+fn with_serial(disks: &Path, serial: &str) -> Option<String> {
+    let has_it = |disk: &PathBuf| {
+        fs::read_to_string(disk.join("serial")).is_ok_and(|found| found.trim() == serial)
+    };
+    Some(entries(disks).find(has_it)?.file_name()?.to_str()?.to_owned())
+}
+
+/// The disk of the virtio device at the last of `slots`, of which each but the last is a bridge on the bus of the one before.
+fn on_pci(devices: &Path, slots: &[u8]) -> Option<String> {
+    let (first, rest) = slots.split_first()?;
+    let mut device = devices.join(format!("0000:00:{first:02x}.0"));
+    for slot in rest {
+        let suffix = format!(":{slot:02x}.0");
+        device = entries(&device).find(|entry| is_device(entry, &suffix))?;
+    }
+    let virtio = entries(&device).find(|entry| starts_with(entry, "virtio"))?;
+    let disk = entries(&virtio.join("block")).next()?;
+    Some(disk.file_name()?.to_str()?.to_owned())
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn starts_with(path: &Path, prefix: &str) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix))
+}
+
+/// Like `0000:01:02.0`.
+fn is_device(path: &Path, suffix: &str) -> bool {
+    starts_with(path, "0000:")
+        && path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.ends_with(suffix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(driver: &str, source: &str) -> ttrpc::Result<Address> {
+        let storage =
+            Storage { driver: driver.into(), source: source.into(), ..Default::default() };
+        Address::parse(&storage)
+    }
+
+    #[test]
+    fn disks_are_named_by_node_or_by_slots() {
+        assert_eq!(parse("mmioblk", "/dev/vdb").unwrap(), Address::Node("vdb".into()));
+        assert_eq!(parse("blk", "/dev/vda1").unwrap(), Address::Node("vda1".into()));
+        assert_eq!(parse("blk", "02/1f").unwrap(), Address::Pci(vec![2, 0x1f]));
+        let serial = parse("blk", "/dev/disk/by-id/virtio-root").unwrap();
+        assert_eq!(serial, Address::Serial("root".into()));
+        for (driver, source) in [
+            ("mmioblk", "02/03"),
+            ("blk", "/dev/../etc"),
+            ("blk", "/dev/"),
+            ("blk", "vdb"),
+            ("blk", ""),
+            ("blk", "02/"),
+            ("blk", "100"),
+        ] {
+            assert!(parse(driver, source).is_err(), "{driver} {source}");
+        }
+    }
+
+    #[test]
+    fn disk_with_a_serial_number_is_found() {
+        let disks = tempfile::tempdir().unwrap();
+        for (name, serial) in [("vda", "other"), ("vdb", "root\n")] {
+            fs::create_dir(disks.path().join(name)).unwrap();
+            fs::write(disks.path().join(name).join("serial"), serial).unwrap();
+        }
+        fs::create_dir(disks.path().join("loop0")).unwrap();
+        assert_eq!(with_serial(disks.path(), "root").as_deref(), Some("vdb"));
+        assert_eq!(with_serial(disks.path(), "none"), None);
+    }
+
+    #[test]
+    fn disk_behind_a_bridge_is_found() {
+        let devices = tempfile::tempdir().unwrap();
+        let at = |path: &str| fs::create_dir_all(devices.path().join(path)).unwrap();
+        at("0000:00:05.0/virtio3/block/vda");
+        at("0000:00:02.0/power");
+        at("0000:00:02.0/0000:01:03.0/virtio4/block/vdb");
+        let found = |slots: &[u8]| on_pci(devices.path(), slots);
+        assert_eq!(found(&[5]).as_deref(), Some("vda"));
+        assert_eq!(found(&[2, 3]).as_deref(), Some("vdb"));
+        assert_eq!(
+            (found(&[2]), found(&[2, 4]), found(&[9]), found(&[])),
+            (None, None, None, None)
+        );
+    }
+}
