@@ -179,7 +179,15 @@ fn admit(cell: &Cell, spawn: &mut Spawn, spec: &VmSpec) -> io::Result<Seen> {
     let initrd = machine::initrd(spec).map_err(io::Error::other)?;
     let mut disks = Vec::new();
     for (number, disk) in spec.disks.iter().enumerate() {
-        disks.push(match writable_file(disk)?.filter(|_| cell.jail().is_none()) {
+        disks.push(match writable_file(disk)? {
+            // It belongs to somebody else than the VMM's user.
+            Some(_) if cell.jail().is_some() => {
+                let path = disk.path.display();
+                return Err(io::Error::other(format!(
+                    "{path} is a regular file that the guest is to write to, which no VMM of the jailer's can; give it a loop device, or \
+                     set `jailer_path` to \"\""
+                )));
+            }
             Some(file) => format!("/proc/self/fd/{}", spawn.pass_fd(file)).into(),
             None => cell.admit(&disk.path, &format!("disk{number}"))?,
         });

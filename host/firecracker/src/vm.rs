@@ -85,6 +85,11 @@ impl Vm for FirecrackerVm {
     }
 
     async fn attach_disk(&self, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
+        // Nor could it open one later: behind walls of ours everything is read-only, in the jailer's cell it belongs to another user.
+        if !disk.readonly && disk.path.is_file() {
+            let what = "root file systems in files, as the blockfile snapshotter has them, in pods";
+            return Err(HypervisorError::Unsupported { driver: NAME, what });
+        }
         let (drive_id, address) = self.disks.take(disk)?;
         let attached = async {
             let path_on_host = self

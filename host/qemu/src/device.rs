@@ -1,7 +1,7 @@
 //! The devices of a VM: each knows its arguments.
 
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::option::OptionValue;
 
@@ -71,11 +71,24 @@ pub(crate) enum Device {
         /// Its raw image.
         file: PathBuf,
     },
+    /// A disk.
+    Disk(Disk),
     /// Random numbers.
     Entropy {
         /// Where they come from.
         source: PathBuf,
     },
+}
+
+/// A disk, with its file as QEMU sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// Its serial number, by which the guest finds it.
+    pub(crate) id: String,
+    pub(crate) file: PathBuf,
+    /// Whether the file is a block device.
+    pub(crate) is_device: bool,
+    pub(crate) readonly: bool,
 }
 
 /// A network device, with its descriptors by the names or numbers that QEMU knows them by.
@@ -169,21 +182,19 @@ impl Device {
                 vec![("-netdev", backend.into()), device(frontend)]
             }
             Self::Image { file } => {
-                let (raw, node) = (format!("image{number}"), format!("file{number}"));
-                let backend = OptionValue::new("driver=file")
-                    .with("node-name", &node)
-                    .with("filename", file.display())
-                    .with("read-only", "on");
-                // Its format is told, not looked for: a disk must not be able to say that it is something else.
-                let format = OptionValue::new("driver=raw")
-                    .with("node-name", &raw)
-                    .with("file", &node)
-                    .with("read-only", "on");
-                vec![
-                    ("-blockdev", backend.into()),
-                    ("-blockdev", format.into()),
-                    device(transport.device("virtio-blk").with("drive", &raw)),
-                ]
+                let raw = format!("image{number}");
+                let mut arguments = raw_backend(&raw, number, "driver=file", file, "on");
+                arguments.push(device(transport.device("virtio-blk").with("drive", &raw)));
+                arguments
+            }
+            Self::Disk(Disk { id, file, is_device, readonly }) => {
+                let raw = format!("disk{number}");
+                let driver = if *is_device { "driver=host_device" } else { "driver=file" };
+                let readonly = if *readonly { "on" } else { "off" };
+                let mut arguments = raw_backend(&raw, number, driver, file, readonly);
+                let disk = transport.device("virtio-blk").with("drive", &raw).with("serial", id);
+                arguments.push(device(disk));
+                arguments
             }
             Self::Entropy { source } => {
                 let backend = format!("entropy{number}");
@@ -197,6 +208,26 @@ impl Device {
             }
         }
     }
+}
+
+/// The back end `name` of a disk. Its format is told, not looked for: a disk must not be able to say that it is something else.
+fn raw_backend(
+    name: &str,
+    number: usize,
+    driver: &str,
+    file: &Path,
+    readonly: &str,
+) -> Vec<Argument> {
+    let node = format!("file{number}");
+    let backend = OptionValue::new(driver)
+        .with("node-name", &node)
+        .with("filename", file.display())
+        .with("read-only", readonly);
+    let format = OptionValue::new("driver=raw")
+        .with("node-name", name)
+        .with("file", &node)
+        .with("read-only", readonly);
+    vec![("-blockdev", backend.into()), ("-blockdev", format.into())]
 }
 
 fn device(value: OptionValue) -> Argument {
@@ -286,6 +317,24 @@ mod tests {
                 "-blockdev driver=raw,node-name=image7,file=file7,read-only=on",
                 "-device virtio-blk-device,drive=image7",
             ]
+        );
+    }
+
+    #[test]
+    fn disk_has_its_serial_number_and_a_device_another_driver() {
+        let disk = Disk { id: "root".into(), file: "/a".into(), is_device: false, readonly: false };
+        assert_eq!(
+            rendered(&Device::Disk(disk.clone()), Transport::Pci),
+            [
+                "-blockdev driver=file,node-name=file7,filename=/a,read-only=off",
+                "-blockdev driver=raw,node-name=disk7,file=file7,read-only=off",
+                "-device virtio-blk-pci,drive=disk7,serial=root",
+            ]
+        );
+        let device = Disk { is_device: true, readonly: true, ..disk };
+        assert_eq!(
+            rendered(&Device::Disk(device), Transport::Mmio)[0],
+            "-blockdev driver=host_device,node-name=file7,filename=/a,read-only=on"
         );
     }
 

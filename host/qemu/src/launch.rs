@@ -1,18 +1,22 @@
 //! From a spec to a QEMU that has said hello.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 
-use kata_hypervisor::{Console, HypervisorError, NicSpec, ShareSource, VmSpec};
+use kata_hypervisor::{
+    Console, DiskSpec, HypervisorError, LaterDisks, NicSpec, ShareSource, VmSpec,
+};
 use kata_linux::jail::{Jail, Network};
 use kata_linux::process::{Child, Spawn};
 use tokio::net::UnixStream;
 
 use crate::channel::{Channel, socket_pair};
 use crate::command_line::CommandLine;
-use crate::device::{Device, Nic};
+use crate::device::{Device, Disk, Nic};
 use crate::hot_plug::HotPlug;
 use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
@@ -32,7 +36,6 @@ pub(crate) async fn launch(
 ) -> Result<QemuVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
-    spec.refuse_disks("qemu")?;
     let machine =
         choose_machine(settings, &spec.kernel, spec.hot_plug).map_err(setup("the guest kernel"))?;
     let mut jail = Jail::strict();
@@ -57,6 +60,7 @@ pub(crate) async fn launch(
         let socket = connect(socket).await.map_err(setup("the connection to the file server"))?;
         devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
     }
+    devices.extend(disks(&mut spawn, spec)?);
     let hot_plug = HotPlug::of(machine, spec.hot_plug);
     devices.extend(hot_plug.devices());
     for nic in &spec.nics {
@@ -97,7 +101,32 @@ pub(crate) async fn launch(
     let console = Console::new();
     let console_end = console.collect(console_output);
     let qmp = greet(&program, &child, control).await?;
-    Ok(QemuVm { child, hot_plug, qmp, channel, console, console_end })
+    let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
+    Ok(QemuVm { child, hot_plug, disks, qmp, channel, console, console_end })
+}
+
+/// The spec's disks.
+fn disks(spawn: &mut Spawn, spec: &VmSpec) -> Result<Vec<Device>, HypervisorError> {
+    if spec.later_disks != LaterDisks::default() {
+        let what = "disks that come after the boot";
+        return Err(HypervisorError::Unsupported { driver: "qemu", what });
+    }
+    let disks = spec.disks.iter().map(|disk| Ok(Device::Disk(pass_disk(spawn, disk)?)));
+    disks
+        .collect::<io::Result<_>>()
+        .map_err(|source| HypervisorError::Setup { what: "a disk", source })
+}
+
+/// Lets the child open a disk's file: as a descriptor where it is to be written to, for all file systems are read-only to it.
+fn pass_disk(spawn: &mut Spawn, disk: &DiskSpec) -> io::Result<Disk> {
+    let is_device = std::fs::metadata(&disk.path)?.file_type().is_block_device();
+    let file = if disk.readonly || is_device {
+        disk.path.clone()
+    } else {
+        let file = File::options().read(true).write(true).open(&disk.path)?;
+        format!("/proc/self/fd/{}", spawn.pass_fd(file)).into()
+    };
+    Ok(Disk { id: disk.id.clone(), file, is_device, readonly: disk.readonly })
 }
 
 /// Lets the child inherit the descriptors of a network device.

@@ -82,7 +82,7 @@ impl Hypervisor for Qemu {
             emulation: true,
             image: true,
             shared_file_system: SharedFileSystem::Server,
-            disks: Disks::None,
+            disks: Disks::AtBoot,
             max_vcpus: MAX_VCPUS,
             pause: true,
             vhost_net: true,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{Console, ConsoleEnd, HypervisorError, NicSpec, Vm, VmExit};
+use kata_hypervisor::{Console, ConsoleEnd, GuestDisk, HypervisorError, NicSpec, Vm, VmExit};
 use kata_linux::process::Child;
 use serde_json::{Map, Value};
 
@@ -18,6 +18,8 @@ use crate::qmp::{Command, Qmp};
 pub(crate) struct QemuVm {
     pub(crate) child: Child,
     pub(crate) hot_plug: HotPlug,
+    /// The ids of its disks, which are their serial numbers.
+    pub(crate) disks: Vec<String>,
     pub(crate) qmp: Qmp,
     pub(crate) channel: Channel,
     pub(crate) console: Console,
@@ -80,6 +82,11 @@ impl Vm for QemuVm {
         frontend["driver"] = Transport::Pci.driver("virtio-net").into();
         frontend["bus"] = bus.into();
         self.qmp.execute(Command::DeviceAdd(frontend)).await
+    }
+
+    fn disk(&self, id: &str) -> Option<GuestDisk> {
+        let address = format!("/dev/disk/by-id/virtio-{id}");
+        self.disks.iter().any(|one| one == id).then_some(GuestDisk { driver: "blk", address })
     }
 
     async fn stop(&self) {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use kata_config::InternetworkingModel;
-use kata_hypervisor::{Finding, GuestRoot, Outcome};
+use kata_hypervisor::{Finding, GuestRoot, Outcome, SharedFileSystem};
 use kata_linux::cgroup::{self, CgroupError, HostCgroup};
 use rustix::fs::{Access, access};
 
@@ -103,14 +103,18 @@ fn guest_root(runtime: &Runtime) -> Finding {
 fn file_server(runtime: &Runtime) -> Finding {
     const PROBE: &str = "file server";
     match plan::file_server(runtime, Path::new(RUN_DIR)) {
-        Ok(None) => Finding::good(PROBE, "the hypervisor serves files by itself"),
-        Ok(Some(server)) if server.external => Finding::of_program(
+        None if runtime.hypervisor().capabilities().shared_file_system
+            == SharedFileSystem::None =>
+        {
+            Finding::good(PROBE, "the hypervisor shares no files, and gets images and copies")
+        }
+        None => Finding::good(PROBE, "the hypervisor serves files by itself"),
+        Some(server) if server.external => Finding::of_program(
             PROBE,
             &server.program,
             "install it, or set `virtio_fs_daemon` to \"\" for the one of this software",
         ),
-        Ok(Some(server)) => same_version(Finding::of_program(PROBE, &server.program, INSTALL)),
-        Err(error) => Finding::failed(PROBE, chain(&error), "change the configuration"),
+        Some(server) => same_version(Finding::of_program(PROBE, &server.program, INSTALL)),
     }
 }
 

@@ -175,7 +175,7 @@ impl HypervisorInfo {
         let path = program::find(hypervisor.program());
         let path = path.unwrap_or_else(|_| hypervisor.program().to_owned());
         let config = &runtime.config;
-        let server = plan::file_server(runtime, Path::new(crate::RUN_DIR)).ok().flatten();
+        let server = plan::file_server(runtime, Path::new(crate::RUN_DIR));
         let is_qemu = hypervisor.name() == "qemu";
         Self {
             name: hypervisor.name(),

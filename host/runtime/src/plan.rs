@@ -10,12 +10,13 @@ use kata_config::{
     HostConfig, HostResources, InternetworkingModel, LogLevel, Root, VerityParams, WorkloadLimits,
 };
 use kata_hypervisor::{
-    GuestImage, GuestRoot, LaterDisks, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
+    DiskSpec, Disks, GuestImage, GuestRoot, LaterDisks, ShareSource, ShareSpec, SharedFileSystem,
+    Verity, VmSpec,
 };
 use kata_sandbox::{
-    ContainerPlan, Deadlines, NetworkModel, NetworkPlan, SandboxMount, SandboxPlan,
+    ContainerPlan, Deadlines, DiskRoot, NetworkModel, NetworkPlan, SandboxMount, SandboxPlan,
 };
-use kata_storage::{FileServerSpec, RootfsMount};
+use kata_storage::{BlockRoot, FileServerSpec, RootfsMount};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::guest_spec::{self, GuestPolicy};
@@ -26,6 +27,15 @@ pub const RUN_DIR: &str = "/run/kata";
 
 /// Where the initial ramdisk is, below the place where this software is installed.
 const INSTALLED_INITRD: &str = "share/kata-containers/kata-containers-initrd.img";
+
+/// Where images of root file systems are kept, a directory for each sandbox. They may be large, so it is on a disk.
+const IMAGES_DIR: &str = "/var/lib/kata-containers";
+
+/// The disk with the root file system of a container that is alone.
+const ROOT_DISK: &str = "root";
+
+/// How many containers with root file systems on disks a pod has room for at a time, its pause container among them.
+const POD_DISKS: usize = 8;
 
 /// The virtio-fs mount tag that both sides rely on (agent protocol).
 const SHARE_TAG: &str = "kataShared";
@@ -46,17 +56,20 @@ pub(crate) fn sandbox(
     runtime: &Runtime,
     id: &str,
     spec: &Spec,
+    rootfs_mounts: &[RootfsMount],
 ) -> Result<SandboxPlan, RuntimeError> {
     check_id(id)?;
     let config = &runtime.config;
     let network = network(runtime, spec)?;
     let role = role_of(spec.annotations().as_ref());
     let run_dir = Path::new(RUN_DIR).join(id);
-    let file_server = file_server(runtime, &run_dir)?;
-    let source = match &file_server {
-        Some(server) => ShareSource::Server(server.socket.clone()),
-        None => ShareSource::Directory(run_dir.join(kata_storage::SHARED)),
-    };
+    let file_server = file_server(runtime, &run_dir);
+    let shares = shares(runtime, &run_dir, file_server.as_ref());
+    let images = shares.is_empty().then(|| Path::new(IMAGES_DIR).join(id));
+    if images.is_some() {
+        refuse_without_share(runtime)?;
+    }
+    let root = disk_root(runtime, &role, rootfs_mounts)?;
     let vm = config.vm();
     let size = kata_config::sandbox_size(config, limits(spec, &role), host(runtime)?)?;
     readable(&vm.kernel, "guest kernel", "kernel")?;
@@ -69,10 +82,10 @@ pub(crate) fn sandbox(
             kernel: vm.kernel.clone(),
             root: guest_root(runtime)?,
             kernel_params: kernel_params(config),
-            shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), source }],
+            shares,
             debug: vm.enable_debug,
-            disks: Vec::new(),
-            later_disks: LaterDisks::default(),
+            later_disks: later_disks(&role, root.as_ref(), images.is_some()),
+            disks: root.into_iter().filter_map(disk_at_boot).collect(),
             nics: Vec::new(),
             hot_plug: false,
             network_namespace: None,
@@ -80,7 +93,8 @@ pub(crate) fn sandbox(
         },
         network,
         file_server,
-        guest: guest_sandbox(config, id, spec),
+        guest: guest_sandbox(config, id, spec, images.is_none()),
+        images,
         cgroup: cgroup(config, id, spec),
         deadlines: Deadlines {
             vmm: VMM_DEADLINE,
@@ -109,6 +123,7 @@ pub(crate) fn container(
     let rootfs =
         if rootfs_mounts.is_empty() { bundle.join(root.path()) } else { bundle.join("rootfs") };
     let shared_pid_namespace = guest_spec::shares_pid_namespace(&spec, &role);
+    let disk = disk_root(runtime, &role, &rootfs_mounts)?;
     let mounts = kata_storage::plan_mounts(&spec, bundle)?;
     let policy = GuestPolicy { drop_seccomp: runtime.config.runtime.disable_guest_seccomp };
     let spec = guest_spec::for_guest(spec, id, policy)?;
@@ -117,10 +132,45 @@ pub(crate) fn container(
         spec,
         rootfs_mounts,
         rootfs,
+        disk,
         readonly_rootfs,
         mounts,
         shared_pid_namespace,
     })
+}
+
+/// The container's root file system, if it is on a device and the driver takes that as a disk: one that takes them at boot only does so from a
+/// container that is alone.
+fn disk_root(
+    runtime: &Runtime,
+    role: &ContainerRole,
+    mounts: &[RootfsMount],
+) -> Result<Option<DiskRoot>, RuntimeError> {
+    let is_first = *role == ContainerRole::Single;
+    match runtime.hypervisor().capabilities().disks {
+        Disks::None => return Ok(None),
+        Disks::AtBoot if !is_first => return Ok(None),
+        Disks::AtBoot | Disks::Later => {}
+    }
+    let id = is_first.then(|| ROOT_DISK.to_owned());
+    Ok(BlockRoot::of(mounts)?.map(|root| DiskRoot { root, id }))
+}
+
+fn disk_at_boot(disk: DiskRoot) -> Option<DiskSpec> {
+    let BlockRoot { source, readonly, .. } = disk.root;
+    Some(DiskSpec { id: disk.id?, path: source, readonly })
+}
+
+/// The room that a sandbox needs for disks of containers that come after its boot: as its first one is, the others are, too.
+fn later_disks(role: &ContainerRole, root: Option<&DiskRoot>, packs: bool) -> LaterDisks {
+    let none = LaterDisks::default();
+    match (role, root) {
+        (ContainerRole::Single, Some(_)) => none,
+        (ContainerRole::Single, None) if packs => LaterDisks { readonly: 1, ..none },
+        (_, Some(_)) => LaterDisks { writable: POD_DISKS, ..none },
+        (_, None) if packs => LaterDisks { readonly: POD_DISKS, ..none },
+        (_, None) => none,
+    }
 }
 
 /// Ids become file names and parts of socket paths.
@@ -251,46 +301,58 @@ fn agent_log_level(level: LogLevel) -> &'static str {
     }
 }
 
-/// The file server that the driver needs beside it; `None` if it serves directories by itself.
-pub(crate) fn file_server(
-    runtime: &Runtime,
-    run_dir: &Path,
-) -> Result<Option<FileServerSpec>, RuntimeError> {
-    let hypervisor = runtime.hypervisor();
-    match hypervisor.capabilities().shared_file_system {
-        SharedFileSystem::None => Err(RuntimeError::Lacks {
-            hypervisor: hypervisor.name(),
-            what: "a shared file system, through which containers get their root file systems",
-        }),
-        SharedFileSystem::Inline => Ok(None),
-        SharedFileSystem::Server => {
-            let settings = runtime.config.virtio_fs().expect("a driver with a server has its keys");
-            let embedded = || kata_config::companion(&runtime.prefix, "kata-virtiofsd");
-            Ok(Some(FileServerSpec {
-                external: settings.virtio_fs_daemon.is_some(),
-                program: settings.virtio_fs_daemon.clone().unwrap_or_else(embedded),
-                extra_args: settings.virtio_fs_extra_args.clone(),
-                cache: settings.virtio_fs_cache.as_str().to_owned(),
-                shared_dir: run_dir.join(kata_storage::SHARED),
-                socket: run_dir.join("virtiofs.sock"),
-                debug: runtime.config.vm().enable_debug,
-            }))
-        }
+/// The file server that the driver needs beside it; `None` if it serves directories by itself, or none at all.
+pub(crate) fn file_server(runtime: &Runtime, run_dir: &Path) -> Option<FileServerSpec> {
+    if runtime.hypervisor().capabilities().shared_file_system != SharedFileSystem::Server {
+        return None;
     }
+    let settings = runtime.config.virtio_fs().expect("a driver with a server has its keys");
+    let embedded = || kata_config::companion(&runtime.prefix, "kata-virtiofsd");
+    Some(FileServerSpec {
+        external: settings.virtio_fs_daemon.is_some(),
+        program: settings.virtio_fs_daemon.clone().unwrap_or_else(embedded),
+        extra_args: settings.virtio_fs_extra_args.clone(),
+        cache: settings.virtio_fs_cache.as_str().to_owned(),
+        shared_dir: run_dir.join(kata_storage::SHARED),
+        socket: run_dir.join("virtiofs.sock"),
+        debug: runtime.config.vm().enable_debug,
+    })
 }
 
-fn guest_sandbox(config: &HostConfig, id: &str, spec: &Spec) -> GuestSandbox {
+/// The shared directory, as the driver takes it; none where it takes none, and the guest gets images and copies.
+fn shares(runtime: &Runtime, run_dir: &Path, server: Option<&FileServerSpec>) -> Vec<ShareSpec> {
+    let source = match (runtime.hypervisor().capabilities().shared_file_system, server) {
+        (SharedFileSystem::None, _) => return Vec::new(),
+        (_, Some(server)) => ShareSource::Server(server.socket.clone()),
+        (_, None) => ShareSource::Directory(run_dir.join(kata_storage::SHARED)),
+    };
+    vec![ShareSpec { tag: SHARE_TAG.to_owned(), source }]
+}
+
+/// Refuses what only a shared directory can do.
+fn refuse_without_share(runtime: &Runtime) -> Result<(), RuntimeError> {
+    if runtime.config.runtime.sandbox_bind_mounts.is_empty() {
+        return Ok(());
+    }
+    Err(RuntimeError::Lacks {
+        hypervisor: runtime.hypervisor().name(),
+        what: "a shared file system, which `sandbox_bind_mounts` in the section runtime needs",
+    })
+}
+
+fn guest_sandbox(config: &HostConfig, id: &str, spec: &Spec, has_share: bool) -> GuestSandbox {
+    let share = GuestStorage {
+        driver: "virtio-fs".to_owned(),
+        source: SHARE_TAG.to_owned(),
+        fstype: "virtiofs".to_owned(),
+        mount_point: kata_storage::GUEST_SHARE.to_owned(),
+        ..GuestStorage::default()
+    };
     GuestSandbox {
         id: id.to_owned(),
         hostname: hostname(spec),
         dns: dns(spec),
-        storages: vec![GuestStorage {
-            driver: "virtio-fs".to_owned(),
-            source: SHARE_TAG.to_owned(),
-            fstype: "virtiofs".to_owned(),
-            mount_point: kata_storage::GUEST_SHARE.to_owned(),
-            ..GuestStorage::default()
-        }],
+        storages: has_share.then_some(share).into_iter().collect(),
         shared_pid_namespace: false,
         kernel_modules: config.agent.kernel_modules.clone(),
         guest_hook_path: String::new(),

@@ -117,9 +117,14 @@ impl Runtime {
         self.hypervisor.as_ref()
     }
 
-    /// Decides what VM a sandbox gets whose first container is `id` with this spec.
-    pub fn plan_sandbox(&self, id: &str, spec: &Spec) -> Result<SandboxPlan, RuntimeError> {
-        plan::sandbox(self, id, spec)
+    /// Decides what VM a sandbox gets whose first container is `id` with this spec. `rootfs_mounts` are the engine's for that container.
+    pub fn plan_sandbox(
+        &self,
+        id: &str,
+        spec: &Spec,
+        rootfs_mounts: &[RootfsMount],
+    ) -> Result<SandboxPlan, RuntimeError> {
+        plan::sandbox(self, id, spec, rootfs_mounts)
     }
 
     /// Decides how a container of this spec is made. `rootfs_mounts` are the engine's, to be mounted at `<bundle>/rootfs`.

@@ -40,7 +40,8 @@ const SEARCHED_LINES: usize = 100;
 pub(crate) struct Booted {
     pub(crate) vm: Arc<dyn Vm>,
     pub(crate) agent: AgentClient,
-    pub(crate) share: Share,
+    /// `None` where the guest gets images and copies.
+    pub(crate) share: Option<Share>,
     pub(crate) file_server: Option<FileServer>,
     pub(crate) footprint: Footprint,
     pub(crate) network: Option<SandboxNetwork>,
@@ -71,7 +72,7 @@ pub(crate) async fn boot(
     }
 }
 
-type Parts = (Arc<dyn Vm>, AgentClient, Share, Option<FileServer>);
+type Parts = (Arc<dyn Vm>, AgentClient, Option<Share>, Option<FileServer>);
 
 async fn boot_parts(
     plan: &SandboxPlan,
@@ -85,10 +86,10 @@ async fn boot_parts(
         times.stamp(Stage::NetworkReady);
     }
     let spec = vm_spec(plan, network.as_mut());
-    let share = Share::create(&plan.vm.run_dir)?;
-    for mount in &plan.sandbox_mounts {
-        share.add_sandbox_mount(&mount.source, mount.readonly)?;
-    }
+    let share = match &plan.images {
+        Some(images) => footprint.make_images(images).map(|()| None)?,
+        None => Some(share(plan)?),
+    };
     let file_server = plan.file_server.as_ref().map(FileServer::start).transpose()?;
     if let Some(server) = &file_server {
         times.stamp_at(Stage::FileServerExecuted, server.executed());
@@ -120,6 +121,15 @@ async fn boot_parts(
             Err(error)
         }
     }
+}
+
+/// The shared directory with what everything in the guest may see.
+fn share(plan: &SandboxPlan) -> Result<Share, BootError> {
+    let share = Share::create(&plan.vm.run_dir)?;
+    for mount in &plan.sandbox_mounts {
+        share.add_sandbox_mount(&mount.source, mount.readonly)?;
+    }
+    Ok(share)
 }
 
 /// The plan's VM with its network.

@@ -24,6 +24,9 @@ pub enum SandboxError {
     /// A directory could not be shared, or a root file system not be mounted.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The VM did not take a disk with a root file system.
+    #[error("cannot give the VM a container's root file system")]
+    Disk(#[from] HypervisorError),
     /// An interface that came after the boot could not be joined.
     #[error(transparent)]
     Network(#[from] JoinError),

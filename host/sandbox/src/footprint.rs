@@ -3,7 +3,8 @@
 //! A network namespace that the engine gave it belongs to it meanwhile, which the record says to all other sandboxes.
 //!
 //! A sandbox's mounts live in its owner's own mount namespace and its processes die with their parent, so that little is left to
-//! record: the directory `/run/kata/<id>`, the cgroup, and, against processes that are slow to die, their ids.
+//! record: the directory `/run/kata/<id>`, the one with images of root file systems, the cgroup, and, against processes that are slow to die,
+//! their ids.
 
 use std::fs;
 use std::io;
@@ -81,6 +82,9 @@ struct Record {
     cgroups: Vec<PathBuf>,
     /// The engine's network namespace, if the sandbox has one.
     network: Option<NetworkRecord>,
+    /// The directory with images of root file systems, if there is one.
+    #[serde(default)]
+    images: Option<PathBuf>,
 }
 
 /// A network namespace that a sandbox uses.
@@ -148,6 +152,14 @@ impl Footprint {
         Err(FootprintError::NetworkInUse { namespace: namespace.path().to_owned(), id, pid })
     }
 
+    /// Makes a directory (mode 0700) for images of root file systems. One that is there is a dead sandbox's, and emptied.
+    pub fn make_images(&self, dir: &Path) -> Result<(), FootprintError> {
+        self.write(|record| record.images = Some(dir.to_owned()))?;
+        remove_dir(dir)?;
+        let failed = |source| FootprintError::Io { action: "create", path: dir.to_owned(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)
+    }
+
     /// Writes down which interfaces of the claimed namespace are about to be joined. Without a claim there is nothing to write: a fresh
     /// namespace goes with its sandbox.
     pub fn record_interfaces(&self, interfaces: Vec<u32>) -> Result<(), FootprintError> {
@@ -173,6 +185,8 @@ impl Footprint {
     pub fn remove(&self) -> Result<(), FootprintError> {
         self.before.restore()?;
         self.cgroup.remove()?;
+        let images = self.record.lock().unwrap_or_else(PoisonError::into_inner).images.take();
+        images.map_or(Ok(()), |images| remove_dir(&images))?;
         remove_dir(&self.dir)
     }
 }
@@ -191,6 +205,9 @@ pub fn sweep(dir: &Path) -> Result<(), FootprintError> {
     cgroup.remove()?;
     if let Some(network) = record.network {
         clean(&network)?;
+    }
+    if let Some(images) = record.images {
+        remove_dir(&images)?;
     }
     remove_dir(dir)
 }
@@ -252,6 +269,9 @@ fn remove_dir(dir: &Path) -> Result<(), FootprintError> {
 mod tests {
     use super::*;
 
+    /// Held by tests that move this process from one cgroup to another.
+    static CGROUP: Mutex<()> = Mutex::new(());
+
     #[test]
     fn sweeping_nothing_is_fine() {
         sweep(Path::new("/run/kata-test-that-never-was")).unwrap();
@@ -267,7 +287,30 @@ mod tests {
     }
 
     #[test]
+    fn images_go_with_the_sandbox_and_with_its_sweeping() {
+        let _here = CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, images) = (parent.path().join("sandbox"), parent.path().join("images"));
+        let cgroup = format!("/kata-test-images-{}", std::process::id());
+        let make = || {
+            let footprint = Footprint::make("s", &dir, &cgroup).unwrap();
+            footprint.make_images(&images).unwrap();
+            fs::write(images.join("1"), "").unwrap();
+            footprint
+        };
+        make().remove().unwrap();
+        assert!(!images.exists());
+        let footprint = make();
+        // As its owner's death leaves it.
+        footprint.before.restore().unwrap();
+        footprint.write(|record| record.processes.clear()).unwrap();
+        sweep(&dir).unwrap();
+        assert!(!images.exists() && !dir.exists());
+    }
+
+    #[test]
     fn living_sandbox_keeps_its_id() {
+        let _here = CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("sandbox");
         let cgroup = format!("/kata-test-footprint-{}", std::process::id());

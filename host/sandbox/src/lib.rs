@@ -23,6 +23,7 @@ pub use kata_storage::RootfsMount;
 pub use kata_timeline::{Moment, Recorder, Stage};
 
 mod boot;
+mod carry;
 mod error;
 mod footprint;
 mod ledger;
@@ -37,6 +38,6 @@ pub use error::{BootError, BootStage, SandboxError};
 pub use footprint::{Footprint, FootprintError, sweep, sweep_of};
 pub use ledger::{Exit, Ledger, ProcessKey, Refusal, Status};
 pub use network::JoinError;
-pub use plan::{ContainerPlan, Deadlines, NetworkPlan, SandboxMount, SandboxPlan};
+pub use plan::{ContainerPlan, Deadlines, DiskRoot, NetworkPlan, SandboxMount, SandboxPlan};
 pub use sandbox::Sandbox;
 pub use stdio::{AttachedStdio, EventSink, GuestProcess, SandboxEvent, Stdio, StdioError};

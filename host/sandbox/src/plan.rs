@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kata_agent_client::GuestSandbox;
 use kata_hypervisor::VmSpec;
-use kata_storage::{FileServerSpec, GuestMounts, RootfsMount};
+use kata_storage::{BlockRoot, FileServerSpec, GuestMounts, RootfsMount};
 use oci_spec::runtime::Spec;
 
 use crate::NetworkModel;
@@ -18,8 +18,12 @@ pub struct SandboxPlan {
     pub id: String,
     /// The virtual machine. Its `run_dir` is the sandbox's directory on the host, made at boot and removed at the end.
     pub vm: VmSpec,
-    /// The file server for the shared directory, which is made at boot below `run_dir`; `None` where the VMM serves it by itself.
+    /// The file server for the shared directory, which is made at boot below `run_dir`; `None` where the VMM serves it by itself, and where
+    /// there is none.
     pub file_server: Option<FileServerSpec>,
+    /// Where images of root file systems are kept, a directory that is made at boot and removed at the end; `None` where the guest gets them
+    /// through the shared directory.
+    pub images: Option<PathBuf>,
     /// What the agent is told first.
     pub guest: GuestSandbox,
     /// The cgroup on the host for the VMM, its companions and the calling process, as in the OCI spec's `cgroupsPath`.
@@ -77,6 +81,15 @@ pub struct Deadlines {
     pub request: Duration,
 }
 
+/// A root file system that the VM gets as a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskRoot {
+    /// The device, and how it is mounted.
+    pub root: BlockRoot,
+    /// The disk among those that the VM has had since its boot ([`VmSpec::disks`]); `None` if it gets it now.
+    pub id: Option<String>,
+}
+
 /// A container to make in a sandbox.
 #[derive(Debug, Clone)]
 pub struct ContainerPlan {
@@ -88,6 +101,8 @@ pub struct ContainerPlan {
     pub rootfs_mounts: Vec<RootfsMount>,
     /// Where its root file system is on the host.
     pub rootfs: PathBuf,
+    /// Its root file system, where that is on a disk of its own; it is then not mounted on the host.
+    pub disk: Option<DiskRoot>,
     /// The root file system is read-only on the host's side too.
     pub readonly_rootfs: bool,
     /// Its other mounts, and the host's directories and files among them.

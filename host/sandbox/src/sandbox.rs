@@ -1,5 +1,6 @@
 //! The living sandbox: what may be asked of it, and what it does when something dies.
 
+mod files;
 mod guest_socket;
 mod settle;
 
@@ -15,6 +16,7 @@ use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::{OnceCell, watch};
 
 use crate::boot::{self, Booted};
+use crate::carry::Carrier;
 use crate::network::SandboxNetwork;
 use crate::process::{PendingExec, Processes};
 use crate::timing::Timing;
@@ -49,7 +51,9 @@ struct Shared {
     file_server: Option<FileServer>,
     // Mutexes and not an owning task: every change is one short, pure step of the ledger, and nothing is awaited while they
     // are held; events are emitted under the lock, which is what keeps their order.
+    /// `None` when it has been taken away, and where there is none.
     share: Mutex<Option<Share>>,
+    carrier: Carrier,
     footprint: Footprint,
     timing: Arc<Timing>,
     /// Ports of the guest that people may reach.
@@ -85,7 +89,8 @@ impl Sandbox {
             vm,
             agent,
             file_server,
-            share: Mutex::new(Some(share)),
+            share: Mutex::new(share),
+            carrier: Carrier::new(plan.images),
             footprint,
             timing: Arc::new(timing),
             open_ports: plan.open_ports,
@@ -122,30 +127,26 @@ impl Sandbox {
         let key = ProcessKey::init(&plan.id);
         self.shared.processes().add(&key)?;
         let made = self.create_in_guest(plan).await;
-        let mut processes = self.shared.processes();
-        match made {
-            Ok(()) => {
-                self.shared.timing.times.stamp(Stage::ContainerCreated);
-                processes.ledger.created(&key);
-                processes.attach(&key, stdio.attach(self.guest_process(&key)));
-                Ok(())
-            }
-            Err(error) => {
-                processes.forget(&key);
-                drop(processes);
-                self.shared.forget_storage(&key.container);
-                Err(error)
-            }
+        if let Err(error) = made {
+            self.shared.processes().forget(&key);
+            self.shared.forget_storage(&key.container).await;
+            return Err(error);
         }
+        let mut processes = self.shared.processes();
+        self.shared.timing.times.stamp(Stage::ContainerCreated);
+        processes.ledger.created(&key);
+        processes.attach(&key, stdio.attach(self.guest_process(&key)));
+        Ok(())
     }
 
     async fn create_in_guest(&self, mut plan: ContainerPlan) -> Result<(), SandboxError> {
-        self.shared.with_share(|share| share_storage(share, &mut plan))?;
+        let mut storages = self.shared.bring_files(&mut plan).await?;
         self.shared.timing.times.stamp(Stage::StorageShared);
+        storages.extend(plan.mounts.shared_memory.iter().map(memory_storage));
         let container = GuestContainer {
             id: plan.id,
             spec: plan.spec,
-            storages: plan.mounts.shared_memory.iter().map(memory_storage).collect(),
+            storages,
             shared_pid_namespace: plan.shared_pid_namespace,
         };
         self.unless_gone(self.shared.agent.create_container(&container)).await
@@ -257,7 +258,7 @@ impl Sandbox {
             if let Err(error) = removed {
                 tracing::warn!("{key} is deleted although the guest could not remove it: {error}");
             }
-            self.shared.forget_storage(&key.container);
+            self.shared.forget_storage(&key.container).await;
         }
         self.shared.processes().forget(key);
         Ok(exit)
@@ -363,7 +364,11 @@ impl Shared {
         }
     }
 
-    fn forget_storage(&self, container: &str) {
+    async fn forget_storage(&self, container: &str) {
+        self.carrier.forget(self.vm.as_ref(), container).await;
+        if self.carrier.directory().is_some() {
+            return;
+        }
         let removed = self.with_share(|share| Ok(share.remove_container(container)?));
         if let Err(error) = removed {
             tracing::debug!("while container {container} went: {error}");
@@ -527,23 +532,6 @@ async fn watch_memory(shared: Arc<Shared>) {
             shared.events.emit(SandboxEvent::OutOfMemory { container });
         }
     }
-}
-
-/// Puts the container's root file system and its shared mounts where the guest finds them, and writes those places into its spec.
-fn share_storage(share: &Share, plan: &mut ContainerPlan) -> Result<(), SandboxError> {
-    if !plan.rootfs_mounts.is_empty() {
-        kata_storage::mount_rootfs(&plan.rootfs_mounts, &plan.rootfs)?;
-    }
-    kata_storage::check_mount_points(&plan.rootfs, &plan.mounts)?;
-    if plan.readonly_rootfs {
-        kata_storage::make_mount_points(&plan.rootfs, &plan.spec, &plan.mounts)?;
-    }
-    let rootfs = share.add_rootfs(&plan.id, &plan.rootfs, plan.readonly_rootfs)?;
-    let root = plan.spec.root_mut().as_mut().ok_or(SandboxError::Incomplete("root"))?;
-    root.set_path(rootfs);
-    let mounts = share.add_mounts(&plan.id, plan.mounts.clone())?;
-    plan.spec.set_mounts(Some(mounts));
-    Ok(())
 }
 
 /// A tmpfs that the agent mounts for the first container that needs it, and keeps until the last one goes.

@@ -7,22 +7,31 @@
 //!                                                                   FileServer: <shared> read-only, jailed ──▶ VM
 //! ```
 //!
+//! Where the VMM has no shared file system, the root file system becomes an image for a disk ([`pack`]), and the binds become copies
+//! ([`CopyBudget`]).
+//!
 //! All mounts live in the mount namespace of the calling process, which must be a private one
 //! ([`kata_linux::mount::unshare_mount_namespace`]): they vanish with the last process in it, however that ended.
 //!
 //! The guest is not trusted, and everything below a shared mount is the guest's to change. So the host never resolves a path
 //! there: it acts on file descriptors of the [`Share`]'s own directories, which the guest sees but cannot write to.
 
+mod block;
+mod copy;
 mod error;
 mod mount_points;
+mod pack;
 mod plan;
 mod rootfs;
 mod server;
 mod share;
 mod source;
 
+pub use block::BlockRoot;
+pub use copy::{CopiedContent, CopiedFile, CopyBudget, MAX_COPIED_BYTES, MAX_COPIED_FILES};
 pub use error::StorageError;
 pub use mount_points::{check_mount_points, make_mount_points};
+pub use pack::{IMAGE_TYPE, pack};
 pub use plan::{GuestMounts, HostBind, plan_mounts};
 pub use rootfs::{RootfsMount, mount_rootfs};
 pub use server::{FileServer, FileServerSpec};

@@ -39,6 +39,14 @@ pub(crate) struct CreateOrder {
     pub(crate) hooks_are_run: bool,
 }
 
+/// A container that needs a sandbox.
+struct First<'a> {
+    id: &'a str,
+    spec: &'a Spec,
+    role: &'a ContainerRole,
+    rootfs_mounts: &'a [RootfsMount],
+}
+
 /// The state behind one task service.
 pub(crate) struct Owner {
     namespace: String,
@@ -114,9 +122,10 @@ impl Owner {
         let options = RuntimeOptions::from_any(req.options.as_ref())
             .map_err(|error| Failure::invalid("options", &error))?;
         let role = role_of(spec.annotations().as_ref());
-        let rootfs_mounts = req.rootfs.iter().map(rootfs_mount).collect();
+        let rootfs_mounts: Vec<_> = req.rootfs.iter().map(rootfs_mount).collect();
 
-        let (runtime, sandbox) = self.sandbox_for(&req.id, &spec, &role, &options).await?;
+        let first = First { id: &req.id, spec: &spec, role: &role, rootfs_mounts: &rootfs_mounts };
+        let (runtime, sandbox) = self.sandbox_for(first, &options).await?;
         let made = async {
             if let Some(hooks) = &record.hooks {
                 hooks.before(&self.view, sandbox.pid()).await?;
@@ -140,11 +149,10 @@ impl Owner {
 
     async fn sandbox_for(
         &self,
-        id: &str,
-        spec: &Spec,
-        role: &ContainerRole,
+        container: First<'_>,
         options: &RuntimeOptions,
     ) -> Result<&(Runtime, Sandbox), Failure> {
+        let First { id, spec, role, rootfs_mounts } = container;
         let _booting = self.booting.lock().await;
         if let Some(up) = self.sandbox.get() {
             return match role {
@@ -155,9 +163,9 @@ impl Owner {
         let config =
             Some(options.config_path.as_str()).filter(|path| !path.is_empty()).map(Path::new);
         let runtime = Runtime::load(config, Some(spec))?;
-        let plan = runtime.plan_sandbox(id, spec)?;
+        let plan = runtime.plan_sandbox(id, spec, rootfs_mounts)?;
         // Whatever the container's own plan refuses is refused before anything has started.
-        runtime.plan_container(id, spec.clone(), Path::new("/"), Vec::new())?;
+        runtime.plan_container(id, spec.clone(), Path::new("/"), rootfs_mounts.to_vec())?;
         self.times.stamp(Stage::PlanReady);
         let events = Arc::clone(&self.events);
         let times = self.times.clone();

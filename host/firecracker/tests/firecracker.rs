@@ -237,12 +237,12 @@ async fn vmm_of_the_jailers_is_a_user_without_a_name_in_a_root_of_its_own() {
     assert_eq!(seen, ["dev", "files", "firecracker", "firecracker.pid", "run"]);
 }
 
-async fn takes_disks(settings: FirecrackerSettings) {
+async fn takes_disks(settings: FirecrackerSettings, readonly: bool) {
     let mut bench = bench("disks");
     let image = bench.directory.path().join("image");
     File::create(&image).unwrap().set_len(1 << 20).unwrap();
     let disk = |id: &str, readonly| DiskSpec { id: id.into(), path: image.clone(), readonly };
-    bench.spec.disks = vec![disk("first", false)];
+    bench.spec.disks = vec![disk("first", readonly)];
     bench.spec.later_disks = LaterDisks { readonly: 1, writable: 0 };
     let vm = boot(settings, &bench.spec).await;
     reach_agent(&*vm, BOOT).await;
@@ -263,7 +263,7 @@ async fn takes_disks(settings: FirecrackerSettings) {
 async fn disks_come_and_go_while_the_vm_runs() {
     let name = "disks_come_and_go_while_the_vm_runs";
     if let Some(settings) = settings(name, &["firecracker"]) {
-        takes_disks(settings).await;
+        takes_disks(settings, false).await;
     }
 }
 
@@ -271,7 +271,7 @@ async fn disks_come_and_go_while_the_vm_runs() {
 async fn disks_come_and_go_in_the_jailers_cell() {
     let name = "disks_come_and_go_in_the_jailers_cell";
     if let Some(settings) = settings(name, &["firecracker", "jailer"]) {
-        takes_disks(settings).await;
+        takes_disks(settings, true).await;
     }
 }
 

@@ -1,0 +1,111 @@
+//! A container's files: its root file system, and what it mounts of the host's.
+//!
+//! | | with a shared directory | without |
+//! |---|---|---|
+//! | root file system in a directory | in it | packed into an image, for a disk |
+//! | root file system on a block device | a disk | a disk |
+//! | mounts of the host's files | in it | copies |
+
+use std::path::PathBuf;
+
+use kata_agent_client::{FileContent, GuestFile, GuestStorage};
+use kata_storage::{CopiedContent, CopiedFile, CopyBudget, HostBind, Share};
+use oci_spec::runtime::Mount;
+
+use super::Shared;
+use crate::carry::guest_place;
+use crate::{ContainerPlan, SandboxError};
+
+/// The mode of directories that are made on the way to a copy.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// A mount's copies.
+type Copies<'a> = (&'a HostBind, Vec<CopiedFile>);
+
+impl Shared {
+    /// Brings the container's files to where the guest finds them, writes those places into its spec, and tells what the guest is to mount.
+    pub(super) async fn bring_files(
+        &self,
+        plan: &mut ContainerPlan,
+    ) -> Result<Vec<GuestStorage>, SandboxError> {
+        let (vm, images) = (self.vm.as_ref(), self.carrier.directory());
+        // What is too large for a copy is refused before anything was done.
+        let copies = images.map(|_| copies(&plan.mounts.host_binds)).transpose()?;
+        let storages = match (&plan.disk, images) {
+            (Some(disk), _) => self.carrier.bring_disk(vm, &plan.id, disk).await?,
+            (None, Some(images)) => self.carrier.bring_root(vm, plan, images).await?,
+            (None, None) => Vec::new(),
+        };
+        let root = match storages.last() {
+            Some(root) => PathBuf::from(&root.mount_point),
+            None => self.with_share(|share| share_root(share, plan))?,
+        };
+        let mounts = match copies {
+            Some(copies) => self.copy_mounts(plan, copies).await?,
+            None => {
+                self.with_share(|share| Ok(share.add_mounts(&plan.id, plan.mounts.clone())?))?
+            }
+        };
+        let in_spec = plan.spec.root_mut().as_mut().ok_or(SandboxError::Incomplete("root"))?;
+        in_spec.set_path(root);
+        plan.spec.set_mounts(Some(mounts));
+        Ok(storages)
+    }
+
+    /// Copies what is mounted, and returns the mounts as the guest is to make them.
+    async fn copy_mounts(
+        &self,
+        plan: &ContainerPlan,
+        copies: Vec<Copies<'_>>,
+    ) -> Result<Vec<Mount>, SandboxError> {
+        let mut mounts = plan.mounts.spec_mounts.clone();
+        for (bind, files) in copies {
+            let place = guest_place(&plan.id, &format!("mounts/{}", bind.index));
+            for file in &files {
+                self.copy(&place, file).await?;
+            }
+            if let Some(mount) = mounts.get_mut(bind.index) {
+                mount.set_source(Some(place.into()));
+            }
+        }
+        Ok(mounts)
+    }
+
+    async fn copy(&self, place: &str, file: &CopiedFile) -> Result<(), SandboxError> {
+        let path = match file.path.as_str() {
+            "" => place.to_owned(),
+            below => format!("{place}/{below}"),
+        };
+        let content = match &file.content {
+            CopiedContent::Directory => FileContent::Directory,
+            CopiedContent::Regular(bytes) => FileContent::Regular(bytes),
+            CopiedContent::Symlink(target) => FileContent::Symlink(target),
+        };
+        let copy = GuestFile {
+            path: &path,
+            mode: file.mode,
+            dir_mode: DIRECTORY_MODE,
+            uid: file.uid,
+            gid: file.gid,
+            content,
+        };
+        self.unless_gone(self.agent.copy_file(copy)).await
+    }
+}
+
+fn copies(binds: &[HostBind]) -> Result<Vec<Copies<'_>>, SandboxError> {
+    let mut budget = CopyBudget::default();
+    binds.iter().map(|bind| Ok((bind, budget.read(bind)?))).collect()
+}
+
+/// Puts the container's root file system where the guest finds it, and tells where.
+fn share_root(share: &Share, plan: &ContainerPlan) -> Result<PathBuf, SandboxError> {
+    if !plan.rootfs_mounts.is_empty() {
+        kata_storage::mount_rootfs(&plan.rootfs_mounts, &plan.rootfs)?;
+    }
+    kata_storage::check_mount_points(&plan.rootfs, &plan.mounts)?;
+    if plan.readonly_rootfs {
+        kata_storage::make_mount_points(&plan.rootfs, &plan.spec, &plan.mounts)?;
+    }
+    Ok(share.add_rootfs(&plan.id, &plan.rootfs, plan.readonly_rootfs)?)
+}
