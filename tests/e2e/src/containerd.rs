@@ -83,14 +83,18 @@ pub struct Containerd {
 
 impl Containerd {
     /// Starts one and waits until it answers.
-    pub(crate) fn start(daemon: Daemon, mut environment: Vec<(String, OsString)>) -> Result<Self> {
+    pub(crate) fn start(
+        daemon: Daemon,
+        mut environment: Vec<(String, OsString)>,
+        plugins: &str,
+    ) -> Result<Self> {
         let mark = Mark::unique();
         let directory = tempfile::Builder::new()
             .prefix(&format!("kata-{mark}-"))
             .tempdir()
             .context("cannot make a directory for containerd")?;
         let config = directory.path().join("config.toml");
-        fs::write(&config, configuration(directory.path()))
+        fs::write(&config, configuration(directory.path(), plugins))
             .with_context(|| format!("cannot write {}", config.display()))?;
         environment.push(("KATA_E2E_FIXTURE".to_owned(), mark.as_str().into()));
         let process = Mutex::new(launch(&daemon, &config, &environment)?);
@@ -241,8 +245,11 @@ fn search_path(daemon: &Daemon) -> OsString {
     std::env::join_paths(folders).unwrap_or(path)
 }
 
-/// A configuration that every release from 1.6 to 2.x takes.
-fn configuration(directory: &Path) -> String {
+/// A configuration that every release from 1.6 to 2.x takes. `{directory}` in the tables of `plugins` is the daemon's own, and what they name is
+/// not switched off.
+fn configuration(directory: &Path, plugins: &str) -> String {
+    let disabled: Vec<_> = DISABLED.iter().filter(|plugin| !plugins.contains(**plugin)).collect();
+    let plugins = plugins.replace("{directory}", &directory.display().to_string());
     let directory = directory.display();
     let level = std::env::var("KATA_E2E_LOG").unwrap_or("info".to_owned());
     format!(
@@ -250,11 +257,12 @@ fn configuration(directory: &Path) -> String {
          root = '{directory}/root'\n\
          state = '{directory}/state'\n\
          temp = '{directory}/temp'\n\
-         disabled_plugins = {DISABLED:?}\n\
+         disabled_plugins = {disabled:?}\n\
          [grpc]\n\
          address = '{directory}/containerd.sock'\n\
          [debug]\n\
-         level = '{level}'\n"
+         level = '{level}'\n\
+         {plugins}"
     )
 }
 

@@ -44,6 +44,7 @@ mod runtime;
 mod scenario;
 mod spec;
 mod stream;
+mod thin_pool;
 mod watch;
 mod wire;
 
@@ -64,5 +65,6 @@ pub use runtime::{GuestKernel, Installation, Runtime, guest_agent, kata_image, o
 pub use scenario::{Scenario, scenario};
 pub use spec::Spec;
 pub use stream::Stream;
+pub use thin_pool::{ThinPool, has_loop_devices};
 pub use watch::await_path;
 pub use wire::{Wire, has_macvtap};

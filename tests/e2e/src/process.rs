@@ -34,7 +34,7 @@ impl Part {
     #[must_use]
     pub fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Vmm => &["qemu-system-", "kata-krun", "cloud-hypervisor"],
+            Self::Vmm => &["qemu-system-", "kata-krun", "cloud-hypervisor", "firecracker"],
             Self::FileServer => &["kata-virtiofsd"],
             Self::Shim => &["containerd-shim-"],
             Self::Proxy => &["kata-proxy"],

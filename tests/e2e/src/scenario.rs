@@ -29,6 +29,7 @@ pub fn scenario(test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
 pub struct Scenario {
     daemon: Daemon,
     environment: Vec<(String, OsString)>,
+    plugins: String,
 }
 
 impl Default for Scenario {
@@ -48,7 +49,7 @@ impl Scenario {
 
     /// The machine's containerd, and the configuration that the runtime finds by itself.
     pub fn unconfigured() -> Self {
-        Self { daemon: Daemon::of_this_machine(), environment: Vec::new() }
+        Self { daemon: Daemon::of_this_machine(), environment: Vec::new(), plugins: String::new() }
     }
 
     /// Another release of containerd.
@@ -68,13 +69,19 @@ impl Scenario {
         self
     }
 
+    /// Tables of the daemon's configuration, for plugins that are off otherwise. `{directory}` in them is the daemon's own directory.
+    pub fn plugins(mut self, tables: &str) -> Self {
+        self.plugins.push_str(tables);
+        self
+    }
+
     /// Runs the test.
     pub fn run(self, test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
         if Runtime::under_test() == Runtime::Kata {
             Installation::under_test().check()?;
         }
         let before = Traces::before()?;
-        let containerd = Containerd::start(self.daemon, self.environment)?;
+        let containerd = Containerd::start(self.daemon, self.environment, &self.plugins)?;
         let traces = before.of(&containerd);
         // An assertion that fails shall not leave its containers to the next test.
         let result = panic::catch_unwind(AssertUnwindSafe(|| test(&containerd)));

@@ -1,6 +1,6 @@
 //! Which tests run, with which hypervisor.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -63,6 +63,29 @@ const CLOUD_HYPERVISOR: &[Selection] = &[
 
 const IMAGES: &[&str] = &["checked_image_boots", "image_that_was_tampered_with"];
 
+const FIRECRACKER: &[Selection] = &[
+    ("copies", &[]),
+    (
+        "lifecycle",
+        &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
+    ),
+    ("integrity", &["stream_through_exec_comes_back_whole"]),
+    ("network", &["container_has_the_network_of_its_namespace"]),
+    ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
+    (
+        "kill",
+        &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
+    ),
+    ("firecracker", &[]),
+];
+
+/// What differs in the jailer's cell.
+const JAILER: &[Selection] = &[
+    ("copies", &["root_file_system_is_the_images_and_can_be_changed"]),
+    ("network", &["container_has_the_network_of_its_namespace"]),
+    ("kill", &["vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"]),
+];
+
 /// Tests that run with one configuration.
 #[derive(Debug)]
 pub struct Round {
@@ -71,8 +94,8 @@ pub struct Round {
     selections: &'static [Selection],
     /// The configuration file.
     configuration: PathBuf,
-    /// The VMM's program, if it is not a part of what is tested.
-    program: Option<PathBuf>,
+    /// The VMM's programs, if they are not a part of what is tested.
+    programs: Vec<PathBuf>,
 }
 
 /// All rounds that can be on a machine with KVM. Those that cannot are told of.
@@ -84,12 +107,12 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Cloud Hypervisor's is one of them where its program is found in `search_path`, a list as in `PATH`.
-    pub fn with_programs_of(search_path: Option<OsString>) -> Result<Self> {
+    /// Those with Cloud Hypervisor and Firecracker are among them where their programs are found in `search_path`, a list as in `PATH`.
+    pub fn with_programs_of(search_path: Option<&OsStr>) -> Result<Self> {
         let directory =
             tempfile::tempdir().context("cannot make a directory for configurations")?;
-        let named = |name: &str, lines: &str| {
-            let file = directory.path().join(format!("{name}.toml"));
+        let configured = |file: &str, name: &str, lines: &str| {
+            let file = directory.path().join(format!("{file}.toml"));
             fs::write(&file, format!("[runtime]\nhypervisor_name = \"{name}\"\n{lines}"))
                 .context("cannot write a configuration")?;
             anyhow::Ok(file)
@@ -97,29 +120,56 @@ impl Rounds {
         let qemu = Round {
             hypervisor: "QEMU",
             selections: QEMU,
-            configuration: named("qemu", "")?,
-            program: None,
+            configuration: configured("qemu", "qemu", "")?,
+            programs: Vec::new(),
         };
         let krun = Round {
             hypervisor: "krun",
             selections: KRUN,
-            configuration: named("krun", "")?,
-            program: None,
+            configuration: configured("krun", "krun", "")?,
+            programs: Vec::new(),
         };
         let mut rounds = vec![qemu, krun];
-        match find("cloud-hypervisor", search_path) {
+        let find = |program| find(program, search_path);
+        match find("cloud-hypervisor") {
             Some(program) => {
                 let path = format!("[hypervisor.clh]\npath = \"{}\"\n", program.display());
                 rounds.push(Round {
                     hypervisor: "Cloud Hypervisor",
                     selections: CLOUD_HYPERVISOR,
-                    configuration: named("clh", &path)?,
-                    program: Some(program),
+                    configuration: configured("clh", "clh", &path)?,
+                    programs: vec![program],
                 });
             }
             None => println!(
                 "skipped: all tests with Cloud Hypervisor, for `cloud-hypervisor` is not on PATH"
             ),
+        }
+        match (find("firecracker"), find("jailer")) {
+            (Some(program), jailer) => {
+                let path = format!("[hypervisor.firecracker]\npath = \"{}\"\n", program.display());
+                let programs: Vec<_> = [program].into_iter().chain(jailer.clone()).collect();
+                rounds.push(Round {
+                    hypervisor: "Firecracker",
+                    selections: FIRECRACKER,
+                    configuration: configured("firecracker", "firecracker", &path)?,
+                    programs: programs.clone(),
+                });
+                let Some(jailer) = jailer else {
+                    println!("skipped: all tests with the jailer, for `jailer` is not on PATH");
+                    return Ok(Self { rounds, directory });
+                };
+                let path = format!("{path}jailer_path = \"{}\"\n", jailer.display());
+                rounds.push(Round {
+                    hypervisor: "Firecracker's jailer",
+                    selections: JAILER,
+                    configuration: configured("jailer", "firecracker", &path)?,
+                    programs,
+                });
+            }
+            (None, _) => {
+                println!("skipped: all tests with Firecracker, for `firecracker` is not on PATH");
+            }
         }
         Ok(Self { rounds, directory })
     }
@@ -145,7 +195,9 @@ impl Rounds {
         let mut files =
             vec![Installation::under_test().prefix().to_owned(), self.directory.path().to_owned()];
         files.push(GuestKernel::Small.vmlinux());
-        files.extend(self.iter().filter_map(|round| round.program.clone()));
+        files.extend(self.iter().flat_map(|round| round.programs.clone()));
+        files.sort();
+        files.dedup();
         files
     }
 }
@@ -177,15 +229,14 @@ impl Round {
             format!("KATA_TEST_KERNEL='{}'", installation.kernel().display()),
             format!("KATA_TEST_INITRD='{}'", installation.initrd().display()),
         ];
-        let directory = self.program.as_ref().and_then(|program| program.parent());
+        let directory = self.programs.first().and_then(|program| program.parent());
         words.extend(directory.map(|directory| format!("PATH=\"{}:$PATH\"", directory.display())));
         words.join(" ")
     }
 }
 
-fn find(program: &str, search_path: Option<OsString>) -> Option<PathBuf> {
-    let path = search_path?;
-    std::env::split_paths(&path)
+fn find(program: &str, search_path: Option<&OsStr>) -> Option<PathBuf> {
+    std::env::split_paths(search_path?)
         .map(|directory| directory.join(program))
         .find(|file| file.is_file())
 }
@@ -205,11 +256,31 @@ mod tests {
     }
 
     #[test]
+    fn jailer_has_a_round_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let rounds = || Rounds::with_programs_of(Some(directory.path().as_os_str())).unwrap();
+        let names = |rounds: &Rounds| {
+            rounds.iter().skip(2).map(|round| round.hypervisor).collect::<Vec<_>>()
+        };
+        let (vmm, jailer) = (directory.path().join("firecracker"), directory.path().join("jailer"));
+        fs::write(&vmm, "").unwrap();
+        assert_eq!(names(&rounds()), ["Firecracker"]);
+        fs::write(&jailer, "").unwrap();
+        let rounds = rounds();
+        assert_eq!(names(&rounds), ["Firecracker", "Firecracker's jailer"]);
+        let files = rounds.files();
+        assert!(files.contains(&vmm) && files.contains(&jailer), "{files:?}");
+        let of = |round: &Round| fs::read_to_string(&round.configuration).unwrap();
+        let text = of(rounds.iter().last().unwrap());
+        assert!(text.contains("jailer_path = ") && text.contains("path = "), "{text}");
+    }
+
+    #[test]
     fn program_that_is_there_is_configured_and_taken_along() {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("cloud-hypervisor");
         fs::write(&program, "").unwrap();
-        let rounds = Rounds::with_programs_of(Some(directory.path().into())).unwrap();
+        let rounds = Rounds::with_programs_of(Some(directory.path().as_os_str())).unwrap();
         assert!(rounds.files().contains(&program));
         let round = rounds.iter().last().unwrap();
         let text = fs::read_to_string(&round.configuration).unwrap();

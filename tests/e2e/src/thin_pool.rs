@@ -1,0 +1,93 @@
+//! A pool of thin devices (Linux, Documentation/admin-guide/device-mapper/thin-provisioning.rst) for containerd's devicemapper snapshotter.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use crate::client;
+use crate::mark::Mark;
+
+/// Sizes in bytes. The files are sparse.
+const DATA: u64 = 2 << 30;
+const METADATA: u64 = 32 << 20;
+
+/// In sectors of 512 bytes: of a block of the pool, and of the blocks that may be left before it warns.
+const BLOCK: u32 = 128;
+const LOW_WATER: u32 = 1024;
+
+/// Whether files can be made block devices here.
+#[must_use]
+pub fn has_loop_devices() -> bool {
+    Path::new("/dev/loop-control").exists() && run("losetup", &["--find"]).is_ok()
+}
+
+/// A pool in files. Dropped, it is gone, with all devices in it.
+#[derive(Debug)]
+pub struct ThinPool {
+    name: String,
+    loops: Vec<String>,
+    /// The files.
+    directory: TempDir,
+}
+
+impl ThinPool {
+    /// Makes one; `None` where device-mapper has no thin devices.
+    pub fn make() -> Result<Option<Self>> {
+        let targets = run("dmsetup", &["targets"]).unwrap_or_default();
+        if !has_loop_devices() || !targets.contains("thin-pool") {
+            return Ok(None);
+        }
+        let directory = tempfile::tempdir()?;
+        let name = format!("pool-{}", Mark::unique());
+        let mut pool = Self { name, loops: Vec::new(), directory };
+        let metadata = pool.attach("metadata", METADATA)?;
+        let data = pool.attach("data", DATA)?;
+        let sectors = DATA / 512;
+        let table = format!("0 {sectors} thin-pool {metadata} {data} {BLOCK} {LOW_WATER}");
+        run("dmsetup", &["create", &pool.name, "--table", &table])?;
+        Ok(Some(pool))
+    }
+
+    /// Its name, with which those of its devices begin.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn attach(&mut self, name: &str, size: u64) -> Result<String> {
+        let file: PathBuf = self.directory.path().join(name);
+        File::create(&file)?.set_len(size)?;
+        let device = run("losetup", &["--find", "--show", &file.display().to_string()])?;
+        let device = device.trim().to_owned();
+        self.loops.push(device.clone());
+        Ok(device)
+    }
+}
+
+impl Drop for ThinPool {
+    fn drop(&mut self) {
+        let listed =
+            run("dmsetup", &["info", "-c", "--noheadings", "-o", "name"]).unwrap_or_default();
+        let own = listed.lines().map(str::trim).filter(|name| name.starts_with(&self.name));
+        let (pool, devices): (Vec<_>, Vec<_>) = own.partition(|name| *name == self.name);
+        for name in devices.into_iter().chain(pool) {
+            if let Err(error) = run("dmsetup", &["remove", "--retry", name]) {
+                eprintln!("the device {name} stays: {error:#}");
+            }
+        }
+        for device in &self.loops {
+            if let Err(error) = run("losetup", &["--detach", device]) {
+                eprintln!("the loop device {device} stays: {error:#}");
+            }
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    client::run(command)?.success()
+}

@@ -1,0 +1,132 @@
+//! Containers of a hypervisor that shares no files: their root file systems are images on disks, and what they see of the host are copies.
+//! They run with a configuration (`KATA_E2E_CONFIG`) that chooses Firecracker, and are left out with any other.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixListener;
+
+use anyhow::{Result, ensure};
+use kata_e2e::{Container, Containerd, Run, scenario};
+
+const KIND: &str = "io.kubernetes.cri.container-type";
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// A pod's containers, its first one among them, that there is room for at a time.
+const ROOM: usize = 8;
+
+/// Runs the test if it is one for the configuration.
+fn without_share(test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
+    let file = std::env::var_os("KATA_E2E_CONFIG");
+    let configuration = file.map(fs::read_to_string).transpose()?.unwrap_or_default();
+    if !configuration.contains("hypervisor_name = \"firecracker\"") {
+        eprintln!("left out, for it is not Firecracker that is tested: copies and images");
+        return Ok(());
+    }
+    scenario(test)
+}
+
+#[test]
+fn root_file_system_is_the_images_and_can_be_changed() -> Result<()> {
+    without_share(|containerd| {
+        let script = "set -e
+            cat /etc/hostname; stat -c '%a %U' /tmp; [ -x /bin/sh ]
+            echo mine > /tmp/new; echo changed > /etc/hostname; rm /bin/ls; mkdir -p /a/b; ln -s b /a/link; chmod 1777 /a
+            cat /tmp/new /etc/hostname; readlink /a/link; [ ! -e /bin/ls ]; mount | grep -c ' / '";
+        for _ in 0..2 {
+            let output = containerd.shell(script).output()?.success()?;
+            assert_eq!(output, "image\n1777 root\nmine\nchanged\nb\n1\n");
+        }
+        let refused = containerd.shell("echo x > /new").flag("--read-only").output()?;
+        ensure!(refused.failure()?.contains("Read-only"), "a read-only root was written to");
+        Ok(())
+    })
+}
+
+#[test]
+fn mounts_are_copies_of_what_there_was() -> Result<()> {
+    without_share(|containerd| {
+        let shared = containerd.directory().join("shared");
+        fs::create_dir_all(shared.join("below"))?;
+        fs::write(shared.join("below/file"), "from the host\n")?;
+        fs::set_permissions(shared.join("below/file"), fs::Permissions::from_mode(0o640))?;
+        chown(shared.join("below/file"), Some(1000), Some(1001))?;
+        symlink("below/file", shared.join("link"))?;
+        let large = vec![b'x'; (3 << 20) + 17];
+        let file = containerd.directory().join("single");
+        fs::write(&file, &large)?;
+        let container = containerd
+            .run(["sleep", "1000"])
+            .bind(&shared, "/shared", "rbind:rw")
+            .bind(&shared, "/read-only", "rbind:ro")
+            .bind(&file, "/single", "rbind:ro")
+            .start()?;
+        let script = "cat /shared/link; stat -c '%a %u %g' /shared/below/file; wc -c < /single
+            echo new > /shared/new && cat /shared/new; echo x 2>/dev/null > /read-only/new || echo refused";
+        let output = container.shell(script).output()?.success()?;
+        let length = large.len();
+        assert_eq!(output, format!("from the host\n640 1000 1001\n{length}\nnew\nrefused\n"));
+        ensure!(!shared.join("new").exists(), "a copy has changed what it is a copy of");
+        fs::write(shared.join("below/file"), "later\n")?;
+        let again = container.exec(["cat", "/shared/below/file"]).output()?.success()?;
+        assert_eq!(again, "from the host\n");
+        container.remove()
+    })
+}
+
+#[test]
+fn what_has_no_copy_is_refused_in_one_sentence() -> Result<()> {
+    without_share(|containerd| {
+        let refused = |path: &str, words: &str| {
+            let source = containerd.directory().join(path);
+            let run = containerd.run(["true"]).bind(&source, "/data", "rbind:ro");
+            let error = run.output()?.failure()?;
+            ensure!(
+                error.contains("/data") && error.contains(words),
+                "{words:?} is not in: {error}"
+            );
+            anyhow::Ok(())
+        };
+        let file = fs::File::create(containerd.directory().join("large"))?;
+        file.set_len((16 << 20) + 1)?;
+        refused("large", "more than 16 MiB")?;
+        let _socket = UnixListener::bind(containerd.directory().join("socket"))?;
+        refused("socket", "socket, fifo or device")
+    })
+}
+
+fn member<'a>(run: Run<'a>, pod: &Container<'_>) -> Run<'a> {
+    run.option("--annotation", &format!("{KIND}=container"))
+        .option("--annotation", &format!("{SANDBOX}={}", pod.id()))
+}
+
+#[test]
+fn pods_members_come_and_go_and_too_many_at_a_time_are_refused() -> Result<()> {
+    without_share(|containerd| {
+        let sandbox = containerd.run(["sleep", "1000"]);
+        let pod = sandbox.option("--annotation", &format!("{KIND}=sandbox")).start()?;
+        let start = |word: &str| {
+            let script = format!("echo {word} > /tmp/mine; exec sleep 1000");
+            member(containerd.shell(&script), &pod).start()
+        };
+        let has = |one: &Container<'_>, word: &str| {
+            assert_eq!(one.exec(["cat", "/tmp/mine"]).output()?.success()?, format!("{word}\n"));
+            anyhow::Ok(())
+        };
+        let members = (1..ROOM).map(|number| start(&number.to_string()));
+        let mut members = members.collect::<Result<Vec<_>>>()?;
+        for (number, one) in (1..ROOM).zip(&members) {
+            has(one, &number.to_string())?;
+        }
+        let one_more = member(containerd.run(["true"]), &pod).output()?.failure()?;
+        ensure!(one_more.contains("no room for the disk"), "{one_more}");
+        members.remove(2).remove()?;
+        // In the place of the one that has gone, with a root file system of its own.
+        members.push(start("late")?);
+        has(&members[ROOM - 2], "late")?;
+        has(&members[0], "1")?;
+        for one in members {
+            one.remove()?;
+        }
+        pod.remove()
+    })
+}
