@@ -14,6 +14,8 @@
 
 mod agent;
 mod container;
+mod devices;
+mod disk;
 mod files;
 mod guest;
 mod health;

@@ -16,9 +16,9 @@ use ttrpc::Code;
 
 use crate::agent::Agent;
 use crate::container::{Container, Phase};
-use crate::id;
 use crate::status::{Tell, invalid, not_found, refuse};
 use crate::storage;
+use crate::{devices, id};
 
 /// How long the processes of a container may take to die when the host does not say.
 const REMOVAL: Duration = Duration::from_secs(10);
@@ -33,9 +33,6 @@ impl Agent {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<()> {
         let id = id::check("container", &request.container_id)?.to_owned();
-        if !request.devices.is_empty() {
-            return Err(invalid("this agent has no device hotplug yet: give no devices"));
-        }
         refuse_passed_descriptors(request.stdin_port, request.stdout_port, request.stderr_port)?;
         refuse_named_user(request.string_user.as_ref())?;
         self.sandbox().reserve(&id)?;
@@ -54,7 +51,8 @@ impl Agent {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<Container> {
         let wire = request.OCI.into_option().ok_or_else(|| invalid("the request has no OCI"))?;
-        let spec = spec_from_wire(wire).map_err(Tell::tell)?;
+        let mut spec = spec_from_wire(wire).map_err(Tell::tell)?;
+        devices::settle(&mut spec, &request.devices).await?;
         storage::await_disks(&request.storages).await?;
         let (plan, storages) = {
             let mut sandbox = self.sandbox();

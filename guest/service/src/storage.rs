@@ -1,6 +1,5 @@
 //! Storages: what the host wants mounted in the guest, for the sandbox or for one container.
 
-mod disk;
 mod drivers;
 mod options;
 
@@ -12,6 +11,7 @@ use kata_agent_api::agent::Storage;
 use rustix::mount::UnmountFlags;
 use ttrpc::Code;
 
+use crate::disk::{self, Disk};
 use crate::path::Place;
 use crate::status::{chain, invalid, refuse};
 
@@ -22,10 +22,14 @@ pub(crate) const DRIVERS: [&str; 7] =
 /// Upstream's drivers for block devices of buses that no guest of this agent has.
 const OTHER_DISKS: [&str; 3] = ["blk-ccw", "scsi", "nvdimm"];
 
+fn is_on_disk(storage: &Storage) -> bool {
+    disk::DRIVERS.contains(&storage.driver.as_str())
+}
+
 /// Waits until the disks are there that some of `storages` are on. To be called before [`Storages::add`].
 pub(crate) async fn await_disks(storages: &[Storage]) -> ttrpc::Result<()> {
-    for storage in storages {
-        disk::arrival(storage).await?;
+    for storage in storages.iter().filter(|storage| is_on_disk(storage)) {
+        Disk::parse(&storage.driver, &storage.source)?.arrival().await?;
     }
     Ok(())
 }
@@ -80,7 +84,7 @@ fn mount(storage: &Storage) -> ttrpc::Result<()> {
         "ephemeral" => drivers::ephemeral(storage),
         "local" => drivers::local(storage),
         "bind" => drivers::bind(storage),
-        _ if disk::is_on_disk(storage) => drivers::disk(storage),
+        _ if is_on_disk(storage) => drivers::disk(storage),
         driver if OTHER_DISKS.contains(&driver) => {
             return Err(invalid(format!(
                 "storage driver {driver:?} is not available: this agent finds disks on the PCI bus (`blk`) and by their \

@@ -19,8 +19,21 @@ pub struct GuestContainer {
     pub spec: Spec,
     /// What to mount for it, in this order.
     pub storages: Vec<GuestStorage>,
+    /// Disks that it uses itself, of which its specification has device nodes with the host's numbers.
+    pub devices: Vec<GuestDevice>,
     /// Whether it joins the sandbox's shared PID namespace.
     pub shared_pid_namespace: bool,
+}
+
+/// A disk for a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestDevice {
+    /// The agent's driver, `blk` or `mmioblk`.
+    pub driver: String,
+    /// Where the driver finds it.
+    pub address: String,
+    /// Its node in the container.
+    pub container_path: String,
 }
 
 impl AgentClient {
@@ -35,6 +48,7 @@ impl AgentClient {
             exec_id: container.id.clone(),
             storages: container.storages.iter().map(storage_message).collect(),
             OCI: Some(convert::spec_to_wire(&container.spec)?).into(),
+            devices: container.devices.iter().map(device_message).collect(),
             sandbox_pidns: container.shared_pid_namespace,
             ..Default::default()
         };
@@ -92,5 +106,20 @@ impl AgentClient {
         let message =
             agent::ResumeContainerRequest { container_id: id.to_owned(), ..Default::default() };
         request!(self, agent.resume_container, "ResumeContainer", message).map(drop)
+    }
+}
+
+/// A path is what the host knows of the guest's, anything else is an address in the driver's terms.
+fn device_message(device: &GuestDevice) -> agent::Device {
+    let (id, vm_path) = match device.address.starts_with('/') {
+        true => (String::new(), device.address.clone()),
+        false => (device.address.clone(), String::new()),
+    };
+    agent::Device {
+        id,
+        type_: device.driver.clone(),
+        vm_path,
+        container_path: device.container_path.clone(),
+        ..Default::default()
     }
 }

@@ -24,7 +24,7 @@ mod tests;
 mod text;
 
 pub use client::AgentClient;
-pub use container::GuestContainer;
+pub use container::{GuestContainer, GuestDevice};
 pub use error::AgentError;
 pub use file::{FileContent, GuestFile};
 pub use guest::{AgentVersion, GuestDetails};

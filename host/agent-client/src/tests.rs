@@ -141,6 +141,7 @@ async fn a_container_is_created() {
         id: "c".into(),
         spec: SpecBuilder::default().hostname("box").build().unwrap(),
         storages: vec![],
+        devices: Vec::new(),
         shared_pid_namespace: true,
     };
     guest.client.create_container(&container).await.unwrap();
@@ -158,6 +159,7 @@ async fn what_cannot_be_carried_is_not_sent() {
         id: "c".into(),
         spec: SpecBuilder::default().linux(linux).build().unwrap(),
         storages: vec![],
+        devices: Vec::new(),
         shared_pid_namespace: false,
     };
     let error = guest.client.create_container(&container).await.unwrap_err();

@@ -4,7 +4,9 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Spec,
+};
 use thiserror::Error;
 
 use crate::ContainerRole;
@@ -50,6 +52,18 @@ pub enum SpecError {
         "the device {0} of the host cannot be given to a VM in this version; remove it from the container"
     )]
     Device(PathBuf),
+    /// A block device that the host does not have.
+    #[error(
+        "the host has no block device {major}:{minor}, which the container is to have as {path}"
+    )]
+    NoDevice {
+        /// Its path in the container.
+        path: PathBuf,
+        /// The device's major number on the host.
+        major: i64,
+        /// The device's minor number on the host.
+        minor: i64,
+    },
     /// A limit for a disk that only the host has: in the guest its number would be nobody's, or another one's.
     #[error(
         "a limit for the host's disk {major}:{minor} cannot be kept in a VM; remove the entry from {list} in the resources' `blockIO`"
@@ -71,6 +85,8 @@ pub enum SpecError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GuestPolicy {
     pub(crate) drop_seccomp: bool,
+    /// Whether its block devices are disks of the guest, too.
+    pub(crate) disks: bool,
 }
 
 /// Turns the engine's spec into the guest's. The hooks that are the host's are somebody else's to run. Mounts and root are left to the caller, who knows where they are.
@@ -96,7 +112,7 @@ pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result
         linux.set_seccomp(None);
     }
     guest_namespaces(&mut linux)?;
-    guest_devices(&mut linux)?;
+    guest_devices(&mut linux, policy.disks)?;
     linux.resources().as_ref().map_or(Ok(()), check_resources)?;
     spec.set_linux(Some(linux));
     Ok(spec)
@@ -159,10 +175,11 @@ fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Devices that every guest has need no entry; others would name hardware of the host.
-fn guest_devices(linux: &mut Linux) -> Result<(), SpecError> {
+/// Devices that every guest has need no entry; others would name hardware of the host, but for `disks`.
+fn guest_devices(linux: &mut Linux, disks: bool) -> Result<(), SpecError> {
     let is_guests = |device: &LinuxDevice| {
-        GUEST_DEVICES.iter().any(|known| device.path().as_os_str() == *known)
+        (disks && device.typ() == LinuxDeviceType::B)
+            || GUEST_DEVICES.iter().any(|known| device.path().as_os_str() == *known)
     };
     let devices = linux.devices().clone().unwrap_or_default();
     if let Some(foreign) = devices.iter().find(|device| !is_guests(device)) {
@@ -210,7 +227,7 @@ mod tests {
         serde_json::from_str(json).unwrap()
     }
 
-    const KEEP: GuestPolicy = GuestPolicy { drop_seccomp: false };
+    const KEEP: GuestPolicy = GuestPolicy { drop_seccomp: false, disks: false };
 
     #[test]
     fn hosts_namespaces_do_not_reach_the_guest() {
@@ -250,6 +267,9 @@ mod tests {
             for_guest(with("/dev/sda"), "c", KEEP),
             Err(SpecError::Device("/dev/sda".into()))
         );
+        // A disk is a block device, and this is none.
+        let disks = GuestPolicy { disks: true, ..KEEP };
+        assert!(for_guest(with("/dev/sda"), "c", disks).is_err());
     }
 
     #[test]

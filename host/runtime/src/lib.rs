@@ -6,6 +6,7 @@
 
 mod auto;
 mod check;
+mod disks;
 mod driver;
 mod environment;
 mod features;

@@ -10,17 +10,16 @@ use kata_config::{
     HostConfig, HostResources, InternetworkingModel, LogLevel, Root, VerityParams, WorkloadLimits,
 };
 use kata_hypervisor::{
-    DiskSpec, Disks, GuestImage, GuestRoot, LaterDisks, ShareSource, ShareSpec, SharedFileSystem,
-    Verity, VmSpec,
+    GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
 };
 use kata_sandbox::{
-    ContainerPlan, Deadlines, DiskRoot, NetworkModel, NetworkPlan, SandboxMount, SandboxPlan,
+    ContainerPlan, Deadlines, NetworkModel, NetworkPlan, SandboxMount, SandboxPlan,
 };
-use kata_storage::{BlockRoot, FileServerSpec, RootfsMount};
+use kata_storage::{FileServerSpec, RootfsMount};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::guest_spec::{self, GuestPolicy};
-use crate::{ContainerRole, Runtime, RuntimeError, SpecError, role_of};
+use crate::{ContainerRole, Runtime, RuntimeError, SpecError, disks, role_of};
 
 /// Where sandboxes keep their run-time state on the host, a directory each.
 pub const RUN_DIR: &str = "/run/kata";
@@ -30,12 +29,6 @@ const INSTALLED_INITRD: &str = "share/kata-containers/kata-containers-initrd.img
 
 /// Where images of root file systems are kept, a directory for each sandbox. They may be large, so it is on a disk.
 const IMAGES_DIR: &str = "/var/lib/kata-containers";
-
-/// The disk with the root file system of a container that is alone.
-const ROOT_DISK: &str = "root";
-
-/// How many containers with root file systems on disks a pod has room for at a time, its pause container among them.
-const POD_DISKS: usize = 8;
 
 /// The virtio-fs mount tag that both sides rely on (agent protocol).
 const SHARE_TAG: &str = "kataShared";
@@ -69,7 +62,14 @@ pub(crate) fn sandbox(
     if images.is_some() {
         refuse_without_share(runtime)?;
     }
-    let root = disk_root(runtime, &role, rootfs_mounts)?;
+    let root = disks::root(runtime, &role, rootfs_mounts)?;
+    let devices = disks::devices(runtime, &role, spec)?;
+    let later_disks = disks::later(&role, root.as_ref(), images.is_some());
+    let disks = root
+        .into_iter()
+        .filter_map(disks::at_boot)
+        .chain(devices.into_iter().map(|one| one.disk))
+        .collect();
     let vm = config.vm();
     let size = kata_config::sandbox_size(config, limits(spec, &role), host(runtime)?)?;
     readable(&vm.kernel, "guest kernel", "kernel")?;
@@ -84,8 +84,8 @@ pub(crate) fn sandbox(
             kernel_params: kernel_params(config),
             shares,
             debug: vm.enable_debug,
-            later_disks: later_disks(&role, root.as_ref(), images.is_some()),
-            disks: root.into_iter().filter_map(disk_at_boot).collect(),
+            later_disks,
+            disks,
             nics: Vec::new(),
             hot_plug: false,
             network_namespace: None,
@@ -123,9 +123,13 @@ pub(crate) fn container(
     let rootfs =
         if rootfs_mounts.is_empty() { bundle.join(root.path()) } else { bundle.join("rootfs") };
     let shared_pid_namespace = guest_spec::shares_pid_namespace(&spec, &role);
-    let disk = disk_root(runtime, &role, &rootfs_mounts)?;
+    let disk = disks::root(runtime, &role, &rootfs_mounts)?;
+    let devices = disks::devices(runtime, &role, &spec)?;
     let mounts = kata_storage::plan_mounts(&spec, bundle)?;
-    let policy = GuestPolicy { drop_seccomp: runtime.config.runtime.disable_guest_seccomp };
+    let policy = GuestPolicy {
+        drop_seccomp: runtime.config.runtime.disable_guest_seccomp,
+        disks: disks::at_boot_for(runtime, &role),
+    };
     let spec = guest_spec::for_guest(spec, id, policy)?;
     Ok(ContainerPlan {
         id: id.to_owned(),
@@ -133,44 +137,11 @@ pub(crate) fn container(
         rootfs_mounts,
         rootfs,
         disk,
+        devices: devices.into_iter().map(|one| one.device).collect(),
         readonly_rootfs,
         mounts,
         shared_pid_namespace,
     })
-}
-
-/// The container's root file system, if it is on a device and the driver takes that as a disk: one that takes them at boot only does so from a
-/// container that is alone.
-fn disk_root(
-    runtime: &Runtime,
-    role: &ContainerRole,
-    mounts: &[RootfsMount],
-) -> Result<Option<DiskRoot>, RuntimeError> {
-    let is_first = *role == ContainerRole::Single;
-    match runtime.hypervisor().capabilities().disks {
-        Disks::None => return Ok(None),
-        Disks::AtBoot if !is_first => return Ok(None),
-        Disks::AtBoot | Disks::Later => {}
-    }
-    let id = is_first.then(|| ROOT_DISK.to_owned());
-    Ok(BlockRoot::of(mounts)?.map(|root| DiskRoot { root, id }))
-}
-
-fn disk_at_boot(disk: DiskRoot) -> Option<DiskSpec> {
-    let BlockRoot { source, readonly, .. } = disk.root;
-    Some(DiskSpec { id: disk.id?, path: source, readonly })
-}
-
-/// The room that a sandbox needs for disks of containers that come after its boot: as its first one is, the others are, too.
-fn later_disks(role: &ContainerRole, root: Option<&DiskRoot>, packs: bool) -> LaterDisks {
-    let none = LaterDisks::default();
-    match (role, root) {
-        (ContainerRole::Single, Some(_)) => none,
-        (ContainerRole::Single, None) if packs => LaterDisks { readonly: 1, ..none },
-        (_, Some(_)) => LaterDisks { writable: POD_DISKS, ..none },
-        (_, None) if packs => LaterDisks { readonly: POD_DISKS, ..none },
-        (_, None) => none,
-    }
 }
 
 /// Ids become file names and parts of socket paths.

@@ -38,6 +38,8 @@ pub use error::{BootError, BootStage, SandboxError};
 pub use footprint::{Footprint, FootprintError, sweep, sweep_of};
 pub use ledger::{Exit, Ledger, ProcessKey, Refusal, Status};
 pub use network::JoinError;
-pub use plan::{ContainerPlan, Deadlines, DiskRoot, NetworkPlan, SandboxMount, SandboxPlan};
+pub use plan::{
+    ContainerPlan, Deadlines, DiskDevice, DiskRoot, NetworkPlan, SandboxMount, SandboxPlan,
+};
 pub use sandbox::Sandbox;
 pub use stdio::{AttachedStdio, EventSink, GuestProcess, SandboxEvent, Stdio, StdioError};

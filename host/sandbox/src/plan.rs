@@ -90,6 +90,15 @@ pub struct DiskRoot {
     pub id: Option<String>,
 }
 
+/// A block device of the host that a container uses as such.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskDevice {
+    /// The disk among those that the VM has had since its boot ([`VmSpec::disks`]).
+    pub id: String,
+    /// Its node in the container, of which the spec has the host's numbers.
+    pub container_path: PathBuf,
+}
+
 /// A container to make in a sandbox.
 #[derive(Debug, Clone)]
 pub struct ContainerPlan {
@@ -105,6 +114,8 @@ pub struct ContainerPlan {
     pub disk: Option<DiskRoot>,
     /// The root file system is read-only on the host's side too.
     pub readonly_rootfs: bool,
+    /// The block devices that it uses as such.
+    pub devices: Vec<DiskDevice>,
     /// Its other mounts, and the host's directories and files among them.
     pub mounts: GuestMounts,
     /// Whether it joins the sandbox's process id namespace.

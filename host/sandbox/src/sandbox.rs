@@ -143,10 +143,12 @@ impl Sandbox {
         let mut storages = self.shared.bring_files(&mut plan).await?;
         self.shared.timing.times.stamp(Stage::StorageShared);
         storages.extend(plan.mounts.shared_memory.iter().map(memory_storage));
+        let devices = self.shared.devices(&plan.devices)?;
         let container = GuestContainer {
             id: plan.id,
             spec: plan.spec,
             storages,
+            devices,
             shared_pid_namespace: plan.shared_pid_namespace,
         };
         self.unless_gone(self.shared.agent.create_container(&container)).await

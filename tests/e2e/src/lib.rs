@@ -65,6 +65,6 @@ pub use runtime::{GuestKernel, Installation, Runtime, guest_agent, kata_image, o
 pub use scenario::{Scenario, scenario};
 pub use spec::Spec;
 pub use stream::Stream;
-pub use thin_pool::{ThinPool, has_loop_devices};
+pub use thin_pool::{LoopDevice, ThinPool, has_loop_devices};
 pub use watch::await_path;
 pub use wire::{Wire, has_macvtap};

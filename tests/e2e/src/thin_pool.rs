@@ -24,11 +24,37 @@ pub fn has_loop_devices() -> bool {
     Path::new("/dev/loop-control").exists() && run("losetup", &["--find"]).is_ok()
 }
 
+/// A block device in a file. Dropped, it is gone, and the file stays.
+#[derive(Debug)]
+pub struct LoopDevice(String);
+
+impl LoopDevice {
+    /// Makes one of an existing file.
+    pub fn of(file: &Path) -> Result<Self> {
+        let device = run("losetup", &["--find", "--show", &file.display().to_string()])?;
+        Ok(Self(device.trim().to_owned()))
+    }
+
+    /// Its node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        if let Err(error) = run("losetup", &["--detach", &self.0]) {
+            eprintln!("the loop device {} stays: {error:#}", self.0);
+        }
+    }
+}
+
 /// A pool in files. Dropped, it is gone, with all devices in it.
 #[derive(Debug)]
 pub struct ThinPool {
     name: String,
-    loops: Vec<String>,
+    loops: Vec<LoopDevice>,
     /// The files.
     directory: TempDir,
 }
@@ -60,10 +86,10 @@ impl ThinPool {
     fn attach(&mut self, name: &str, size: u64) -> Result<String> {
         let file: PathBuf = self.directory.path().join(name);
         File::create(&file)?.set_len(size)?;
-        let device = run("losetup", &["--find", "--show", &file.display().to_string()])?;
-        let device = device.trim().to_owned();
-        self.loops.push(device.clone());
-        Ok(device)
+        let device = LoopDevice::of(&file)?;
+        let node = device.node().to_owned();
+        self.loops.push(device);
+        Ok(node)
     }
 }
 
@@ -76,11 +102,6 @@ impl Drop for ThinPool {
         for name in devices.into_iter().chain(pool) {
             if let Err(error) = run("dmsetup", &["remove", "--retry", name]) {
                 eprintln!("the device {name} stays: {error:#}");
-            }
-        }
-        for device in &self.loops {
-            if let Err(error) = run("losetup", &["--detach", device]) {
-                eprintln!("the loop device {device} stays: {error:#}");
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use kata_e2e::{Containerd, Scenario, ThinPool, has_loop_devices, only_a_vm};
+use kata_e2e::{Containerd, LoopDevice, Scenario, ThinPool, has_loop_devices, only_a_vm, scenario};
 
 const BLOCKFILE: &str = "
 [plugins.'io.containerd.snapshotter.v1.blockfile']
@@ -90,4 +90,29 @@ fn device_mappers_thin_device_becomes_a_disk() -> Result<()> {
         pool.name()
     );
     Scenario::new().plugins(&tables).run(|containerd| is_a_disk(containerd, "devmapper"))
+}
+
+#[test]
+fn block_device_that_is_named_reaches_the_container() -> Result<()> {
+    if !has_loop_devices() || !only_a_vm("a disk in place of the host's device") {
+        eprintln!("left out, for this machine has no loop devices: devices of a container");
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let file = containerd.directory().join("disk");
+        fs::write(&file, [b"from the host\n".as_slice(), &vec![0; 1 << 20]].concat())?;
+        let device = LoopDevice::of(&file)?;
+        let node = device.node();
+        let script = format!(
+            "head -c 14 {node}; echo 'from the guest' | dd of={node} seek=8 conv=notrunc,fsync 2>/dev/null; ls /dev/vd* 2>/dev/null; :"
+        );
+        let output = containerd.shell(&script).option("--device", node).output()?;
+        assert_eq!(output.success()?, "from the host\n");
+        let written = fs::read(node)?;
+        assert_eq!(&written[4096..4111], b"from the guest\n");
+        // What is not named as a device is none: neither is a bind mount.
+        let bound = containerd.shell("true").bind(node.as_ref(), "/disk", "rbind:rw").output()?;
+        ensure!(bound.failure()?.contains("pass it as a device"), "a bind mount of a device");
+        Ok(())
+    })
 }

@@ -9,8 +9,8 @@ use kata_agent_api::agent::Storage;
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_bind_recursive, mount_remount};
 
-use super::disk;
 use super::options::Options;
+use crate::disk::Disk;
 use crate::path::Place;
 
 /// Names a directory that an overlay needs, in `driver_options`.
@@ -25,7 +25,8 @@ pub(super) fn file_system(storage: &Storage, fstype: &str) -> io::Result<()> {
 
 /// A file system on a disk, which is there.
 pub(super) fn disk(storage: &Storage) -> io::Result<()> {
-    let node = disk::node(storage)?;
+    let disk = Disk::parse(&storage.driver, &storage.source).map_err(io::Error::other)?;
+    let node = disk.node()?;
     let options = Options::parse(&storage.options);
     let place = Place::make_directory(Path::new(&storage.mount_point), 0o755)?;
     let source = node.to_str().ok_or(io::ErrorKind::InvalidInput)?;

@@ -8,13 +8,14 @@
 
 use std::path::PathBuf;
 
-use kata_agent_client::{FileContent, GuestFile, GuestStorage};
+use kata_agent_client::{FileContent, GuestDevice, GuestFile, GuestStorage};
+use kata_hypervisor::HypervisorError;
 use kata_storage::{CopiedContent, CopiedFile, CopyBudget, HostBind, Share};
 use oci_spec::runtime::Mount;
 
 use super::Shared;
 use crate::carry::guest_place;
-use crate::{ContainerPlan, SandboxError};
+use crate::{ContainerPlan, DiskDevice, SandboxError};
 
 /// The mode of directories that are made on the way to a copy.
 const DIRECTORY_MODE: u32 = 0o755;
@@ -50,6 +51,20 @@ impl Shared {
         in_spec.set_path(root);
         plan.spec.set_mounts(Some(mounts));
         Ok(storages)
+    }
+
+    /// Where the guest finds the disks that a container uses as devices.
+    pub(super) fn devices(&self, devices: &[DiskDevice]) -> Result<Vec<GuestDevice>, SandboxError> {
+        let devices = devices.iter().map(|device| {
+            let found = self.vm.disk(&device.id);
+            let found = found.ok_or_else(|| HypervisorError::NoDisk { id: device.id.clone() })?;
+            Ok(GuestDevice {
+                driver: found.driver.to_owned(),
+                address: found.address,
+                container_path: device.container_path.display().to_string(),
+            })
+        });
+        devices.collect()
     }
 
     /// Copies what is mounted, and returns the mounts as the guest is to make them.

@@ -8,14 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kata_agent_api::agent::Storage;
 use kata_guest_setup::uevent::Uevents;
 use ttrpc::Code;
 
 use crate::status::{chain, invalid, refuse};
 
 /// By address on the PCI bus, and by device node.
-pub(super) const DRIVERS: [&str; 2] = ["blk", "mmioblk"];
+pub(crate) const DRIVERS: [&str; 2] = ["blk", "mmioblk"];
 
 /// How long the kernel may take to see a disk.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,42 +26,57 @@ const BLOCK: &str = "/sys/class/block";
 const BY_SERIAL: &str = "/dev/disk/by-id/virtio-";
 const PCI: &str = "/sys/bus/pci/devices";
 
-/// Whether a storage is on a disk.
-pub(super) fn is_on_disk(storage: &Storage) -> bool {
-    DRIVERS.contains(&storage.driver.as_str())
+/// A disk, as the host names it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    address: Address,
+    /// As it was named, for messages.
+    name: String,
 }
 
-/// Waits until the disk of a storage is there; at once for storages that are on none.
-pub(super) async fn arrival(storage: &Storage) -> ttrpc::Result<()> {
-    if !is_on_disk(storage) {
-        return Ok(());
+impl Disk {
+    /// The disk that `driver` finds at `source`.
+    ///
+    /// # Errors
+    ///
+    /// INVALID_ARGUMENT when it is none of the forms that a disk's name has.
+    pub(crate) fn parse(driver: &str, source: &str) -> ttrpc::Result<Self> {
+        let address = Address::parse(driver, source)
+            .ok_or_else(|| invalid(format!("{source:?} is no disk of driver {driver:?}")))?;
+        Ok(Self { address, name: source.to_owned() })
     }
-    let address = Address::parse(storage)?;
-    let failed = |error: &io::Error| {
-        let reason = chain(error);
-        refuse(Code::INTERNAL, format!("cannot wait for the disk {:?}: {reason}", storage.source))
-    };
-    let events = Uevents::open().map_err(|error| failed(&error))?;
-    let arrived = async {
-        while !address.is_there() {
-            events.next().await?;
-        }
-        Ok(())
-    };
-    match tokio::time::timeout(PATIENCE, arrived).await {
-        Ok(arrived) => arrived.map_err(|error: io::Error| failed(&error)),
-        Err(_elapsed) => {
-            let text = format!("the disk {:?} has not come within {PATIENCE:?}", storage.source);
-            Err(refuse(Code::DEADLINE_EXCEEDED, text))
-        }
-    }
-}
 
-/// The node of a storage's disk, which is there.
-pub(super) fn node(storage: &Storage) -> io::Result<PathBuf> {
-    let address = Address::parse(storage).map_err(io::Error::other)?;
-    let name = address.name().ok_or(io::ErrorKind::NotFound)?;
-    Ok(Path::new("/dev").join(name))
+    /// Waits until the kernel sees it.
+    ///
+    /// # Errors
+    ///
+    /// DEADLINE_EXCEEDED.
+    pub(crate) async fn arrival(&self) -> ttrpc::Result<()> {
+        let failed = |error: &io::Error| {
+            let reason = chain(error);
+            refuse(Code::INTERNAL, format!("cannot wait for the disk {:?}: {reason}", self.name))
+        };
+        let events = Uevents::open().map_err(|error| failed(&error))?;
+        let arrived = async {
+            while !self.address.is_there() {
+                events.next().await?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(PATIENCE, arrived).await {
+            Ok(arrived) => arrived.map_err(|error: io::Error| failed(&error)),
+            Err(_elapsed) => {
+                let text = format!("the disk {:?} has not come within {PATIENCE:?}", self.name);
+                Err(refuse(Code::DEADLINE_EXCEEDED, text))
+            }
+        }
+    }
+
+    /// Its node, once it is there.
+    pub(crate) fn node(&self) -> io::Result<PathBuf> {
+        let name = self.address.name().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Path::new("/dev").join(name))
+    }
 }
 
 /// Where a disk is.
@@ -77,21 +91,18 @@ enum Address {
 }
 
 impl Address {
-    fn parse(storage: &Storage) -> ttrpc::Result<Self> {
-        let source = storage.source.as_str();
-        let serial = source.strip_prefix(BY_SERIAL).filter(|serial| is_plain(serial));
-        let parsed = match source.strip_prefix("/dev/") {
-            _ if serial.is_some() => serial.map(|serial| Self::Serial(serial.to_owned())),
+    fn parse(driver: &str, source: &str) -> Option<Self> {
+        if let Some(serial) = source.strip_prefix(BY_SERIAL).filter(|serial| is_plain(serial)) {
+            return Some(Self::Serial(serial.to_owned()));
+        }
+        match source.strip_prefix("/dev/") {
             Some(name) if is_plain(name) => Some(Self::Node(name.to_owned())),
-            None if storage.driver == "blk" => source
-                .split('/')
-                .map(|slot| u8::from_str_radix(slot, 16).ok())
-                .collect::<Option<_>>()
-                .map(Self::Pci),
+            None if driver == DRIVERS[0] => {
+                let slots = source.split('/').map(|slot| u8::from_str_radix(slot, 16).ok());
+                slots.collect::<Option<_>>().map(Self::Pci)
+            }
             _ => None,
-        };
-        parsed
-            .ok_or_else(|| invalid(format!("{source:?} is no disk of driver {:?}", storage.driver)))
+        }
     }
 
     /// The name of its node, once the kernel has seen it.
@@ -158,18 +169,12 @@ fn is_device(path: &Path, suffix: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn parse(driver: &str, source: &str) -> ttrpc::Result<Address> {
-        let storage =
-            Storage { driver: driver.into(), source: source.into(), ..Default::default() };
-        Address::parse(&storage)
-    }
-
     #[test]
     fn disks_are_named_by_node_or_by_slots() {
-        assert_eq!(parse("mmioblk", "/dev/vdb").unwrap(), Address::Node("vdb".into()));
-        assert_eq!(parse("blk", "/dev/vda1").unwrap(), Address::Node("vda1".into()));
-        assert_eq!(parse("blk", "02/1f").unwrap(), Address::Pci(vec![2, 0x1f]));
-        let serial = parse("blk", "/dev/disk/by-id/virtio-root").unwrap();
+        assert_eq!(Address::parse("mmioblk", "/dev/vdb").unwrap(), Address::Node("vdb".into()));
+        assert_eq!(Address::parse("blk", "/dev/vda1").unwrap(), Address::Node("vda1".into()));
+        assert_eq!(Address::parse("blk", "02/1f").unwrap(), Address::Pci(vec![2, 0x1f]));
+        let serial = Address::parse("blk", "/dev/disk/by-id/virtio-root").unwrap();
         assert_eq!(serial, Address::Serial("root".into()));
         for (driver, source) in [
             ("mmioblk", "02/03"),
@@ -180,7 +185,7 @@ mod tests {
             ("blk", "02/"),
             ("blk", "100"),
         ] {
-            assert!(parse(driver, source).is_err(), "{driver} {source}");
+            assert!(Disk::parse(driver, source).is_err(), "{driver} {source}");
         }
     }
 

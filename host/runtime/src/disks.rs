@@ -1,0 +1,162 @@
+//! What of a container becomes a disk of its VM: a root file system on a block device, and block devices that it uses as such.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use kata_hypervisor::{DiskSpec, Disks, LaterDisks};
+use kata_sandbox::{DiskDevice, DiskRoot};
+use kata_storage::{BlockRoot, RootfsMount};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
+use rustix::fs::makedev;
+
+use crate::{ContainerRole, Runtime, RuntimeError, SpecError};
+
+/// The disk with the root file system of a container that is alone.
+const ROOT_DISK: &str = "root";
+
+/// How many containers with root file systems on disks a pod has room for at a time, its pause container among them.
+const POD_DISKS: usize = 8;
+
+/// The container's root file system, if it is on a device and the driver takes that as a disk: one that takes them at boot only does so from a
+/// container that is alone.
+pub(crate) fn root(
+    runtime: &Runtime,
+    role: &ContainerRole,
+    mounts: &[RootfsMount],
+) -> Result<Option<DiskRoot>, RuntimeError> {
+    let is_first = *role == ContainerRole::Single;
+    match runtime.hypervisor().capabilities().disks {
+        Disks::None => return Ok(None),
+        Disks::AtBoot if !is_first => return Ok(None),
+        Disks::AtBoot | Disks::Later => {}
+    }
+    let id = is_first.then(|| ROOT_DISK.to_owned());
+    Ok(BlockRoot::of(mounts)?.map(|root| DiskRoot { root, id }))
+}
+
+pub(crate) fn at_boot(disk: DiskRoot) -> Option<DiskSpec> {
+    let BlockRoot { source, readonly, .. } = disk.root;
+    Some(DiskSpec { id: disk.id?, path: source, readonly })
+}
+
+/// The room that a sandbox needs for disks of containers that come after its boot: as its first one is, the others are, too.
+pub(crate) fn later(role: &ContainerRole, root: Option<&DiskRoot>, packs: bool) -> LaterDisks {
+    let none = LaterDisks::default();
+    match (role, root) {
+        (ContainerRole::Single, Some(_)) => none,
+        (ContainerRole::Single, None) if packs => LaterDisks { readonly: 1, ..none },
+        (_, Some(_)) => LaterDisks { writable: POD_DISKS, ..none },
+        (_, None) if packs => LaterDisks { readonly: POD_DISKS, ..none },
+        (_, None) => none,
+    }
+}
+
+/// A block device that a container uses as such.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) disk: DiskSpec,
+    pub(crate) device: DiskDevice,
+}
+
+/// Whether block devices of a container's spec become disks: where the driver takes disks, for a container that is alone, since they have
+/// to be there when the VM boots.
+pub(crate) fn at_boot_for(runtime: &Runtime, role: &ContainerRole) -> bool {
+    runtime.hypervisor().capabilities().disks != Disks::None && *role == ContainerRole::Single
+}
+
+/// The block devices of the spec, where they become disks.
+pub(crate) fn devices(
+    runtime: &Runtime,
+    role: &ContainerRole,
+    spec: &Spec,
+) -> Result<Vec<Device>, RuntimeError> {
+    if !at_boot_for(runtime, role) {
+        return Ok(Vec::new());
+    }
+    let linux = spec.linux().as_ref();
+    let devices = linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten();
+    let blocks = devices.filter(|device| device.typ() == LinuxDeviceType::B).enumerate();
+    blocks
+        .map(|(number, device)| {
+            let id = format!("device{number}");
+            let path = host_node(device)?;
+            let readonly = !may_write(spec, device);
+            let container_path = device.path().clone();
+            Ok(Device {
+                disk: DiskSpec { id: id.clone(), path, readonly },
+                device: DiskDevice { id, container_path },
+            })
+        })
+        .collect()
+}
+
+/// The host's node of a block device, which is looked for by its number: a path of the spec's is the container's.
+fn host_node(device: &LinuxDevice) -> Result<PathBuf, SpecError> {
+    let (major, minor) = (device.major(), device.minor());
+    let number = || Some(makedev(u32::try_from(major).ok()?, u32::try_from(minor).ok()?));
+    let event = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"));
+    let name = event.ok().and_then(|event| {
+        event.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(str::to_owned)
+    });
+    let node = name.map(|name| Path::new("/dev").join(name));
+    let is_it = |node: &PathBuf| {
+        let found = fs::symlink_metadata(node);
+        found.is_ok_and(|one| one.file_type().is_block_device() && Some(one.rdev()) == number())
+    };
+    let missing = || SpecError::NoDevice { path: device.path().clone(), major, minor };
+    node.filter(is_it).ok_or_else(missing)
+}
+
+/// Whether a rule of the spec lets the container write to the device; without any rule for it nothing does.
+fn may_write(spec: &Spec, device: &LinuxDevice) -> bool {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().as_ref());
+    rules.into_iter().flatten().any(|rule| {
+        let is_for_it =
+            rule.typ().is_none_or(|typ| matches!(typ, LinuxDeviceType::A | LinuxDeviceType::B))
+                && rule.major().is_none_or(|major| major == device.major())
+                && rule.minor().is_none_or(|minor| minor == device.minor());
+        let writes = rule.access().as_deref().is_none_or(|access| access.contains('w'));
+        rule.allow() && is_for_it && writes
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(rules: &str) -> (Spec, LinuxDevice) {
+        let text = format!(
+            r#"{{"ociVersion":"1.0.2","linux":{{"devices":[{{"path":"/dev/x","type":"b","major":7,"minor":1}}],
+                "resources":{{"devices":[{rules}]}}}}}}"#
+        );
+        let spec: Spec = serde_json::from_str(&text).unwrap();
+        let device = spec.linux().as_ref().unwrap().devices().as_ref().unwrap()[0].clone();
+        (spec, device)
+    }
+
+    #[test]
+    fn device_is_written_to_only_as_the_rules_say() {
+        for (rules, expected) in [
+            ("", false),
+            (r#"{"allow":false,"access":"rwm"}"#, false),
+            (r#"{"allow":true,"type":"b","major":7,"minor":1,"access":"r"}"#, false),
+            (r#"{"allow":true,"type":"b","major":7,"minor":2,"access":"rwm"}"#, false),
+            (r#"{"allow":true,"type":"b","major":7,"minor":1,"access":"rwm"}"#, true),
+            (r#"{"allow":true,"access":"rwm"}"#, true),
+        ] {
+            let (spec, device) = spec(rules);
+            assert_eq!(may_write(&spec, &device), expected, "{rules}");
+        }
+    }
+
+    #[test]
+    fn device_that_is_not_there_is_named() {
+        let (_, mut device) = spec("");
+        device.set_major(4093);
+        let error = host_node(&device).unwrap_err().to_string();
+        assert!(error.contains("/dev/x") && error.contains("4093:1"), "{error}");
+    }
+}
