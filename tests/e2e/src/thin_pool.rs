@@ -21,6 +21,8 @@ const LOW_WATER: u32 = 1024;
 /// Whether files can be made block devices here.
 #[must_use]
 pub fn has_loop_devices() -> bool {
+    // Where it is built in, or cannot be had, the answer is below.
+    let _ = run("modprobe", &["loop"]);
     Path::new("/dev/loop-control").exists() && run("losetup", &["--find"]).is_ok()
 }
 
@@ -62,6 +64,7 @@ pub struct ThinPool {
 impl ThinPool {
     /// Makes one; `None` where device-mapper has no thin devices.
     pub fn make() -> Result<Option<Self>> {
+        let _ = run("modprobe", &["dm_thin_pool"]);
         let targets = run("dmsetup", &["targets"]).unwrap_or_default();
         if !has_loop_devices() || !targets.contains("thin-pool") {
             return Ok(None);

@@ -21,6 +21,7 @@ const QEMU: &[Selection] = &[
     ("hypervisors", &[]),
     ("lifecycle", &["detached_container_lives_until_it_is_killed"]),
     ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
+    ("block", &[]),
     ("kill", &["vmm_is_killed_while_busy"]),
 ];
 
@@ -64,7 +65,9 @@ const CLOUD_HYPERVISOR: &[Selection] = &[
 const IMAGES: &[&str] = &["checked_image_boots", "image_that_was_tampered_with"];
 
 const FIRECRACKER: &[Selection] = &[
+    ("budgets", &[]),
     ("copies", &[]),
+    ("block", &["blockfile_becomes_a_disk"]),
     (
         "lifecycle",
         &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
