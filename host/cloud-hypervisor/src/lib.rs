@@ -74,7 +74,7 @@ impl Hypervisor for CloudHypervisor {
             max_vcpus: MAX_VCPUS,
             pause: true,
             vhost_net: false,
-            named_taps: false,
+            named_taps: None,
             hot_plug: true,
         }
     }

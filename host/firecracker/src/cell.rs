@@ -54,9 +54,14 @@ pub(crate) struct Cell {
 pub(crate) struct Jail {
     /// Its base directory.
     pub(crate) base: PathBuf,
-    /// The user and group that the VMM becomes: nobody else's, as long as no other sandbox of the same user has been given it too.
+    /// The user and group that the VMM becomes.
     pub(crate) user: u32,
     files: PathBuf,
+}
+
+/// The user and group that the jailer makes of a VMM of this process's. Nobody else's, as long as no other sandbox has been given it too.
+pub(crate) fn user() -> u32 {
+    FIRST_USER + std::process::id() % USERS
 }
 
 impl Cell {
@@ -73,8 +78,7 @@ impl Cell {
         let options = ["nosuid", "mode=0755", JAIL_SIZE].map(str::to_owned);
         mount::mount("tmpfs", &base, "tmpfs", &options).map_err(io::Error::other)?;
         let root = base.join(program.file_name().unwrap_or_default()).join(id).join("root");
-        let jail =
-            Jail { user: FIRST_USER + std::process::id() % USERS, files: root.join("files"), base };
+        let jail = Jail { user: user(), files: root.join("files"), base };
         // From here on, whatever fails takes the mount away.
         let directory = VmmDir::make(&root.join("run")).inspect_err(|_| jail.take_away())?;
         let cell =

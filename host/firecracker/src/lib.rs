@@ -35,6 +35,9 @@ pub use settings::FirecrackerSettings;
 /// The driver's name, as in the configuration.
 const NAME: &str = "firecracker";
 
+/// The user that the VMM is behind walls of ours. It has no capability.
+const ROOT: u32 = 0;
+
 /// Most virtual CPUs of a VM, as the API's description has it.
 const MAX_VCPUS: u32 = 32;
 
@@ -67,7 +70,7 @@ impl Hypervisor for Firecracker {
             max_vcpus: MAX_VCPUS,
             pause: true,
             vhost_net: false,
-            named_taps: true,
+            named_taps: Some(self.settings.jailer.as_ref().map_or(ROOT, |_| cell::user())),
             hot_plug: false,
         }
     }

@@ -275,8 +275,9 @@ pub struct Capabilities {
     pub pause: bool,
     /// Whether the host's kernel can move the frames of a network device: [`NicSpec::vhost`].
     pub vhost_net: bool,
-    /// Whether it opens taps itself, by their names ([`Tap::Named`]), in the sandbox's network namespace, and takes no open ones.
-    pub named_taps: bool,
+    /// Whether it opens taps itself, by their names ([`Tap::Named`]), in the sandbox's network namespace, and takes no open ones: the user id
+    /// that it has then, and that the taps must belong to, since it has no capability (linux/drivers/net/tun.c, tun_capable).
+    pub named_taps: Option<u32>,
     /// Whether it takes network devices while it runs: [`VmSpec::hot_plug`]. A machine of the driver's may still have no place for them.
     pub hot_plug: bool,
 }

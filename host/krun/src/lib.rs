@@ -107,7 +107,7 @@ impl Hypervisor for Krun {
             max_vcpus: MAX_VCPUS,
             pause: true,
             vhost_net: false,
-            named_taps: false,
+            named_taps: None,
             hot_plug: false,
         }
     }

@@ -82,11 +82,12 @@ pub fn leave_blocking(namespace: &Namespace, indexes: &[u32]) -> Result<(), Netw
     namespace.enter_blocking(|netlink| async move { leave_all(&netlink, &indexes).await })
 }
 
-/// Closes the tap but leaves it in its namespace, for a VMM that opens it by the name that is returned. [`leave`] removes it.
-pub fn leave_tap(nic: Nic) -> Result<String, NetworkError> {
+/// Closes the tap but leaves it in its namespace, for a VMM that opens it by the name that is returned, as the user `owner`. [`leave`]
+/// removes it.
+pub fn leave_tap(nic: Nic, owner: u32) -> Result<String, NetworkError> {
     let Nic { index, tap, .. } = nic;
     let name = tap_name(index);
-    tap::keep(&tap).map_err(device(format!("keep the tap {name}")))?;
+    tap::keep(&tap, owner).map_err(device(format!("keep the tap {name}")))?;
     Ok(name)
 }
 

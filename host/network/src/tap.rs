@@ -19,8 +19,9 @@ const VHOST_NET: &str = "/dev/vhost-net";
 mod ioctl {
     // linux/if_tun.h: TUNSETIFF. Its number says int, and it takes a struct ifreq.
     nix::ioctl_write_ptr_bad!(tun_set_iff, 0x4004_54ca, libc::ifreq);
-    // TUNSETPERSIST, which takes the number itself.
+    // TUNSETPERSIST and TUNSETOWNER, which take the number itself.
     nix::ioctl_write_int_bad!(tun_set_persist, 0x4004_54cb);
+    nix::ioctl_write_int_bad!(tun_set_owner, 0x4004_54cc);
 }
 
 /// Makes the tap `name`, down, in the calling thread's namespace. It exists as long as a descriptor for it does.
@@ -30,10 +31,13 @@ pub(crate) fn make(name: &str) -> io::Result<OwnedFd> {
     Ok(tun.into())
 }
 
-/// Makes the tap outlive its descriptors.
-pub(crate) fn keep(tap: &OwnedFd) -> io::Result<()> {
-    // SAFETY: the descriptor is open, and this request takes a number.
-    unsafe { ioctl::tun_set_persist(tap.as_raw_fd(), 1) }?;
+/// Makes the tap outlive its descriptors, for the user `owner` to open it.
+pub(crate) fn keep(tap: &OwnedFd, owner: u32) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and these requests take a number.
+    unsafe {
+        ioctl::tun_set_owner(tap.as_raw_fd(), owner.cast_signed())?;
+        ioctl::tun_set_persist(tap.as_raw_fd(), 1)?;
+    }
     Ok(())
 }
 

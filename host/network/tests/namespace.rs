@@ -147,8 +147,9 @@ async fn tap_that_is_left_to_a_name_goes_with_the_network() {
     let namespace = netns.open();
     let plan = plan(&scan(&namespace).await.unwrap()).unwrap();
     let mut nics = join(&namespace, &plan.interfaces, Model::TcFilter, false).await.unwrap();
-    let name = leave_tap(nics.pop().unwrap()).unwrap();
-    assert!(netns.ip("-o link show").contains(&name), "the tap went with its descriptor");
+    let name = leave_tap(nics.pop().unwrap(), 61184).unwrap();
+    let shown = netns.ip(&format!("-d link show {name}"));
+    assert!(shown.contains("persist on") && shown.contains("user 61184"), "{shown}");
     leave(&namespace, &[plan.interfaces[0].index]).await.unwrap();
     assert_eq!(netns.picture(), before);
 }

@@ -86,7 +86,7 @@ impl Hypervisor for Qemu {
             max_vcpus: MAX_VCPUS,
             pause: true,
             vhost_net: true,
-            named_taps: false,
+            named_taps: None,
             hot_plug: true,
         }
     }

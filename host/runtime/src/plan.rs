@@ -162,7 +162,7 @@ fn network(runtime: &Runtime, spec: &Spec) -> Result<NetworkPlan, RuntimeError> 
     let namespace = guest_spec::network_namespace(spec)?;
     let hypervisor = runtime.hypervisor();
     let can = hypervisor.capabilities();
-    if can.named_taps && model == Some(NetworkModel::MacVtap) {
+    if can.named_taps.is_some() && model == Some(NetworkModel::MacVtap) {
         let what = "macvtap (`internetworking_model` in the section runtime)";
         return Err(RuntimeError::Lacks { hypervisor: hypervisor.name(), what });
     }

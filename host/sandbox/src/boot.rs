@@ -138,7 +138,7 @@ fn vm_spec(plan: &SandboxPlan, network: Option<&mut SandboxNetwork>) -> VmSpec {
     let Some(network) = network else { return spec };
     spec.hot_plug |= plan.network.hot_plug && network.is_empty();
     spec.nics = network.take_nics();
-    if plan.network.vmm_inside || plan.network.named_taps {
+    if plan.network.vmm_inside || plan.network.named_taps.is_some() {
         spec.network_namespace = Some(network.namespace().descriptor());
     }
     spec

@@ -57,7 +57,7 @@ pub(crate) struct SandboxNetwork {
     namespace: Namespace,
     model: Model,
     vhost: bool,
-    named_taps: bool,
+    named_taps: Option<u32>,
     hot_plug: bool,
     joined: Plan,
     nics: Vec<NicSpec>,
@@ -200,11 +200,11 @@ impl SandboxNetwork {
     }
 }
 
-/// The device as the driver takes it: with `named` its tap stays in the namespace, open to nobody.
-fn nic_spec(nic: Nic, named: bool) -> Result<NicSpec, NetworkError> {
+/// The device as the driver takes it: with an `opener` its tap stays in the namespace, open to nobody, for that user.
+fn nic_spec(nic: Nic, opener: Option<u32>) -> Result<NicSpec, NetworkError> {
     let (id, mac, mtu) = (nic.index.to_string(), nic.mac.to_string(), nic.mtu);
-    if named {
-        let tap = Tap::Named(kata_network::leave_tap(nic)?);
+    if let Some(opener) = opener {
+        let tap = Tap::Named(kata_network::leave_tap(nic, opener)?);
         return Ok(NicSpec { id, mac, mtu, tap, vhost: None });
     }
     let tap = Tap::Open(Arc::new(nic.tap));

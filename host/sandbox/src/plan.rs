@@ -50,8 +50,8 @@ pub struct NetworkPlan {
     pub model: Option<NetworkModel>,
     /// Whether the kernel may move the frames (vhost-net), where the host has that.
     pub vhost: bool,
-    /// Whether the VMM opens the taps itself ([`kata_hypervisor::Capabilities::named_taps`]) and therefore lives in the namespace.
-    pub named_taps: bool,
+    /// The user as whom the VMM opens the taps itself ([`kata_hypervisor::Capabilities::named_taps`]), for which it lives in the namespace.
+    pub named_taps: Option<u32>,
     /// Whether the driver takes interfaces that come after the boot ([`kata_hypervisor::Capabilities::hot_plug`]); otherwise the first
     /// container is not started where one has come.
     pub hot_plug: bool,
