@@ -23,7 +23,7 @@ use crate::kernel_params::{self, Circumstances};
 use crate::machine::Machine;
 use crate::qmp::Qmp;
 use crate::vm::QemuVm;
-use crate::{Host, QemuSettings};
+use crate::{Host, MachineChoice, QemuSettings};
 
 /// The guest's name for the first virtio disk.
 const IMAGE_DISK: &str = "vda";
@@ -36,8 +36,11 @@ pub(crate) async fn launch(
 ) -> Result<QemuVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
-    let machine =
-        choose_machine(settings, &spec.kernel, spec.hot_plug).map_err(setup("the guest kernel"))?;
+    let machine = match disk_machine(settings.machine, !spec.disks.is_empty())? {
+        Some(machine) => machine,
+        None => choose_machine(settings, &spec.kernel, spec.hot_plug)
+            .map_err(setup("the guest kernel"))?,
+    };
     let mut jail = Jail::strict();
     if let Some(namespace) = &spec.network_namespace {
         jail.network = Network::Joined(namespace.clone());
@@ -141,6 +144,21 @@ fn pass_nic(spawn: &mut Spawn, nic: &NicSpec, tap: &OwnedFd) -> io::Result<Nic> 
     })
 }
 
+/// The machine for a VM with disks of containers, which is the one that is tested with them; `None` if there are none, so that any will do.
+fn disk_machine(
+    choice: MachineChoice,
+    has_disks: bool,
+) -> Result<Option<Machine>, HypervisorError> {
+    match choice {
+        _ if !has_disks => Ok(None),
+        MachineChoice::Auto | MachineChoice::Q35 => Ok(Some(Machine::Q35)),
+        MachineChoice::Microvm => Err(HypervisorError::Unsupported {
+            driver: "qemu",
+            what: "disks of containers on a microvm yet; set `machine_type` to \"\" or \"q35\"",
+        }),
+    }
+}
+
 /// The machine that boots this kernel, one with a place for devices that come later if `hot_plug` asks for it.
 pub(crate) fn choose_machine(
     settings: &QemuSettings,
@@ -174,4 +192,21 @@ async fn connect(socket: &Path) -> io::Result<StdUnixStream> {
         .into_std()?;
     stream.set_nonblocking(false)?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machine_with_disks_is_a_q35() {
+        use MachineChoice::{Auto, Microvm, Q35};
+        for choice in [Auto, Q35] {
+            assert_eq!(disk_machine(choice, true).unwrap(), Some(Machine::Q35));
+            assert_eq!(disk_machine(choice, false).unwrap(), None);
+        }
+        let error = disk_machine(Microvm, true).unwrap_err().to_string();
+        assert!(error.contains("machine_type"), "{error}");
+        assert_eq!(disk_machine(Microvm, false).unwrap(), None);
+    }
 }
