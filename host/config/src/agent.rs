@@ -13,7 +13,8 @@ section! {
         enable_debug: bool = false;
         /// How much the agent logs: "trace", "debug", "info", "warn" or "error". enable_debug makes it at least "debug".
         log_level: LogLevel = LogLevel::Info;
-        /// Serve a shell of the guest on the debug console port. Whoever reaches that port owns the guest.
+        /// Serve a shell of the guest on the debug console port, if its image has one; "kata-runtime exec SANDBOX" opens it. Whoever reaches
+        /// that port owns the guest.
         debug_console_enabled: bool = false;
         /// Milliseconds between two tries to connect to the agent, where the channel needs tries (vsock).
         dial_timeout_ms: u32 = 10, check at_least(1);

@@ -7,7 +7,7 @@ use kata_agent_api::agent::*;
 use kata_channel::{DEBUG_CONSOLE_PORT, LOG_PORT};
 use kata_guest_tests::*;
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[test]
 fn machine_is_set_up_as_the_host_says() -> Result<()> {
@@ -133,6 +133,13 @@ async fn debug_console(guest: &Guest) -> Result<()> {
     shell.flush().await?;
     let text = read_until(&mut shell, "/dev/pts/").await?;
     ensure!(text.contains("sum 42"), "{text}");
+    // A container without a name means the debug consoles.
+    let size = TtyWinResizeRequest { row: 33, column: 99, ..Default::default() };
+    guest.agent.tty_win_resize(context(), &size).await?;
+    let wait = b"while [ \"$(stty size)\" != '33 99' ]; do :; done; echo now $(stty size)\n";
+    shell.write_all(wait).await?;
+    shell.flush().await?;
+    read_until(&mut shell, "now 33 99").await?;
     Ok(())
 }
 
@@ -148,6 +155,12 @@ async fn log(guest: &Guest) -> Result<()> {
         line.to_string().contains("CreateContainer") && line.to_string().contains("logged")
     });
     ensure!(created, "{text}");
+    // Whoever has nothing more to say wants the past only, and its end.
+    let mut past = guest.machine.dial(LOG_PORT).await?;
+    past.shutdown().await?;
+    let mut text = String::new();
+    past.read_to_string(&mut text).await?;
+    ensure!(text.contains("\"RemoveContainer\"") && text.ends_with("}\n"), "{text}");
     Ok(())
 }
 
