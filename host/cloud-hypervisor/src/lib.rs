@@ -83,7 +83,7 @@ impl Hypervisor for CloudHypervisor {
         &self.settings.program
     }
 
-    fn check(&self, _: &Path) -> Vec<Finding> {
+    fn check(&self, kernel: &Path) -> Vec<Finding> {
         let remedy = "install Cloud Hypervisor or set `path` in the section hypervisor.clh";
         let mut program = Finding::of_program("hypervisor", &self.settings.program, remedy);
         let version = program.detail.rsplit(' ').next().unwrap_or_default();
@@ -92,7 +92,12 @@ impl Hypervisor for CloudHypervisor {
         {
             program = Finding::failed(program.probe, program.detail, reason);
         }
-        vec![program, Finding::of_kvm(false), Finding::of_landlock(LANDLOCK)]
+        vec![
+            program,
+            Finding::of_kvm(false),
+            Finding::of_kernel(kernel),
+            Finding::of_landlock(LANDLOCK),
+        ]
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {

@@ -79,7 +79,7 @@ impl Hypervisor for Firecracker {
         &self.settings.program
     }
 
-    fn check(&self, _: &Path) -> Vec<Finding> {
+    fn check(&self, kernel: &Path) -> Vec<Finding> {
         let remedy = "install Firecracker or set `path` in the section hypervisor.firecracker";
         let mut program = Finding::of_program("hypervisor", &self.settings.program, remedy);
         let version = program.detail.rsplit(' ').next().unwrap_or_default();
@@ -91,7 +91,10 @@ impl Hypervisor for Firecracker {
         let remedy = "install Firecracker's jailer or set `jailer_path` to \"\" in the section hypervisor.firecracker";
         let jailer = self.settings.jailer.as_ref();
         let jailer = jailer.map(|jailer| Finding::of_program("jailer", jailer, remedy));
-        [program, Finding::of_kvm(false)].into_iter().chain(jailer).collect()
+        [program, Finding::of_kvm(false), Finding::of_kernel(kernel)]
+            .into_iter()
+            .chain(jailer)
+            .collect()
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {

@@ -1,5 +1,6 @@
 //! What is found when a host is looked at, for people who ask whether it can run VMs.
 
+use std::fs::File;
 use std::path::Path;
 
 use kata_linux::program;
@@ -78,6 +79,20 @@ impl Finding {
         }
     }
 
+    /// Whether the guest kernel can be read, for a hypervisor that says itself at boot whether it is one.
+    #[must_use]
+    pub fn of_kernel(kernel: &Path) -> Self {
+        const PROBE: &str = "guest kernel";
+        match File::open(kernel) {
+            Ok(_) => Self::good(PROBE, kernel.display().to_string()),
+            Err(error) => Self::failed(
+                PROBE,
+                format!("{}: {error}", kernel.display()),
+                "build one with `make`, or set `kernel` in the configuration",
+            ),
+        }
+    }
+
     /// Whether the kernel has landlock of `version` at least, with which a VMM shuts itself in.
     #[must_use]
     pub fn of_landlock(version: u32) -> Self {
@@ -123,6 +138,14 @@ mod tests {
         assert_eq!(found.outcome, Outcome::Failed);
         assert!(found.detail.starts_with("/no/such/thing: No such file"), "{}", found.detail);
         assert_eq!(found.remedy.as_deref(), Some("install it"));
+    }
+
+    #[test]
+    fn kernel_that_is_missing_is_named() {
+        let found = Finding::of_kernel(Path::new("/no/such/vmlinux"));
+        assert_eq!(found.outcome, Outcome::Failed);
+        assert!(found.detail.starts_with("/no/such/vmlinux: No such file"), "{}", found.detail);
+        assert_eq!(Finding::of_kernel(Path::new("/etc/passwd")).outcome, Outcome::Good);
     }
 
     #[test]

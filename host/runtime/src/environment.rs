@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kata_config::{LogLevel, Root};
-use kata_hypervisor::kvm_obstacle;
+use kata_hypervisor::{SharedFileSystem, kvm_obstacle};
 use kata_linux::program;
 use oci_spec::runtime::VERSION as SPEC_VERSION;
 use serde::Serialize;
@@ -182,7 +182,11 @@ impl HypervisorInfo {
             version: program::version_of(&path).unwrap_or_else(|_| UNKNOWN.to_owned()),
             path,
             machine_type: if is_qemu { config.qemu.machine_type.as_str() } else { "" },
-            shared_fs: if server.is_some() { "virtio-fs" } else { "inline-virtio-fs" },
+            shared_fs: match hypervisor.capabilities().shared_file_system {
+                SharedFileSystem::None => "none",
+                SharedFileSystem::Server => "virtio-fs",
+                SharedFileSystem::Inline => "inline-virtio-fs",
+            },
             virtio_fs_daemon: server.map(|server| server.program).unwrap_or_default(),
             debug: is_debug(config.vm().effective_log_level()),
         }

@@ -118,6 +118,14 @@ fn host_that_lacks_something_is_told_what_and_what_to_do() -> Result<()> {
         ensure!(line.contains("/no/such/") && line.contains(remedy), "{line}");
         ensure!(text.ends_with("ERROR: System is not capable of running Kata Containers\n"));
     }
+    for hypervisor in ["clh", "firecracker", "krun", "qemu"] {
+        let text = format!("[hypervisor.{hypervisor}]\nkernel = \"/no/such/kernel\"\n");
+        let config = configuration(dir.path(), |_| text)?;
+        let text = kata_runtime(&["--config", &config, "check"])?.text();
+        let line = text.lines().find(|line| line.contains("guest kernel"));
+        let line = line.with_context(|| format!("no guest kernel: {text}"))?;
+        ensure!(line.starts_with("failed") && line.contains("/no/such/kernel"), "{line}");
+    }
     let config = configuration(dir.path(), |text| text + "\n[runtime.nonsense]\n")?;
     let output = kata_runtime(&["--config", &config, "check"])?;
     ensure!(output.code == 1 && output.text().contains(&config), "{}", output.text());
