@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use kata_channel::ChannelStream;
 use kata_guest_container::fork;
@@ -12,6 +13,10 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// How long the last output of a shell that has ended may take to reach the host.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The size of consoles in rows and columns; `None` as long as nobody has told it.
 pub(crate) type Size = Option<(u16, u16)>;
@@ -58,7 +63,10 @@ pub(crate) async fn serve(
             if length == 0 {
                 return io::Result::Ok(());
             }
-            stdio.write(&buffer[..length]).await?;
+            if stdio.write(&buffer[..length]).await.is_err() {
+                // The shell has let go of its terminal: what comes from it ends, too, and is not to be cut.
+                return std::future::pending::<io::Result<()>>().await;
+            }
         }
     };
     let resizing = async {
@@ -71,12 +79,14 @@ pub(crate) async fn serve(
             }
         }
     };
+    tokio::pin!(output);
     // Dropping the master afterwards hangs the shell up.
     tokio::select! {
-        result = output => result,
+        result = &mut output => result,
         result = input => result,
         result = resizing => result,
-        _ = ended => Ok(()),
+        // What it has said last is still on its way. Whoever else holds the terminal open is not waited for.
+        _ = ended => timeout(LAST_WORDS, output).await.unwrap_or(Ok(())),
     }
 }
 
