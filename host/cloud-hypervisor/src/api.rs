@@ -35,11 +35,6 @@ impl Client {
         self.http.ask(request("vmm.ping", "GET")).await
     }
 
-    /// Tells the state of the machine (`GET vm.info`). Refused before [`Client::create`].
-    pub async fn info(&self) -> Result<VmInfo, ApiError> {
-        self.http.ask(request("vm.info", "GET")).await
-    }
-
     /// Describes the machine, and makes the VMM shut itself in if the configuration says so (`vm.create`).
     pub async fn create(&self, config: &VmConfig) -> Result<(), ApiError> {
         self.put("vm.create", config, Vec::new()).await.map(drop)
@@ -60,43 +55,9 @@ impl Client {
         self.act("vm.resume").await
     }
 
-    /// Ends the machine without asking the guest; its VMM stays (`vm.shutdown`).
-    pub async fn shutdown(&self) -> Result<(), ApiError> {
-        self.act("vm.shutdown").await
-    }
-
-    /// Changes the size of a running machine (`vm.resize`). Processors that are taken are given up by the guest later, or never.
-    pub async fn resize(&self, size: &VmResize) -> Result<(), ApiError> {
-        self.put("vm.resize", size, Vec::new()).await.map(drop)
-    }
-
-    /// Adds a disk (`vm.add-disk`). Like the other devices: `None` when the machine has not been booted yet.
-    pub async fn add_disk(&self, disk: &DiskConfig) -> Result<Option<PciDeviceInfo>, ApiError> {
-        self.add("vm.add-disk", disk, Vec::new()).await
-    }
-
-    /// Adds a network device on `taps`, one queue pair each (`vm.add-net`).
-    pub async fn add_net(
-        &self,
-        nic: &NetConfig,
-        taps: Vec<OwnedFd>,
-    ) -> Result<Option<PciDeviceInfo>, ApiError> {
-        self.add("vm.add-net", nic, taps).await
-    }
-
-    /// Adds a file share (`vm.add-fs`).
-    pub async fn add_fs(&self, share: &FsConfig) -> Result<Option<PciDeviceInfo>, ApiError> {
-        self.add("vm.add-fs", share, Vec::new()).await
-    }
-
-    async fn add<T: Serialize + Sync>(
-        &self,
-        name: &'static str,
-        device: &T,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Option<PciDeviceInfo>, ApiError> {
-        let response = self.put(name, device, fds).await?;
-        if response.body.is_empty() { Ok(None) } else { response.document(name).map(Some) }
+    /// Adds a network device on `taps`, one queue pair each (`vm.add-net`), to a machine that runs or will.
+    pub async fn add_net(&self, nic: &NetConfig, taps: Vec<OwnedFd>) -> Result<(), ApiError> {
+        self.put("vm.add-net", nic, taps).await.map(drop)
     }
 
     async fn put<T: Serialize + Sync>(

@@ -44,7 +44,6 @@ pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, Hy
         cpus: CpusConfig { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
         memory: MemoryConfig {
             size: u64::from(spec.memory_mib) << 20,
-            hotplug_size: None,
             // File servers map it; and no page of it is ever merged with another VM's.
             shared: true,
         },
@@ -61,7 +60,6 @@ pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, Hy
         vsock: Some(VsockConfig { cid: CID, socket: around.vsock }),
         pvpanic: true,
         landlock_enable: around.landlock,
-        landlock_rules: Vec::new(),
     })
 }
 

@@ -77,11 +77,7 @@ impl Vm for CloudVm {
         let tap = nic.tap.descriptor(NAME)?.try_clone();
         let tap =
             tap.map_err(|source| HypervisorError::Setup { what: "a network device", source })?;
-        self.client
-            .add_net(&machine::nic(nic), vec![tap])
-            .await
-            .map(drop)
-            .map_err(HypervisorError::from)
+        self.client.add_net(&machine::nic(nic), vec![tap]).await.map_err(HypervisorError::from)
     }
 
     async fn stop(&self) {

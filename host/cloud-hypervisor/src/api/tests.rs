@@ -42,24 +42,27 @@ fn answer(status: u16, body: &str) -> String {
     format!("HTTP/1.1 {status} \r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
+fn nic() -> NetConfig {
+    NetConfig { id: "eth0".into(), mac: "02:00:00:00:00:01".into(), num_queues: 2 }
+}
+
 #[tokio::test]
 async fn requests_share_one_connection() {
     let pong = answer(200, r#"{"version": "54.0.0"}"#);
     let (client, peer) = peer(vec![pong, done()]);
     assert_eq!(client.ping().await.unwrap().version, "54.0.0");
-    client.resize(&VmResize { desired_vcpus: Some(2), desired_ram: None }).await.unwrap();
+    client.add_net(&nic(), Vec::new()).await.unwrap();
     let (heard, _) = peer.join().unwrap();
     assert!(heard.starts_with("GET /api/v1/vmm.ping HTTP/1.1\r\n"), "{heard}");
-    assert!(heard.contains("PUT /api/v1/vm.resize HTTP/1.1\r\n"), "{heard}");
-    assert!(heard.ends_with("\r\n\r\n{\"desired_vcpus\":2}"), "{heard}");
+    assert!(heard.contains("PUT /api/v1/vm.add-net HTTP/1.1\r\n"), "{heard}");
+    assert!(heard.ends_with(",\"num_queues\":2}"), "{heard}");
 }
 
 #[tokio::test]
 async fn descriptors_go_with_their_request() {
     let (client, peer) = peer(vec![done()]);
     let (reader, mut writer) = io::pipe().unwrap();
-    let nic = NetConfig { id: "eth0".into(), mac: "02:00:00:00:00:01".into(), num_queues: 2 };
-    assert_eq!(client.add_net(&nic, vec![reader.into()]).await.unwrap(), None);
+    client.add_net(&nic(), vec![reader.into()]).await.unwrap();
     writer.write_all(b"frame").unwrap();
     drop(writer);
     let (_, mut fds) = peer.join().unwrap();

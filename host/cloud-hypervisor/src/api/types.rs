@@ -34,9 +34,6 @@ pub struct VmConfig {
     /// Whether the VMM shuts itself in (landlock(7)): it then opens what the configuration names and nothing else. Fails where the
     /// host's kernel has no landlock of version 3 (Linux 6.2).
     pub landlock_enable: bool,
-    /// Paths that it may open beside those.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub landlock_rules: Vec<LandlockConfig>,
 }
 
 /// Processors (`CpusConfig`).
@@ -53,9 +50,6 @@ pub struct CpusConfig {
 pub struct MemoryConfig {
     /// At boot, in bytes, a multiple of 1 MiB.
     pub size: u64,
-    /// How much may be added while it runs, in bytes, a multiple of 128 MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hotplug_size: Option<u64>,
     /// Whether a vhost-user back end can map it.
     pub shared: bool,
 }
@@ -151,62 +145,9 @@ pub struct VsockConfig {
     pub socket: PathBuf,
 }
 
-/// A path that the VMM may open (`LandlockConfig`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LandlockConfig {
-    /// A file, or a directory with all that is in it.
-    pub path: PathBuf,
-    /// `r`, `w` or `rw`.
-    pub access: &'static str,
-}
-
-/// Another size for a running machine (`VmResize`). What is `None` stays as it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct VmResize {
-    /// Processors, from 1 to [`CpusConfig::max_vcpus`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub desired_vcpus: Option<u32>,
-    /// Memory in bytes. It only ever grows, by at most [`MemoryConfig::hotplug_size`] in all.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub desired_ram: Option<u64>,
-}
-
 /// What the VMM is (`VmmPingResponse`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct VmmPing {
     /// Its version, as in `54.0.0`.
     pub version: String,
-}
-
-/// What the machine is at (`VmInfo`).
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct VmInfo {
-    /// Where it is in its life.
-    pub state: VmState,
-    /// Its memory in bytes, as far as it is known.
-    pub memory_actual_size: Option<u64>,
-}
-
-/// Where a machine is in its life (`VmState`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum VmState {
-    /// Not yet booted.
-    Created,
-    /// Running.
-    Running,
-    /// Shut down; it could be booted again.
-    Shutdown,
-    /// Its processors stand still.
-    Paused,
-    /// Stopped by a debugger.
-    BreakPoint,
-}
-
-/// Where a device that was added to a running machine is (`PciDeviceInfo`).
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct PciDeviceInfo {
-    /// As it was named.
-    pub id: String,
-    /// Its PCI address in the guest, as in `0000:00:05.0`.
-    pub bdf: String,
 }
