@@ -45,7 +45,12 @@ impl Vm for QemuVm {
     }
 
     async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
-        self.channel.dial(port).await
+        tokio::select! {
+            biased;
+            // By vsock one waits for a guest that may come up, and without its VMM none will.
+            _ = self.child.exited() => Err(HypervisorError::ChannelClosed),
+            stream = self.channel.dial(port) => stream,
+        }
     }
 
     async fn exited(&self) -> VmExit {

@@ -16,6 +16,7 @@ type Selection = (&'static str, &'static [&'static str]);
 /// A nested guest boots in about ten seconds, so these are the few that show the whole path: the accelerator and channel that are
 /// used, a container's life, a pod, an end by violence.
 const QEMU: &[Selection] = &[
+    ("qemu", &["on_q35"]),
     ("acceleration", &[]),
     ("hotplug", &["processors_that_come_later_are_switched_on"]),
     ("hypervisors", &[]),
@@ -28,6 +29,7 @@ const QEMU: &[Selection] = &[
 /// And for the others, which run nowhere else, what differs from QEMU: streams over another channel, other devices for networks and images,
 /// another file server, another way to stand still.
 const KRUN: &[Selection] = &[
+    ("krun", &[]),
     (
         "lifecycle",
         &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
@@ -51,6 +53,7 @@ const KRUN: &[Selection] = &[
 ];
 
 const CLOUD_HYPERVISOR: &[Selection] = &[
+    ("clh", &[]),
     (
         "lifecycle",
         &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],

@@ -16,8 +16,13 @@ pub struct TestBinary {
 }
 
 /// The packages whose tests are of use in a machine with KVM.
-const PACKAGES: [&str; 4] =
-    ["kata-e2e", "kata-guest-tests", "kata-cloud-hypervisor", "kata-firecracker"];
+const PACKAGES: [&str; 5] = [
+    "kata-e2e",
+    "kata-guest-tests",
+    "kata-driver-contract",
+    "kata-cloud-hypervisor",
+    "kata-firecracker",
+];
 
 /// The binaries of the tests `names`, built if they are not yet.
 pub fn test_binaries(names: &[&str]) -> Result<Vec<TestBinary>> {

@@ -1,0 +1,293 @@
+//! What a driver promises; each fails with the reason why it is not kept.
+
+use std::fs::{self, File};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kata_agent_client::{AgentClient, FileContent, GuestFile};
+use kata_channel::AGENT_PORT;
+use kata_hypervisor::{
+    DiskSpec, Disks, GuestImage, GuestRoot, HypervisorError, LaterDisks, ShareSource, ShareSpec,
+    SharedFileSystem, Vm,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::timeout;
+
+use crate::bench::{BOOT, Bench, SOON, agent, last_words, sandbox};
+use crate::cable::Cable;
+use crate::traces::{Traces, is_gone, processes_of};
+use crate::{Subject, skipped};
+
+/// How long a guest that stands still is listened to.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// The agent is reached over the channel, more than once; the console shows its first line; the VMM is a process that names the sandbox.
+pub async fn agent_is_reached(subject: Subject) -> Result<()> {
+    let bench = Bench::new(subject, "agent").await?;
+    let (vm, _agent) = bench.boot_to_agent().await?;
+    agent(vm.as_ref(), SOON).await?;
+    ensure!(vm.console().kernel_is_up(), "{}", last_words(vm.as_ref()));
+    let processes = processes_of(&bench.spec.sandbox)?;
+    let own = format!("/proc/{}:", vm.pid());
+    ensure!(processes.iter().any(|one| one.starts_with(&own)), "{own} is not in {processes:?}");
+    vm.stop().await;
+    Ok(())
+}
+
+/// A paused guest does not answer, and a resumed one does, also what it was asked before.
+pub async fn paused_guest_stands_still_until_it_is_resumed(subject: Subject) -> Result<()> {
+    let bench = Bench::new(subject, "pause").await?;
+    let (vm, agent) = bench.boot_to_agent().await?;
+    if !bench.subject.hypervisor.capabilities().pause {
+        bench.is_refusal(&vm.pause().await.err().context("it was paused")?)?;
+        return bench.is_refusal(&vm.resume().await.err().context("it was resumed")?);
+    }
+    vm.pause().await?;
+    let asked = tokio::spawn(async move { agent.check().await });
+    tokio::pin!(asked);
+    ensure!(timeout(SILENCE, &mut asked).await.is_err(), "a guest that stands still has answered");
+    vm.resume().await?;
+    timeout(SOON, asked).await.context("a resumed guest does not answer")???;
+    vm.stop().await;
+    Ok(())
+}
+
+/// After the stop, which may be repeated, the end is told, all requests fail, and nothing is left.
+pub async fn stop_leaves_nothing(subject: Subject) -> Result<()> {
+    let mut bench = Bench::new(subject, "stop").await?;
+    let traces = Traces::before(&bench.spec.sandbox)?;
+    let shares = bench.subject.hypervisor.capabilities().shared_file_system;
+    let server = if shares == SharedFileSystem::None { None } else { bench.share()? };
+    let (vm, agent) = bench.boot_to_agent().await?;
+    let (pid, started) = (vm.pid(), Instant::now());
+    vm.stop().await;
+    ensure!(started.elapsed() < SOON, "stopping took {:?}", started.elapsed());
+    ensure!(is_gone(pid), "the VMM is still there");
+    vm.stop().await;
+    let exit = timeout(SOON, vm.exited()).await.context("the end is not told")?;
+    ensure!(exit.code != Some(0), "{exit}");
+    is_closed(vm.as_ref()).await?;
+    ensure!(timeout(SOON, agent.check()).await?.is_err(), "an agent that is gone has answered");
+    if let Some(server) = server {
+        timeout(SOON, server.exited()).await.context("the file server goes on without the VM")?;
+    }
+    drop((vm, agent));
+    traces.vanish().await?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+    let directory = bench.directory.path().display().to_string();
+    ensure!(!mounts.contains(&directory), "something is mounted in {directory}: {mounts}");
+    Ok(())
+}
+
+/// A VMM that is killed is told of, with the signal, and what it was doing fails.
+pub async fn death_of_the_vmm_is_an_event(subject: Subject) -> Result<()> {
+    let bench = Bench::new(subject, "kill").await?;
+    let traces = Traces::before(&bench.spec.sandbox)?;
+    let (vm, agent) = bench.boot_to_agent().await?;
+    let pid = Pid::from_raw(vm.pid().try_into()?).context("it has a process id")?;
+    kill_process(pid, Signal::KILL)?;
+    let exit = timeout(SOON, vm.exited()).await.context("the death is not told")?;
+    ensure!(exit.signal == Some(9) && exit.reason.is_none(), "{exit}");
+    is_closed(vm.as_ref()).await?;
+    drop((vm, agent));
+    traces.vanish().await
+}
+
+/// A VM that nobody has stopped ends with its handle, also before its guest is up.
+pub async fn vm_that_is_dropped_leaves_nothing(subject: Subject) -> Result<()> {
+    let bench = Bench::new(subject, "drop").await?;
+    let traces = Traces::before(&bench.spec.sandbox)?;
+    drop(bench.boot().await?);
+    traces.vanish().await
+}
+
+/// A guest whose kernel panics ends its VM by itself, says why on the console, and the end has a reason.
+pub async fn panic_ends_the_vm_and_is_its_last_word(subject: Subject) -> Result<()> {
+    if !subject.guest.has_kernel {
+        skipped("panic_ends_the_vm_and_is_its_last_word", "the guest has no kernel");
+        return Ok(());
+    }
+    let mut bench = Bench::new(subject, "panic").await?;
+    bench.spec.kernel_params.push("rdinit=/no/such/program".to_owned());
+    let vm = bench.boot().await?;
+    let exit = timeout(BOOT, vm.exited()).await.with_context(|| last_words(vm.as_ref()))?;
+    let console = vm.console().last_lines(60).join("\n");
+    ensure!(console.contains("Kernel panic"), "{exit}; {}", last_words(vm.as_ref()));
+    // The former where VMM and guest have a device for that.
+    let reason = exit.reason.as_deref();
+    ensure!(matches!(reason, Some("guest-panic" | "guest-reset")), "{exit}");
+    Ok(())
+}
+
+/// A guest with two processors gets as far as one with one.
+pub async fn several_processors_come_up(subject: Subject) -> Result<()> {
+    let mut bench = Bench::new(subject, "smp").await?;
+    bench.spec.vcpus = 2;
+    let (vm, _agent) = bench.boot_to_agent().await?;
+    vm.stop().await;
+    Ok(())
+}
+
+/// What the guest writes into its share is on the host, by the way that the capabilities name; the other way is refused.
+pub async fn files_are_shared(subject: Subject) -> Result<()> {
+    let mut bench = Bench::new(subject, "share").await?;
+    let way = bench.subject.hypervisor.capabilities().shared_file_system;
+    if way != SharedFileSystem::None {
+        let server = bench.share()?;
+        let (vm, agent) = bench.boot_to_agent().await?;
+        agent.create_sandbox(&sandbox(true)).await.with_context(|| last_words(vm.as_ref()))?;
+        agent.copy_file(file(&format!("{}/file", kata_storage::GUEST_SHARE))).await?;
+        let written = fs::read(bench.shared().join("file")).context("the host has no such file")?;
+        ensure!(written == CONTENT, "{written:?}");
+        vm.stop().await;
+        drop(server);
+        bench.spec.shares.clear();
+    }
+    let ways = [
+        (SharedFileSystem::Server, ShareSource::Server(bench.directory.path().join("no.sock"))),
+        (SharedFileSystem::Inline, ShareSource::Directory(bench.directory.path().to_owned())),
+    ];
+    for (other, source) in ways {
+        if other != way {
+            bench.spec.shares = vec![ShareSpec { tag: "other".to_owned(), source }];
+            bench.is_refused().await?;
+        }
+    }
+    Ok(())
+}
+
+const CONTENT: &[u8] = b"from the guest\n";
+
+fn file(path: &str) -> GuestFile<'_> {
+    GuestFile {
+        path,
+        mode: 0o644,
+        dir_mode: 0o755,
+        uid: 0,
+        gid: 0,
+        content: FileContent::Regular(CONTENT),
+    }
+}
+
+/// A guest starts from an image, or the driver refuses it.
+pub async fn image_is_booted_from(subject: Subject) -> Result<()> {
+    let mut bench = Bench::new(subject, "image").await?;
+    bench.spec.root = GuestRoot::Image(GuestImage {
+        file: bench.subject.guest.image.clone(),
+        file_system: "ext4".to_owned(),
+        verity: None,
+        drivers: None,
+    });
+    if !bench.subject.hypervisor.capabilities().image {
+        return bench.is_refused().await;
+    }
+    let (vm, _agent) = bench.boot_to_agent().await?;
+    vm.stop().await;
+    Ok(())
+}
+
+/// Disks are there at boot, may come and go later, or are refused, as the capabilities say.
+pub async fn disks_are_taken_as_the_capabilities_say(subject: Subject) -> Result<()> {
+    let mut bench = Bench::new(subject, "disks").await?;
+    let takes = bench.subject.hypervisor.capabilities().disks;
+    let disk = |id: &str| {
+        let path = bench.directory.path().join(id);
+        File::create(&path).and_then(|file| file.set_len(DISK))?;
+        anyhow::Ok(DiskSpec { id: id.to_owned(), path, readonly: true })
+    };
+    let (early, late) = (disk("early")?, disk("late")?);
+    let room = LaterDisks { readonly: 1, writable: 0 };
+    if takes != Disks::None {
+        bench.spec.disks.push(early.clone());
+        bench.spec.later_disks = if takes == Disks::Later { room } else { LaterDisks::default() };
+        let (vm, _agent) = bench.boot_to_agent().await?;
+        ensure!(vm.disk("early").is_some() && vm.disk("late").is_none(), "{:?}", vm.disk("early"));
+        if takes == Disks::Later {
+            let found = vm.attach_disk(&late).await?;
+            ensure!(vm.disk("late").as_ref() == Some(&found), "it is not at {found:?}");
+            vm.detach_disk("late").await?;
+            vm.detach_disk("late").await?;
+        } else {
+            ensure!(vm.attach_disk(&late).await.is_err(), "a disk came that is not supported");
+        }
+        vm.stop().await;
+    }
+    if takes == Disks::None {
+        bench.spec.disks = vec![early];
+        bench.is_refused().await?;
+        bench.spec.disks.clear();
+    }
+    if takes != Disks::Later {
+        bench.spec.later_disks = room;
+        bench.is_refused().await?;
+    }
+    Ok(())
+}
+
+/// Bytes of a disk.
+const DISK: u64 = 1 << 20;
+
+/// A network device that is there at boot has its address and carries frames both ways.
+pub async fn frames_pass_through_a_network_device(subject: Subject) -> Result<()> {
+    if !subject.guest.has_kernel {
+        skipped("frames_pass_through_a_network_device", "the guest has no network stack");
+        return Ok(());
+    }
+    let mut bench = Bench::new(subject, "nic").await?;
+    let mut cable = Cable::new().await?;
+    let nic = cable.nic.take().context("the cable is new")?;
+    let interface = Cable::interface(&nic);
+    bench.spec.nics.push(nic);
+    let (vm, agent) = bench.boot_to_agent().await?;
+    agent.create_sandbox(&sandbox(false)).await?;
+    agent.update_interface(&interface).await.with_context(|| last_words(vm.as_ref()))?;
+    cable.carries(vm.as_ref()).await?;
+    vm.stop().await;
+    Ok(())
+}
+
+/// A VM takes a network device while it runs if it was booted with room for one; without, and where the capabilities deny it, that is
+/// refused.
+pub async fn network_device_may_come_late(subject: Subject) -> Result<()> {
+    let mut bench = Bench::new(subject, "hotplug").await?;
+    let mut cable = Cable::new().await?;
+    let nic = cable.nic.take().context("the cable is new")?;
+    let (vm, _agent) = bench.boot_to_agent().await?;
+    match vm.add_nic(&nic).await {
+        Err(error) => bench.is_refusal(&error)?,
+        Ok(()) => bail!("a device was added to a VM without room for it"),
+    }
+    vm.stop().await;
+
+    bench.spec.hot_plug = true;
+    if !bench.subject.hypervisor.capabilities().hot_plug {
+        return bench.is_refused().await;
+    }
+    let (vm, agent) = bench.boot_to_agent().await?;
+    agent.create_sandbox(&sandbox(false)).await?;
+    vm.add_nic(&nic).await?;
+    configure(&agent, &Cable::interface(&nic), vm.as_ref()).await?;
+    drop(nic);
+    cable.carries(vm.as_ref()).await?;
+    vm.stop().await;
+    Ok(())
+}
+
+async fn configure(
+    agent: &AgentClient,
+    interface: &kata_agent_client::GuestInterface,
+    vm: &dyn Vm,
+) -> Result<()> {
+    agent.update_interface(interface).await.map(drop).with_context(|| last_words(vm))
+}
+
+/// That nothing can be asked of the VM any more.
+async fn is_closed(vm: &dyn Vm) -> Result<()> {
+    match timeout(SOON, vm.dial(AGENT_PORT)).await.context("a dial waits for what is gone")? {
+        Err(HypervisorError::ChannelClosed) => {}
+        Err(error) => bail!("this does not say that the channel is closed: {error}"),
+        Ok(_) => bail!("a guest that is gone was reached"),
+    }
+    ensure!(vm.pause().await.is_err(), "a VM that is gone was paused");
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! The contract with QEMU, under KVM where that works.
+
+use kata_driver_contract::{Subject, contract};
+use kata_qemu::{Qemu, QemuSettings};
+
+fn qemu() -> Result<Subject, String> {
+    Ok(Subject::new(Box::new(Qemu::new(QemuSettings::default()))))
+}
+
+contract!(qemu);
+
+/// The machine that takes devices while it runs.
+mod on_q35 {
+    use kata_qemu::MachineChoice;
+
+    use super::*;
+
+    fn q35() -> Result<Subject, String> {
+        let settings = QemuSettings { machine: MachineChoice::Q35, ..QemuSettings::default() };
+        Ok(Subject::new(Box::new(Qemu::new(settings))))
+    }
+
+    contract!(
+        q35: agent_is_reached, paused_guest_stands_still_until_it_is_resumed, stop_leaves_nothing, files_are_shared,
+        image_is_booted_from, frames_pass_through_a_network_device,
+    );
+}
