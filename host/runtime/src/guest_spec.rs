@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec,
 };
 use thiserror::Error;
 
@@ -157,13 +157,13 @@ fn refuse_inner_hooks(spec: &Spec) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// The guest has one network, its own; paths of the host's namespaces mean nothing there.
+/// The guest has one network, its own; paths of the host's namespaces mean nothing there. Where a container looks for its limits, it finds them.
 fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
     let namespaces = linux.namespaces().clone().unwrap_or_default();
     if namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::User) {
         return Err(SpecError::UserNamespace);
     }
-    let kept = namespaces
+    let mut kept: Vec<LinuxNamespace> = namespaces
         .into_iter()
         .filter(|one| one.typ() != LinuxNamespaceType::Network)
         .map(|mut one| {
@@ -171,6 +171,12 @@ fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
             one
         })
         .collect();
+    // Engines on hosts with the first version of cgroups have no such namespace, since there a container is shown its own cgroups anyway.
+    if !kept.iter().any(|one| one.typ() == LinuxNamespaceType::Cgroup) {
+        let mut own = LinuxNamespace::default();
+        own.set_typ(LinuxNamespaceType::Cgroup);
+        kept.push(own);
+    }
     linux.set_namespaces(Some(kept));
     Ok(())
 }
@@ -245,7 +251,8 @@ mod tests {
             .iter()
             .map(|one| (one.typ(), one.path()))
             .collect();
-        assert_eq!(left, [(LinuxNamespaceType::Pid, &None), (LinuxNamespaceType::Ipc, &None)]);
+        let each = [LinuxNamespaceType::Pid, LinuxNamespaceType::Ipc, LinuxNamespaceType::Cgroup];
+        assert_eq!(left, each.map(|one| (one, &None)));
         assert_eq!(linux.cgroups_path().as_ref().unwrap(), &PathBuf::from("/default/c"));
     }
 

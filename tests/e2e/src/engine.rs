@@ -27,7 +27,7 @@ use crate::image::Image;
 use crate::leaks::{EngineTraces, Machine};
 use crate::mark::Mark;
 use crate::netns::Netns;
-use crate::process::{Part, Process, parts_of};
+use crate::process::{Part, Process, await_part, parts_of};
 use crate::runtime::{Installation, Runtime};
 use crate::scenario::sweep;
 use crate::stream::tail;
@@ -39,12 +39,23 @@ const IMAGE: &str = "localhost/busybox";
 
 /// Runs `test` with a Podman of its own, and checks that nothing is left. What the test left on purpose is an error, too.
 pub fn podman(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
-    scenario(Kind::Podman, test)
+    scenario(Kind::Podman, runtime_configuration().as_deref(), test)
 }
 
 /// Runs `test` with a Docker daemon of its own, and checks that nothing is left. What the test left on purpose is an error, too.
 pub fn docker(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
-    scenario(Kind::Docker, test)
+    scenario(Kind::Docker, runtime_configuration().as_deref(), test)
+}
+
+/// As [`podman`] and [`docker`], one in the other, with this configuration file of the runtime.
+pub fn podman_and_docker(
+    configuration: &Path,
+    test: impl FnOnce(&Engine, &Engine) -> Result<()>,
+) -> Result<()> {
+    let file = Some(configuration);
+    scenario(Kind::Podman, file, |podman| {
+        scenario(Kind::Docker, file, |docker| test(podman, docker))
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,12 +77,16 @@ pub struct Engine {
     ids: Mutex<Vec<String>>,
 }
 
-fn scenario(kind: Kind, test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
+fn scenario(
+    kind: Kind,
+    configuration: Option<&Path>,
+    test: impl FnOnce(&Engine) -> Result<()>,
+) -> Result<()> {
     if Runtime::under_test() == Runtime::Kata {
         Installation::under_test().check()?;
     }
     let before = Machine::now();
-    let engine = Engine::start_up(kind)?;
+    let engine = Engine::start_up(kind, configuration)?;
     let traces = EngineTraces::of(&engine, before);
     // An assertion that fails shall not leave its containers to the next test.
     let result =
@@ -94,7 +109,7 @@ fn scenario(kind: Kind, test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> 
 }
 
 impl Engine {
-    fn start_up(kind: Kind) -> Result<Self> {
+    fn start_up(kind: Kind, configuration: Option<&Path>) -> Result<Self> {
         let mark = Mark::unique();
         let directory = tempfile::Builder::new()
             .prefix(&format!("kata-{mark}-"))
@@ -109,8 +124,10 @@ impl Engine {
             daemon: Mutex::new(None),
             ids: Mutex::new(Vec::new()),
         };
-        fs::write(engine.file("configuration.toml"), runtime_configuration()?)
-            .context("cannot write the runtime's configuration")?;
+        // Beside the engine's own files, so that it carries the mark. For one that is empty defaults stand.
+        let text = configuration.map_or_else(|| Ok(String::new()), fs::read_to_string);
+        text.and_then(|text| fs::write(engine.file("configuration.toml"), text))
+            .context("cannot copy the runtime's configuration")?;
         match kind {
             Kind::Podman => podman::configure(&engine)?,
             Kind::Docker => {
@@ -205,6 +222,11 @@ impl Engine {
     pub fn parts_of(&self, container: &str, part: Part) -> Result<Vec<Process>> {
         let format = if self.kind == Kind::Docker { "{{.Id}}" } else { "{{.ID}}" };
         parts_of(&Mark::of(&self.inspect(container, format)?), part)
+    }
+
+    /// Waits for the first process of one part of any of its containers, which may still be on its way.
+    pub fn await_part(&self, part: Part) -> Result<Process> {
+        await_part(&self.mark, part, Deadline::for_command())
     }
 
     /// A path for a file or directory of the test.
@@ -312,14 +334,9 @@ impl Engine {
     }
 }
 
-/// The file that `KATA_E2E_CONFIG` names, or nothing, for which defaults stand. It lies beside the engine's own files, so that it carries the mark.
-fn runtime_configuration() -> Result<String> {
-    match std::env::var_os("KATA_E2E_CONFIG") {
-        None => Ok(String::new()),
-        Some(file) => {
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
-        }
-    }
+/// The file that `KATA_E2E_CONFIG` names.
+fn runtime_configuration() -> Option<PathBuf> {
+    std::env::var_os("KATA_E2E_CONFIG").map(PathBuf::from)
 }
 
 /// One `run`: what it is told before it starts.

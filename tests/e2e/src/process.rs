@@ -27,6 +27,8 @@ pub enum Part {
     Proxy,
     /// What stands for a process on the host.
     StandIn,
+    /// What Podman has watch over a container.
+    Monitor,
 }
 
 impl Part {
@@ -39,6 +41,7 @@ impl Part {
             Self::Shim => &["containerd-shim-"],
             Self::Proxy => &["kata-proxy"],
             Self::StandIn => &["kata-shim"],
+            Self::Monitor => &["conmon"],
         }
     }
 }

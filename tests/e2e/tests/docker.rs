@@ -123,6 +123,25 @@ fn networks_publish_ports_and_join_containers() -> Result<()> {
 }
 
 #[test]
+fn limits_hold_in_the_guest() -> Result<()> {
+    if !only_a_vm("a cgroup of the second version whatever the host has") {
+        return Ok(());
+    }
+    docker(|docker| {
+        let flags = "--network none --memory 100m --cpus 0.5 --pids-limit 40";
+        let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; \
+            (i=0; while [ $i -lt 60 ]; do sleep 1000 & i=$((i + 1)); done) 2> /dev/null; cat pids.current";
+        // Of forty one has ended then: the inner shell, which could not start the next.
+        let said = docker.run(&format!("--rm {flags}"), script).output()?.success()?;
+        assert_eq!(said, "104857600\n50000 100000\n40\n39\n");
+        let greedy = docker.run("--name greedy --network none --memory 64m", "exec tail /dev/zero");
+        assert_eq!(greedy.output()?.code, 137);
+        assert_eq!(docker.inspect("greedy", "{{.State.ExitCode}}")?, "137");
+        docker.succeed("rm greedy").map(drop)
+    })
+}
+
+#[test]
 fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
     if !only_a_vm("the refusal of the host's network") {
         return Ok(());

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Engine, Input, Installation, Part, only_a_vm, podman};
+use kata_e2e::{Deadline, Engine, Input, Installation, Part, only_a_vm, podman};
 use rustix::process::Signal;
 
 /// Says `up`, and ends at SIGTERM with code 3.
@@ -123,6 +123,25 @@ fn network_publishes_ports_and_knows_names() -> Result<()> {
 }
 
 #[test]
+fn limits_hold_in_the_guest() -> Result<()> {
+    if !only_a_vm("a cgroup of the second version whatever the host has") {
+        return Ok(());
+    }
+    podman(|podman| {
+        let flags = "--network none --memory 100m --cpus 0.5 --pids-limit 40";
+        let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; \
+            (i=0; while [ $i -lt 60 ]; do sleep 1000 & i=$((i + 1)); done) 2> /dev/null; cat pids.current";
+        // Of forty one has ended then: the inner shell, which could not start the next.
+        let said = podman.run(&format!("--rm {flags}"), script).output()?.success()?;
+        assert_eq!(said, "104857600\n50000 100000\n40\n39\n");
+        let greedy = podman.run("--name greedy --network none --memory 64m", "exec tail /dev/zero");
+        assert_eq!(greedy.output()?.code, 137);
+        assert_eq!(podman.inspect("greedy", "{{.State.ExitCode}}")?, "137");
+        podman.succeed("rm greedy").map(drop)
+    })
+}
+
+#[test]
 fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
     if !only_a_vm("the refusal of the host's network") {
         return Ok(());
@@ -225,5 +244,40 @@ fn whichever_part_is_killed_podman_sees_the_end() -> Result<()> {
             podman.succeed("rm web").with_context(|| format!("{part:?} was killed"))?;
         }
         Ok(())
+    })
+}
+
+#[test]
+fn killed_conmon_leaves_a_container_that_can_be_removed() -> Result<()> {
+    if !only_a_vm("a runtime whose state this test can remove") {
+        return Ok(());
+    }
+    podman(|podman| {
+        podman.start("web", "", SERVER)?;
+        podman.says("web", "up")?;
+        for monitor in podman.parts_of("web", Part::Monitor)? {
+            monitor.signal(Signal::KILL)?;
+            ensure!(monitor.ends(Deadline::for_command())?, "conmon lives on");
+        }
+        // It is alive: nobody watches it any more, that is all.
+        assert_eq!(podman.shell("web", "echo alive")?, "alive");
+        let id = podman.inspect("web", "{{.ID}}")?;
+        podman.succeed("rm --force --time 0 web")?;
+        // Podman 4.3 does not have the runtime forget it then, runc's neither. Whoever does that may do so twice.
+        let runtime = Installation::under_test().bin().join("kata-runtime");
+        for _ in 0..2 {
+            podman.on_host(&format!("{} delete --force {id}", runtime.display()))?.success()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn conmon_killed_while_a_container_is_made_leaves_nothing() -> Result<()> {
+    podman(|podman| {
+        let client = podman.run("--detach --name web --network none", SERVER).attach()?;
+        podman.await_part(Part::Monitor)?.signal(Signal::KILL)?;
+        client.wait()?.failure()?;
+        podman.succeed("rm --force --time 0 web").map(drop)
     })
 }
