@@ -3,6 +3,7 @@
 //!
 //! Whatever is compared is measured in turns, so that a busy moment of the machine spoils no ratio.
 
+mod engines;
 mod floor;
 mod io;
 mod life;
@@ -17,8 +18,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use kata_e2e::{Installation, Scenario};
+use kata_e2e::{Installation, Scenario, podman_and_docker};
 
+use engines::Engines;
 use metric::{Group, Subject, Values};
 use subject::Subjects;
 
@@ -60,21 +62,31 @@ fn main() -> Result<()> {
     let file = configure(&arguments, configuration.path())?;
     let scenario = Scenario::new().configuration(&file);
     let mut values = Values::default();
-    let outcome = scenario.run(|containerd| {
-        let subjects = Subjects::find(containerd)?;
-        for round in 1..=arguments.runs {
-            eprint!("\rround {round} of {} ", arguments.runs);
-            measure(&subjects, &arguments.groups, &mut values)?;
-        }
-        if arguments.groups.contains(&Group::Burst) {
-            for round in 1..=arguments.bursts {
-                eprint!("\rmany at once, round {round} of {} ", arguments.bursts);
-                burst(&subjects, &mut values)?;
+    let run = |engines: Option<Engines<'_>>, values: &mut Values| {
+        scenario.run(|containerd| {
+            let subjects = Subjects::find(containerd)?;
+            for round in 1..=arguments.runs {
+                eprint!("\rround {round} of {} ", arguments.runs);
+                measure(&subjects, &arguments.groups, values)?;
+                engines.map_or(Ok(()), |engines| engines.measure(values))?;
             }
-        }
-        eprintln!();
-        Ok(())
-    });
+            if arguments.groups.contains(&Group::Burst) {
+                for round in 1..=arguments.bursts {
+                    eprint!("\rmany at once, round {round} of {} ", arguments.bursts);
+                    burst(&subjects, values)?;
+                }
+            }
+            eprintln!();
+            Ok(())
+        })
+    };
+    let outcome = if arguments.groups.contains(&Group::Engines) {
+        podman_and_docker(&file, |podman, docker| {
+            run(Some(Engines { podman, docker }), &mut values)
+        })
+    } else {
+        run(None, &mut values)
+    };
     // What was measured before something failed is worth to be seen, too.
     let installed = Installation::under_test().initrd();
     let medium = arguments.initrd.or(arguments.image).unwrap_or(installed);

@@ -50,6 +50,11 @@ pub(crate) fn idle(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
     container.remove()
 }
 
+/// What a process that has none of the guest's memory costs, in MiB.
+pub(crate) fn pss(process: &Process) -> Result<f64> {
+    Ok(share_of(process)?.rest as f64 / 1024.0)
+}
+
 fn share_of(process: &Process) -> Result<Share> {
     let maps = fs::read_to_string(format!("/proc/{}/smaps", process.pid))
         .with_context(|| format!("cannot look at {}", process.describe()))?;

@@ -23,6 +23,8 @@ pub(crate) enum Group {
     Memory,
     /// Files and output.
     Io,
+    /// Podman, Docker, and the OCI command line under them.
+    Engines,
 }
 
 /// Whose value it is.
@@ -97,6 +99,11 @@ pub(crate) const BIND_READ: Metric = metric(Group::Io, 2, "bind mount: first rea
 pub(crate) const BIND_WRITE: Metric = metric(Group::Io, 3, "bind mount: write and sync", "MB/s");
 pub(crate) const SMALL: Metric = metric(Group::Io, 4, "200 small files: make, list, remove", "s");
 pub(crate) const STDOUT: Metric = metric(Group::Io, 5, "standard output", "MB/s");
+pub(crate) const PODMAN: Metric = metric(Group::Engines, 0, "podman run --rm … true", "s");
+pub(crate) const DOCKER: Metric = metric(Group::Engines, 1, "docker run --rm … true", "s");
+pub(crate) const STATE: Metric = metric(Group::Engines, 2, "kata-runtime state", "ms");
+pub(crate) const PROXY_PSS: Metric = metric(Group::Engines, 3, "kata-proxy: PSS", "MiB");
+pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 4, "kata-shim: PSS", "MiB");
 
 /// All values, in the order in which they were measured.
 #[derive(Debug, Default)]
