@@ -135,6 +135,8 @@ variant_files := $(foreach v,$(variants),bin/containerd-shim-kata-$(v)-v2 \
     share/defaults/kata-containers/configuration-$(v).toml)
 public_programs := containerd-shim-kata-v2 kata-runtime
 private_programs := kata-krun kata-proxy kata-shim kata-virtiofsd
+# How engines are told of Kata.
+examples := $(notdir $(wildcard docs/examples/*))
 ksm_units := kata-ksm-throttler.service kata-vc-throttler.service
 # Made from the definitions of the command line. `*` is for the shell that takes them away: a page for each command.
 manual := share/man/man8/kata-runtime.8 share/man/man8/kata-runtime-*.8 share/bash-completion/completions/kata-runtime \
@@ -143,7 +145,8 @@ installed := $(variant_files) $(addprefix bin/,$(public_programs)) $(addprefix l
     $(addprefix share/kata-containers/,$(guest_files) $(notdir $(image))) $(config) \
     $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target) \
     $(addprefix libexec/kata-ksm-throttler/,kata-ksm-throttler trigger/virtcontainers/vc) \
-    $(addprefix lib/systemd/system/,$(ksm_units)) $(manual)
+    $(addprefix lib/systemd/system/,$(ksm_units)) $(manual) \
+    $(addprefix share/doc/kata-containers/examples/,$(examples))
 
 # $(call install-into,DIRECTORY,PREFIX): what is built, into DIRECTORY, configured for PREFIX.
 # Files that are the same are left alone.
@@ -158,6 +161,11 @@ define install-into
 @for unit in $(ksm_units); do \
     sed 's|@libexec@|$(2)/libexec|' bin/kata-ksm-throttler/systemd/$$unit.in >$(build)/$$unit; \
     install -C -D -m 644 $(build)/$$unit -t $(1)/lib/systemd/system; \
+done
+@mkdir -p $(build)/examples
+@for name in $(examples); do \
+    sed 's|@prefix@|$(2)|g' docs/examples/$$name >$(build)/examples/$$name; \
+    install -C -D -m 644 $(build)/examples/$$name -t $(1)/share/doc/kata-containers/examples; \
 done
 @$(release)/xtask default-config --prefix $(2) >$(build)/configuration.toml
 @install -C -D -m 644 $(build)/configuration.toml $(1)/$(config)
@@ -185,6 +193,7 @@ uninstall:
 	    lib/systemd/system lib/systemd \
 	    share/bash-completion/completions share/bash-completion share/zsh/site-functions share/zsh \
 	    share/fish/vendor_completions.d share/fish share/man/man8 \
+    share/doc/kata-containers/examples share/doc/kata-containers \
 	    libexec/kata-containers share/kata-containers/guest share/kata-containers share/defaults/kata-containers)) 2>/dev/null || true
 
 # --- Showing and testing --------------------------------------------------------------------------

@@ -67,6 +67,13 @@ impl Daemon {
         command.arg("--version");
         client::run(command)?.success()
     }
+
+    /// What it makes of a configuration file: all of its settings.
+    pub fn understands(&self, file: &Path) -> Result<String> {
+        let mut command = command(&self.containerd);
+        command.arg("--config").arg(file).args(["config", "dump"]);
+        client::run(command)?.success().with_context(|| file.display().to_string())
+    }
 }
 
 /// A running containerd with a directory, a socket and a namespace of its own, and the image [`Image::busybox`] in it.

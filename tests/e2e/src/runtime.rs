@@ -86,6 +86,12 @@ impl Installation {
         self.prefix.join("share/kata-containers")
     }
 
+    /// The example for one engine, as it is installed.
+    #[must_use]
+    pub fn example(&self, name: &str) -> PathBuf {
+        self.prefix.join("share/doc/kata-containers/examples").join(name)
+    }
+
     /// The shim.
     #[must_use]
     pub fn shim(&self) -> PathBuf {

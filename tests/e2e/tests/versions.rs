@@ -1,12 +1,29 @@
 //! Every release of containerd that people use.
 
-use anyhow::{Result, ensure};
-use kata_e2e::{Containerd, Daemon, Input, PackageRoot, Runtime, Scenario, Suite, only_a_vm};
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{
+    Containerd, Daemon, Input, Installation, PackageRoot, Runtime, Scenario, Suite, only_a_vm,
+};
 
 fn serves(daemon: Daemon, version: &str) -> Result<()> {
     let told = daemon.version()?;
     ensure!(told.contains(version), "expected containerd {version}: {told}");
     Scenario::new().daemon(daemon).run(whole_life)
+}
+
+/// The installed example for Kubernetes is one that this release takes for what it is meant.
+fn takes_example(daemon: &Daemon, name: &str, plugin: &str) -> Result<()> {
+    let told = daemon.understands(&Installation::under_test().example(name))?;
+    // Releases differ in their quotation marks.
+    let told = told.replace('\'', "\"");
+    let runtime = format!("[plugins.\"{plugin}\".containerd.runtimes.kata]");
+    let (_, settings) = told.split_once(&runtime).with_context(|| told.clone())?;
+    let settings = settings.split("\n\n").next().unwrap_or_default();
+    ensure!(
+        settings.contains(Runtime::Kata.name()) && settings.contains("shim-kata"),
+        "{settings}"
+    );
+    Ok(())
 }
 
 /// One of everything that the engine asks of a shim.
@@ -37,7 +54,9 @@ fn whole_life(containerd: &Containerd) -> Result<()> {
 
 #[test]
 fn containerd_of_this_machine_is_served() -> Result<()> {
-    serves(Daemon::of_this_machine(), "containerd")
+    let daemon = Daemon::of_this_machine();
+    takes_example(&daemon, "containerd-1.toml", "io.containerd.grpc.v1.cri")?;
+    serves(daemon, "containerd")
 }
 
 #[test]
@@ -48,6 +67,7 @@ fn containerd_1_7_is_served() -> Result<()> {
 #[test]
 fn containerd_2_is_served() -> Result<()> {
     let daemon = PackageRoot::fetch(Suite::Sid, &["containerd", "runc"])?.daemon();
+    takes_example(&daemon, "containerd-2.toml", "io.containerd.cri.v1.runtime")?;
     serves(daemon.clone(), " 2.")?;
     if !only_a_vm("a shim that answers -info; runc's is older than the question") {
         return Ok(());

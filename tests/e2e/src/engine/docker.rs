@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Engine;
 use crate::client::{Client, Input};
@@ -28,7 +28,7 @@ impl Dockerd {
     pub(super) fn start(engine: &Engine) -> Result<Self> {
         let file = |name: &str| engine.file(name);
         let config = file("daemon.json");
-        fs::write(&config, configuration(engine).to_string())
+        fs::write(&config, configuration(engine)?.to_string())
             .with_context(|| format!("cannot write {}", config.display()))?;
         let mut dockerd = engine.network().command("dockerd");
         dockerd.arg("--config-file").arg(config);
@@ -58,21 +58,23 @@ impl Dockerd {
     }
 }
 
-fn configuration(engine: &Engine) -> serde_json::Value {
+/// The installed example, with the fixture's own places.
+fn configuration(engine: &Engine) -> Result<Value> {
+    let example = Installation::under_test().example("docker-daemon-default.json");
+    let text = fs::read_to_string(&example)
+        .with_context(|| format!("cannot read {}", example.display()))?;
+    let mut all: Value = serde_json::from_str(&text)
+        .with_context(|| format!("cannot understand {}", example.display()))?;
     let file = |name: &str| engine.file(name);
-    let runtime = match Runtime::under_test() {
-        Runtime::Kata => "kata",
-        Runtime::Runc => "runc",
-    };
-    json!({
-        "data-root": file("data"),
-        "exec-root": file("exec"),
-        "pidfile": file("dockerd.pid"),
-        "hosts": [address(engine)],
-        "cgroup-parent": format!("/ns-{}", engine.mark()),
-        "default-runtime": runtime,
-        "runtimes": { "kata": { "path": Installation::under_test().bin().join("kata-runtime") } },
-    })
+    all["data-root"] = json!(file("data"));
+    all["exec-root"] = json!(file("exec"));
+    all["pidfile"] = json!(file("dockerd.pid"));
+    all["hosts"] = json!([address(engine)]);
+    all["cgroup-parent"] = json!(format!("/ns-{}", engine.mark()));
+    if Runtime::under_test() == Runtime::Runc {
+        all["default-runtime"] = json!("runc");
+    }
+    Ok(all)
 }
 
 pub(super) fn command(engine: &Engine) -> Command {

@@ -11,7 +11,9 @@ use crate::runtime::{Installation, Runtime};
 /// Writes containers.conf and storage.conf, which are read instead of the machine's.
 pub(super) fn configure(engine: &Engine) -> Result<()> {
     let directory = engine.directory().display();
-    let kata = Installation::under_test().bin().join("kata-runtime");
+    let example = Installation::under_test().example("podman-containers.conf");
+    let example = fs::read_to_string(&example)
+        .with_context(|| format!("cannot read {}", example.display()))?;
     let runtime = match Runtime::under_test() {
         Runtime::Kata => "kata",
         Runtime::Runc => "runc",
@@ -32,11 +34,9 @@ infra_command = ""
 conmon_env_vars = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "KATA_CONF_FILE={directory}/configuration.toml"]
 runtime = "{runtime}"
 runtime_supports_json = ["crun", "runc", "kata"]
-[engine.runtimes]
-kata = ["{kata}"]
+{example}
 runc = ["/usr/sbin/runc", "/usr/bin/runc"]
-"#,
-        kata = kata.display()
+"#
     );
     let storage = format!(
         "[storage]\ndriver = 'overlay'\ngraphroot = '{directory}/storage'\nrunroot = '{directory}/run'\n"
