@@ -1,6 +1,7 @@
 //! The OCI command line by hand: a bundle, a root of its own, and a runtime that is called as a shell would call it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,6 +16,7 @@ use crate::deadline::Deadline;
 use crate::image::Image;
 use crate::mark::Mark;
 use crate::process::{Process, marked};
+use crate::pty;
 use crate::runtime::{Installation, Runtime};
 use crate::spec::Spec;
 use crate::watch::{Watch, until};
@@ -98,8 +100,7 @@ impl CommandLine {
 
     /// Creates a container from a bundle. Its output goes to the file `<name>.out`; the pid file is `<name>.pid`.
     pub fn create(&self, name: &str, bundle: &Path) -> Result<()> {
-        let out =
-            fs::File::create(self.file(&format!("{name}.out"))).context("cannot make a file")?;
+        let out = File::create(self.file(&format!("{name}.out"))).context("cannot make a file")?;
         let pid_file = self.file(&format!("{name}.pid"));
         let mut command = self.command(&["create", "--bundle"]);
         command.arg(bundle).arg("--pid-file").arg(pid_file).arg(self.id(name));
@@ -108,6 +109,19 @@ impl CommandLine {
         let said = self.output_of(name);
         ensure!(status.success(), "create has failed: {said}");
         Ok(())
+    }
+
+    /// Creates a container from a bundle whose process wants a terminal. Returns the end of it that an engine gets.
+    pub fn create_in_terminal(&self, name: &str, bundle: &Path) -> Result<File> {
+        let socket = self.file(&format!("{name}.sock"));
+        let listener = UnixListener::bind(&socket).context("cannot make a console socket")?;
+        let mut command = self.command(&["create", "--bundle"]);
+        command.arg(bundle).arg("--console-socket").arg(&socket);
+        command.arg("--pid-file").arg(self.file(&format!("{name}.pid"))).arg(self.id(name));
+        // Whoever calls like this accepts only when the runtime has ended.
+        client::run(command)?.success()?;
+        let (connection, _) = listener.accept().context("no terminal was sent")?;
+        pty::receive(&connection)
     }
 
     /// What the container has written so far.

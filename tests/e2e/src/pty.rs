@@ -1,12 +1,16 @@
 //! A terminal to run a client in.
 
 use std::fs::{File, OpenOptions};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{
-    LocalModes, OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize,
+    LocalModes, OptionalActions, OutputModes, Winsize, isatty, tcgetattr, tcsetattr, tcsetwinsize,
 };
 
 /// Both ends of a new pseudo-terminal.
@@ -49,8 +53,27 @@ pub(crate) fn is_raw(terminal: &File) -> Result<bool> {
     Ok(!modes.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO))
 }
 
+/// Receives a terminal as engines do: one message with something to read, exactly one descriptor, and room for no other.
+pub(crate) fn receive(connection: &UnixStream) -> Result<File> {
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut room);
+    let mut name = [0; 4096];
+    let mut buffers = [IoSliceMut::new(&mut name)];
+    let received = recvmsg(connection, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        .context("cannot receive a terminal")?;
+    ensure!(received.bytes > 0, "nothing is beside the terminal");
+    ensure!(!received.flags.contains(ReturnFlags::CTRUNC), "more than one descriptor was sent");
+    let descriptors = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let terminal = descriptors.flatten().next().context("no descriptor was sent")?;
+    ensure!(isatty(&terminal), "what was sent is no terminal");
+    Ok(File::from(terminal))
+}
+
 /// Sets a terminal's size in characters.
-pub(crate) fn resize(terminal: &File, rows: u16, columns: u16) -> Result<()> {
+pub fn resize(terminal: &File, rows: u16, columns: u16) -> Result<()> {
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(terminal, size).context("cannot resize the terminal")
 }

@@ -1,12 +1,13 @@
 //! The OCI command line as a shell calls it, compared with runc's, and what its callers trip over.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use kata_e2e::{CommandLine, Deadline, Input, Part, Runtime, only_a_vm};
+use kata_e2e::{CommandLine, Deadline, Input, Part, Runtime, Stream, only_a_vm, resize};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -199,6 +200,31 @@ fn state_is_quick_and_the_stand_in_small() -> Result<()> {
         };
         assert!(resident(Part::StandIn)? <= 4 << 10, "kata-shim: {} KiB", resident(Part::StandIn)?);
         host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+#[test]
+fn terminal_is_sent_to_the_console_socket() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let script =
+            "until stty size | grep '33 99'; do :; done; read -r line; echo got $line; tty";
+        let bundle = host.bundle("c", script, |spec| spec.set("/process/terminal", json!(true)))?;
+        let mut terminal = host.create_in_terminal("c", &bundle)?;
+        resize(&terminal, 33, 99)?;
+        let shown = Stream::collect(terminal.try_clone()?);
+        host.succeed(&["start", &host.id("c")])?;
+        shown.expect("33 99", Deadline::for_command())?;
+        terminal.write_all(b"words\n")?;
+        shown.expect("got words", Deadline::for_command())?;
+        shown.expect("/dev/pts/0", Deadline::for_command())?;
+        host.ends("c")?;
+        host.succeed(&["delete", &host.id("c")])?;
+        // Where there is nobody to send it to, nothing is made.
+        let refused =
+            host.call(&["create", "--bundle", &bundle.display().to_string(), &host.id("d")])?;
+        assert!(refused.failure()?.contains("cannot allocate tty if"));
+        assert_eq!(host.status("d")?, "gone");
+        Ok(())
     })
 }
 
