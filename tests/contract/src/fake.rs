@@ -49,7 +49,7 @@ impl Hypervisor for Fake {
             emulation: true,
             image: false,
             disks: Disks::None,
-            named_taps: false,
+            named_taps: None,
             shared_file_system: SharedFileSystem::Inline,
             max_vcpus: 2,
             pause: self.pause,
