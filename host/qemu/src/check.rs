@@ -4,6 +4,7 @@ use std::path::Path;
 
 use kata_hypervisor::Finding;
 
+use crate::accelerator::Accelerator;
 use crate::{QemuSettings, launch, vsock};
 
 pub(crate) fn check(settings: &QemuSettings, kernel: &Path) -> Vec<Finding> {
@@ -22,7 +23,7 @@ pub(crate) fn check(settings: &QemuSettings, kernel: &Path) -> Vec<Finding> {
 /// Whether there is a machine that boots this kernel.
 fn bootable(settings: &QemuSettings, kernel: &Path) -> Finding {
     const PROBE: &str = "guest kernel";
-    match launch::choose_machine(settings, kernel, false) {
+    match launch::choose_machine(settings, kernel, false, Accelerator::Tcg) {
         Ok(_) => Finding::good(PROBE, kernel.display().to_string()),
         Err(error) => {
             let remedy = "build one with `make`, or set `kernel` in the configuration";

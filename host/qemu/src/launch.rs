@@ -14,6 +14,7 @@ use kata_linux::jail::{Jail, Network};
 use kata_linux::process::{Child, Spawn};
 use tokio::net::UnixStream;
 
+use crate::accelerator::Accelerator;
 use crate::channel::{Channel, socket_pair};
 use crate::command_line::CommandLine;
 use crate::device::{Device, Disk, Nic};
@@ -38,7 +39,7 @@ pub(crate) async fn launch(
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let machine = match disk_machine(settings.machine, !spec.disks.is_empty())? {
         Some(machine) => machine,
-        None => choose_machine(settings, &spec.kernel, spec.hot_plug)
+        None => choose_machine(settings, &spec.kernel, spec.hot_plug, host.accelerator)
             .map_err(setup("the guest kernel"))?,
     };
     let mut jail = Jail::strict();
@@ -164,9 +165,10 @@ pub(crate) fn choose_machine(
     settings: &QemuSettings,
     kernel: &Path,
     hot_plug: bool,
+    accelerator: Accelerator,
 ) -> io::Result<Machine> {
     let image = KernelImage::of(kernel)?;
-    Machine::choose(settings.machine, image, hot_plug).ok_or_else(|| {
+    Machine::choose(settings.machine, image, hot_plug, accelerator).ok_or_else(|| {
         let kernel = kernel.display();
         io::Error::other(format!(
             "{kernel} is compressed and microvm boots an uncompressed one (vmlinux) only; \

@@ -26,16 +26,20 @@ pub(crate) enum Machine {
 
 impl Machine {
     /// The machine to boot this kernel on; `None` if the one that was asked for cannot. With `hot_plug` it can be given devices while
-    /// it runs.
+    /// it runs, but for a microvm under KVM that the administrator has chosen: guests of nested KVM were seen to hang on one with ports.
     pub(crate) fn choose(
         choice: MachineChoice,
         kernel: KernelImage,
         hot_plug: bool,
+        accelerator: Accelerator,
     ) -> Option<Self> {
+        let with_ports = hot_plug && accelerator == Accelerator::Tcg;
         match (choice, kernel) {
-            (MachineChoice::Auto | MachineChoice::Microvm, KernelImage::Elf) => {
-                Some(if hot_plug { Self::MicrovmPci } else { Self::Microvm })
+            (MachineChoice::Auto | MachineChoice::Microvm, KernelImage::Elf) if with_ports => {
+                Some(Self::MicrovmPci)
             }
+            (MachineChoice::Auto, KernelImage::Elf) if !hot_plug => Some(Self::Microvm),
+            (MachineChoice::Microvm, KernelImage::Elf) => Some(Self::Microvm),
             // It has no firmware that could start a compressed kernel.
             (MachineChoice::Microvm, KernelImage::BzImage) => None,
             (MachineChoice::Auto | MachineChoice::Q35, _) => Some(Self::Q35),
@@ -122,11 +126,24 @@ mod tests {
     #[test]
     fn smallest_machine_that_boots_the_kernel_is_chosen() {
         use MachineChoice::{Auto, Microvm, Q35};
-        assert_eq!(Machine::choose(Auto, KernelImage::Elf, false), Some(Machine::Microvm));
-        assert_eq!(Machine::choose(Auto, KernelImage::Elf, true), Some(Machine::MicrovmPci));
-        assert_eq!(Machine::choose(Auto, KernelImage::BzImage, false), Some(Machine::Q35));
-        assert_eq!(Machine::choose(Microvm, KernelImage::Elf, true), Some(Machine::MicrovmPci));
-        assert_eq!(Machine::choose(Microvm, KernelImage::BzImage, false), None);
-        assert_eq!(Machine::choose(Q35, KernelImage::Elf, false), Some(Machine::Q35));
+        let emulated =
+            |choice, kernel, hot_plug| Machine::choose(choice, kernel, hot_plug, Accelerator::Tcg);
+        assert_eq!(emulated(Auto, KernelImage::Elf, false), Some(Machine::Microvm));
+        assert_eq!(emulated(Auto, KernelImage::Elf, true), Some(Machine::MicrovmPci));
+        assert_eq!(emulated(Auto, KernelImage::BzImage, false), Some(Machine::Q35));
+        assert_eq!(emulated(Microvm, KernelImage::Elf, true), Some(Machine::MicrovmPci));
+        assert_eq!(emulated(Microvm, KernelImage::BzImage, false), None);
+        assert_eq!(emulated(Q35, KernelImage::Elf, false), Some(Machine::Q35));
+    }
+
+    #[test]
+    fn under_kvm_a_microvm_has_no_ports() {
+        use MachineChoice::{Auto, Microvm};
+        let machine = |choice, hot_plug| {
+            Machine::choose(choice, KernelImage::Elf, hot_plug, Accelerator::Kvm)
+        };
+        assert_eq!(machine(Auto, false), Some(Machine::Microvm));
+        assert_eq!(machine(Auto, true), Some(Machine::Q35));
+        assert_eq!(machine(Microvm, true), Some(Machine::Microvm));
     }
 }
