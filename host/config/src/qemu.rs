@@ -19,7 +19,7 @@ section! {
     } {
         /// The QEMU program.
         path: PathBuf = default_program();
-        /// The machine: "microvm", "q35", or "" for the smallest one that boots the kernel.
+        /// The machine: "microvm", "q35", or "", which is q35 under KVM and else the smallest one that boots the kernel.
         machine_type: MachineType = MachineType::Auto;
         /// CPU flags for QEMU's -cpu, separated by commas.
         cpu_features: String = "pmu=off".to_owned();
@@ -37,7 +37,7 @@ section! {
 choice! {
     /// QEMU's machine.
     pub enum MachineType {
-        /// The smallest that boots the kernel: microvm for an uncompressed one (`vmlinux`), else q35.
+        /// Without KVM the smallest that boots the kernel: microvm for an uncompressed one (`vmlinux`); else q35.
         Auto = "",
         /// The minimal machine: virtio over MMIO, nothing else.
         Microvm = "microvm",

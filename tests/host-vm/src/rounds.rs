@@ -17,7 +17,8 @@ type Selection = (&'static str, &'static [&'static str]);
 /// used, a container's life, a pod, an end by violence.
 const QEMU: &[Selection] = &[
     ("qemu", &["on_q35"]),
-    ("acceleration", &[]),
+    // Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see `Machine::choose` in host/qemu.
+    ("acceleration", &["q35_uses_what_the_machine_has"]),
     ("hotplug", &["processors_that_come_later_are_switched_on"]),
     ("hypervisors", &[]),
     ("lifecycle", &["detached_container_lives_until_it_is_killed"]),
