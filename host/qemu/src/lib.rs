@@ -1,7 +1,7 @@
 //! The QEMU driver.
 //!
-//! A virtual machine without firmware, disks or PCI where that is possible (`microvm`), under KVM where it works and under QEMU's software emulation
-//! (TCG) where it does not. Nothing of it is on disk: memory is a shared memory file, and the control socket, the console and the
+//! Under KVM where it works (on a `q35`) and under QEMU's software emulation (TCG) where it does not, on a machine without firmware, disks or PCI where
+//! that is possible (`microvm`). Nothing of it is on disk: memory is a shared memory file, and the control socket, the console and the
 //! agent's channel are inherited descriptors.
 //!
 //! ```text

@@ -69,7 +69,6 @@ const CLOUD_HYPERVISOR: &[Selection] = &[
 const IMAGES: &[&str] = &["checked_image_boots", "image_that_was_tampered_with"];
 
 const FIRECRACKER: &[Selection] = &[
-    ("budgets", &[]),
     ("copies", &[]),
     ("block", &["blockfile_becomes_a_disk"]),
     (
