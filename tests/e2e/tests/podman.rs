@@ -271,15 +271,3 @@ fn killed_conmon_leaves_a_container_that_can_be_removed() -> Result<()> {
         Ok(())
     })
 }
-
-#[test]
-fn conmon_killed_while_a_container_is_made_leaves_nothing() -> Result<()> {
-    podman(|podman| {
-        let client = podman.run("--detach --name web --network none", SERVER).attach()?;
-        // Then it is the one that stays, and no parent that is about to leave.
-        podman.await_part(Part::Vmm)?;
-        podman.await_part(Part::Monitor)?.signal(Signal::KILL)?;
-        client.wait()?.failure()?;
-        podman.succeed("rm --force --time 0 web").map(drop)
-    })
-}
