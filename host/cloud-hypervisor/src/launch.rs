@@ -13,17 +13,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kata_hypervisor::{
-    Console, HybridVsock, HypervisorError, NicSpec, VmSpec, VmmDir, kvm_obstacle,
+    HybridVsock, HypervisorError, NicSpec, VmSpec, Vmm, VmmDir, need_kvm, pipe_from_vmm,
 };
 use kata_linux::jail::{Jail, Network};
 use kata_linux::process::Spawn;
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 
 use crate::api::{ApiError, Client, NetConfig, VmConfig};
 use crate::machine::{self, Surroundings};
 use crate::vm::CloudVm;
-use crate::{CloudHypervisorSettings, NAME, events, version};
+use crate::{CloudHypervisorSettings, NAME, OLDEST, events};
 
 /// The directory in the sandbox's that the VMM makes its socket in.
 const SOCKET_DIR: &str = "clh";
@@ -39,15 +38,11 @@ pub(crate) async fn launch(
 ) -> Result<CloudVm, HypervisorError> {
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let program = settings.program.display().to_string();
-    // With a KVM that is there and does not work the guest would not say a word for ever.
-    if let Some(obstacle) = kvm_obstacle() {
-        let source = io::Error::other(format!("{obstacle}; or use QEMU, which does without"));
-        return Err(HypervisorError::Setup { what: "KVM", source });
-    }
+    need_kvm()?;
     let directory = socket_dir(&spec.run_dir).map_err(setup("a directory for the VMM's socket"))?;
     let (control, listener) = api_socket(&directory).map_err(setup("the control socket"))?;
-    let (events, event_monitor) = receiver().map_err(setup("the event monitor"))?;
-    let (console_output, stdout) = receiver().map_err(setup("the console"))?;
+    let (events, event_monitor) = pipe_from_vmm().map_err(setup("the event monitor"))?;
+    let (console_output, stdout) = pipe_from_vmm().map_err(setup("the console"))?;
 
     // The program has no option that would name the VM.
     let title = format!("{program}: sandbox-{}", spec.sandbox);
@@ -77,8 +72,6 @@ pub(crate) async fn launch(
 
     let child = Arc::new(child);
     let reason = events::listen(events, child.clone());
-    let console = Console::new();
-    let console_end = console.collect(console_output);
     let client = Client::new(control);
     let dialer = HybridVsock {
         directory: Arc::new(directory),
@@ -87,15 +80,16 @@ pub(crate) async fn launch(
         vmm: child.clone(),
     };
     // From here on whatever returns early drops it, which kills the VMM.
+    let vmm = Vmm::new(child, console_output);
     let hot_plug = spec.hot_plug;
-    let vm = CloudVm { child, hot_plug, client, dialer, reason, console, console_end };
+    let vm = CloudVm { vmm, hot_plug, client, dialer, reason };
     let around = Surroundings { vsock, entropy_source: settings.entropy_source.clone(), landlock };
     let taps = taps(&spec.nics)?;
     match start(&vm.client, &machine::config(spec, around)?, taps).await {
         Ok(()) => Ok(vm),
         // A VMM that closes its control socket is about to exit, and its stderr says why.
         Err(Failure::Api(ApiError::Broken { .. })) => {
-            Err(HypervisorError::of_death(program, &vm.child).await)
+            Err(HypervisorError::of_death(program, vm.vmm.child()).await)
         }
         Err(Failure::Api(error)) => Err(error.into()),
         Err(Failure::Version(reason)) => {
@@ -128,7 +122,7 @@ async fn start(
     nics: Vec<(NetConfig, OwnedFd)>,
 ) -> Result<(), Failure> {
     let hello = client.ping().await?;
-    version::check(&hello.version).map_err(Failure::Version)?;
+    OLDEST.check(&hello.version).map_err(Failure::Version)?;
     client.create(config).await?;
     for (nic, tap) in nics {
         client.add_net(&nic, vec![tap]).await?;
@@ -154,10 +148,4 @@ fn api_socket(directory: &VmmDir) -> io::Result<(UnixStream, UnixListener)> {
     directory.remove(name)?;
     control.set_nonblocking(true)?;
     Ok((UnixStream::from_std(control)?, listener))
-}
-
-/// A pipe from the VMM.
-fn receiver() -> io::Result<(pipe::Receiver, OwnedFd)> {
-    let (reader, writer) = io::pipe()?;
-    Ok((pipe::Receiver::from_owned_fd(reader.into())?, writer.into()))
 }

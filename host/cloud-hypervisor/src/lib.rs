@@ -15,14 +15,13 @@ mod kernel_params;
 mod launch;
 mod machine;
 mod settings;
-mod version;
 mod vm;
 
 use std::path::Path;
 
 use async_trait::async_trait;
 use kata_hypervisor::{
-    Capabilities, Disks, Finding, Hypervisor, HypervisorError, Outcome, SharedFileSystem, Vm,
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, OldestVersion, SharedFileSystem, Vm,
     VmSpec,
 };
 
@@ -36,6 +35,9 @@ const MAX_VCPUS: u32 = 254;
 
 /// The version of landlock that the VMM insists on (Linux 6.2).
 const LANDLOCK: u32 = 3;
+
+/// The first version that has landlock. Older ones would take the setting and do nothing.
+const OLDEST: OldestVersion = OldestVersion { vmm: "Cloud Hypervisor", numbers: &[42] };
 
 /// Boots virtual machines with Cloud Hypervisor. The guest kernel is an uncompressed ELF `vmlinux` with a PVH entry note, or a `bzImage`.
 #[derive(Debug)]
@@ -85,15 +87,8 @@ impl Hypervisor for CloudHypervisor {
 
     fn check(&self, kernel: &Path) -> Vec<Finding> {
         let remedy = "install Cloud Hypervisor or set `path` in the section hypervisor.clh";
-        let mut program = Finding::of_program("hypervisor", &self.settings.program, remedy);
-        let version = program.detail.rsplit(' ').next().unwrap_or_default();
-        if program.outcome == Outcome::Good
-            && let Err(reason) = version::check(version)
-        {
-            program = Finding::failed(program.probe, program.detail, reason);
-        }
         vec![
-            program,
+            OLDEST.find(&self.settings.program, remedy),
             Finding::of_kvm(false),
             Finding::of_kernel(kernel),
             Finding::of_landlock(LANDLOCK),

@@ -1,13 +1,10 @@
 //! A running Cloud Hypervisor.
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{Console, ConsoleEnd, HybridVsock, HypervisorError, NicSpec, Vm, VmExit};
-use kata_linux::process::Child;
+use kata_hypervisor::{HybridVsock, HypervisorError, NicSpec, Vm, VmExit, Vmm};
 
 use crate::NAME;
 use crate::api::Client;
@@ -16,32 +13,18 @@ use crate::machine;
 
 /// A virtual machine of Cloud Hypervisor's. Dropping it kills it.
 pub(crate) struct CloudVm {
-    pub(crate) child: Arc<Child>,
+    pub(crate) vmm: Vmm,
     /// Whether network devices may come later.
     pub(crate) hot_plug: bool,
     pub(crate) client: Client,
     pub(crate) dialer: HybridVsock,
     pub(crate) reason: Reason,
-    pub(crate) console: Console,
-    pub(crate) console_end: ConsoleEnd,
 }
 
 #[async_trait]
 impl Vm for CloudVm {
-    fn pid(&self) -> u32 {
-        self.child.pid()
-    }
-
-    fn executed(&self) -> Option<Instant> {
-        Some(self.child.executed())
-    }
-
-    fn console(&self) -> Console {
-        self.console.clone()
-    }
-
-    fn stderr(&self) -> Vec<String> {
-        self.child.stderr()
+    fn vmm(&self) -> &Vmm {
+        &self.vmm
     }
 
     async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
@@ -49,9 +32,7 @@ impl Vm for CloudVm {
     }
 
     async fn exited(&self) -> VmExit {
-        let exit = self.child.exited().await;
-        // Whoever hears of the end wants the last words too. With the VMM gone both pipes are at their end.
-        self.console_end.reached().await;
+        let exit = self.vmm.exited().await;
         match self.reason.clone().told().await {
             // It was this driver that killed it, and why is what counts.
             Some(reason @ "guest-reset") => {
@@ -78,17 +59,6 @@ impl Vm for CloudVm {
         let tap =
             tap.map_err(|source| HypervisorError::Setup { what: "a network device", source })?;
         self.client.add_net(&machine::nic(nic), vec![tap]).await.map_err(HypervisorError::from)
-    }
-
-    async fn stop(&self) {
-        self.child.end().await;
-    }
-}
-
-impl Drop for CloudVm {
-    fn drop(&mut self) {
-        // The task that listens to events may hold on to the child longer than this.
-        let _ = self.child.kill(rustix::process::Signal::KILL);
     }
 }
 

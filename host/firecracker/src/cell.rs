@@ -65,9 +65,13 @@ pub(crate) fn user() -> u32 {
 }
 
 impl Cell {
-    /// Surroundings behind walls of ours, for a VMM that sees its directory at `seen_as`.
-    pub(crate) fn walled(run_dir: &Path, seen_as: PathBuf) -> io::Result<Self> {
-        let directory = VmmDir::make(&run_dir.join(DIRECTORY))?;
+    /// Where the directory is of a VMM behind walls of ours.
+    pub(crate) fn walled_directory(run_dir: &Path) -> PathBuf {
+        run_dir.join(DIRECTORY)
+    }
+
+    /// Surroundings behind walls of ours, for a VMM that sees its `directory` at `seen_as`.
+    pub(crate) fn walled(directory: VmmDir, seen_as: PathBuf) -> io::Result<Self> {
         Self { directory: Arc::new(directory), seen_as, jail: None }.furnished()
     }
 

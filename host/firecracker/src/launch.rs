@@ -6,16 +6,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kata_hypervisor::{
-    Console, DiskSpec, HybridVsock, HypervisorError, VmSpec, VmmDir, kvm_obstacle,
+    Console, DiskSpec, HybridVsock, HypervisorError, VmSpec, Vmm, VmmDir, need_kvm, pipe_from_vmm,
 };
 use kata_linux::jail::{CapabilitySet, Jail, Mounts, Network};
 use kata_linux::process::{Child, Spawn};
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 
 use crate::api::{ActionType, ApiError, Client, EntropyDevice};
 use crate::cell::Cell;
@@ -23,7 +21,7 @@ use crate::disks::Disks;
 use crate::fifo::{Fifo, log_into, watch_metrics};
 use crate::machine::{Machine, Seen};
 use crate::vm::FirecrackerVm;
-use crate::{FirecrackerSettings, machine, socket, version};
+use crate::{FirecrackerSettings, OLDEST, machine, socket};
 
 /// Names in the VMM's directory.
 const API: &str = "api";
@@ -51,12 +49,8 @@ pub(crate) async fn launch(
 ) -> Result<FirecrackerVm, HypervisorError> {
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let program = settings.program.display().to_string();
-    // With a KVM that is there and does not work the guest would not say a word for ever.
-    if let Some(obstacle) = kvm_obstacle() {
-        let source = io::Error::other(format!("{obstacle}; or use QEMU, which does without"));
-        return Err(HypervisorError::Setup { what: "KVM", source });
-    }
-    let (console_output, stdout) = receiver().map_err(setup("the console"))?;
+    need_kvm()?;
+    let (console_output, stdout) = pipe_from_vmm().map_err(setup("the console"))?;
     let (cell, mut spawn) = cell(settings, spec).map_err(setup("a place for the VMM"))?;
     let seen = admit(&cell, &mut spawn, spec).map_err(setup("the VMM's files"))?;
     let disks = Disks::of(spec);
@@ -79,8 +73,7 @@ pub(crate) async fn launch(
         HypervisorError::not_spawned(program.display().to_string(), error)
     })?;
     let child = Arc::new(child);
-    let console = Console::new();
-    let console_end = console.collect(console_output);
+    let vmm = Vmm::new(child.clone(), console_output);
     let connected = connect(settings, &cell.directory, &child).await;
     let Some(control) = connected.map_err(setup("the control socket"))? else {
         return Err(HypervisorError::of_death(program, &child).await);
@@ -92,16 +85,16 @@ pub(crate) async fn launch(
         directory: cell.directory.clone(),
         socket: VSOCK,
         again: settings.dial_again,
-        vmm: child.clone(),
+        vmm: child,
     };
     let client = Client::new(control);
     // From here on whatever returns early drops it, which kills the VMM.
-    let vm = FirecrackerVm { child, client, dialer, cell, disks, console, console_end, log: words };
+    let vm = FirecrackerVm { vmm, client, dialer, cell, disks, log: words };
     match start(&vm.client, &machine).await {
         Ok(()) => Ok(vm),
         // A VMM that closes its control socket is about to exit, and its stderr says why.
         Err(Failure::Api(ApiError::Broken { .. })) => {
-            Err(HypervisorError::of_death(program, &vm.child).await)
+            Err(HypervisorError::of_death(program, vm.vmm.child()).await)
         }
         Err(Failure::Api(error)) => Err(error.into()),
         Err(Failure::Version(reason)) => Err(HypervisorError::Control { command: "GET /", reason }),
@@ -121,7 +114,7 @@ impl From<ApiError> for Failure {
 
 async fn start(client: &Client, machine: &Machine) -> Result<(), Failure> {
     let hello = client.info().await?;
-    version::check(&hello.vmm_version).map_err(Failure::Version)?;
+    OLDEST.check(&hello.vmm_version).map_err(Failure::Version)?;
     client.machine_config(&machine.config).await?;
     client.boot_source(&machine.boot_source).await?;
     for drive in &machine.drives {
@@ -141,13 +134,12 @@ fn cell(settings: &FirecrackerSettings, spec: &VmSpec) -> io::Result<(Cell, Spaw
     let network = spec.network_namespace.clone().map_or(Network::Own, Network::Joined);
     let id = vm_id(&spec.sandbox);
     let Some(jailer) = &settings.jailer else {
-        // The first descriptor that is passed.
-        let cell = Cell::walled(&spec.run_dir, "/proc/self/fd/3".into())?;
+        let directory = VmmDir::make(&Cell::walled_directory(&spec.run_dir))?;
         let title = format!("{}: sandbox-{}", settings.program.display(), spec.sandbox);
         let jail = Jail { network, ..Jail::strict() };
         let mut spawn = Spawn::new(&settings.program).title(title).jail(jail);
-        let number = spawn.pass_fd(cell.directory.writable_alone()?);
-        debug_assert_eq!(number, 3, "the cell has told the VMM so");
+        let number = spawn.pass_fd(directory.writable_alone()?);
+        let cell = Cell::walled(directory, format!("/proc/self/fd/{number}").into())?;
         return Ok((cell, spawn.args(["--id".to_owned(), id])));
     };
     // The jailer names the cell after what links lead to.
@@ -248,10 +240,4 @@ async fn connect(
 fn vm_id(sandbox: &str) -> String {
     let plain = |char: char| if char.is_ascii_alphanumeric() { char } else { '-' };
     sandbox.chars().map(plain).take(MAX_ID).collect()
-}
-
-/// A pipe from the VMM.
-fn receiver() -> io::Result<(pipe::Receiver, OwnedFd)> {
-    let (reader, writer) = io::pipe()?;
-    Ok((pipe::Receiver::from_owned_fd(reader.into())?, writer.into()))
 }

@@ -19,14 +19,13 @@ mod launch;
 mod machine;
 mod settings;
 mod socket;
-mod version;
 mod vm;
 
 use std::path::Path;
 
 use async_trait::async_trait;
 use kata_hypervisor::{
-    Capabilities, Disks, Finding, Hypervisor, HypervisorError, Outcome, SharedFileSystem, Vm,
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, OldestVersion, SharedFileSystem, Vm,
     VmSpec,
 };
 
@@ -40,6 +39,9 @@ const ROOT: u32 = 0;
 
 /// Most virtual CPUs of a VM, as the API's description has it.
 const MAX_VCPUS: u32 = 32;
+
+/// The first version that tells kernels of its devices through ACPI, as distributions' kernels need it.
+const OLDEST: OldestVersion = OldestVersion { vmm: "Firecracker", numbers: &[1, 8] };
 
 /// Boots virtual machines with Firecracker. The guest kernel is an uncompressed ELF `vmlinux`.
 #[derive(Debug)]
@@ -81,13 +83,7 @@ impl Hypervisor for Firecracker {
 
     fn check(&self, kernel: &Path) -> Vec<Finding> {
         let remedy = "install Firecracker or set `path` in the section hypervisor.firecracker";
-        let mut program = Finding::of_program("hypervisor", &self.settings.program, remedy);
-        let version = program.detail.rsplit(' ').next().unwrap_or_default();
-        if program.outcome == Outcome::Good
-            && let Err(reason) = version::check(version)
-        {
-            program = Finding::failed(program.probe, program.detail, reason);
-        }
+        let program = OLDEST.find(&self.settings.program, remedy);
         let remedy = "install Firecracker's jailer or set `jailer_path` to \"\" in the section hypervisor.firecracker";
         let jailer = self.settings.jailer.as_ref();
         let jailer = jailer.map(|jailer| Finding::of_program("jailer", jailer, remedy));

@@ -1,15 +1,13 @@
 //! A running Firecracker.
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
 use kata_hypervisor::{
-    Console, ConsoleEnd, DiskSpec, GuestDisk, HybridVsock, HypervisorError, NicSpec, Vm, VmExit,
+    Console, DiskSpec, GuestDisk, HybridVsock, HypervisorError, NicSpec, Vm, VmExit, Vmm,
 };
-use kata_linux::process::{Child, Exit};
+use kata_linux::process::Exit;
 
 use crate::NAME;
 use crate::api::{Client, PartialDrive, TargetState};
@@ -21,34 +19,24 @@ const LOG_LINES: usize = 20;
 
 /// A virtual machine of Firecracker's. Dropping it kills it.
 pub(crate) struct FirecrackerVm {
-    pub(crate) child: Arc<Child>,
+    pub(crate) vmm: Vmm,
     pub(crate) client: Client,
     pub(crate) dialer: HybridVsock,
     pub(crate) cell: Cell,
     pub(crate) disks: Disks,
-    pub(crate) console: Console,
-    pub(crate) console_end: ConsoleEnd,
     /// What the VMM logged.
     pub(crate) log: Console,
 }
 
 #[async_trait]
 impl Vm for FirecrackerVm {
-    fn pid(&self) -> u32 {
-        self.child.pid()
-    }
-
-    fn executed(&self) -> Option<Instant> {
-        Some(self.child.executed())
-    }
-
-    fn console(&self) -> Console {
-        self.console.clone()
+    fn vmm(&self) -> &Vmm {
+        &self.vmm
     }
 
     fn stderr(&self) -> Vec<String> {
         let mut lines = self.log.last_lines(LOG_LINES);
-        lines.extend(self.child.stderr());
+        lines.extend(self.vmm.stderr());
         lines
     }
 
@@ -57,9 +45,7 @@ impl Vm for FirecrackerVm {
     }
 
     async fn exited(&self) -> VmExit {
-        let exit = self.child.exited().await;
-        // Whoever hears of the end wants the last words too. With the VMM gone the pipe is at its end.
-        self.console_end.reached().await;
+        let exit = self.vmm.exited().await;
         // Nothing but its guest makes this VMM exit as if all were well: a reset, which is how guests power off and panic, too.
         let reason = (exit == Exit::Code(0)).then(|| "guest-reset".to_owned());
         VmExit::of(exit, reason)
@@ -119,7 +105,7 @@ impl Vm for FirecrackerVm {
     }
 
     async fn stop(&self) {
-        self.child.end().await;
+        self.vmm.stop().await;
         self.cell.close();
     }
 }

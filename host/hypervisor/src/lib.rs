@@ -18,6 +18,7 @@ mod kernel_params;
 mod kvm;
 mod process;
 mod spec;
+mod version;
 mod vm;
 mod vmm_dir;
 
@@ -26,10 +27,11 @@ pub use console::{CONSOLE_CAPACITY, Console};
 pub use hybrid_vsock::HybridVsock;
 pub use kernel_params::kernel_command_line;
 pub use kvm::kvm_obstacle;
-pub use process::ConsoleEnd;
+pub use process::{Vmm, need_kvm, pipe_from_vmm};
 pub use spec::{
     Capabilities, DiskSpec, Disks, GuestDisk, GuestImage, GuestRoot, LaterDisks, NicSpec,
     ShareSource, ShareSpec, SharedFileSystem, Tap, Verity, VmSpec,
 };
+pub use version::OldestVersion;
 pub use vm::{Hypervisor, HypervisorError, Vm, VmExit};
 pub use vmm_dir::VmmDir;

@@ -1,16 +1,111 @@
-//! What drivers have in common whose VMM is a child process: how its start fails, how it ends, and how its console is read.
+//! A VMM as a child process: how its start fails, how it ends, and how its guest's console is read.
 
 use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
 
 use kata_http::ApiError;
 use kata_linux::process::{Child, Exit, SpawnError};
+use rustix::process::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-use crate::{Console, HypervisorError, VmExit};
+use crate::{Console, HypervisorError, VmExit, kvm_obstacle};
 
 /// Lines of a VMM's stderr that an error quotes.
 const QUOTED_LINES: usize = 5;
+
+/// A VMM that runs, and what its guest writes to the console. Dropping it kills the process, whoever else knows of it.
+#[derive(Debug)]
+pub struct Vmm {
+    child: Arc<Child>,
+    console: Console,
+    console_end: ConsoleEnd,
+}
+
+impl Vmm {
+    /// The VMM in `child`, whose guest writes its console to the other end of `console_output`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn new(child: Arc<Child>, console_output: impl AsyncRead + Send + Unpin + 'static) -> Self {
+        let console = Console::new();
+        let console_end = console.collect(console_output);
+        Self { child, console, console_end }
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn child(&self) -> &Arc<Child> {
+        &self.child
+    }
+
+    /// Its process id on the host.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// When its program had been executed.
+    #[must_use]
+    pub fn executed(&self) -> Instant {
+        self.child.executed()
+    }
+
+    /// The guest's console.
+    #[must_use]
+    pub fn console(&self) -> Console {
+        self.console.clone()
+    }
+
+    /// The last lines that it wrote to its stderr, oldest first.
+    #[must_use]
+    pub fn stderr(&self) -> Vec<String> {
+        self.child.stderr()
+    }
+
+    /// Resolves when it has ended and been reaped, and all that the guest wrote is in the ring: whoever hears of the end wants the last words
+    /// too.
+    pub async fn exited(&self) -> Exit {
+        let exit = self.child.exited().await;
+        // With the VMM gone what it wrote to is at its end.
+        self.console_end.reached().await;
+        exit
+    }
+
+    /// Ends it without asking the guest, and returns when it is reaped.
+    pub async fn stop(&self) {
+        self.child.end().await;
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // Streams and tasks may hold on to the child longer than this. One that has ended is beyond it.
+        let _ = self.child.kill(Signal::KILL);
+    }
+}
+
+/// A pipe from a VMM that is about to start: this process's end, and its.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub fn pipe_from_vmm() -> io::Result<(pipe::Receiver, OwnedFd)> {
+    let (reader, writer) = io::pipe()?;
+    Ok((pipe::Receiver::from_owned_fd(reader.into())?, writer.into()))
+}
+
+/// Refuses a host without a KVM that works, for a driver that needs it: where it is there and does not work the guest would not say a word for
+/// ever.
+pub fn need_kvm() -> Result<(), HypervisorError> {
+    kvm_obstacle().map_or(Ok(()), |obstacle| {
+        let source = io::Error::other(format!("{obstacle}; or use QEMU, which does without"));
+        Err(HypervisorError::Setup { what: "KVM", source })
+    })
+}
 
 impl VmExit {
     /// How the process ended, and why as far as the VMM said so.
@@ -65,11 +160,11 @@ impl From<ApiError> for HypervisorError {
 
 /// The end of what a guest writes to its console. Clones wait for the same.
 #[derive(Debug, Clone)]
-pub struct ConsoleEnd(watch::Receiver<()>);
+struct ConsoleEnd(watch::Receiver<()>);
 
 impl ConsoleEnd {
     /// Resolves when all that the guest wrote is in the ring and nothing more can come, that is with the VMM's end.
-    pub async fn reached(&self) {
+    async fn reached(&self) {
         let mut ended = self.0.clone();
         while ended.changed().await.is_ok() {}
     }
@@ -77,10 +172,7 @@ impl ConsoleEnd {
 
 impl Console {
     /// Spawns the task that carries the guest's console from the VMM into this ring.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub fn collect(&self, mut from: impl AsyncRead + Send + Unpin + 'static) -> ConsoleEnd {
+    fn collect(&self, mut from: impl AsyncRead + Send + Unpin + 'static) -> ConsoleEnd {
         let (end, ended) = watch::channel(());
         let into = self.clone();
         tokio::spawn(async move {

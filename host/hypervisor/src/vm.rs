@@ -7,7 +7,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
 
-use crate::{Capabilities, Console, DiskSpec, Finding, GuestDisk, NicSpec, VmSpec};
+use crate::{Capabilities, Console, DiskSpec, Finding, GuestDisk, NicSpec, VmSpec, Vmm};
 
 /// Boots virtual machines of one kind.
 #[async_trait]
@@ -36,19 +36,28 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 /// A virtual machine that has been started. All methods may be called from several tasks and after the VM's end.
 #[async_trait]
 pub trait Vm: Send + Sync + fmt::Debug {
-    /// The VMM's process id on the host.
-    fn pid(&self) -> u32;
+    /// The VMM's process.
+    fn vmm(&self) -> &Vmm;
 
-    /// When the VMM's program had been executed; `None` where the driver cannot tell.
-    fn executed(&self) -> Option<Instant> {
-        None
+    /// The VMM's process id on the host.
+    fn pid(&self) -> u32 {
+        self.vmm().pid()
+    }
+
+    /// When the VMM's program had been executed.
+    fn executed(&self) -> Instant {
+        self.vmm().executed()
     }
 
     /// The guest's console.
-    fn console(&self) -> Console;
+    fn console(&self) -> Console {
+        self.vmm().console()
+    }
 
     /// The last lines that the VMM itself wrote to its stderr, oldest first; empty when it wrote none.
-    fn stderr(&self) -> Vec<String>;
+    fn stderr(&self) -> Vec<String> {
+        self.vmm().stderr()
+    }
 
     /// Opens a stream to `port` of the guest. Resolves when the guest has accepted it, however long that takes: whoever calls
     /// bounds it with the boot stage's deadline and with [`Vm::exited`].
@@ -85,7 +94,9 @@ pub trait Vm: Send + Sync + fmt::Debug {
     }
 
     /// Ends the VM without asking the guest, and returns when the VMM is gone and reaped. May be repeated.
-    async fn stop(&self);
+    async fn stop(&self) {
+        self.vmm().stop().await;
+    }
 }
 
 /// How a VMM process ended.

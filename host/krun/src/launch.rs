@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
-use kata_hypervisor::{Console, HypervisorError, VmExit, VmSpec};
+use kata_hypervisor::{HypervisorError, VmExit, VmSpec, Vmm, pipe_from_vmm};
 use kata_linux::jail::{Jail, Network, Resource};
 use kata_linux::process::{Child, Exit, Spawn};
 use tokio::io::AsyncReadExt;
@@ -43,8 +43,9 @@ pub(crate) async fn launch(
     let limits = vec![(Resource::Core, 0)];
     let jail = Jail { network, own_pids: true, limits, ..Jail::default() };
     let mut spawn = Spawn::new(&settings.program).jail(jail);
-    let (console_output, console) = pipe(&mut spawn).map_err(setup("the console"))?;
-    let (ready_output, ready) = pipe(&mut spawn).map_err(setup("the VMM's greeting"))?;
+    let (console_output, console) = pipe_from_vmm().map_err(setup("the console"))?;
+    let (ready_output, ready) = pipe_from_vmm().map_err(setup("the VMM's greeting"))?;
+    let (console, ready) = (spawn.pass_fd(console), spawn.pass_fd(ready));
     let mut taps = Vec::new();
     for nic in &spec.nics {
         taps.push(
@@ -61,12 +62,10 @@ pub(crate) async fn launch(
         .map_err(|error| HypervisorError::not_spawned(program.clone(), error))?;
     let child = Arc::new(child);
 
-    let console = Console::new();
-    let console_end = console.collect(console_output);
+    let vmm = Vmm::new(Arc::clone(&child), console_output);
     greet(&program, &child, ready_output).await?;
-    let dialer =
-        Dialer::new(sockets, settings.ports.clone(), settings.dial_again, Arc::clone(&child));
-    Ok(KrunVm { child, dialer, console, console_end })
+    let dialer = Dialer::new(sockets, settings.ports.clone(), settings.dial_again, child);
+    Ok(KrunVm { vmm, dialer })
 }
 
 /// Empty, for nobody else, and open.
@@ -77,12 +76,6 @@ fn fresh_directory(path: &std::path::Path) -> io::Result<OwnedFd> {
     }
     DirBuilder::new().mode(0o700).create(path)?;
     Ok(File::open(path)?.into())
-}
-
-/// A pipe whose writing end is the child's, with the number that it has there.
-fn pipe(spawn: &mut Spawn) -> io::Result<(pipe::Receiver, i32)> {
-    let (read, write) = io::pipe()?;
-    Ok((pipe::Receiver::from_owned_fd(read.into())?, spawn.pass_fd(write)))
 }
 
 /// Waits for the VMM's first word, or for its last.

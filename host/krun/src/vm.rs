@@ -1,13 +1,10 @@
 //! A running kata-krun.
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{Console, ConsoleEnd, HypervisorError, NicSpec, Vm, VmExit};
-use kata_linux::process::Child;
+use kata_hypervisor::{HypervisorError, NicSpec, Vm, VmExit, Vmm};
 use rustix::process::Signal;
 
 use crate::NAME;
@@ -16,38 +13,24 @@ use crate::launch::{signal_error, to_vm_exit};
 
 /// A virtual machine of krun's. Dropping it kills it.
 pub(crate) struct KrunVm {
-    pub(crate) child: Arc<Child>,
+    pub(crate) vmm: Vmm,
     pub(crate) dialer: Dialer,
-    pub(crate) console: Console,
-    pub(crate) console_end: ConsoleEnd,
 }
 
 impl KrunVm {
     fn signal(&self, command: &'static str, signal: Signal) -> Result<(), HypervisorError> {
-        if self.child.exit().is_some() {
+        if self.vmm.child().exit().is_some() {
             let reason = "it has ended".to_owned();
             return Err(HypervisorError::Control { command, reason });
         }
-        self.child.kill(signal).map_err(|error| signal_error(command, &error))
+        self.vmm.child().kill(signal).map_err(|error| signal_error(command, &error))
     }
 }
 
 #[async_trait]
 impl Vm for KrunVm {
-    fn pid(&self) -> u32 {
-        self.child.pid()
-    }
-
-    fn executed(&self) -> Option<Instant> {
-        Some(self.child.executed())
-    }
-
-    fn console(&self) -> Console {
-        self.console.clone()
-    }
-
-    fn stderr(&self) -> Vec<String> {
-        self.child.stderr()
+    fn vmm(&self) -> &Vmm {
+        &self.vmm
     }
 
     async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
@@ -55,10 +38,7 @@ impl Vm for KrunVm {
     }
 
     async fn exited(&self) -> VmExit {
-        let exit = self.child.exited().await;
-        // Whoever hears of the end wants the last words too. With the VMM gone the pipe is at its end.
-        self.console_end.reached().await;
-        to_vm_exit(exit)
+        to_vm_exit(self.vmm.exited().await)
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {
@@ -75,17 +55,6 @@ impl Vm for KrunVm {
             driver: NAME,
             what: "network devices that come after the boot",
         })
-    }
-
-    async fn stop(&self) {
-        self.child.end().await;
-    }
-}
-
-impl Drop for KrunVm {
-    fn drop(&mut self) {
-        // Streams may hold on to the child longer than this.
-        let _ = self.child.kill(Signal::KILL);
     }
 }
 

@@ -6,10 +6,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
+use std::sync::Arc;
 
-use kata_hypervisor::{
-    Console, DiskSpec, HypervisorError, LaterDisks, NicSpec, ShareSource, VmSpec,
-};
+use kata_hypervisor::{DiskSpec, HypervisorError, LaterDisks, NicSpec, ShareSource, VmSpec, Vmm};
 use kata_linux::jail::{Jail, Network};
 use kata_linux::process::{Child, Spawn};
 use tokio::net::UnixStream;
@@ -102,11 +101,10 @@ pub(crate) async fn launch(
         .spawn()
         .map_err(|error| HypervisorError::not_spawned(program.clone(), error))?;
 
-    let console = Console::new();
-    let console_end = console.collect(console_output);
-    let qmp = greet(&program, &child, control).await?;
+    let vmm = Vmm::new(Arc::new(child), console_output);
+    let qmp = greet(&program, vmm.child(), control).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
-    Ok(QemuVm { child, hot_plug, disks, qmp, channel, console, console_end })
+    Ok(QemuVm { vmm, hot_plug, disks, qmp, channel })
 }
 
 /// The spec's disks.

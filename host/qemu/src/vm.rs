@@ -1,12 +1,10 @@
 //! A running QEMU.
 
 use std::fmt;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{Console, ConsoleEnd, GuestDisk, HypervisorError, NicSpec, Vm, VmExit};
-use kata_linux::process::Child;
+use kata_hypervisor::{GuestDisk, HypervisorError, NicSpec, Vm, VmExit, Vmm};
 use serde_json::{Map, Value};
 
 use crate::channel::Channel;
@@ -16,48 +14,31 @@ use crate::qmp::{Command, Qmp};
 
 /// A virtual machine of QEMU's. Dropping it kills it.
 pub(crate) struct QemuVm {
-    pub(crate) child: Child,
+    pub(crate) vmm: Vmm,
     pub(crate) hot_plug: HotPlug,
     /// The ids of its disks, which are their serial numbers.
     pub(crate) disks: Vec<String>,
     pub(crate) qmp: Qmp,
     pub(crate) channel: Channel,
-    pub(crate) console: Console,
-    pub(crate) console_end: ConsoleEnd,
 }
 
 #[async_trait]
 impl Vm for QemuVm {
-    fn pid(&self) -> u32 {
-        self.child.pid()
-    }
-
-    fn executed(&self) -> Option<Instant> {
-        Some(self.child.executed())
-    }
-
-    fn console(&self) -> Console {
-        self.console.clone()
-    }
-
-    fn stderr(&self) -> Vec<String> {
-        self.child.stderr()
+    fn vmm(&self) -> &Vmm {
+        &self.vmm
     }
 
     async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
         tokio::select! {
             biased;
             // By vsock one waits for a guest that may come up, and without its VMM none will.
-            _ = self.child.exited() => Err(HypervisorError::ChannelClosed),
+            _ = self.vmm.child().exited() => Err(HypervisorError::ChannelClosed),
             stream = self.channel.dial(port) => stream,
         }
     }
 
     async fn exited(&self) -> VmExit {
-        let exit = self.child.exited().await;
-        // Whoever hears of the end wants the last words too. With QEMU gone both sockets are at their end.
-        self.console_end.reached().await;
-        VmExit::of(exit, self.qmp.closed().await)
+        VmExit::of(self.vmm.exited().await, self.qmp.closed().await)
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {
@@ -92,11 +73,6 @@ impl Vm for QemuVm {
     fn disk(&self, id: &str) -> Option<GuestDisk> {
         let address = format!("/dev/disk/by-id/virtio-{id}");
         self.disks.iter().any(|one| one == id).then_some(GuestDisk { driver: "blk", address })
-    }
-
-    async fn stop(&self) {
-        // There is no disk to flush and no device to release: nothing is won by asking QEMU first.
-        self.child.end().await;
     }
 }
 

@@ -102,9 +102,7 @@ async fn boot_parts(
         }
     };
     times.stamp(Stage::VmmGreeted);
-    if let Some(executed) = vm.executed() {
-        times.stamp_at(Stage::VmmExecuted, executed);
-    }
+    times.stamp_at(Stage::VmmExecuted, vm.executed());
     let children: Vec<u32> =
         [vm.pid()].into_iter().chain(file_server.as_ref().map(FileServer::pid)).collect();
     let reached = match footprint.record(&children) {

@@ -15,11 +15,10 @@ use kata_agent_api::health::{CheckRequest, HealthCheckResponse, health_check_res
 use kata_agent_api::health_ttrpc::{Health, create_health};
 use kata_channel::{AGENT_PORT, ChannelStream};
 use kata_hypervisor::{
-    Capabilities, Console, Disks, Finding, GuestRoot, Hypervisor, HypervisorError, NicSpec,
-    ShareSource, SharedFileSystem, Vm, VmExit, VmSpec,
+    Capabilities, Disks, Finding, GuestRoot, Hypervisor, HypervisorError, NicSpec, ShareSource,
+    SharedFileSystem, Vm, VmExit, VmSpec, Vmm,
 };
-use kata_linux::process::{Child, Spawn};
-use rustix::process::Signal;
+use kata_linux::process::Spawn;
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use ttrpc::Code;
@@ -83,11 +82,10 @@ impl Hypervisor for Fake {
         let child = spawn.args(["infinity"]).spawn();
         let child =
             child.map_err(|error| HypervisorError::not_spawned("sleep".to_owned(), error))?;
-        let console = Console::new();
-        console.push(b"kata-agent is a task\n");
+        let vmm = Vmm::new(Arc::new(child), &b"kata-agent is a task\n"[..]);
         let running = watch::Sender::new(true);
         let agent = Arc::new(FakeAgent { shared, running: running.subscribe() });
-        Ok(Box::new(FakeVm { child: Arc::new(child), console, pause: self.pause, running, agent }))
+        Ok(Box::new(FakeVm { vmm, pause: self.pause, running, agent }))
     }
 }
 
@@ -96,8 +94,7 @@ fn unsupported(what: &'static str) -> HypervisorError {
 }
 
 struct FakeVm {
-    child: Arc<Child>,
-    console: Console,
+    vmm: Vmm,
     pause: bool,
     running: watch::Sender<bool>,
     agent: Arc<FakeAgent>,
@@ -108,7 +105,7 @@ impl FakeVm {
         if !self.pause {
             return Err(unsupported("pausing"));
         }
-        if self.child.exit().is_some() {
+        if self.vmm.child().exit().is_some() {
             let reason = "it has ended".to_owned();
             return Err(HypervisorError::Control { command: "run", reason });
         }
@@ -119,20 +116,12 @@ impl FakeVm {
 
 #[async_trait]
 impl Vm for FakeVm {
-    fn pid(&self) -> u32 {
-        self.child.pid()
-    }
-
-    fn console(&self) -> Console {
-        self.console.clone()
-    }
-
-    fn stderr(&self) -> Vec<String> {
-        self.child.stderr()
+    fn vmm(&self) -> &Vmm {
+        &self.vmm
     }
 
     async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
-        if self.child.exit().is_some() {
+        if self.vmm.child().exit().is_some() {
             return Err(HypervisorError::ChannelClosed);
         }
         if port != AGENT_PORT {
@@ -142,7 +131,7 @@ impl Vm for FakeVm {
         let (mut guest_end, served) = tokio::io::duplex(STREAM);
         let server = serve(self.agent.clone(), served).await;
         let server = server.map_err(|_| HypervisorError::ChannelClosed)?;
-        let vmm = Arc::clone(&self.child);
+        let vmm = Arc::clone(self.vmm.child());
         tokio::spawn(async move {
             let _server = server;
             tokio::select! {
@@ -154,7 +143,7 @@ impl Vm for FakeVm {
     }
 
     async fn exited(&self) -> VmExit {
-        VmExit::of(self.child.exited().await, None)
+        VmExit::of(self.vmm.exited().await, None)
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {
@@ -167,17 +156,6 @@ impl Vm for FakeVm {
 
     async fn add_nic(&self, _nic: &NicSpec) -> Result<(), HypervisorError> {
         Err(unsupported("network devices that come late"))
-    }
-
-    async fn stop(&self) {
-        self.child.end().await;
-    }
-}
-
-impl Drop for FakeVm {
-    fn drop(&mut self) {
-        // Streams hold on to the child.
-        let _ = self.child.kill(Signal::KILL);
     }
 }
 
