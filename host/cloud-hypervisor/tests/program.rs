@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
 use std::env;
-use std::error::Error;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -18,6 +17,7 @@ use kata_cloud_hypervisor::{CloudHypervisor, CloudHypervisorSettings};
 use kata_hypervisor::{
     GuestRoot, Hypervisor, HypervisorError, LaterDisks, Vm, VmSpec, kvm_obstacle,
 };
+use kata_log::chain;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -94,13 +94,6 @@ async fn boot(spec: &VmSpec) -> Box<dyn Vm> {
 /// Fails the boot, and returns why it did.
 async fn failure(settings: CloudHypervisorSettings, spec: &VmSpec) -> String {
     chain(&timeout(SOON, CloudHypervisor::new(settings).boot(spec)).await.unwrap().unwrap_err())
-}
-
-fn chain(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
 }
 
 #[tokio::test]

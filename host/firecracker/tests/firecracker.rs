@@ -5,7 +5,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
 use std::env;
-use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +16,7 @@ use kata_firecracker::{Firecracker, FirecrackerSettings};
 use kata_hypervisor::{
     DiskSpec, GuestRoot, Hypervisor, HypervisorError, LaterDisks, Vm, VmSpec, kvm_obstacle,
 };
+use kata_log::chain;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -101,13 +101,6 @@ async fn boot(settings: FirecrackerSettings, spec: &VmSpec) -> Box<dyn Vm> {
 /// Fails the boot, and returns why it did.
 async fn failure(settings: FirecrackerSettings, spec: &VmSpec) -> String {
     chain(&timeout(SOON, Firecracker::new(settings).boot(spec)).await.unwrap().unwrap_err())
-}
-
-fn chain(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
 }
 
 async fn reach_agent(vm: &dyn Vm, within: Duration) {

@@ -3,11 +3,16 @@
 use std::path::Path;
 
 use kata_hypervisor::Finding;
+use kata_log::chain;
 
 use crate::accelerator::Accelerator;
 use crate::{QemuSettings, launch, vsock};
 
-pub(crate) fn check(settings: &QemuSettings, kernel: &Path) -> Vec<Finding> {
+pub(crate) fn check(
+    settings: &QemuSettings,
+    accelerator: Accelerator,
+    kernel: &Path,
+) -> Vec<Finding> {
     vec![
         Finding::of_program(
             "hypervisor",
@@ -15,19 +20,19 @@ pub(crate) fn check(settings: &QemuSettings, kernel: &Path) -> Vec<Finding> {
             "install QEMU (Debian: qemu-system-x86) or set `path` in the section hypervisor.qemu",
         ),
         Finding::of_kvm(true),
-        bootable(settings, kernel),
+        bootable(settings, accelerator, kernel),
         channel(),
     ]
 }
 
 /// Whether there is a machine that boots this kernel.
-fn bootable(settings: &QemuSettings, kernel: &Path) -> Finding {
+fn bootable(settings: &QemuSettings, accelerator: Accelerator, kernel: &Path) -> Finding {
     const PROBE: &str = "guest kernel";
-    match launch::choose_machine(settings, kernel, false, Accelerator::Tcg) {
+    match launch::choose_machine(settings.machine, accelerator, kernel, false, false) {
         Ok(_) => Finding::good(PROBE, kernel.display().to_string()),
         Err(error) => {
             let remedy = "build one with `make`, or set `kernel` in the configuration";
-            Finding::failed(PROBE, error.to_string(), remedy)
+            Finding::failed(PROBE, chain(&error), remedy)
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::device::{Device, Disk, Nic};
 use crate::hot_plug::HotPlug;
 use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
-use crate::machine::Machine;
+use crate::machine::{Machine, Needs, Refusal};
 use crate::qmp::Qmp;
 use crate::vm::QemuVm;
 use crate::{Host, MachineChoice, QemuSettings};
@@ -36,11 +36,9 @@ pub(crate) async fn launch(
 ) -> Result<QemuVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
-    let machine = match disk_machine(settings.machine, !spec.disks.is_empty())? {
-        Some(machine) => machine,
-        None => choose_machine(settings, &spec.kernel, spec.hot_plug, host.accelerator)
-            .map_err(setup("the guest kernel"))?,
-    };
+    let has_disks = !spec.disks.is_empty();
+    let (choice, accelerator) = (settings.machine, host.accelerator);
+    let machine = choose_machine(choice, accelerator, &spec.kernel, spec.hot_plug, has_disks)?;
     let mut jail = Jail::strict();
     if let Some(namespace) = &spec.network_namespace {
         jail.network = Network::Joined(namespace.clone());
@@ -143,35 +141,26 @@ fn pass_nic(spawn: &mut Spawn, nic: &NicSpec, tap: &OwnedFd) -> io::Result<Nic> 
     })
 }
 
-/// The machine for a VM with disks of containers, which is the one that is tested with them; `None` if there are none, so that any will do.
-fn disk_machine(
-    choice: MachineChoice,
-    has_disks: bool,
-) -> Result<Option<Machine>, HypervisorError> {
-    match choice {
-        _ if !has_disks => Ok(None),
-        MachineChoice::Auto | MachineChoice::Q35 => Ok(Some(Machine::Q35)),
-        MachineChoice::Microvm => Err(HypervisorError::Unsupported {
-            driver: "qemu",
-            what: "disks of containers on a microvm yet; set `machine_type` to \"\" or \"q35\"",
-        }),
-    }
-}
-
-/// The machine that boots this kernel, one with a place for devices that come later if `hot_plug` asks for it.
+/// The machine that boots this kernel, one with a place for devices that come later if `hot_plug` asks for it, and for `disks` of containers.
 pub(crate) fn choose_machine(
-    settings: &QemuSettings,
+    choice: MachineChoice,
+    accelerator: Accelerator,
     kernel: &Path,
     hot_plug: bool,
-    accelerator: Accelerator,
-) -> io::Result<Machine> {
-    let image = KernelImage::of(kernel)?;
-    Machine::choose(settings.machine, image, hot_plug, accelerator).ok_or_else(|| {
-        let kernel = kernel.display();
-        io::Error::other(format!(
-            "{kernel} is compressed and microvm boots an uncompressed one (vmlinux) only; \
-             use that, or set `machine_type` to q35"
-        ))
+    disks: bool,
+) -> Result<Machine, HypervisorError> {
+    let unbootable = |source| HypervisorError::Setup { what: "the guest kernel", source };
+    let image = KernelImage::of(kernel).map_err(unbootable)?;
+    let needs = Needs { kernel: image, accelerator, hot_plug, disks };
+    Machine::choose(choice, needs).map_err(|refusal| match refusal {
+        Refusal::CompressedKernel => unbootable(io::Error::other(format!(
+            "{} is compressed and microvm boots an uncompressed one (vmlinux) only; use that, or set `machine_type` to q35",
+            kernel.display()
+        ))),
+        Refusal::Disks => HypervisorError::Unsupported {
+            driver: "qemu",
+            what: "disks of containers on a microvm yet; set `machine_type` to \"\" or \"q35\"",
+        },
     })
 }
 
@@ -192,21 +181,4 @@ async fn connect(socket: &Path) -> io::Result<StdUnixStream> {
         .into_std()?;
     stream.set_nonblocking(false)?;
     Ok(stream)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn machine_with_disks_is_a_q35() {
-        use MachineChoice::{Auto, Microvm, Q35};
-        for choice in [Auto, Q35] {
-            assert_eq!(disk_machine(choice, true).unwrap(), Some(Machine::Q35));
-            assert_eq!(disk_machine(choice, false).unwrap(), None);
-        }
-        let error = disk_machine(Microvm, true).unwrap_err().to_string();
-        assert!(error.contains("machine_type"), "{error}");
-        assert_eq!(disk_machine(Microvm, false).unwrap(), None);
-    }
 }

@@ -96,7 +96,7 @@ impl Hypervisor for Qemu {
     }
 
     fn check(&self, kernel: &Path) -> Vec<Finding> {
-        check::check(&self.settings, kernel)
+        check::check(&self.settings, self.host.accelerator, kernel)
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {

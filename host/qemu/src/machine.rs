@@ -24,27 +24,45 @@ pub(crate) enum Machine {
     Q35,
 }
 
+/// What a VM needs of its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Needs {
+    pub(crate) kernel: KernelImage,
+    pub(crate) accelerator: Accelerator,
+    /// A place for devices that come later.
+    pub(crate) hot_plug: bool,
+    /// Places for disks of containers.
+    pub(crate) disks: bool,
+}
+
+/// Why a microvm that was asked for is none for a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It has no firmware that could start a compressed kernel.
+    CompressedKernel,
+    /// Disks of containers are tested with q35 only.
+    Disks,
+}
+
 impl Machine {
-    /// The machine to boot this kernel on; `None` if the one that was asked for cannot. With `hot_plug` it can be given devices while
-    /// it runs, but for a microvm under KVM that the administrator has chosen.
+    /// The machine for a VM: the one that the administrator has chosen, or the smallest that will do. A microvm under KVM has no place for
+    /// devices that come later, which is refused when one comes.
     ///
     /// Under KVM a microvm is what nobody gets who has not asked for it: under nested KVM its guests were seen to hang in the first
     /// second, with and without ports, where those of a q35 never do.
-    pub(crate) fn choose(
-        choice: MachineChoice,
-        kernel: KernelImage,
-        hot_plug: bool,
-        accelerator: Accelerator,
-    ) -> Option<Self> {
+    pub(crate) fn choose(choice: MachineChoice, needs: Needs) -> Result<Self, Refusal> {
+        let Needs { kernel, accelerator, hot_plug, disks } = needs;
         let emulated = accelerator == Accelerator::Tcg;
-        match (choice, kernel) {
-            (MachineChoice::Auto, KernelImage::Elf) if !emulated => Some(Self::Q35),
-            (MachineChoice::Auto | MachineChoice::Microvm, KernelImage::Elf) => {
-                Some(if hot_plug && emulated { Self::MicrovmPci } else { Self::Microvm })
+        let boots = kernel == KernelImage::Elf;
+        match choice {
+            MachineChoice::Microvm if !boots => Err(Refusal::CompressedKernel),
+            MachineChoice::Microvm if disks => Err(Refusal::Disks),
+            MachineChoice::Q35 => Ok(Self::Q35),
+            MachineChoice::Auto if !emulated || !boots || disks => Ok(Self::Q35),
+            MachineChoice::Auto | MachineChoice::Microvm if hot_plug && emulated => {
+                Ok(Self::MicrovmPci)
             }
-            // It has no firmware that could start a compressed kernel.
-            (MachineChoice::Microvm, KernelImage::BzImage) => None,
-            (MachineChoice::Auto | MachineChoice::Q35, _) => Some(Self::Q35),
+            MachineChoice::Auto | MachineChoice::Microvm => Ok(Self::Microvm),
         }
     }
 
@@ -125,27 +143,36 @@ pub(crate) fn memory_arguments(memory_mib: u32) -> Vec<Argument> {
 mod tests {
     use super::*;
 
+    use MachineChoice::{Auto, Microvm, Q35};
+
+    const PLAIN: Needs = Needs {
+        kernel: KernelImage::Elf,
+        accelerator: Accelerator::Tcg,
+        hot_plug: false,
+        disks: false,
+    };
+
     #[test]
-    fn smallest_machine_that_boots_the_kernel_is_chosen() {
-        use MachineChoice::{Auto, Microvm, Q35};
-        let emulated =
-            |choice, kernel, hot_plug| Machine::choose(choice, kernel, hot_plug, Accelerator::Tcg);
-        assert_eq!(emulated(Auto, KernelImage::Elf, false), Some(Machine::Microvm));
-        assert_eq!(emulated(Auto, KernelImage::Elf, true), Some(Machine::MicrovmPci));
-        assert_eq!(emulated(Auto, KernelImage::BzImage, false), Some(Machine::Q35));
-        assert_eq!(emulated(Microvm, KernelImage::Elf, true), Some(Machine::MicrovmPci));
-        assert_eq!(emulated(Microvm, KernelImage::BzImage, false), None);
-        assert_eq!(emulated(Q35, KernelImage::Elf, false), Some(Machine::Q35));
+    fn smallest_machine_that_will_do_is_chosen() {
+        assert_eq!(Machine::choose(Auto, PLAIN), Ok(Machine::Microvm));
+        assert_eq!(Machine::choose(Q35, PLAIN), Ok(Machine::Q35));
+        let late = Needs { hot_plug: true, ..PLAIN };
+        assert_eq!(Machine::choose(Auto, late), Ok(Machine::MicrovmPci));
+        assert_eq!(Machine::choose(Microvm, late), Ok(Machine::MicrovmPci));
+        let compressed = Needs { kernel: KernelImage::BzImage, ..PLAIN };
+        assert_eq!(Machine::choose(Auto, compressed), Ok(Machine::Q35));
+        let disks = Needs { disks: true, ..PLAIN };
+        assert_eq!(Machine::choose(Auto, disks), Ok(Machine::Q35));
+        assert_eq!(Machine::choose(Microvm, compressed), Err(Refusal::CompressedKernel));
+        assert_eq!(Machine::choose(Microvm, disks), Err(Refusal::Disks));
     }
 
     #[test]
     fn under_kvm_a_microvm_must_be_asked_for_and_has_no_ports() {
-        use MachineChoice::{Auto, Microvm};
-        let machine = |choice, hot_plug| {
-            Machine::choose(choice, KernelImage::Elf, hot_plug, Accelerator::Kvm)
-        };
-        assert_eq!(machine(Auto, false), Some(Machine::Q35));
-        assert_eq!(machine(Auto, true), Some(Machine::Q35));
-        assert_eq!(machine(Microvm, true), Some(Machine::Microvm));
+        for hot_plug in [false, true] {
+            let needs = Needs { accelerator: Accelerator::Kvm, hot_plug, ..PLAIN };
+            assert_eq!(Machine::choose(Auto, needs), Ok(Machine::Q35));
+            assert_eq!(Machine::choose(Microvm, needs), Ok(Machine::Microvm));
+        }
     }
 }

@@ -1,12 +1,12 @@
 //! Whether this host can run sandboxes: everything that a start needs is looked for with the code of the start, and nothing is started.
 
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 
 use kata_config::InternetworkingModel;
 use kata_hypervisor::{Finding, GuestRoot, Outcome, SharedFileSystem};
 use kata_linux::cgroup::{self, CgroupError, HostCgroup};
+use kata_log::chain;
 use rustix::fs::{Access, access};
 
 use crate::{RUN_DIR, Runtime, RuntimeError, auto, plan};
@@ -211,17 +211,6 @@ fn ksm() -> Finding {
         return Finding::warning(PROBE, detail, remedy);
     }
     Finding::good(PROBE, format!("off, which is safe: with it {KSM_COST}"))
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text.replace('\n', " ")
 }
 
 #[cfg(test)]

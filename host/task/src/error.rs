@@ -1,10 +1,9 @@
 //! How a failure reaches containerd: a ttrpc status whose code callers act on, and one sentence that their users read.
 
 use std::error::Error;
-use std::fmt::Write;
 
 use kata_host_runtime::RuntimeError;
-
+use kata_log::chain;
 use kata_sandbox::{AgentError, BootError, ProcessKey, Refusal, SandboxError};
 use ttrpc::Code;
 
@@ -71,21 +70,6 @@ impl Failure {
 /// UNIMPLEMENTED, with a sentence.
 pub(crate) fn refuse(sentence: &str) -> ttrpc::Error {
     Failure::new(Code::UNIMPLEMENTED, sentence).into()
-}
-
-/// An error with all its causes, on one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            // Writing to a String cannot fail.
-            let _ = write!(text, ": {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 impl From<Failure> for ttrpc::Error {

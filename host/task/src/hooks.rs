@@ -17,11 +17,12 @@ use std::thread;
 
 use kata_hooks::{HookState, HostHooks};
 use kata_linux::mount;
+use kata_log::chain;
 use oci_spec::runtime::Spec;
 use tokio::sync::oneshot;
 use ttrpc::Code;
 
-use crate::error::{Failure, chain};
+use crate::error::Failure;
 
 /// The name in a bundle of the file that says that its poststop hooks have not been run, although others have.
 const DUE: &str = "poststop-is-due";

@@ -2,6 +2,7 @@
 //!
 //! Logging never holds anything up and never fails.
 
+mod chain;
 mod fifo;
 mod file;
 mod line;
@@ -15,6 +16,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::{Registry, registry, reload};
 
+pub use chain::chain;
 use fifo::LogFifo;
 use file::LogFile;
 pub use line::now;

@@ -1,6 +1,5 @@
 //! A spec on its way to a VM whose agent answers.
 
-use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use kata_e2e::Installation;
 use kata_hypervisor::{
     GuestRoot, HypervisorError, LaterDisks, ShareSource, ShareSpec, SharedFileSystem, Vm, VmSpec,
 };
+use kata_log::chain;
 use kata_storage::{FileServer, FileServerSpec};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
@@ -153,11 +153,4 @@ pub(crate) fn sandbox(shared: bool) -> GuestSandbox {
     };
     let storages = if shared { vec![storage] } else { Vec::new() };
     GuestSandbox { id: "contract".to_owned(), storages, ..GuestSandbox::default() }
-}
-
-fn chain(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
 }

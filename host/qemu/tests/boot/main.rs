@@ -14,6 +14,7 @@ use kata_channel::ChannelStream;
 use kata_hypervisor::{
     GuestRoot, Hypervisor, HypervisorError, LaterDisks, ShareSource, ShareSpec, Vm, VmSpec,
 };
+use kata_log::chain;
 use kata_qemu::{MachineChoice, Qemu, QemuSettings};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -75,13 +76,7 @@ async fn boot(settings: QemuSettings, spec: &VmSpec) -> Box<dyn Vm> {
 /// Fails the boot, and returns why it did, as a whole chain.
 async fn failure(settings: QemuSettings, spec: &VmSpec) -> String {
     let error = timeout(SOON, Qemu::new(settings).boot(spec)).await.unwrap().unwrap_err();
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(error) = source {
-        text += &format!(": {error}");
-        source = error.source();
-    }
-    text
+    chain(&error)
 }
 
 /// Dials a guest that should answer, if need be once it is up.

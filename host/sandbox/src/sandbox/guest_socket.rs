@@ -10,6 +10,7 @@ use std::time::Duration;
 use kata_agent_client::ProcessId;
 use kata_channel::guest_socket::{self, GuestRequest, MAX_REQUEST};
 use kata_channel::{ChannelStream, DEBUG_CONSOLE_PORT};
+use kata_log::chain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -138,10 +139,6 @@ async fn reach(shared: &Shared, port: u32) -> Result<ChannelStream, String> {
         ),
         _ => format!("the guest of sandbox {id} cannot be reached on port {port}: {why}"),
     })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 async fn show_console(shared: &Shared, visitor: &mut UnixStream, follow: bool) -> io::Result<()> {

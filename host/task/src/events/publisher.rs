@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use kata_log::chain;
 use kata_shim_api::ttrpc::{self, asynchronous::Client, asynchronous::transport::Socket, context};
 use kata_shim_api::{Envelope, EventsClient, ForwardRequest, TaskEvent};
 use tokio::net::UnixStream;
@@ -180,14 +181,6 @@ impl Sender {
 async fn connect(path: &str) -> std::io::Result<EventsClient> {
     let stream = UnixStream::connect(path).await?;
     Ok(EventsClient::new(Client::new(Socket::new(stream))))
-}
-
-/// An error and its causes, on one line.
-fn chain(error: &SendError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 #[cfg(test)]
