@@ -13,7 +13,7 @@ const HEAD: &str = "\
 
 `hypervisor_name` in the section `[runtime]` of the configuration chooses the hypervisor, else the only section `[hypervisor.NAME]` that there is.
 Without a choice (`\"auto\"`) it is krun where KVM works, the guest kernel is the small one, the sandbox's network interfaces are there when it is
-made, and nothing is set for QEMU that is not set for krun; else QEMU. The log of the shim says which, and why. The runtime `io.containerd.kata-NAME.v2` reads
+made, nothing of its first container becomes a disk, and nothing is set for QEMU that is not set for krun; else QEMU. The log of the shim says which, and why. The runtime `io.containerd.kata-NAME.v2` reads
 `configuration-NAME.toml`, which chooses NAME; `firecracker` goes by the shorter `fc` there.
 
 What a hypervisor lacks is refused, with a sentence, before anything starts; what the host lacks, when the virtual machine is to boot.

@@ -5,20 +5,21 @@ use std::path::Path;
 use kata_config::{HostConfig, HypervisorName, InternetworkingModel};
 use kata_hypervisor::Outcome;
 use kata_network::{Namespace, scan_blocking};
-use oci_spec::runtime::Spec;
+use kata_storage::BlockRoot;
+use oci_spec::runtime::{LinuxDeviceType, Spec};
 
-use crate::{driver, guest_spec};
+use crate::{FirstContainer, driver, guest_spec};
 
 /// Puts the name of a hypervisor in place of "auto": QEMU's for no sandbox in particular.
-pub(crate) fn settle(config: &mut HostConfig, spec: Option<&Spec>, prefix: &Path) {
+pub(crate) fn settle(config: &mut HostConfig, first: Option<FirstContainer<'_>>, prefix: &Path) {
     if config.runtime.hypervisor_name != HypervisorName::Auto {
         return;
     }
-    let Some(spec) = spec else {
+    let Some(first) = first else {
         config.runtime.hypervisor_name = HypervisorName::Qemu;
         return;
     };
-    let obstacle = obstacle(config, spec, prefix);
+    let obstacle = obstacle(config, first, prefix);
     match &obstacle {
         None => tracing::info!("the hypervisor is krun"),
         Some(obstacle) => tracing::info!("the hypervisor is QEMU, for {obstacle}"),
@@ -37,13 +38,26 @@ pub(crate) fn krun_runs_some(config: &HostConfig, prefix: &Path) -> bool {
 }
 
 /// What speaks against krun, in words that fit into a sentence.
-fn obstacle(config: &HostConfig, spec: &Spec, prefix: &Path) -> Option<String> {
+fn obstacle(config: &HostConfig, first: FirstContainer<'_>, prefix: &Path) -> Option<String> {
     if config.asks_for_qemu(prefix) {
         return Some(
             "the section [hypervisor.qemu] has settings that [hypervisor.krun] has not".to_owned(),
         );
     }
-    kata_krun::obstacle(&config.krun.vm.kernel).or_else(|| network_obstacle(config, spec))
+    kata_krun::obstacle(&config.krun.vm.kernel)
+        .or_else(|| disk_obstacle(first))
+        .or_else(|| network_obstacle(config, first.spec))
+}
+
+/// krun takes no disks of containers.
+fn disk_obstacle(FirstContainer { spec, rootfs_mounts }: FirstContainer<'_>) -> Option<String> {
+    let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
+    if devices.into_iter().flatten().any(|device| device.typ() == LinuxDeviceType::B) {
+        return Some("a block device is passed to the container".to_owned());
+    }
+    // Whatever is wrong with it is told when the container is planned.
+    let root = BlockRoot::of(rootfs_mounts).ok().flatten()?;
+    Some(format!("the root file system is on {}, a disk", root.source.display()))
 }
 
 /// Engines fill a namespace before or after they have the sandbox made, and krun takes no network devices after. One that is empty may stay
@@ -57,4 +71,33 @@ fn network_obstacle(config: &HostConfig, spec: &Spec) -> Option<String> {
     let there = path.and_then(|path| scan_blocking(&Namespace::open(&path).ok()?).ok());
     let is_filled = there.is_some_and(|there| kata_network::in_use(&there).next().is_some());
     (!is_filled).then(|| "the network namespace is empty and may be filled later".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_storage::RootfsMount;
+
+    use super::*;
+
+    fn disk_obstacle_of(devices: &str, rootfs_mounts: &[RootfsMount]) -> Option<String> {
+        let text = format!(r#"{{"ociVersion":"1.0.2","linux":{{"devices":[{devices}]}}}}"#);
+        let spec: Spec = serde_json::from_str(&text).unwrap();
+        disk_obstacle(FirstContainer { spec: &spec, rootfs_mounts })
+    }
+
+    #[test]
+    fn what_becomes_a_disk_speaks_against_krun() {
+        let device = |kind| format!(r#"{{"path":"/dev/x","type":"{kind}","major":7,"minor":1}}"#);
+        assert_eq!(disk_obstacle_of(&device("c"), &[]), None);
+        assert!(disk_obstacle_of(&device("b"), &[]).unwrap().contains("block device"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mount = |option: &str| RootfsMount {
+            fstype: "ext4".to_owned(),
+            source: file.path().display().to_string(),
+            target: String::new(),
+            options: vec![option.to_owned()],
+        };
+        assert_eq!(disk_obstacle_of("", &[mount("ro")]), None);
+        assert!(disk_obstacle_of("", &[mount("loop")]).unwrap().contains("a disk"));
+    }
 }

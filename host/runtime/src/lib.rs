@@ -23,4 +23,4 @@ pub use guest_spec::{SpecError, check_resources};
 pub use kata_hypervisor::{Finding, Outcome};
 pub use plan::RUN_DIR;
 pub use role::{ContainerRole, role_of};
-pub use runtime::{Runtime, RuntimeError};
+pub use runtime::{FirstContainer, Runtime, RuntimeError};

@@ -79,13 +79,25 @@ pub struct Runtime {
     hypervisor: Box<dyn Hypervisor>,
 }
 
+/// The container that a sandbox is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct FirstContainer<'a> {
+    /// Its spec.
+    pub spec: &'a Spec,
+    /// What the engine wants mounted as its root file system.
+    pub rootfs_mounts: &'a [RootfsMount],
+}
+
 impl Runtime {
     /// Loads the configuration: `option` is the file that the engine named for this sandbox, if any; `KATA_CONF_FILE` wins over it.
     /// Where neither names one, the name that this program was started under chooses ([`kata_config::variant_of`]).
-    /// Where neither chooses a hypervisor, the sandbox with this spec gets the one that can do what it needs, and `None`, which is no sandbox in
+    /// Where neither chooses a hypervisor, the sandbox of this container gets the one that can do what it needs, and `None`, which is no sandbox in
     /// particular, the one that can do most. The sandbox's annotations are applied as far as the administrator allows them. How much this
     /// process logs follows the configuration from then on.
-    pub fn load(option: Option<&Path>, spec: Option<&Spec>) -> Result<Self, RuntimeError> {
+    pub fn load(
+        option: Option<&Path>,
+        first: Option<FirstContainer<'_>>,
+    ) -> Result<Self, RuntimeError> {
         let program = std::env::current_exe().map_err(RuntimeError::Host)?;
         let prefix = kata_config::prefix_of(&program);
         let variable = std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from);
@@ -99,8 +111,8 @@ impl Runtime {
             );
         }
         let is_auto = config.runtime.hypervisor_name == HypervisorName::Auto;
-        auto::settle(&mut config, spec, &prefix);
-        if let Some(annotations) = spec.and_then(|spec| spec.annotations().as_ref()) {
+        auto::settle(&mut config, first, &prefix);
+        if let Some(annotations) = first.and_then(|first| first.spec.annotations().as_ref()) {
             config = config.with_annotations(annotations)?;
         }
         // From here on, for what the driver says of the host is meant, too.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kata_host_runtime::Runtime;
+use kata_host_runtime::{FirstContainer, Runtime};
 use kata_hypervisor::kvm_obstacle;
 use oci_spec::runtime::Spec;
 use tempfile::TempDir;
@@ -67,7 +67,8 @@ fn chosen_with(lines: &str, namespace: Option<PathBuf>, kernel: &Path) -> &'stat
     };
     let spec = serde_json::json!({ "ociVersion": "1.0.2", "linux": { "namespaces": [namespace] } });
     let spec: Spec = serde_json::from_value(spec).unwrap();
-    Runtime::load(Some(&file), Some(&spec)).unwrap().hypervisor().name()
+    let first = FirstContainer { spec: &spec, rootfs_mounts: &[] };
+    Runtime::load(Some(&file), Some(first)).unwrap().hypervisor().name()
 }
 
 /// The one for sandboxes that krun can run: that is krun where KVM works.

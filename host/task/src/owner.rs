@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kata_host_runtime::{ContainerRole, Runtime, role_of};
+use kata_host_runtime::{ContainerRole, FirstContainer, Runtime, role_of};
 use kata_sandbox::{Exit, ProcessKey, Recorder, RootfsMount, Sandbox, Stage};
 use kata_shim_api::api::{CreateTaskRequest, Mount};
 use kata_shim_api::options::RuntimeOptions;
@@ -162,7 +162,7 @@ impl Owner {
         }
         let config =
             Some(options.config_path.as_str()).filter(|path| !path.is_empty()).map(Path::new);
-        let runtime = Runtime::load(config, Some(spec))?;
+        let runtime = Runtime::load(config, Some(FirstContainer { spec, rootfs_mounts }))?;
         let plan = runtime.plan_sandbox(id, spec, rootfs_mounts)?;
         // Whatever the container's own plan refuses is refused before anything has started.
         runtime.plan_container(id, spec.clone(), Path::new("/"), rootfs_mounts.to_vec())?;
