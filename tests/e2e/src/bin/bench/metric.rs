@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
+use kata_e2e::Summary;
 use serde::Serialize;
 
 /// Things that are measured together.
@@ -129,45 +130,9 @@ impl Values {
     }
 }
 
-/// What several values come to.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) struct Summary {
-    pub(crate) runs: usize,
-    pub(crate) median: f64,
-    /// Nine of ten values are at most this.
-    pub(crate) p90: f64,
-    /// From the value that one of ten does not exceed to the one that nine of ten do not.
-    pub(crate) spread: f64,
-}
-
-impl Summary {
-    /// `None` of no values.
-    fn of(values: &[f64]) -> Option<Self> {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let last = sorted.len().checked_sub(1)?;
-        // The nearest rank of those that are there.
-        let rank = |tenths: usize| sorted[(last * tenths).div_ceil(10)];
-        let low = sorted[last / 10];
-        let median = f64::midpoint(sorted[last / 2], sorted[last.div_ceil(2)]);
-        Some(Self { runs: sorted.len(), median, p90: rank(9), spread: rank(9) - low })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn summary_knows_the_middle_and_the_tail() {
-        assert_eq!(Summary::of(&[]), None);
-        let one = Summary::of(&[3.0]).unwrap();
-        assert_eq!((one.median, one.p90, one.spread), (3.0, 3.0, 0.0));
-        let values: Vec<f64> = (1..=11).rev().map(f64::from).collect();
-        let eleven = Summary::of(&values).unwrap();
-        assert_eq!((eleven.runs, eleven.median, eleven.p90, eleven.spread), (11, 6.0, 10.0, 8.0));
-        assert_eq!(Summary::of(&[4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
-    }
 
     #[test]
     fn values_come_back_by_metric_and_subject() {

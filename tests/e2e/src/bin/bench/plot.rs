@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use kata_e2e::Summary;
 use kata_svg::{Anchor, Area, Colour, Drawing, Tone};
 
-use crate::metric::{Metric, Subject, Summary, Values};
+use crate::metric::{Metric, Subject, Values};
 
 const WIDTH: f64 = 900.0;
 const LEFT: f64 = 290.0;
