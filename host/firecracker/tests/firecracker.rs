@@ -16,6 +16,7 @@ use kata_firecracker::{Firecracker, FirecrackerSettings};
 use kata_hypervisor::{
     DiskSpec, GuestRoot, Hypervisor, HypervisorError, LaterDisks, Vm, VmSpec, kvm_obstacle,
 };
+use kata_linux::pidfd::Pidfd;
 use kata_log::chain;
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -315,14 +316,10 @@ async fn dropped_vm_leaves_neither_process_nor_mount() {
     let Some(settings) = settings(name, &["firecracker", "jailer"]) else { return };
     let bench = bench("drop");
     let vm = boot(settings, &bench.spec).await;
-    let pid = vm.pid();
+    let pid = rustix::process::Pid::from_raw(vm.pid().try_into().unwrap()).unwrap();
+    let process = Pidfd::open(pid).unwrap();
     drop(vm);
-    let gone = async {
-        while !is_gone(pid) {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(SOON, gone).await.unwrap();
+    timeout(SOON, process.ended()).await.unwrap();
     assert_nothing_is_mounted_in(bench.directory.path());
 }
 

@@ -26,6 +26,7 @@ impl Traces {
     /// Waits until nothing more than before is there: no process of the VM's and no descriptor of this process's.
     pub(crate) async fn vanish(&self) -> Result<()> {
         let gone = async {
+            // Whoever reaps the VMM closes descriptors in threads of its own, and nothing tells of one that is closed.
             while !self.left()?.is_empty() {
                 tokio::task::yield_now().await;
             }
