@@ -88,29 +88,24 @@ fn file_share(number: usize, share: &ShareSpec) -> Result<FsConfig, HypervisorEr
 
 #[cfg(test)]
 mod tests {
-    use kata_hypervisor::{GuestRoot, LaterDisks};
+    use kata_hypervisor::GuestRoot;
 
     use super::*;
 
     fn spec() -> VmSpec {
         VmSpec {
-            sandbox: "web-1".into(),
             vcpus: 2,
-            memory_mib: 256,
-            kernel: "/share/vmlinux".into(),
-            root: GuestRoot::Initrd("/share/initrd.img".into()),
             kernel_params: vec!["agent.log=debug".into()],
             shares: vec![ShareSpec {
                 tag: "kataShared".into(),
                 source: ShareSource::Server("/run/fs.sock".into()),
             }],
-            disks: Vec::new(),
-            later_disks: LaterDisks::default(),
-            nics: Vec::new(),
-            hot_plug: false,
-            network_namespace: None,
-            run_dir: "/run/kata/web-1".into(),
-            debug: false,
+            ..VmSpec::bare(
+                "web-1",
+                "/share/vmlinux",
+                GuestRoot::Initrd("/share/initrd.img".into()),
+                "/run/kata/web-1",
+            )
         }
     }
 

@@ -14,9 +14,7 @@ use std::time::Duration;
 use kata_channel::AGENT_PORT;
 use kata_cloud_hypervisor::api::*;
 use kata_cloud_hypervisor::{CloudHypervisor, CloudHypervisorSettings};
-use kata_hypervisor::{
-    GuestRoot, Hypervisor, HypervisorError, LaterDisks, Vm, VmSpec, kvm_obstacle,
-};
+use kata_hypervisor::{GuestRoot, Hypervisor, HypervisorError, Vm, VmSpec, kvm_obstacle};
 use kata_log::chain;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -57,22 +55,12 @@ struct Bench {
 
 fn bench(name: &str) -> Bench {
     let directory = tempfile::tempdir().unwrap();
-    let spec = VmSpec {
-        sandbox: format!("test-{name}"),
-        vcpus: 1,
-        memory_mib: 256,
-        kernel: asset("KATA_TEST_KERNEL", "vmlinux.container"),
-        root: GuestRoot::Initrd(asset("KATA_TEST_INITRD", "kata-containers-initrd.img")),
-        kernel_params: Vec::new(),
-        shares: Vec::new(),
-        disks: Vec::new(),
-        later_disks: LaterDisks::default(),
-        nics: Vec::new(),
-        hot_plug: false,
-        network_namespace: None,
-        run_dir: directory.path().to_owned(),
-        debug: false,
-    };
+    let spec = VmSpec::bare(
+        format!("test-{name}"),
+        asset("KATA_TEST_KERNEL", "vmlinux.container"),
+        GuestRoot::Initrd(asset("KATA_TEST_INITRD", "kata-containers-initrd.img")),
+        directory.path(),
+    );
     Bench { directory, spec }
 }
 
@@ -171,22 +159,8 @@ async fn what_is_wrong_is_told_in_the_vmms_words() {
 #[tokio::test]
 async fn program_that_exits_at_once_is_quoted_and_one_without_kvm_not_started() {
     let directory = tempfile::tempdir().unwrap();
-    let spec = VmSpec {
-        sandbox: "test-cat".into(),
-        vcpus: 1,
-        memory_mib: 256,
-        kernel: "/kernel".into(),
-        root: GuestRoot::Initrd("/initrd".into()),
-        kernel_params: Vec::new(),
-        shares: Vec::new(),
-        disks: Vec::new(),
-        later_disks: LaterDisks::default(),
-        nics: Vec::new(),
-        hot_plug: false,
-        network_namespace: None,
-        run_dir: directory.path().to_owned(),
-        debug: false,
-    };
+    let spec =
+        VmSpec::bare("test-cat", "/kernel", GuestRoot::Initrd("/initrd".into()), directory.path());
     let settings =
         CloudHypervisorSettings { program: "cat".into(), ..CloudHypervisorSettings::default() };
     let text = failure(settings, &spec).await;

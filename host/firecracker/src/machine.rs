@@ -109,20 +109,14 @@ pub(crate) mod tests {
 
     pub(crate) fn spec() -> VmSpec {
         VmSpec {
-            sandbox: "web-1".into(),
             vcpus: 2,
-            memory_mib: 256,
-            kernel: "/share/vmlinux".into(),
-            root: GuestRoot::Initrd("/share/initrd.img".into()),
             kernel_params: vec!["agent.log=debug".into()],
-            shares: Vec::new(),
-            disks: Vec::new(),
-            later_disks: LaterDisks::default(),
-            nics: Vec::new(),
-            hot_plug: false,
-            network_namespace: None,
-            run_dir: "/run/kata/web-1".into(),
-            debug: false,
+            ..VmSpec::bare(
+                "web-1",
+                "/share/vmlinux",
+                GuestRoot::Initrd("/share/initrd.img".into()),
+                "/run/kata/web-1",
+            )
         }
     }
 

@@ -66,22 +66,7 @@ fn bench(name: &str) -> Bench {
 }
 
 fn bare(run_dir: &Path) -> VmSpec {
-    VmSpec {
-        sandbox: "test".into(),
-        vcpus: 1,
-        memory_mib: 256,
-        kernel: "/kernel".into(),
-        root: GuestRoot::Initrd("/initrd".into()),
-        kernel_params: Vec::new(),
-        shares: Vec::new(),
-        disks: Vec::new(),
-        later_disks: LaterDisks::default(),
-        nics: Vec::new(),
-        hot_plug: false,
-        network_namespace: None,
-        run_dir: run_dir.to_owned(),
-        debug: false,
-    }
+    VmSpec::bare("test", "/kernel", GuestRoot::Initrd("/initrd".into()), run_dir)
 }
 
 fn asset(variable: &str, name: &str) -> PathBuf {

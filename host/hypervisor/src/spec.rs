@@ -89,6 +89,31 @@ const SYSTEMD: [&str; 3] = [
 ];
 
 impl VmSpec {
+    /// The smallest VM that there is a use for: one processor, 256 MiB, no devices. Whatever else one has is set on top.
+    pub fn bare(
+        sandbox: impl Into<String>,
+        kernel: impl Into<PathBuf>,
+        root: GuestRoot,
+        run_dir: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            sandbox: sandbox.into(),
+            vcpus: 1,
+            memory_mib: 256,
+            kernel: kernel.into(),
+            root,
+            kernel_params: Vec::new(),
+            shares: Vec::new(),
+            disks: Vec::new(),
+            later_disks: LaterDisks::default(),
+            nics: Vec::new(),
+            hot_plug: false,
+            network_namespace: None,
+            run_dir: run_dir.into(),
+            debug: false,
+        }
+    }
+
     /// For drivers whose machines take nothing while they run: refuses a spec that wants room for network devices.
     pub fn refuse_hot_plug(&self, driver: &'static str) -> Result<(), HypervisorError> {
         let what = "network devices that come after the boot";

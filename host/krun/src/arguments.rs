@@ -72,26 +72,21 @@ fn option(name: &str, value: impl Into<OsString>) -> OsString {
 mod tests {
     use std::sync::Arc;
 
-    use kata_hypervisor::{GuestImage, GuestRoot, LaterDisks, NicSpec, ShareSpec, Tap};
+    use kata_hypervisor::{GuestImage, GuestRoot, NicSpec, ShareSpec, Tap};
 
     use super::*;
 
     fn spec(source: ShareSource) -> VmSpec {
         VmSpec {
-            sandbox: "web-1".into(),
             vcpus: 2,
-            memory_mib: 256,
-            kernel: "/share/vmlinux".into(),
-            root: GuestRoot::Initrd("/share/initrd".into()),
             kernel_params: vec!["agent.log=info".into()],
             shares: vec![ShareSpec { tag: "kataShared".into(), source }],
-            disks: Vec::new(),
-            later_disks: LaterDisks::default(),
-            nics: Vec::new(),
-            hot_plug: false,
-            network_namespace: None,
-            run_dir: "/run/x".into(),
-            debug: false,
+            ..VmSpec::bare(
+                "web-1",
+                "/share/vmlinux",
+                GuestRoot::Initrd("/share/initrd".into()),
+                "/run/x",
+            )
         }
     }
 

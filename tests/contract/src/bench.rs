@@ -9,7 +9,7 @@ use kata_agent_client::{AgentClient, GuestSandbox, GuestStorage};
 use kata_channel::AGENT_PORT;
 use kata_e2e::Installation;
 use kata_hypervisor::{
-    GuestRoot, HypervisorError, LaterDisks, ShareSource, ShareSpec, SharedFileSystem, Vm, VmSpec,
+    GuestRoot, HypervisorError, ShareSource, ShareSpec, SharedFileSystem, Vm, VmSpec,
 };
 use kata_log::chain;
 use kata_storage::{FileServer, FileServerSpec};
@@ -45,22 +45,12 @@ impl Bench {
         let directory = tempfile::tempdir().context("cannot make a directory")?;
         let run_dir = directory.path().join("run");
         fs::create_dir(&run_dir).context("cannot make a directory")?;
-        let spec = VmSpec {
-            sandbox: format!("contract-{name}-{}", std::process::id()),
-            vcpus: 1,
-            memory_mib: 256,
-            kernel: subject.guest.kernel.clone(),
-            root: GuestRoot::Initrd(subject.guest.initrd.clone()),
-            kernel_params: Vec::new(),
-            shares: Vec::new(),
-            disks: Vec::new(),
-            later_disks: LaterDisks::default(),
-            nics: Vec::new(),
-            hot_plug: false,
-            network_namespace: None,
+        let spec = VmSpec::bare(
+            format!("contract-{name}-{}", std::process::id()),
+            subject.guest.kernel.clone(),
+            GuestRoot::Initrd(subject.guest.initrd.clone()),
             run_dir,
-            debug: false,
-        };
+        );
         Ok(Self { subject, spec, directory, _turn: turn })
     }
 

@@ -11,9 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kata_channel::ChannelStream;
-use kata_hypervisor::{
-    GuestRoot, Hypervisor, HypervisorError, LaterDisks, ShareSource, ShareSpec, Vm, VmSpec,
-};
+use kata_hypervisor::{GuestRoot, Hypervisor, HypervisorError, ShareSource, ShareSpec, Vm, VmSpec};
 use kata_log::chain;
 use kata_qemu::{MachineChoice, Qemu, QemuSettings};
 use tempfile::TempDir;
@@ -38,20 +36,13 @@ fn bench(name: &str) -> Bench {
     let params = [init.as_str()].into_iter().chain(guest::ARGUMENTS);
     let directory = tempfile::tempdir().unwrap();
     let spec = VmSpec {
-        sandbox: format!("test-{name}"),
-        vcpus: 1,
-        memory_mib: 256,
-        kernel: assets::kernel(),
-        root: GuestRoot::Initrd(assets::initrd(directory.path())),
         kernel_params: params.map(str::to_owned).collect(),
-        shares: Vec::new(),
-        run_dir: directory.path().to_owned(),
-        debug: false,
-        disks: Vec::new(),
-        later_disks: LaterDisks::default(),
-        nics: Vec::new(),
-        hot_plug: false,
-        network_namespace: None,
+        ..VmSpec::bare(
+            format!("test-{name}"),
+            assets::kernel(),
+            GuestRoot::Initrd(assets::initrd(directory.path())),
+            directory.path(),
+        )
     };
     Bench { directory, spec }
 }
