@@ -27,6 +27,8 @@ pub enum Part {
     Proxy,
     /// What stands for a process on the host.
     StandIn,
+    /// The command line, as an engine calls it.
+    CommandLine,
     /// What Podman has watch over a container.
     Monitor,
 }
@@ -41,6 +43,7 @@ impl Part {
             Self::Shim => &["containerd-shim-"],
             Self::Proxy => &["kata-proxy"],
             Self::StandIn => &["kata-shim"],
+            Self::CommandLine => &["kata-runtime"],
             Self::Monitor => &["conmon"],
         }
     }

@@ -271,3 +271,20 @@ fn killed_conmon_leaves_a_container_that_can_be_removed() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn conmon_killed_while_a_container_is_made_leaves_nothing() -> Result<()> {
+    if !only_a_vm("a container that is being made") {
+        return Ok(());
+    }
+    podman(|podman| {
+        let client = podman.run("--detach --name web --network none", SERVER).attach()?;
+        // Whoever calls the runtime is the conmon that stays, and no parent that is about to leave.
+        podman.await_part(Part::CommandLine)?;
+        let monitor = podman.await_part(Part::Monitor)?;
+        monitor.signal(Signal::KILL)?;
+        ensure!(monitor.ends(Deadline::for_command())?, "conmon lives on");
+        client.wait()?.failure()?;
+        podman.succeed("rm --force --time 0 web").map(drop)
+    })
+}
