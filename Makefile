@@ -213,7 +213,7 @@ check: build-deps
 	else \
 	    echo 'licences of dependencies are not checked: cargo-deny is not installed'; \
 	fi
-	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e --exclude=kata-guest-tests \
+	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e --exclude=kata-kubernetes --exclude=kata-guest-tests \
 	    --exclude=kata-host-vm --exclude=kata-qemu --exclude=kata-driver-contract
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-host-vm --package=kata-qemu --lib
 
@@ -221,7 +221,7 @@ check: build-deps
 test: check kernel all distribution-guest engines
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --package=kata-driver-contract --test='*'
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-guest-tests --test='*' -- --test-threads=2
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test='*' -- --test-threads=2
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-kubernetes --test='*' -- --test-threads=2
 	@mk/require-packages $(host_vm_packages)
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm
 

@@ -13,10 +13,12 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::client::{self, Client, Input, Output};
+use crate::cni;
 use crate::deadline::Deadline;
 use crate::events::Events;
 use crate::image::Image;
 use crate::mark::Mark;
+use crate::netns::Netns;
 use crate::run::Run;
 use crate::runtime::Installation;
 use crate::stream::{Stream, tail};
@@ -83,17 +85,22 @@ pub struct Containerd {
     mark: Mark,
     daemon: Daemon,
     environment: Vec<(String, OsString)>,
+    namespace: String,
+    network: Option<Netns>,
     // Locked only to replace the process when it is started again.
     process: Mutex<Client>,
     next: AtomicU32,
+    // Those that others have chosen. Locked only to add one or copy them.
+    foreign_ids: Mutex<Vec<String>>,
 }
 
 impl Containerd {
-    /// Starts one and waits until it answers.
+    /// Starts one and waits until it answers. `kubernetes` gives it a network of its own with CNI, and the namespace of Kubernetes' containers.
     pub(crate) fn start(
         daemon: Daemon,
         mut environment: Vec<(String, OsString)>,
         plugins: &str,
+        kubernetes: bool,
     ) -> Result<Self> {
         let mark = Mark::unique();
         let directory = tempfile::Builder::new()
@@ -104,9 +111,24 @@ impl Containerd {
         fs::write(&config, configuration(directory.path(), plugins))
             .with_context(|| format!("cannot write {}", config.display()))?;
         environment.push(("KATA_E2E_FIXTURE".to_owned(), mark.as_str().into()));
-        let process = Mutex::new(launch(&daemon, &config, &environment)?);
-        let next = AtomicU32::new(1);
-        let containerd = Self { directory, mark, daemon, environment, process, next };
+        let (namespace, network) = if kubernetes {
+            cni::write_bridge(&directory.path().join("cni"))?;
+            ("k8s.io".to_owned(), Some(Netns::new(&mark)?))
+        } else {
+            (format!("ns-{mark}"), None)
+        };
+        let process = Mutex::new(launch(&daemon, network.as_ref(), &config, &environment)?);
+        let containerd = Self {
+            directory,
+            mark,
+            daemon,
+            environment,
+            namespace,
+            network,
+            process,
+            next: AtomicU32::new(1),
+            foreign_ids: Mutex::default(),
+        };
         containerd.import(&Image::busybox())?;
         Ok(containerd)
     }
@@ -125,8 +147,21 @@ impl Containerd {
 
     /// The namespace of everything that the test makes.
     #[must_use]
-    pub fn namespace(&self) -> String {
-        format!("ns-{}", self.mark)
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Runs a shell in the daemon's own network, to its end. Fails where that is the machine's.
+    pub fn on_host(&self, script: &str) -> Result<Output> {
+        let network = self.network.as_ref().context("this daemon has no network of its own")?;
+        let mut shell = network.command("sh");
+        shell.args(["-c", script]);
+        client::run(shell)
+    }
+
+    /// Has the leak check look for a container, too, whose id is not the fixture's choice.
+    pub fn answer_for(&self, id: &str) {
+        self.foreign_ids().push(id.to_owned());
     }
 
     /// Its socket.
@@ -188,7 +223,7 @@ impl Containerd {
 
     fn ctr_command(&self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Command {
         let mut ctr = command(&self.daemon.ctr);
-        ctr.arg("--address").arg(self.address()).args(["--namespace", &self.namespace()]);
+        ctr.arg("--address").arg(self.address()).args(["--namespace", self.namespace()]);
         ctr.args(args.into_iter().map(Into::into));
         ctr
     }
@@ -197,7 +232,7 @@ impl Containerd {
     pub fn kill_and_restart(&self) -> Result<()> {
         self.kill()?;
         let config = self.directory().join("config.toml");
-        *self.process() = launch(&self.daemon, &config, &self.environment)?;
+        *self.process() = launch(&self.daemon, self.network.as_ref(), &config, &self.environment)?;
         Ok(())
     }
 
@@ -226,7 +261,18 @@ impl Containerd {
     /// The ids that containers of this fixture may have had.
     pub(crate) fn ids(&self) -> Vec<String> {
         let numbers = 1..self.next.load(Ordering::Relaxed);
-        numbers.map(|number| format!("{CONTAINER}{number}-{}", self.mark)).collect()
+        let own = numbers.map(|number| format!("{CONTAINER}{number}-{}", self.mark));
+        own.chain(self.foreign_ids().iter().cloned()).collect()
+    }
+
+    /// What everything of this fixture carries, and the ids that carry no mark.
+    pub(crate) fn marks(&self) -> Vec<Mark> {
+        let foreign = self.foreign_ids();
+        foreign.iter().map(|id| Mark::of(id)).chain([self.mark.clone()]).collect()
+    }
+
+    fn foreign_ids(&self) -> MutexGuard<'_, Vec<String>> {
+        self.foreign_ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn process(&self) -> MutexGuard<'_, Client> {
@@ -234,8 +280,20 @@ impl Containerd {
     }
 }
 
-fn launch(daemon: &Daemon, config: &Path, environment: &[(String, OsString)]) -> Result<Client> {
-    let mut containerd = command(&daemon.containerd);
+fn launch(
+    daemon: &Daemon,
+    network: Option<&Netns>,
+    config: &Path,
+    environment: &[(String, OsString)],
+) -> Result<Client> {
+    let mut containerd = match network {
+        Some(network) => {
+            let mut nsenter = network.command("--");
+            nsenter.args(&daemon.containerd);
+            nsenter
+        }
+        None => command(&daemon.containerd),
+    };
     containerd.arg("--config").arg(config).env("PATH", search_path(daemon));
     containerd.envs(environment.iter().map(|(name, value)| (name, value)));
     let client = Client::spawn(containerd, Input::Nothing)?;
@@ -252,15 +310,16 @@ fn search_path(daemon: &Daemon) -> OsString {
     std::env::join_paths(folders).unwrap_or(path)
 }
 
-/// A configuration that every release from 1.6 to 2.x takes. `{directory}` in the tables of `plugins` is the daemon's own, and what they name is
-/// not switched off.
+/// A configuration that every release from 1.6 to 2.x takes, unless `plugins` has tables that came with 2.0. `{directory}` in them is the
+/// daemon's own, and what they name is not switched off.
 fn configuration(directory: &Path, plugins: &str) -> String {
     let disabled: Vec<_> = DISABLED.iter().filter(|plugin| !plugins.contains(**plugin)).collect();
     let plugins = plugins.replace("{directory}", &directory.display().to_string());
     let directory = directory.display();
     let level = std::env::var("KATA_E2E_LOG").unwrap_or("info".to_owned());
+    let version = if plugins.contains(".cri.v1.") { 3 } else { 2 };
     format!(
-        "version = 2\n\
+        "version = {version}\n\
          root = '{directory}/root'\n\
          state = '{directory}/state'\n\
          temp = '{directory}/temp'\n\

@@ -21,7 +21,7 @@ impl Events {
         // It does not say when it listens; so events are made until the first one is seen.
         for round in 0..100 {
             let label = format!("round={round}");
-            containerd.ctr(["namespace", "label", &containerd.namespace(), &label])?.success()?;
+            containerd.ctr(["namespace", "label", containerd.namespace(), &label])?.success()?;
             let patience = Deadline::after(Duration::from_millis(100));
             if client.stdout.expect("/namespaces/update", patience).is_ok() {
                 return Ok(Self { client });

@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail};
 use crate::containerd::Containerd;
 use crate::deadline::Deadline;
 use crate::mark::Mark;
+use crate::netns::Netns;
 use crate::process::{self, Process};
 use crate::watch::Watch;
 
@@ -70,15 +71,16 @@ impl Traces<'_> {
 
     /// Waits until nothing is left at all, for the daemon has ended.
     pub(crate) fn vanish_with_daemon(&self) -> Result<()> {
-        self.wait_until_none(|| {
-            let mut left = Left { processes: process::marked(self.mark())?, others: Vec::new() };
-            left.others.extend(mounts(self.mark())?);
-            Ok(left)
-        })
+        self.wait_until_none(|| self.processes_and_mounts())
     }
 
-    fn mark(&self) -> &Mark {
-        self.containerd.mark()
+    fn processes_and_mounts(&self) -> Result<Left> {
+        let mut left = Left { processes: Vec::new(), others: Vec::new() };
+        for mark in self.containerd.marks() {
+            left.processes.extend(process::marked(&mark)?);
+            left.others.extend(mounts(&mark)?);
+        }
+        Ok(left)
     }
 
     fn wait_until_none(&self, find: impl Fn() -> Result<Left>) -> Result<()> {
@@ -88,19 +90,22 @@ impl Traces<'_> {
     /// Directories in which the disappearance of something is an event.
     fn directories(&self) -> Vec<PathBuf> {
         let mut directories = files::directories(self.containerd);
-        directories.extend(cgroups::parents(self.mark()));
+        for mark in self.containerd.marks() {
+            directories.extend(cgroups::parents(&mark));
+        }
         directories
     }
 
     fn left(&self) -> Result<Left> {
         let daemon = self.containerd.pid();
-        let mut processes = process::marked(self.mark())?;
-        processes.retain(|process| process.pid != daemon);
-        let mut others = mounts(self.mark())?;
-        others.extend(cgroups::left(self.mark()));
-        others.extend(files::left(self.containerd));
-        others.extend(network::left(&self.before.network)?);
-        Ok(Left { processes, others })
+        let mut left = self.processes_and_mounts()?;
+        left.processes.retain(|process| process.pid != daemon);
+        for mark in self.containerd.marks() {
+            left.others.extend(cgroups::left(&mark));
+        }
+        left.others.extend(files::left(self.containerd));
+        left.others.extend(network::left(&self.before.network)?);
+        Ok(left)
     }
 }
 
@@ -146,9 +151,10 @@ impl Left {
     }
 }
 
-/// The mounts that carry `mark`.
+/// The mounts that carry `mark`, but for the network that stands for the engine's host.
 fn mounts(mark: &Mark) -> Result<Vec<String>> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
-    let left = table.lines().filter(|line| mark.is_in(line.as_bytes()));
+    let is_host = |line: &str| line.split(' ').nth(4).is_some_and(|at| Netns::is_one(at.as_ref()));
+    let left = table.lines().filter(|line| mark.is_in(line.as_bytes()) && !is_host(line));
     Ok(left.map(|line| format!("mount: {line}")).collect())
 }

@@ -24,6 +24,7 @@
 //! | `KATA_E2E_BOOTS` | boots in a row under load; default 5 |
 
 mod client;
+mod cni;
 mod command_line;
 mod configuration;
 mod container;

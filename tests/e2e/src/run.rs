@@ -170,7 +170,7 @@ impl<'a> Run<'a> {
         match &self.spec {
             Some(spec) => {
                 let file = self.containerd.directory().join(format!("{}.json", self.id));
-                spec.write(&file, &self.containerd.namespace(), &self.id)?;
+                spec.write(&file, self.containerd.namespace(), &self.id)?;
                 args.extend(["--config".into(), file.into(), self.id.clone().into()]);
             }
             None => {

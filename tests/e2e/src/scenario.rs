@@ -30,6 +30,7 @@ pub struct Scenario {
     daemon: Daemon,
     environment: Vec<(String, OsString)>,
     plugins: String,
+    kubernetes: bool,
 }
 
 impl Default for Scenario {
@@ -49,7 +50,12 @@ impl Scenario {
 
     /// The machine's containerd, and the configuration that the runtime finds by itself.
     pub fn unconfigured() -> Self {
-        Self { daemon: Daemon::of_this_machine(), environment: Vec::new(), plugins: String::new() }
+        Self {
+            daemon: Daemon::of_this_machine(),
+            environment: Vec::new(),
+            plugins: String::new(),
+            kubernetes: false,
+        }
     }
 
     /// Another release of containerd.
@@ -75,13 +81,21 @@ impl Scenario {
         self
     }
 
+    /// A daemon as the kubelet finds it on a node, in a network namespace of its own: its containers are those of the namespace `k8s.io`, and
+    /// `{directory}/cni` has a configuration of CNI. The plugins that speak CRI have to be named in [`plugins`](Self::plugins).
+    pub fn for_kubernetes(mut self) -> Self {
+        self.kubernetes = true;
+        self
+    }
+
     /// Runs the test.
     pub fn run(self, test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
         if Runtime::under_test() == Runtime::Kata {
             Installation::under_test().check()?;
         }
         let before = Traces::before()?;
-        let containerd = Containerd::start(self.daemon, self.environment, &self.plugins)?;
+        let containerd =
+            Containerd::start(self.daemon, self.environment, &self.plugins, self.kubernetes)?;
         let traces = before.of(&containerd);
         // An assertion that fails shall not leave its containers to the next test.
         let result = panic::catch_unwind(AssertUnwindSafe(|| test(&containerd)));
@@ -92,7 +106,9 @@ impl Scenario {
         let result = result.with_context(|| format!("containerd says:\n{}", log_tail(&containerd)));
         let stopped = containerd.stop();
         let result = result.and(stopped).and_then(|()| traces.vanish_with_daemon());
-        sweep(containerd.mark());
+        for mark in containerd.marks() {
+            sweep(&mark);
+        }
         leaks::remove_files(&containerd);
         result
     }

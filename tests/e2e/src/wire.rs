@@ -1,12 +1,12 @@
 //! A network for containers, made by hand: two network namespaces and cables between them.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::client::{self, Client, Input, Output};
+use crate::cni;
 use crate::containerd::Containerd;
 use crate::deadline::Deadline;
 
@@ -96,10 +96,7 @@ impl Wire {
     /// configuration in places that cannot be changed, so it is shown others there.
     pub fn ctr_with_cni(&self, containerd: &Containerd, script: &str) -> Result<Output> {
         let scratch = containerd.directory().join("cni");
-        fs::create_dir_all(&scratch).context("cannot make a directory for CNI")?;
-        let config = scratch.join("bridge.conflist");
-        let data = scratch.join("leases");
-        fs::write(&config, cni_configuration(&data)).context("cannot write CNI's configuration")?;
+        cni::write_bridge(&scratch)?;
         let mut args = containerd.shell(script).flag("--cni").command_line()?;
         args.insert(0, containerd.namespace().into());
         args.insert(0, containerd.address().into());
@@ -154,25 +151,6 @@ const CTR_WITH_CNI: &str = r#"
     shift 2
     ctr --address "$address" --namespace "$namespace" "$@"
 "#;
-
-fn cni_configuration(data: &Path) -> String {
-    serde_json::json!({
-        "cniVersion": "0.4.0",
-        "name": "kata-e2e",
-        "plugins": [{
-            "type": "bridge",
-            "bridge": "br0",
-            "isGateway": true,
-            "ipam": {
-                "type": "host-local",
-                "dataDir": data,
-                "ranges": [[{ "subnet": "10.98.0.0/24" }]],
-                "routes": [{ "dst": "0.0.0.0/0" }],
-            },
-        }],
-    })
-    .to_string()
-}
 
 fn shell_in(namespace: &str, script: &str) -> Command {
     let mut command = Command::new("ip");

@@ -9,7 +9,6 @@ use super::machine::Machine;
 use super::{Left, cgroups, files, mounts, wait_until_none};
 use crate::engine::Engine;
 use crate::mark::Mark;
-use crate::netns::Netns;
 use crate::process;
 
 /// As long as a name may stay that could be another test's, which has come after this one and goes with it.
@@ -77,7 +76,6 @@ impl<'a> EngineTraces<'a> {
         let point = Path::new(mount.split(' ').nth(5).unwrap_or_default());
         let is_one = |own: &str| point == self.engine.directory().join(own);
         ["storage/overlay", "exec/netns/default", "data"].iter().any(|own| is_one(own))
-            || Netns::is_one(point)
     }
 
     fn of_containers(&self) -> impl Iterator<Item = PathBuf> {
@@ -88,7 +86,7 @@ impl<'a> EngineTraces<'a> {
         let marked = files::marked_outside(self.engine.directory(), self.engine.mark());
         let of_containers = self.of_containers().flat_map(|place| files::entries(&place));
         let left = marked.into_iter().chain(of_containers);
-        let left = left.filter(|path| !path.ends_with(".sandboxes") && !Netns::is_one(path));
+        let left = left.filter(|path| !path.ends_with(".sandboxes"));
         left.map(|path| format!("file: {}", path.display())).collect()
     }
 }

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::containerd::Containerd;
 use crate::image::hex;
 use crate::mark::Mark;
+use crate::netns::Netns;
 use crate::process::open_paths;
 use crate::runtime::Runtime;
 
@@ -84,14 +85,15 @@ fn shim_socket_paths(containerd: &Containerd) -> Vec<PathBuf> {
 
 /// What carries the mark in the places of all sandboxes, outside of the fixture's own directory.
 fn marked(containerd: &Containerd) -> Vec<PathBuf> {
-    marked_outside(containerd.directory(), containerd.mark())
+    let marks = containerd.marks();
+    marks.iter().flat_map(|mark| marked_outside(containerd.directory(), mark)).collect()
 }
 
 /// As [`marked`], of any fixture with this directory and this mark.
 pub(super) fn marked_outside(directory: &Path, mark: &Mark) -> Vec<PathBuf> {
     let paths = PLACES.iter().flat_map(|place| entries(Path::new(place)));
     let marked = paths.filter(|path| mark.is_in(path.as_os_str().as_bytes()));
-    marked.filter(|path| !path.starts_with(directory)).collect()
+    marked.filter(|path| !path.starts_with(directory) && !Netns::is_one(path)).collect()
 }
 
 /// Removes the files of sandboxes and the sockets of shims.

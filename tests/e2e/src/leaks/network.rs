@@ -8,20 +8,24 @@ use anyhow::{Context, Result};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
+use crate::netns::Netns;
+
 /// The multicast group of changes of devices: RTMGRP_LINK in rtnetlink(7).
 const LINKS: u32 = 1;
 
 /// Where devices and named namespaces have their names.
 const PLACES: &[(&str, &str)] = &[("network device", "/sys/class/net"), ("netns", "/run/netns")];
 
-/// Every device and named namespace.
+/// Every device and named namespace, but for those that stand for an engine's host.
 pub(super) fn names() -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for (what, place) in PLACES {
         // No /run/netns means no named namespace.
         for entry in fs::read_dir(place).into_iter().flatten() {
-            let name = entry.with_context(|| format!("cannot list {place}"))?.file_name();
-            names.insert(format!("{what}: {}", name.display()));
+            let entry = entry.with_context(|| format!("cannot list {place}"))?;
+            if !Netns::is_one(&entry.path()) {
+                names.insert(format!("{what}: {}", entry.file_name().display()));
+            }
         }
     }
     Ok(names)

@@ -1,0 +1,267 @@
+//! Pods as the kubelet makes them.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Deadline, PackageRoot, Part, Suite, await_path, only_a_vm};
+use kata_kubernetes::messages::{Capability, Int64Value, LinuxContainerResources, NamespaceMode};
+use kata_kubernetes::{Container, Node, Pod, node, node_with};
+
+/// Stays until it is asked to end, and says so.
+const SERVER: &str =
+    "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 1000 & wait $!; done";
+
+/// Made anew by every kernel that boots.
+const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+
+#[test]
+fn containers_of_a_pod_share_its_vm_and_its_network() -> Result<()> {
+    node(share_a_vm_and_a_network)
+}
+
+#[test]
+fn containers_of_a_pod_share_them_under_containerd_2() -> Result<()> {
+    let daemon = PackageRoot::fetch(Suite::Sid, &["containerd", "runc"])?.daemon();
+    ensure!(daemon.version()?.contains(" 2."), "this is not containerd 2");
+    node_with(daemon, share_a_vm_and_a_network)
+}
+
+fn share_a_vm_and_a_network(node: &Node<'_>) -> Result<()> {
+    let pod = node.pod("web").dns("192.0.2.53", "cluster.local").start()?;
+    ensure!(pod.is_ready()?, "the pod is not ready");
+    let server = pod.shell("server", "echo hello | nc -l -p 80; exec sleep 9876").start()?;
+    let client = pod.shell("client", SERVER).start()?;
+
+    assert_eq!(client.says(BOOT_ID)?, server.says(BOOT_ID)?);
+    if only_a_vm("a kernel of the pod's own") {
+        ensure!(
+            client.says(BOOT_ID)? != fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim()
+        );
+    }
+    assert_eq!(client.says("hostname")?, "web");
+    assert_eq!(client.says("cat /etc/resolv.conf")?, "search cluster.local\nnameserver 192.0.2.53");
+    assert_eq!(client.exec("ps | grep 'sleep 987[6]'", 0)?.code, 1, "each has its own processes");
+
+    assert_eq!(client.says("until nc 127.0.0.1 80; do :; done")?, "hello");
+    let address = pod.address()?;
+    ensure!(client.says("ip addr show dev eth0")?.contains(&address));
+    node.containerd().on_host(&format!("busybox ping -c 1 -w 10 {address}"))?.success()?;
+
+    logs(&pod, "client", "stdout F ready")?;
+    assert_eq!(client.stop(10)?, 7);
+    logs(&pod, "client", "stdout F bye")?;
+    client.remove()?;
+    let again = pod.shell("client", "echo again; exit 3").attempt(1).start()?;
+    logs(&pod, "client", "stdout F again")?;
+    assert_eq!(again.ends()?, 3);
+    pod.remove()
+}
+
+/// Waits until a container's log, which the engine writes, has a line that ends so.
+fn logs(pod: &Pod<'_>, name: &str, text: &str) -> Result<()> {
+    let log = pod.log(name);
+    await_path(&log, Deadline::for_command())?;
+    let deadline = Deadline::for_command();
+    while !fs::read_to_string(&log)?.lines().any(|line| line.ends_with(text)) {
+        ensure!(
+            !deadline.remaining().is_zero(),
+            "the log has no {text}: {}",
+            fs::read_to_string(&log)?
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn volumes_of_kubernetes_are_followed() -> Result<()> {
+    node(|node| {
+        let volumes = node.containerd().directory().join("volumes");
+        let (config, empty) = (volumes.join("config"), volumes.join("empty"));
+        fs::create_dir_all(&empty)?;
+        publish(&config, "..1", "first")?;
+
+        let pod = node.pod("volumes").start()?;
+        let reader = pod
+            .shell("reader", SERVER)
+            .mount(&config, "/etc/config", true)
+            .mount(&empty, "/shared", false)
+            .start()?;
+        let writer = pod.shell("writer", SERVER).mount(&empty, "/shared", false).start()?;
+
+        assert_eq!(reader.says("cat /etc/config/key")?, "first");
+        publish(&config, "..2", "second")?;
+        assert_eq!(reader.says("until grep second /etc/config/key; do :; done")?, "second");
+        assert_eq!(reader.exec("echo no > /etc/config/key", 0)?.code, 1, "it is read-only");
+
+        writer.says("echo from-writer > /shared/file")?;
+        assert_eq!(reader.says("cat /shared/file")?, "from-writer");
+        assert_eq!(fs::read_to_string(empty.join("file"))?, "from-writer\n");
+        pod.remove()
+    })
+}
+
+/// Puts a version of a ConfigMap in place, as the kubelet does: the directory is complete before a link is turned to it.
+fn publish(volume: &Path, version: &str, text: &str) -> Result<()> {
+    let directory = volume.join(version);
+    fs::create_dir_all(&directory)?;
+    fs::write(directory.join("key"), format!("{text}\n"))?;
+    let next = volume.join("..data_tmp");
+    symlink(version, &next)?;
+    fs::rename(&next, volume.join("..data")).context("cannot turn the link")?;
+    let key = volume.join("key");
+    if fs::symlink_metadata(&key).is_err() {
+        symlink("..data/key", key)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn limits_are_those_of_the_pod_specification() -> Result<()> {
+    node(|node| {
+        let pod = node.pod("limits").start()?;
+        let limits = |mebibytes: i64, quota| LinuxContainerResources {
+            memory_limit_in_bytes: mebibytes << 20,
+            cpu_period: 100_000,
+            cpu_quota: quota,
+            cpu_shares: 512,
+            ..Default::default()
+        };
+        let container = pod.shell("limited", SERVER).resources(limits(64, 50_000)).start()?;
+        assert_eq!(memory_limit(&container)?, 64 << 20);
+        container.update(limits(96, 80_000))?;
+        assert_eq!(memory_limit(&container)?, 96 << 20);
+
+        let stats = container.stats()?;
+        ensure!(stats.memory.working_set_bytes.value > 0, "no memory in {stats:?}");
+        ensure!(stats.cpu.usage_core_nano_seconds.value > 0, "no processor time in {stats:?}");
+
+        // 40 MiB that a process holds at once.
+        let hog = pod
+            .shell(
+                "hog",
+                "dd if=/dev/zero bs=40M count=1 of=/dev/null; echo dd: $?; exec sleep 1000",
+            )
+            .resources(limits(24, 100_000))
+            .start()?;
+        logs(&pod, "hog", "dd: 137")?;
+        ensure!(hog.is_running()? && container.is_running()?);
+        pod.remove()
+    })
+}
+
+/// What the container finds as its limit, with either version of cgroups.
+fn memory_limit(container: &Container<'_>) -> Result<u64> {
+    let limit = container.says(
+        "cd /sys/fs/cgroup; cat memory.max 2>/dev/null || cat memory/memory.limit_in_bytes",
+    )?;
+    limit.parse().context(limit)
+}
+
+#[test]
+fn security_context_holds() -> Result<()> {
+    node(|node| {
+        let pod = node.pod("secure").start()?;
+        let strict = pod.shell("strict", SERVER).security(|context| {
+            context.run_as_user = Some(Int64Value { value: 1000, ..Default::default() }).into();
+            context.run_as_group = Some(Int64Value { value: 1000, ..Default::default() }).into();
+            context.supplemental_groups = vec![4242];
+            context.readonly_rootfs = true;
+            context.no_new_privs = true;
+            let drop_capabilities = vec!["ALL".to_owned()];
+            context.capabilities =
+                Some(Capability { drop_capabilities, ..Default::default() }).into();
+        });
+        let strict = strict.start()?;
+        assert_eq!(strict.says("id -u; id -g")?, "1000\n1000");
+        ensure!(strict.says("id -G")?.split(' ').any(|group| group == "4242"));
+        assert_ne!(strict.exec("echo > /tmp/file", 0)?.code, 0);
+        ensure!(strict.says("grep CapEff /proc/self/status")?.ends_with("\t0000000000000000"));
+        ensure!(strict.says("grep NoNewPrivs /proc/self/status")?.ends_with("\t1"));
+
+        pod.remove()
+    })
+}
+
+#[test]
+fn privileged_container_is_fenced() -> Result<()> {
+    if !only_a_vm("a privileged container that is fenced") {
+        return Ok(());
+    }
+    node(|node| {
+        let pod = node.pod("privileged").privileged().start()?;
+        let container = pod.shell("server", SERVER).security(|context| context.privileged = true);
+        let container = container.start()?;
+        container.says("mount -t tmpfs none /mnt")?;
+        let disks = container.says("ls /sys/block")?;
+        for disk in fs::read_dir("/sys/block").context("cannot list the host's disks")? {
+            let name = disk?.file_name();
+            let name = name.to_str().context("a disk's name is not text")?;
+            let of_every_kernel = name.starts_with("loop") || name.starts_with("ram");
+            ensure!(
+                of_every_kernel || !disks.lines().any(|disk| disk == name),
+                "{name} of the host"
+            );
+        }
+        pod.remove()
+    })
+}
+
+#[test]
+fn processes_are_shared_where_the_pod_says_so() -> Result<()> {
+    node(|node| {
+        let pod = node.pod("shared").pid_namespace(NamespaceMode::POD).start()?;
+        let first = pod.shell("first", "exec sleep 4321").start()?;
+        let second = pod.shell("second", SERVER).start()?;
+        second.says("ps -o args | grep -q 'sleep 432[1]'")?;
+        second.says("kill -9 $(ps -o pid,args | awk '/sleep 432[1]/ { print $1 }')")?;
+        assert_eq!(first.ends()?, 137);
+        pod.remove()
+    })
+}
+
+#[test]
+fn probe_that_takes_too_long_is_ended() -> Result<()> {
+    node(|node| {
+        let pod = node.pod("probe").start()?;
+        let container = pod.shell("server", SERVER).start()?;
+        assert_eq!(container.exec("exit 5", 30)?.code, 5);
+        let error = container.exec("echo start; exec sleep 5555", 1).unwrap_err();
+        ensure!(format!("{error:#}").contains("timeout"), "{error:#}");
+        assert_eq!(container.exec("ps | grep 'sleep 555[5]'", 0)?.code, 1, "the probe is gone");
+        ensure!(container.is_running()?);
+        pod.remove()
+    })
+}
+
+#[test]
+fn engine_that_was_killed_finds_its_pods_again() -> Result<()> {
+    node(|node| {
+        let pod = node.pod("lasting").start()?;
+        let container = pod.shell("server", SERVER).start()?;
+        node.containerd().kill_and_restart()?;
+        ensure!(pod.is_ready()? && container.is_running()?);
+        assert_eq!(container.says("echo alive")?, "alive");
+        assert_eq!(container.stop(10)?, 7);
+        pod.remove()
+    })
+}
+
+#[test]
+fn pod_whose_vm_was_killed_is_removed() -> Result<()> {
+    if !only_a_vm("a VM that is killed") {
+        return Ok(());
+    }
+    node(|node| {
+        let pod = node.pod("doomed").start()?;
+        let container = pod.shell("server", SERVER).start()?;
+        let events = node.containerd().events()?;
+        for vmm in kata_e2e::parts_of(node.containerd().mark(), Part::Vmm)? {
+            vmm.signal(rustix::process::Signal::KILL)?;
+        }
+        events.expect_exit(pod.id())?;
+        assert_eq!(container.ends()?, 137);
+        pod.remove()
+    })
+}
