@@ -1,4 +1,4 @@
-//! The least that a virtual machine can take: the same QEMU, machine and kernel, and an init that ends at once.
+//! The least that a virtual machine can take: the same QEMU, machine and kernel, and an init that says what time it is, and ends at once.
 
 use std::fs;
 use std::path::Path;
@@ -15,18 +15,40 @@ const KEPT: &[&str] =
 /// Options without a value.
 const FLAGS: &[&str] = &["-nodefaults", "-no-user-config", "-no-reboot"];
 
-/// Boots the machine of `vmm` with an initial ramdisk that ends it at once, and tells how long that took.
-pub(crate) fn measure(vmm: &Recipe, directory: &Path) -> Result<Duration> {
+/// What the init writes before the time.
+const MARKER: [u8; 8] = *b"\x01ticks=\x02";
+
+/// How long a machine took.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    /// From the VMM's start to its end.
+    pub(crate) whole: Duration,
+    /// From the machine's start, which comes after the VMM's, to its init. `None` where nobody has told the guest how fast its counter counts.
+    pub(crate) kernel: Option<Duration>,
+}
+
+/// Boots the machine of `vmm` with an initial ramdisk that ends it at once.
+pub(crate) fn measure(vmm: &Recipe, directory: &Path) -> Result<Boot> {
     let initrd = directory.join("floor.img");
     fs::write(&initrd, initial_ramdisk()).context("cannot write the initial ramdisk")?;
     let mut command = Command::new(&vmm.program);
-    command.args(&vmm.arguments).arg("-initrd").arg(&initrd).args(["-serial", "null"]);
+    command.args(&vmm.arguments).arg("-initrd").arg(&initrd).args(["-serial", "stdio"]);
     let start = Instant::now();
     let output = Client::spawn(command, Input::Nothing)?
         .wait_until(Deadline::after(Duration::from_secs(30)))
         .context("the floor's machine does not end")?;
+    let whole = start.elapsed();
     ensure!(output.code == 0, "the floor's machine failed: {output}");
-    Ok(start.elapsed())
+    let ticks = ticks(&output.stdout).context("the floor's init has not come to say the time")?;
+    let kernel = vmm.khz().map(|khz| Duration::from_secs_f64(ticks as f64 / khz / 1000.0));
+    Ok(Boot { whole, kernel })
+}
+
+/// The processor's time stamp counter, which is 0 when the machine starts, as the init has written it among what the kernel says.
+fn ticks(serial: &[u8]) -> Option<u64> {
+    let at = serial.windows(MARKER.len()).position(|window| window == MARKER)?;
+    let ticks = serial.get(at + MARKER.len()..)?.first_chunk()?;
+    Some(u64::from_le_bytes(*ticks))
 }
 
 /// A QEMU command line without devices and initial ramdisk.
@@ -51,6 +73,14 @@ impl Recipe {
             *named = kernel.display().to_string();
         }
         recipe
+    }
+
+    /// How often the time stamp counter counts in a millisecond, as the kernel is told.
+    fn khz(&self) -> Option<f64> {
+        let words = self.arguments.iter().flat_map(|argument| argument.split(' '));
+        words
+            .filter_map(|word| word.strip_prefix("tsc_early_khz="))
+            .find_map(|khz| khz.parse().ok())
     }
 
     fn from(program: &str, command_line: &[String]) -> Self {
@@ -99,10 +129,28 @@ fn pad(archive: &mut Vec<u8>) {
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
 
-/// A program of one system call: reboot(2), which ends the machine, for QEMU is told not to reboot.
+/// A program that writes the time stamp counter to the serial port, past the kernel's console, and ends the machine by reboot(2), for QEMU
+/// is told not to reboot.
 fn init() -> Vec<u8> {
     #[rustfmt::skip]
-    let code: [u8; 27] = [
+    let mut code = vec![
+        0x0f, 0x31,                   // rdtsc
+        0x48, 0xc1, 0xe2, 0x20,       // shl rdx, 32
+        0x48, 0x09, 0xd0,             // or rax, rdx
+        0x50,                         // push rax
+        0x48, 0xb8,                   // mov rax, MARKER
+    ];
+    code.extend(MARKER);
+    #[rustfmt::skip]
+    code.extend([
+        0x50,                         // push rax
+        0xb8, 0xac, 0x00, 0x00, 0x00, // mov eax, 172 (iopl)
+        0xbf, 0x03, 0x00, 0x00, 0x00, // mov edi, 3
+        0x0f, 0x05,                   // syscall
+        0x48, 0x89, 0xe6,             // mov rsi, rsp
+        0xb9, 0x10, 0x00, 0x00, 0x00, // mov ecx, 16
+        0x66, 0xba, 0xf8, 0x03,       // mov dx, 0x3f8
+        0xf3, 0x6e,                   // rep outsb
         0xb8, 0xa9, 0x00, 0x00, 0x00, // mov eax, 169 (reboot)
         0xbf, 0xad, 0xde, 0xe1, 0xfe, // mov edi, LINUX_REBOOT_MAGIC1
         0xbe, 0x69, 0x19, 0x12, 0x28, // mov esi, LINUX_REBOOT_MAGIC2
@@ -110,7 +158,7 @@ fn init() -> Vec<u8> {
         0x4d, 0x31, 0xd2,             // xor r10, r10
         0x0f, 0x05,                   // syscall
         0xeb, 0xfe,                   // jmp here
-    ];
+    ]);
     const BASE: u64 = 0x40_0000;
     const HEADERS: u64 = 64 + 56;
     let size = HEADERS + code.len() as u64;
@@ -149,9 +197,29 @@ mod tests {
     }
 
     #[test]
+    fn ticks_are_found_among_the_kernels_words() {
+        let mut serial = b"warning\r\n".to_vec();
+        serial.extend(MARKER);
+        assert_eq!(ticks(&serial), None);
+        serial.extend(0x0a0d_u64.to_le_bytes());
+        serial.extend(b"reboot: Restarting system");
+        assert_eq!(ticks(&serial), Some(0x0a0d));
+    }
+
+    #[test]
+    fn frequency_is_what_the_kernel_is_told() {
+        let recipe = |append: &str| Recipe {
+            program: String::new(),
+            arguments: vec!["-append".to_owned(), append.to_owned()],
+        };
+        assert_eq!(recipe("quiet tsc_early_khz=2600000 panic=-1").khz(), Some(2_600_000.0));
+        assert_eq!(recipe("quiet").khz(), None);
+    }
+
+    #[test]
     fn init_is_an_elf_program_of_its_whole_length() {
         let init = init();
-        assert_eq!(init.len(), 64 + 56 + 27);
+        assert_eq!(init.len(), 64 + 56 + 20 + 54);
         assert_eq!(&init[24..32], &(0x40_0078_u64).to_le_bytes());
     }
 }

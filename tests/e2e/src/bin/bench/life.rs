@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use kata_e2e::{Container, Deadline, GuestKernel, Part, parts_of};
 use kata_timeline::{Stage, Timeline};
 
-use crate::floor::{self, Recipe};
+use crate::floor::{self, Boot, Recipe};
 use crate::metric::{self, Group, Metric, Subject, Values};
 use crate::subject::{Subjects, timed};
 
@@ -60,14 +60,20 @@ pub(crate) fn life(
     stop(subjects, subject, container, to)?;
     if has(Group::Start) {
         let directory = subjects.containerd().directory();
-        let took = floor::measure(&recipe, directory)?.as_secs_f64();
-        to.add(metric::RUN, Subject::Floor, took);
-        to.add(metric::BOOT, Subject::Floor, took);
+        let boot = floor::measure(&recipe, directory)?;
+        to.add(metric::RUN, Subject::Floor, boot.whole.as_secs_f64());
+        add_boot(Subject::Floor, &boot, to);
         let distributions = recipe.with_kernel(&GuestKernel::Distribution.vmlinux());
-        let took = floor::measure(&distributions, directory)?.as_secs_f64();
-        to.add(metric::BOOT, Subject::Distribution, took);
+        add_boot(Subject::Distribution, &floor::measure(&distributions, directory)?, to);
     }
     Ok(())
+}
+
+fn add_boot(subject: Subject, boot: &Boot, to: &mut Values) {
+    to.add(metric::BOOT, subject, boot.whole.as_secs_f64());
+    if let Some(kernel) = boot.kernel {
+        to.add(metric::TO_INIT, subject, kernel.as_secs_f64());
+    }
 }
 
 fn record_timeline(container: &Container<'_>, to: &mut Values) -> Result<()> {

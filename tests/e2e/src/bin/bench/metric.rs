@@ -76,6 +76,7 @@ const fn metric(group: Group, order: u8, name: &'static str, unit: &'static str)
 pub(crate) const RUN: Metric = metric(Group::Start, 0, "ctr run --rm … true", "s");
 pub(crate) const ONE: Metric = metric(Group::Start, 1, "one start until ready", "s");
 pub(crate) const BOOT: Metric = metric(Group::Start, 2, "a VM's boot to an init that ends it", "s");
+pub(crate) const TO_INIT: Metric = metric(Group::Start, 3, "  its kernel alone, to init", "s");
 pub(crate) const MACHINE: Metric = metric(Group::Timeline, 0, "shim asked to VMM executed", "ms");
 pub(crate) const VMM: Metric = metric(Group::Timeline, 1, "VMM executed to kernel", "ms");
 pub(crate) const KERNEL: Metric = metric(Group::Timeline, 2, "kernel to init", "ms");

@@ -34,8 +34,9 @@ pub(crate) fn promises(values: &Values, initrd: &Path) -> Result<Vec<Promise>> {
     let against = |metric, subject| Some((kata(metric)?, values.median(metric, subject)?));
     let burst = |metric, count: f64| Some(kata(metric)? * cores / (count * kata(metric::ONE)?));
     let run = against(metric::RUN, Subject::Floor).map(|(kata, floor)| kata / floor);
-    let boot = |subject| values.median(metric::BOOT, subject);
-    let kernels = boot(Subject::Floor).and_then(|small| Some(small / boot(Subject::Distribution)?));
+    let to_init = |subject| values.median(metric::TO_INIT, subject);
+    let kernels =
+        to_init(Subject::Floor).and_then(|small| Some(small / to_init(Subject::Distribution)?));
     let exec = against(metric::EXEC, Subject::Runc).map(|(kata, runc)| (kata - runc) * 1000.0);
     // What the engine takes by itself is what it takes with runc, and what the VM takes is what it takes under ctr.
     let beyond = |metric| {
@@ -45,7 +46,7 @@ pub(crate) fn promises(values: &Values, initrd: &Path) -> Result<Vec<Promise>> {
     };
     let found = [
         ("ctr run --rm … true ÷ the floor", run, "", 1.5),
-        ("this kernel's boot ÷ the distribution's", kernels, "", 0.5),
+        ("this kernel to init ÷ the distribution's", kernels, "", 0.5),
         ("ctr task exec … true, more than runc", exec, "ms", 60.0),
         ("running container: kill to gone", kata(metric::STOP), "s", 0.3),
         ("10 at once ÷ (10 × one ÷ cores)", burst(metric::TEN, 10.0), "", 1.2),
