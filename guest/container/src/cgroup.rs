@@ -1,6 +1,5 @@
 //! A container's control group (version 2 only: the guest is ours).
 
-mod bpf;
 mod devices;
 mod events;
 mod limits;

@@ -2,6 +2,7 @@
 //!
 //! Knows no VM and no container.
 
+pub mod bpf;
 pub mod capabilities;
 pub mod cgroup;
 pub mod descriptors;

@@ -18,9 +18,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use kata_linux::bpf::{self, Instruction};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::bpf::{self, Instruction};
 use super::{Cgroup, CgroupError};
 
 /// Ways to access a device, as bits that are the kernel's (`BPF_DEVCG_ACC_*` of linux/bpf.h).
@@ -264,9 +264,10 @@ impl DeviceFilter {
             return Ok(());
         }
         let attach = || -> io::Result<OwnedFd> {
-            let program = bpf::load(&rules.program())?;
+            let program = bpf::load(bpf::Kind::CgroupDevice, &rules.program())?;
             let group = File::open(cgroup.directory())?;
-            bpf::attach(group.as_fd(), program.as_fd(), current.as_ref().map(AsFd::as_fd))?;
+            let replaced = current.as_ref().map(AsFd::as_fd);
+            bpf::attach_to_cgroup(group.as_fd(), program.as_fd(), replaced)?;
             Ok(program)
         };
         *current = Some(attach().map_err(CgroupError::Devices)?);

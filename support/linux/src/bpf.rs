@@ -1,4 +1,5 @@
-//! The three calls of bpf(2) that a device filter needs.
+//! Programs for the kernel (bpf(2)): loading one, and having it judge the devices of a cgroup.
+
 #![expect(unsafe_code, reason = "bpf has no safe wrapper")]
 
 use std::ffi::CStr;
@@ -8,31 +9,39 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// One instruction, as `struct bpf_insn` of linux/bpf.h.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Instruction {
+pub struct Instruction {
     /// Class, operation and kind of operand.
-    pub(super) code: u8,
-    /// The destination in the low four bits, the source in the high ones. (On a big-endian machine the
-    /// two halves change places; the guest is little-endian.)
-    pub(super) registers: u8,
+    pub code: u8,
+    /// The destination in the low four bits, the source in the high ones. (On a big-endian machine the two halves change places; all that
+    /// this software runs on are little-endian.)
+    pub registers: u8,
     /// Of a jump: instructions to skip; of a load: bytes from the source register.
-    pub(super) offset: i16,
+    pub offset: i16,
     /// The operand, if it is a constant.
-    pub(super) immediate: i32,
+    pub immediate: i32,
+}
+
+/// What a program is asked about, with its number of linux/bpf.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// What becomes of a packet at a network interface (tc-bpf(8)).
+    Classifier = 3,
+    /// Whether the processes of a cgroup may access a device.
+    CgroupDevice = 15,
 }
 
 /// How often a load is tried.
 const LOADS: u32 = 16;
 
-/// Commands, the kind of program and flags, with their numbers of linux/bpf.h.
+/// Commands, the place of a program and flags, with their numbers of linux/bpf.h.
 const PROG_LOAD: libc::c_int = 5;
 const PROG_ATTACH: libc::c_int = 8;
-const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const CGROUP_DEVICE: u32 = 6;
 /// Groups below may have filters of their own, which can only forbid more.
 const ALLOW_MULTI: u32 = 2;
 const REPLACE: u32 = 4;
 
-/// No helper function of the kernel is called, so that any licence will do.
+/// The kernel has helper functions for programs under the GPL alone; without them any licence will do.
 const LICENCE: &CStr = c"Apache-2.0";
 
 /// The part of `union bpf_attr` that loads a program.
@@ -54,15 +63,12 @@ struct Attach {
     replaced: u32,
 }
 
-/// Hands a device filter to the kernel, which checks it. Its descriptor closes on exec.
-///
-/// # Errors
-///
-/// ENOSYS or EINVAL from a kernel without such programs, and EINVAL, EACCES or E2BIG for a program
-/// that it does not take.
-pub(super) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
+/// Hands a program to the kernel, which checks it. Its descriptor closes on exec. An error is ENOSYS or EINVAL from a kernel without such
+/// programs, EPERM without the right to load any, and EINVAL, EACCES or E2BIG for a program that it does not take, such as one that calls a
+/// helper function for programs under the GPL alone.
+pub fn load(kind: Kind, program: &[Instruction]) -> io::Result<OwnedFd> {
     let attributes = Load {
-        kind: PROG_TYPE_CGROUP_DEVICE,
+        kind: kind as u32,
         count: u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
         instructions: program.as_ptr() as u64,
         licence: LICENCE.as_ptr() as u64,
@@ -84,13 +90,9 @@ fn unless_interrupted<T>(mut load: impl FnMut() -> io::Result<T>) -> io::Result<
     load()
 }
 
-/// Lets `program` judge every access from `cgroup` and below from now on, in place of `replaced`, of
-/// which there is no moment without either. It stays for as long as the group does.
-///
-/// # Errors
-///
-/// Fails when `replaced` is not attached there, and on a kernel without such programs.
-pub(super) fn attach(
+/// Lets `program` judge every access from `cgroup` and below from now on, in place of `replaced`, of which there is no moment without
+/// either. It stays for as long as the group does. An error when `replaced` is not attached there, and on a kernel without such programs.
+pub fn attach_to_cgroup(
     cgroup: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
     replaced: Option<BorrowedFd<'_>>,
