@@ -16,6 +16,7 @@
 //! [yamux]: https://github.com/hashicorp/yamux/blob/master/spec.md
 
 mod dial;
+pub mod dns_relay;
 mod error;
 pub mod guest_socket;
 pub mod handshake;
@@ -38,6 +39,9 @@ pub const AGENT_PORT: u32 = 1024;
 pub const LOG_PORT: u32 = 1025;
 /// The port on which the agent offers a shell, where the administrator allowed one.
 pub const DEBUG_CONSOLE_PORT: u32 = 1026;
+/// The port on which the agent hands over what programs ask a name server that only the host has ([`dns_relay`]). It is one of ours: other
+/// agents, whose ports go on from 1027, do not have it.
+pub const DNS_RELAY_PORT: u32 = 1053;
 
 /// Anything that can carry a ttrpc connection.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
