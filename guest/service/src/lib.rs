@@ -4,8 +4,8 @@
 //!  serve ── streams by port ──▶ ttrpc ──▶ rpc (one method each: check, convert, call)
 //!    │                                     │
 //!    ├── log (port 1025)                   ▼
-//!    └── shell (port 1026)               agent ── sandbox ── container ── processes
-//!                                          │
+//!    ├── shell (port 1026)               agent ── sandbox ── container ── processes
+//!    └── dns_relay (port 1053)             │
 //!                                          └── storage, files, network, guest ...
 //! ```
 //!
@@ -16,6 +16,7 @@ mod agent;
 mod container;
 mod devices;
 mod disk;
+mod dns_relay;
 mod files;
 mod guest;
 mod health;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::stream;
 use kata_agent_api::{agent_ttrpc, health_ttrpc};
-use kata_channel::{AGENT_PORT, ChannelStream, SerialListener};
+use kata_channel::{AGENT_PORT, ChannelStream, DNS_RELAY_PORT, SerialListener};
 use kata_guest_setup::reaper::Reaper;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
@@ -16,6 +16,7 @@ use ttrpc::r#async::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::agent::Agent;
+use crate::dns_relay;
 use crate::health::HealthService;
 use crate::log::Log;
 use crate::rpc::Service;
@@ -80,6 +81,7 @@ impl Services {
     #[must_use]
     pub fn has(&self, port: u32) -> bool {
         port == AGENT_PORT
+            || port == DNS_RELAY_PORT
             || Some(port) == self.log_port
             || (Some(port) == self.shell_port && shell::exists())
     }
@@ -97,6 +99,12 @@ impl Services {
             tokio::spawn(async move {
                 if let Err(error) = shell::serve(stream, reaper, size).await {
                     tracing::warn!(%error, "the debug console failed");
+                }
+            });
+        } else if port == DNS_RELAY_PORT {
+            tokio::spawn(async move {
+                if let Err(error) = dns_relay::serve(stream).await {
+                    tracing::warn!(%error, "questions for names are not taken");
                 }
             });
         }
@@ -126,7 +134,7 @@ impl Services {
     ///
     /// Fails when a port is taken, or when accepting does.
     pub async fn vsock(self: &Arc<Self>, agent_port: u32) -> io::Result<()> {
-        let optional = [self.log_port, self.shell_port].into_iter().flatten();
+        let optional = [Some(DNS_RELAY_PORT), self.log_port, self.shell_port].into_iter().flatten();
         for port in optional.filter(|port| self.has(*port)) {
             let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
             let services = Arc::clone(self);
