@@ -11,10 +11,10 @@ use crate::error::kernel;
 use crate::{Interface, Mac, Namespace, NetworkError, tap};
 
 /// Every protocol (ETH_P_ALL of linux/if_ether.h), as tc counts: in the network's byte order.
-const ALL_PROTOCOLS: u16 = 3_u16.to_be();
+pub(crate) const ALL_PROTOCOLS: u16 = 3_u16.to_be();
 
 /// The parent of an ingress filter: `ffff:` in tc(8).
-const INGRESS: u32 = 0xffff_0000;
+pub(crate) const INGRESS: u32 = 0xffff_0000;
 
 /// How an interface is joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,7 +182,7 @@ fn unless_gone(error: rtnetlink::Error) -> Result<(), rtnetlink::Error> {
     }
 }
 
-async fn index_of(netlink: &Handle, name: &str) -> Result<u32, NetworkError> {
+pub(crate) async fn index_of(netlink: &Handle, name: &str) -> Result<u32, NetworkError> {
     let found = netlink.link().get().match_name(name.to_owned()).execute().try_next().await;
     let found: Option<LinkMessage> = found.map_err(kernel(format!("find {name}")))?;
     let is_it = |link: &LinkMessage| {

@@ -23,15 +23,18 @@ mod changes;
 mod error;
 mod join;
 mod namespace;
+mod own_traffic;
 mod plan;
 mod scan;
 mod snapshot;
+mod sockets;
 mod tap;
 
 pub use changes::Changes;
 pub use error::NetworkError;
 pub use join::{Model, Nic, join, leave, leave_blocking, leave_tap};
 pub use namespace::{Namespace, NamespaceId};
+pub use own_traffic::share_with_sockets;
 pub use plan::{Plan, PlannedRoute, in_use, plan};
 pub use scan::{scan, scan_blocking};
 pub use snapshot::{Interface, Link, Mac, Neighbour, Prefix, Route, Snapshot};

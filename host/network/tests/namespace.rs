@@ -2,13 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
 use kata_network::{
     Changes, Model, Namespace, NetworkError, join, leave, leave_blocking, leave_tap, plan, scan,
+    share_with_sockets,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A named namespace with a cable whose other end is in it, too.
 struct Netns(String);
@@ -138,6 +143,76 @@ async fn traffic_of_the_interface_is_the_taps() {
         }
     }
     leave(&namespace, &[plan.interfaces[0].index]).await.unwrap();
+}
+
+/// What a name server needs that serves in a container's namespace: its own questions to the world are answered, and the guest misses nothing.
+#[tokio::test]
+async fn sockets_of_the_namespace_are_answered_and_the_rest_is_the_taps() {
+    let (netns, outside) = (Netns::new(), Netns::new());
+    netns.ip(&format!("link add eth0 type veth peer name eth0 netns {}", outside.0));
+    for (end, address) in [(&netns, "192.0.2.2/24"), (&outside, "192.0.2.1/24")] {
+        end.ip(&format!("address add {address} dev eth0"));
+        end.ip("link set eth0 up");
+    }
+    let before = netns.picture();
+    let server = echo_server(&outside);
+    let namespace = netns.open();
+    let plan = plan(&scan(&namespace).await.unwrap()).unwrap();
+    let mut nics = join(&namespace, &plan.interfaces, Model::TcFilter, false).await.unwrap();
+    let nic = nics.pop().unwrap();
+    share_with_sockets(&namespace, &[nic.index]).await.unwrap();
+
+    let udp = namespace.connect_udp(server).await.unwrap();
+    udp.send(b"over UDP").await.unwrap();
+    let mut answer = [0; 8];
+    udp.recv(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"over UDP");
+    let mut tcp = namespace.connect_tcp(server).await.unwrap();
+    tcp.write_all(b"over TCP").await.unwrap();
+    tcp.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"over TCP");
+
+    // The guest has the same address, and the ports that no socket of the namespace has.
+    inside(&outside, || {
+        UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"for the guest", "192.0.2.2:9").unwrap();
+    });
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"for the guest") {
+        let mut frame = [0; 2048];
+        let length = rustix::io::read(&nic.tap, &mut frame).unwrap();
+        heard = frame[..length].to_vec();
+        assert!(!heard.ends_with(b"over UDP"), "the guest hears what is not its own");
+    }
+    drop((nic, udp, tcp));
+    leave(&namespace, &[plan.interfaces[0].index]).await.unwrap();
+    assert_eq!(netns.picture(), before);
+}
+
+/// One that answers a datagram and a connection, each with what it gets.
+fn echo_server(netns: &Netns) -> SocketAddr {
+    let address = "192.0.2.1:5300".parse().unwrap();
+    let (udp, tcp) = inside(netns, move || {
+        (UdpSocket::bind(address).unwrap(), TcpListener::bind(address).unwrap())
+    });
+    thread::spawn(move || {
+        let mut buffer = [0; 8];
+        let (length, peer) = udp.recv_from(&mut buffer).unwrap();
+        udp.send_to(&buffer[..length], peer).unwrap();
+        let (mut stream, _) = tcp.accept().unwrap();
+        stream.read_exact(&mut buffer).unwrap();
+        stream.write_all(&buffer).unwrap();
+    });
+    address
+}
+
+/// Does something on a thread in a namespace.
+fn inside<T: Send + 'static>(netns: &Netns, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let path = netns.path();
+    let thread = thread::spawn(move || {
+        kata_linux::netns::enter(&path).unwrap();
+        work()
+    });
+    thread.join().unwrap()
 }
 
 #[tokio::test]
