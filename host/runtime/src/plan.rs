@@ -13,7 +13,7 @@ use kata_hypervisor::{
     GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
 };
 use kata_sandbox::{
-    ContainerPlan, Deadlines, NetworkModel, NetworkPlan, SandboxMount, SandboxPlan,
+    ContainerPlan, Deadlines, NetworkModel, NetworkPlan, ResolvConf, SandboxMount, SandboxPlan,
 };
 use kata_storage::{FileServerSpec, RootfsMount};
 use oci_spec::runtime::{LinuxResources, Spec};
@@ -36,9 +36,6 @@ const SHARE_TAG: &str = "kataShared";
 /// The longest that QEMU takes to say hello on a busy host, and an emulated kernel to reach its init.
 const VMM_DEADLINE: Duration = Duration::from_secs(30);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(60);
-
-/// The largest resolv.conf(5) in bytes that is passed on to the guest.
-const MAX_RESOLV_CONF: u64 = 64 * 1024;
 
 /// CRI's annotations for the resources of a whole pod.
 const CRI_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
@@ -104,6 +101,7 @@ pub(crate) fn sandbox(
         },
         single_container: role == ContainerRole::Single,
         open_ports: open_ports(config),
+        resolv_conf: resolv_conf(spec),
         sandbox_mounts: sandbox_mounts(config),
     })
 }
@@ -172,16 +170,11 @@ fn network(runtime: &Runtime, spec: &Spec) -> Result<NetworkPlan, RuntimeError> 
     Ok(NetworkPlan { namespace, model, vhost, named_taps, hot_plug, vmm_inside })
 }
 
-/// The lines of the resolv.conf(5) that the engine mounts into the container. One that cannot be read is the mount's own matter, and only a
-/// file of a sane size is one.
-fn dns(spec: &Spec) -> Vec<String> {
+/// The resolv.conf(5) that the engine mounts into the container.
+fn resolv_conf(spec: &Spec) -> Option<ResolvConf> {
     let mut mounts = spec.mounts().iter().flatten();
     let mount = mounts.find(|mount| mount.destination() == Path::new("/etc/resolv.conf"));
-    let Some(source) = mount.and_then(|mount| mount.source().as_ref()) else { return Vec::new() };
-    let is_file = std::fs::metadata(source)
-        .is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_RESOLV_CONF);
-    let text = if is_file { std::fs::read_to_string(source).ok() } else { None };
-    text.unwrap_or_default().lines().map(str::to_owned).collect()
+    mount.and_then(|mount| mount.source().clone()).map(ResolvConf::at)
 }
 
 /// What the guest starts from: what the configuration names, else the initial ramdisk that is installed with this software.
@@ -322,7 +315,7 @@ fn guest_sandbox(config: &HostConfig, id: &str, spec: &Spec, has_share: bool) ->
     GuestSandbox {
         id: id.to_owned(),
         hostname: hostname(spec),
-        dns: dns(spec),
+        dns: resolv_conf(spec).map(|file| file.lines()).unwrap_or_default(),
         storages: has_share.then_some(share).into_iter().collect(),
         shared_pid_namespace: false,
         kernel_modules: config.agent.kernel_modules.clone(),

@@ -30,6 +30,7 @@ mod ledger;
 mod network;
 mod plan;
 mod process;
+mod resolv_conf;
 mod sandbox;
 mod stdio;
 mod timing;
@@ -41,5 +42,6 @@ pub use network::JoinError;
 pub use plan::{
     ContainerPlan, Deadlines, DiskDevice, DiskRoot, NetworkPlan, SandboxMount, SandboxPlan,
 };
+pub use resolv_conf::ResolvConf;
 pub use sandbox::Sandbox;
 pub use stdio::{AttachedStdio, EventSink, GuestProcess, SandboxEvent, Stdio, StdioError};

@@ -14,6 +14,7 @@ use kata_agent_client::{
     AgentClient, AgentError, GuestAddress, GuestInterface, GuestNeighbour, GuestRoute, IpFamily,
 };
 use kata_hypervisor::{HypervisorError, NicSpec, Tap, Vm};
+use kata_log::chain;
 use kata_network::{Link, Model, Namespace, NetworkError, Nic, Plan, PlannedRoute, Prefix};
 use thiserror::Error;
 
@@ -187,9 +188,28 @@ impl SandboxNetwork {
         Ok(Some(list).filter(|list| !list.is_empty()))
     }
 
+    /// Lets sockets of the namespace itself be answered from outside, beside the guest; else the reason why they are not.
+    pub(crate) async fn share_with_sockets(&self) -> Result<(), String> {
+        match self.model {
+            Model::TcFilter => {
+                let indexes = self.joined_indexes();
+                let shared = kata_network::share_with_sockets(&self.namespace, &indexes).await;
+                shared.map_err(|error| chain(&error))
+            }
+            Model::MacVtap => {
+                Err("a macvtap takes everything; set `internetworking_model` to \"tcfilter\""
+                    .to_owned())
+            }
+        }
+    }
+
+    fn joined_indexes(&self) -> Vec<u32> {
+        self.joined.interfaces.iter().map(|one| one.index).collect()
+    }
+
     /// Takes away what was put into the namespace. The VMM must be gone.
     pub(crate) async fn leave(&self) {
-        let indexes: Vec<u32> = self.joined.interfaces.iter().map(|one| one.index).collect();
+        let indexes = self.joined_indexes();
         if indexes.is_empty() {
             return;
         }

@@ -9,7 +9,7 @@ use kata_hypervisor::VmSpec;
 use kata_storage::{BlockRoot, FileServerSpec, GuestMounts, RootfsMount};
 use oci_spec::runtime::Spec;
 
-use crate::NetworkModel;
+use crate::{NetworkModel, ResolvConf};
 
 /// A sandbox to boot.
 #[derive(Debug, Clone)]
@@ -30,6 +30,9 @@ pub struct SandboxPlan {
     pub cgroup: String,
     /// Where its network comes from.
     pub network: NetworkPlan,
+    /// The resolv.conf(5) of its first container, from which it learns at the first start whether a name server on the host is to be asked;
+    /// `None` where the engine mounts none.
+    pub resolv_conf: Option<ResolvConf>,
     /// Ports of the guest that root on this host may reach through the sandbox's socket.
     pub open_ports: Vec<u32>,
     /// Directories of the host that everything in the guest may see.

@@ -1,5 +1,6 @@
 //! The living sandbox: what may be asked of it, and what it does when something dies.
 
+mod dns_relay;
 mod files;
 mod guest_socket;
 mod settle;
@@ -22,7 +23,7 @@ use crate::process::{PendingExec, Processes};
 use crate::timing::Timing;
 use crate::{
     BootError, ContainerPlan, EventSink, Exit, Footprint, GuestProcess, ProcessKey, Refusal,
-    SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
+    ResolvConf, SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
 };
 
 /// The status of a process whose own cannot be learned, as containerd has it.
@@ -58,6 +59,8 @@ struct Shared {
     timing: Arc<Timing>,
     /// Ports of the guest that people may reach.
     open_ports: Vec<u32>,
+    /// The first container's.
+    resolv_conf: Option<ResolvConf>,
     /// `None` when there is none, and when it has been left. An async one, for the guest is asked while it is held: at the first start, and
     /// never again.
     network: tokio::sync::Mutex<Option<SandboxNetwork>>,
@@ -94,6 +97,7 @@ impl Sandbox {
             footprint,
             timing: Arc::new(timing),
             open_ports: plan.open_ports,
+            resolv_conf: plan.resolv_conf,
             network: tokio::sync::Mutex::new(network),
             processes: Mutex::default(),
             events,

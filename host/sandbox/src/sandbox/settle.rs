@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use kata_network::Changes;
 
-use super::Shared;
-use crate::SandboxError;
+use super::{Shared, dns_relay};
+use crate::{ResolvConf, SandboxError};
 
 /// Before the first container starts: the last moment at which its engine may have given it a network.
 pub(super) async fn settle_network(shared: &Arc<Shared>) -> Result<(), SandboxError> {
@@ -28,6 +28,9 @@ pub(super) async fn settle_network(shared: &Arc<Shared>) -> Result<(), SandboxEr
             "sandbox {}: no interface but lo is in the network namespace {namespace}, so its containers have no network",
             shared.id
         );
+    }
+    if let Some(server) = shared.resolv_conf.as_ref().and_then(ResolvConf::server_on_host) {
+        dns_relay::open(shared, network, server).await;
     }
     match changes {
         Ok(changes) => drop(tokio::spawn(watch_network(Arc::clone(shared), changes))),
