@@ -13,6 +13,7 @@ mod podman;
 
 use std::ffi::OsString;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,6 +27,7 @@ use crate::deadline::Deadline;
 use crate::image::Image;
 use crate::leaks::{EngineTraces, Machine};
 use crate::mark::Mark;
+use crate::name_server::NameServer;
 use crate::netns::Netns;
 use crate::process::{Part, Process, await_part, parts_of};
 use crate::runtime::{Installation, Runtime};
@@ -216,6 +218,11 @@ impl Engine {
         let mut shell = self.network.command("sh");
         shell.args(["-c", script]);
         client::run(shell)
+    }
+
+    /// A name server at an address of the network that is the host's for this engine. It knows one name, with one address.
+    pub fn name_server(&self, at: Ipv4Addr, name: &str, address: Ipv4Addr) -> Result<NameServer> {
+        NameServer::start(&self.network, at, name, address)
     }
 
     /// The processes of one part of a container's sandbox.

@@ -1,10 +1,14 @@
 //! A network namespace that stands for an engine's host, so that its bridges, addresses and packet filters touch nothing else.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::client;
 use crate::mark::Mark;
@@ -32,6 +36,21 @@ impl Netns {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.name)).arg(program);
         command
+    }
+
+    /// Does something on a thread in it, which ends with that. A socket that is made there stays in it.
+    pub(crate) fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        let path = format!("/run/netns/{}", self.name);
+        let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        let thread = thread::spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                .map(|()| work())
+        });
+        let done = thread.join().map_err(|_| anyhow!("a thread in {path} panicked"))?;
+        done.with_context(|| format!("cannot enter {path}"))
     }
 
     /// Whether the path is that of such a namespace of any fixture.

@@ -1,6 +1,7 @@
 //! Docker, with kata-runtime from its daemon.json as the default runtime.
 
 use std::fs;
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{Input, Part, docker, only_a_vm};
@@ -8,6 +9,10 @@ use rustix::process::Signal;
 
 /// Says `up`, and ends at SIGTERM with code 3.
 const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
+
+/// A question for the address of `web` as by TCP, with its length before it (RFC 1035, section 4), in octal for printf(1).
+const QUESTION_FOR_WEB: &str =
+    r"\000\025\022\064\001\000\000\001\000\000\000\000\000\000\003web\000\000\001\000\001";
 
 #[test]
 fn run_is_like_any_other_run() -> Result<()> {
@@ -103,7 +108,6 @@ fn networks_publish_ports_and_join_containers() -> Result<()> {
         docker.succeed("network create net")?;
         let serve = "while :; do echo from web | nc -l -p 80; done";
         docker.start("web", "--network net --publish 8080:80", serve)?;
-        // By address: Docker's own name server is an address of the loopback interface that only a process of the host can reach.
         let address = docker.inspect("web", "{{.NetworkSettings.Networks.net.IPAddress}}")?;
         let asks = format!(
             "until nc {address} 80 < /dev/null > /tmp/answer && [ -s /tmp/answer ]; do :; done; cat /tmp/answer"
@@ -117,6 +121,42 @@ fn networks_publish_ports_and_join_containers() -> Result<()> {
             "ip route | grep -c '^default'; ping -c 1 -w 10 172.17.0.1 > /dev/null && echo reached",
         );
         assert_eq!(gateway.output()?.success()?, "1\nreached\n");
+        docker.succeed("rm --force web")?;
+        docker.succeed("network rm net").map(drop)
+    })
+}
+
+/// Docker's name server is an address of the loopback interface, and of the host's: 127.0.0.11.
+#[test]
+fn containers_find_each_other_and_the_world_by_name() -> Result<()> {
+    docker(|docker| {
+        docker.succeed("network create net")?;
+        let gateway = docker.inspect("net", "{{(index .IPAM.Config 0).Gateway}}")?;
+        let (www, its_address) = ("www.example.org", Ipv4Addr::new(203, 0, 113, 7));
+        let _world = docker.name_server(gateway.parse()?, www, its_address)?;
+        docker.start("web", "--network net --network-alias shop", SERVER)?;
+        let address = docker.inspect("web", "{{.NetworkSettings.Networks.net.IPAddress}}")?;
+
+        let looks = docker.run(
+            &format!("--rm --network net --dns {gateway}"),
+            &format!(
+                "grep nameserver /etc/resolv.conf
+                for name in web shop {www} {address}; do nslookup $name | tail -n +3 | grep -e Address: -e name; done
+                nslookup nobody.example.org > /dev/null || echo nobody
+                ping -c 1 -w 20 web > /dev/null && echo reached
+                printf '{QUESTION_FOR_WEB}' | nc 127.0.0.11 53 | tail -c 4 | od -An -tu1 | xargs"
+            ),
+        );
+        let told = looks.output()?;
+        let reverse: Vec<&str> = address.rsplit('.').collect();
+        let expected = format!(
+            "nameserver 127.0.0.11\nAddress: {address}\nAddress: {address}\nAddress: {its_address}\n\
+             {}.in-addr.arpa\tname = web.net\nnobody\nreached\n{}\n",
+            reverse.join("."),
+            address.replace('.', " "),
+        );
+        assert_eq!(told.text(), expected, "{told}");
+
         docker.succeed("rm --force web")?;
         docker.succeed("network rm net").map(drop)
     })

@@ -157,3 +157,84 @@ impl Server {
         Ok(Message { dns, ..question })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::io::duplex;
+    use tokio::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    /// A guest's end of a relay whose name server is in this process's own network namespace.
+    fn relay_to(
+        address: SocketAddr,
+    ) -> (tokio::io::DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
+        let (host, guest) = duplex(1 << 20);
+        let namespace = Namespace::reopen(Path::new("/proc/self/ns/net")).unwrap();
+        let (from_guest, to_guest) = split(Box::new(host) as ChannelStream);
+        (guest, tokio::spawn(carry(from_guest, to_guest, Server { namespace, address })))
+    }
+
+    fn question(asker: u64, transport: Transport) -> Message {
+        Message { asker, transport, dns: format!("question {asker:04}").into_bytes() }
+    }
+
+    #[tokio::test]
+    async fn every_asker_gets_its_own_answer_and_a_flood_is_cut_off() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (mut guest, relay) = relay_to(server.local_addr().unwrap());
+        for asker in 0..200 {
+            question(asker, Transport::Udp).write(&mut guest).await.unwrap();
+        }
+        let mut asked = Vec::new();
+        for _ in 0..MAX_WAITING {
+            let mut buffer = [0; 64];
+            let (length, asker) = server.recv_from(&mut buffer).await.unwrap();
+            asked.push((buffer[..length].to_vec(), asker));
+        }
+        for (dns, asker) in asked.iter().rev() {
+            server.send_to(&[b"answer to ", dns.as_slice()].concat(), asker).await.unwrap();
+        }
+        for _ in 0..MAX_WAITING {
+            let answer = Message::read(&mut guest).await.unwrap().unwrap();
+            let expected =
+                [b"answer to ".as_slice(), &question(answer.asker, answer.transport).dns].concat();
+            assert_eq!(answer.dns, expected);
+        }
+        // The others were dropped, and so is what is no DNS message: the next to be heard is a new one.
+        Message { dns: b"too short".to_vec(), ..question(0, Transport::Udp) }
+            .write(&mut guest)
+            .await
+            .unwrap();
+        question(4711, Transport::Udp).write(&mut guest).await.unwrap();
+        let mut buffer = [0; 64];
+        let (length, _) = server.recv_from(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..length], b"question 4711");
+
+        drop(guest);
+        relay.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn question_by_tcp_is_asked_by_tcp() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (mut guest, _relay) = relay_to(server.local_addr().unwrap());
+        question(7, Transport::Tcp).write(&mut guest).await.unwrap();
+        let (mut connection, _) = server.accept().await.unwrap();
+        let asked = dns_relay::read_with_length(&mut connection).await.unwrap();
+        assert_eq!(asked, question(7, Transport::Tcp).dns);
+        let large = vec![b'x'; MAX_MESSAGE];
+        connection.write_all(&dns_relay::with_length(&large).unwrap()).await.unwrap();
+        let answer = Message::read(&mut guest).await.unwrap().unwrap();
+        assert_eq!(answer, Message { dns: large, ..question(7, Transport::Tcp) });
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_ends_it() {
+        let (mut guest, relay) = relay_to("127.0.0.1:9".parse().unwrap());
+        guest.write_all(&[0xff; 64]).await.unwrap();
+        assert_eq!(relay.await.unwrap().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
