@@ -26,7 +26,7 @@ use tokio::time::timeout;
 /// TCP connections at a time; others wait to be taken.
 const MAX_CONNECTIONS: usize = 32;
 
-/// How long a TCP connection may be silent, and how long an answer on it may take: a little longer than the host tries.
+/// How long a TCP connection may be silent, an answer on it may take, and the program may take to read that: a little longer than the host tries.
 const PATIENCE: Duration = Duration::from_secs(12);
 
 /// The largest DNS message in bytes.
@@ -106,7 +106,8 @@ impl Relay {
             self.waiting().insert(asker, sender);
             self.ask(Message { asker, transport: Transport::Tcp, dns }).await?;
             let answer = timeout(PATIENCE, answer).await?.map_err(io::Error::other)?;
-            stream.write_all(&dns_relay::with_length(&answer)?).await?;
+            let answer = dns_relay::with_length(&answer)?;
+            timeout(PATIENCE, stream.write_all(&answer)).await??;
         }
     }
 
