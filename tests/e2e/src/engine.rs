@@ -222,7 +222,7 @@ impl Engine {
 
     /// A name server at an address of the network that is the host's for this engine. It knows one name, with one address.
     pub fn name_server(&self, at: Ipv4Addr, name: &str, address: Ipv4Addr) -> Result<NameServer> {
-        NameServer::start(&self.network, at, name, address)
+        NameServer::start(self.network.name(), at, name, address)
     }
 
     /// The processes of one part of a container's sandbox.

@@ -5,7 +5,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 
-use crate::netns::Netns;
+use crate::netns;
 
 /// Where names are in a DNS message, after its header.
 const QUESTION: usize = 12;
@@ -21,14 +21,14 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// Has it serve at `address` in a namespace that has this address.
+    /// Has it serve at `address` in the network namespace of the name `netns`, which has this address.
     pub(crate) fn start(
-        netns: &Netns,
+        netns: &str,
         address: Ipv4Addr,
         name: &str,
         its_address: Ipv4Addr,
     ) -> Result<Self> {
-        let bound = netns.inside(move || UdpSocket::bind((address, 53)))?;
+        let bound = netns::inside(netns, move || UdpSocket::bind((address, 53)))?;
         let socket = bound.with_context(|| format!("cannot serve names at {address}"))?;
         let server = socket.try_clone().context("cannot copy a socket")?;
         let name = name.to_owned();

@@ -38,19 +38,9 @@ impl Netns {
         command
     }
 
-    /// Does something on a thread in it, which ends with that. A socket that is made there stays in it.
-    pub(crate) fn inside<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T> {
-        let path = format!("/run/netns/{}", self.name);
-        let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
-        let thread = thread::spawn(move || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .map(|()| work())
-        });
-        let done = thread.join().map_err(|_| anyhow!("a thread in {path} panicked"))?;
-        done.with_context(|| format!("cannot enter {path}"))
+    /// Its name, for ip-netns(8).
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether the path is that of such a namespace of any fixture.
@@ -58,6 +48,21 @@ impl Netns {
         path.parent() == Some(Path::new("/run/netns"))
             && path.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
     }
+}
+
+/// Does something on a thread in the network namespace of this name, which ends with that. A socket that is made there stays in it.
+pub(crate) fn inside<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let path = format!("/run/netns/{name}");
+    let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+    let thread = thread::spawn(move || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .map(|()| work())
+    });
+    let done = thread.join().map_err(|_| anyhow!("a thread in {path} panicked"))?;
+    done.with_context(|| format!("cannot enter {path}"))
 }
 
 impl Drop for Netns {

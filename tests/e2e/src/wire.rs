@@ -1,6 +1,7 @@
 //! A network for containers, made by hand: two network namespaces and cables between them.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +10,7 @@ use crate::client::{self, Client, Input, Output};
 use crate::cni;
 use crate::containerd::Containerd;
 use crate::deadline::Deadline;
+use crate::name_server::NameServer;
 
 /// Two namespaces: one for a container, as a CNI plugin would prepare it, and one that stands for the rest of the world. It goes when it is
 /// dropped.
@@ -90,6 +92,11 @@ impl Wire {
     /// Runs a shell on the host in the container's namespace, to its end.
     pub fn inside(&self, script: &str) -> Result<String> {
         client::run(shell_in(&self.container, script))?.success().with_context(|| script.to_owned())
+    }
+
+    /// A name server on the host in the container's namespace. It knows one name, with one address.
+    pub fn name_server(&self, at: Ipv4Addr, name: &str, address: Ipv4Addr) -> Result<NameServer> {
+        NameServer::start(&self.container, at, name, address)
     }
 
     /// Runs `ctr run --rm --cni` with a shell in the world, where the plugin `bridge` makes the bridge 10.98.0.1. ctr looks for plugins and

@@ -1,5 +1,8 @@
 //! Networks that an engine, or a hand, has prepared in a network namespace.
 
+use std::fs;
+use std::net::Ipv4Addr;
+
 use anyhow::Result;
 use kata_e2e::{
     Configuration, Container, Containerd, Deadline, Input, Part, Run, Scenario, Wire, has_macvtap,
@@ -79,6 +82,27 @@ fn macvtap_carries_the_same() -> Result<()> {
         return Ok(());
     }
     with_model("macvtap", carries_everything)
+}
+
+/// As Docker has one in each container's namespace, whatever its version and however it calls the runtime.
+#[test]
+fn name_server_of_the_namespace_is_asked() -> Result<()> {
+    scenario(|containerd| {
+        let wire = Wire::new(containerd)?;
+        let before = wire.picture()?;
+        let (name, address) = ("www.example.org", Ipv4Addr::new(203, 0, 113, 7));
+        let server = wire.name_server(Ipv4Addr::new(127, 0, 0, 11), name, address)?;
+        let file = containerd.directory().join("resolv.conf");
+        fs::write(&file, "nameserver 127.0.0.11\noptions ndots:0\n")?;
+        let lookup = format!(
+            "nslookup {name} | grep {address}; nslookup other > /dev/null || echo no other"
+        );
+        let run = containerd.shell(&lookup).option("--with-ns", &wire.with_ns());
+        let told = run.bind(&file, "/etc/resolv.conf", "rbind:ro").output()?;
+        assert_eq!(told.text(), format!("Address: {address}\nno other\n"), "{told}");
+        drop(server);
+        wire.becomes(&before)
+    })
 }
 
 #[test]
