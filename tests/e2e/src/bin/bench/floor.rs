@@ -15,8 +15,9 @@ const KEPT: &[&str] =
 /// Options without a value.
 const FLAGS: &[&str] = &["-nodefaults", "-no-user-config", "-no-reboot"];
 
-/// What the init writes before the time.
-const MARKER: [u8; 8] = *b"\x01ticks=\x02";
+/// What the init writes before the time, and the letter that stands for 0 in it.
+const MARKER: [u8; 8] = *b"[ticks: ";
+const FIRST_DIGIT: u8 = b'a';
 
 /// How long a machine took.
 #[derive(Debug)]
@@ -47,8 +48,11 @@ pub(crate) fn measure(vmm: &Recipe, directory: &Path) -> Result<Boot> {
 /// The processor's time stamp counter, which is 0 when the machine starts, as the init has written it among what the kernel says.
 fn ticks(serial: &[u8]) -> Option<u64> {
     let at = serial.windows(MARKER.len()).position(|window| window == MARKER)?;
-    let ticks = serial.get(at + MARKER.len()..)?.first_chunk()?;
-    Some(u64::from_le_bytes(*ticks))
+    let digits: &[u8; 16] = serial.get(at + MARKER.len()..)?.first_chunk()?;
+    digits.iter().try_fold(0, |ticks, digit| {
+        let digit = digit.checked_sub(FIRST_DIGIT).filter(|digit| *digit < 16)?;
+        Some(ticks << 4 | u64::from(digit))
+    })
 }
 
 /// A QEMU command line without devices and initial ramdisk.
@@ -103,19 +107,21 @@ impl Recipe {
     }
 }
 
-/// An archive (cpio "newc") with one file: the init.
+/// An archive (cpio "newc") with the init, and the console that it speaks through.
 fn initial_ramdisk() -> Vec<u8> {
     let mut archive = Vec::new();
-    add(&mut archive, "init", 0o100_755, &init());
-    add(&mut archive, "TRAILER!!!", 0, &[]);
+    add(&mut archive, "dev", 0o040_755, [0, 0], &[]);
+    add(&mut archive, "dev/console", 0o020_600, [5, 1], &[]);
+    add(&mut archive, "init", 0o100_755, [0, 0], &init());
+    add(&mut archive, "TRAILER!!!", 0, [0, 0], &[]);
     archive
 }
 
-fn add(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+fn add(archive: &mut Vec<u8>, name: &str, mode: u32, [major, minor]: [u32; 2], content: &[u8]) {
     let length = |length: usize| u32::try_from(length).expect("files here are small");
     let (size, name_size) = (length(content.len()), length(name.len() + 1));
     // inode, mode, uid, gid, links, mtime, size, device and special device (major, minor), length of the name, checksum
-    let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+    let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0];
     archive.extend_from_slice(b"070701");
     archive.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
     archive.extend_from_slice(name.as_bytes());
@@ -129,28 +135,40 @@ fn pad(archive: &mut Vec<u8>) {
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
 
-/// A program that writes the time stamp counter to the serial port, past the kernel's console, and ends the machine by reboot(2), for QEMU
-/// is told not to reboot.
+/// A program that writes the time stamp counter to its console, waits until it is out, and ends the machine by reboot(2), for QEMU is told
+/// not to reboot.
 fn init() -> Vec<u8> {
     #[rustfmt::skip]
     let mut code = vec![
         0x0f, 0x31,                   // rdtsc
         0x48, 0xc1, 0xe2, 0x20,       // shl rdx, 32
         0x48, 0x09, 0xd0,             // or rax, rdx
-        0x50,                         // push rax
+        0x48, 0x89, 0xc3,             // mov rbx, rax
+        0x48, 0x83, 0xec, 0x20,       // sub rsp, 32
+        0x48, 0x89, 0xe7,             // mov rdi, rsp
         0x48, 0xb8,                   // mov rax, MARKER
     ];
     code.extend(MARKER);
     #[rustfmt::skip]
     code.extend([
-        0x50,                         // push rax
-        0xb8, 0xac, 0x00, 0x00, 0x00, // mov eax, 172 (iopl)
-        0xbf, 0x03, 0x00, 0x00, 0x00, // mov edi, 3
-        0x0f, 0x05,                   // syscall
-        0x48, 0x89, 0xe6,             // mov rsi, rsp
+        0x48, 0xab,                   // stosq
         0xb9, 0x10, 0x00, 0x00, 0x00, // mov ecx, 16
-        0x66, 0xba, 0xf8, 0x03,       // mov dx, 0x3f8
-        0xf3, 0x6e,                   // rep outsb
+        // A letter for each half byte, the highest first.
+        0x48, 0xc1, 0xc3, 0x04,       // rol rbx, 4
+        0x88, 0xd8,                   // mov al, bl
+        0x24, 0x0f,                   // and al, 15
+        0x04, FIRST_DIGIT,            // add al, FIRST_DIGIT
+        0xaa,                         // stosb
+        0xe2, 0xf3,                   // loop, 13 bytes back
+        0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1 (write)
+        0xbf, 0x01, 0x00, 0x00, 0x00, // mov edi, 1
+        0x48, 0x89, 0xe6,             // mov rsi, rsp
+        0xba, 0x18, 0x00, 0x00, 0x00, // mov edx, 24
+        0x0f, 0x05,                   // syscall
+        0xb8, 0x10, 0x00, 0x00, 0x00, // mov eax, 16 (ioctl)
+        0xbe, 0x09, 0x54, 0x00, 0x00, // mov esi, TCSBRK
+        0xba, 0x01, 0x00, 0x00, 0x00, // mov edx, 1: wait, and no break
+        0x0f, 0x05,                   // syscall
         0xb8, 0xa9, 0x00, 0x00, 0x00, // mov eax, 169 (reboot)
         0xbf, 0xad, 0xde, 0xe1, 0xfe, // mov edi, LINUX_REBOOT_MAGIC1
         0xbe, 0x69, 0x19, 0x12, 0x28, // mov esi, LINUX_REBOOT_MAGIC2
@@ -201,9 +219,8 @@ mod tests {
         let mut serial = b"warning\r\n".to_vec();
         serial.extend(MARKER);
         assert_eq!(ticks(&serial), None);
-        serial.extend(0x0a0d_u64.to_le_bytes());
-        serial.extend(b"reboot: Restarting system");
-        assert_eq!(ticks(&serial), Some(0x0a0d));
+        serial.extend(b"aaaaaaaaaaabcdefreboot: Restarting system");
+        assert_eq!(ticks(&serial), Some(0x1_2345));
     }
 
     #[test]
@@ -219,7 +236,7 @@ mod tests {
     #[test]
     fn init_is_an_elf_program_of_its_whole_length() {
         let init = init();
-        assert_eq!(init.len(), 64 + 56 + 20 + 54);
+        assert_eq!(init.len(), 64 + 56 + 29 + 84);
         assert_eq!(&init[24..32], &(0x40_0078_u64).to_le_bytes());
     }
 }
