@@ -5,6 +5,9 @@ use kata_hypervisor::kernel_command_line;
 use crate::accelerator::Accelerator;
 use crate::machine::Machine;
 
+/// One tick is a nanosecond: QEMU, hw/intc/apic.c.
+const LAPIC_TIMER_HZ: u32 = 1_000_000_000;
+
 /// What decides about the parameters.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Circumstances<'a> {
@@ -46,6 +49,8 @@ fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
     // The leaks that mitigations close do not exist between guest code that is translated; their costs do.
     // Patching the lock prefixes away on one processor costs a translating emulator more than it ever wins.
     let mut params = vec!["mitigations=off".to_owned(), "noreplace-smp".to_owned()];
+    // How fast its timer's clock is, which a kernel otherwise waits 100 ms to find out; one that is not ours does not heed this.
+    params.push(format!("lapic_timer_hz={LAPIC_TIMER_HZ}"));
     if matches!(machine, Machine::Microvm | Machine::MicrovmPci) {
         // This machine has no timer to calibrate the time stamp counter against but one that a busy host makes useless; the kernel
         // would then wait for ever, and silently.
@@ -72,7 +77,13 @@ mod tests {
     #[test]
     fn emulated_microvm_is_told_the_frequency() {
         let line = command_line(&circumstances(Accelerator::Tcg));
-        for param in ["tsc_early_khz=2600123", "no_timer_check", "mitigations=off", "quiet"] {
+        for param in [
+            "tsc_early_khz=2600123",
+            "lapic_timer_hz=1000000000",
+            "no_timer_check",
+            "mitigations=off",
+            "quiet",
+        ] {
             assert!(line.split(' ').any(|word| word == param), "{param} is missing in: {line}");
         }
     }

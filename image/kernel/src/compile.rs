@@ -8,6 +8,7 @@ use std::process::Command;
 
 use kata_initrd::Progress;
 
+use crate::additions;
 use crate::cache::{self, CacheError};
 use crate::source::unpack;
 use crate::{Configuration, ConfigurationError, Source, SourceError};
@@ -110,7 +111,8 @@ pub fn build_kernel(
     let linker = output(Command::new("ld").arg("--version"), "asking ld for its version")?;
     let first = |text: &str| text.lines().next().unwrap_or_default().to_owned();
     let (compiler, linker) = (first(&compiler), first(&linker));
-    let key = cache::key(&[RECIPE, &source.package, &source.version, &compiler, &linker, &merged]);
+    let (package, version, added) = (&source.package, &source.version, additions::text());
+    let key = cache::key(&[RECIPE, package, version, &compiler, &linker, &merged, &added]);
     let entry = options.cache.join("kernel").join(&key);
     let kernel = Kernel {
         vmlinux: entry.join(VMLINUX),
@@ -135,6 +137,7 @@ pub fn build_kernel(
     progress.stage("unpack");
     let tree = Tree { path: work.path().join("linux") };
     let time = unpack(&package, &tree.path)?;
+    additions::add_to(&tree.path).map_err(|(file, error)| tree_error(&file)(error))?;
     progress.stage("configure");
     tree.configure(&configuration)?;
     progress.stage("compile");

@@ -1,15 +1,16 @@
-//! Builds the guest's own kernel: configuration from fragments, source from a Debian package, result in a cache.
+//! Builds the guest's own kernel: configuration from fragments, source from a Debian package with a few lines of ours, result in a cache.
 //!
 //! ```text
 //!   Configuration::merged() ─────────────┐
 //!   Source::find() ── version ──┐        │
 //!   compiler's version ─────────┴─▶ Inputs::hash() ──▶ Cache: there already? ── yes ──▶ Kernel
 //!                                                          │ no
-//!                                 fetch, unpack, configure, check, compile, strip
+//!                                 fetch, unpack, add, configure, check, compile, strip
 //! ```
 //!
 //! Nothing here needs root, and the same input gives the same bytes.
 
+mod additions;
 mod cache;
 mod compile;
 mod configuration;
