@@ -27,6 +27,8 @@ section! {
         /// (`seccompsandbox` is the older name of this key.)
         seccomp_sandbox: String =
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned();
+        /// Run QEMU as a user and group of its own, which nobody else is and nothing belongs to, and not as root. Either way it has no capability.
+        rootless: bool = true;
         /// Let QEMU move network frames by itself, also where the host's kernel could (/dev/vhost-net).
         disable_vhost_net: bool = false;
         /// The host's source of random numbers for the guest.
@@ -129,7 +131,6 @@ const OFF: &[OffKey] = &[
     number("default_gpus", &[0]),
     text("default_gpu_model", &[""]),
     // Security. No SELinux label is ever set.
-    off("rootless"),
     either("disable_selinux"),
     text("selinux_label", &[""]),
     on("disable_guest_selinux"),

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use kata_hypervisor::VmmDir;
 use kata_linux::mount::{self, DetachedMount, MountAttributes, Propagation};
+use kata_linux::user;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 
 /// The directory's name for a VMM behind walls of ours.
@@ -33,10 +34,6 @@ const JAIL_SIZE: &str = "size=64m";
 /// What stands in for a disk that is not there. A disk has at least one sector.
 const PLACEHOLDER: &str = "nothing";
 const SECTOR: u64 = 512;
-
-/// The first of the user ids that no user has, and how many there are (systemd.exec(5), DynamicUser).
-const FIRST_USER: u32 = 61184;
-const USERS: u32 = 4336;
 
 /// The VMM's surroundings.
 #[derive(Debug)]
@@ -59,11 +56,6 @@ pub(crate) struct Jail {
     files: PathBuf,
 }
 
-/// The user and group that the jailer makes of a VMM of this process's. Nobody else's, as long as no other sandbox has been given it too.
-pub(crate) fn user() -> u32 {
-    FIRST_USER + std::process::id() % USERS
-}
-
 impl Cell {
     /// Where the directory is of a VMM behind walls of ours.
     pub(crate) fn walled_directory(run_dir: &Path) -> PathBuf {
@@ -82,7 +74,7 @@ impl Cell {
         let options = ["nosuid", "mode=0755", JAIL_SIZE].map(str::to_owned);
         mount::mount("tmpfs", &base, "tmpfs", &options).map_err(io::Error::other)?;
         let root = base.join(program.file_name().unwrap_or_default()).join(id).join("root");
-        let jail = Jail { user: user(), files: root.join("files"), base };
+        let jail = Jail { user: user::of_this_process(), files: root.join("files"), base };
         // From here on, whatever fails takes the mount away.
         let directory = VmmDir::make(&root.join("run")).inspect_err(|_| jail.take_away())?;
         let cell =

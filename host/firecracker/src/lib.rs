@@ -28,6 +28,7 @@ use kata_hypervisor::{
     Capabilities, Disks, Finding, Hypervisor, HypervisorError, OldestVersion, SharedFileSystem, Vm,
     VmSpec,
 };
+use kata_linux::user;
 
 pub use settings::FirecrackerSettings;
 
@@ -72,7 +73,9 @@ impl Hypervisor for Firecracker {
             max_vcpus: MAX_VCPUS,
             pause: true,
             vhost_net: false,
-            named_taps: Some(self.settings.jailer.as_ref().map_or(ROOT, |_| cell::user())),
+            named_taps: Some(
+                self.settings.jailer.as_ref().map_or(ROOT, |_| user::of_this_process()),
+            ),
             hot_plug: false,
         }
     }

@@ -6,13 +6,9 @@ use kata_hypervisor::Finding;
 use kata_log::chain;
 
 use crate::accelerator::Accelerator;
-use crate::{QemuSettings, launch, vsock};
+use crate::{Host, NO_USER, QemuSettings, launch, vsock};
 
-pub(crate) fn check(
-    settings: &QemuSettings,
-    accelerator: Accelerator,
-    kernel: &Path,
-) -> Vec<Finding> {
+pub(crate) fn check(settings: &QemuSettings, host: &Host, kernel: &Path) -> Vec<Finding> {
     vec![
         Finding::of_program(
             "hypervisor",
@@ -20,8 +16,9 @@ pub(crate) fn check(
             "install QEMU (Debian: qemu-system-x86) or set `path` in the section hypervisor.qemu",
         ),
         Finding::of_kvm(true),
-        bootable(settings, accelerator, kernel),
+        bootable(settings, host.accelerator, kernel),
         channel(),
+        user(settings, host),
     ]
 }
 
@@ -34,6 +31,22 @@ fn bootable(settings: &QemuSettings, accelerator: Accelerator, kernel: &Path) ->
             let remedy = "build one with `make`, or set `kernel` in the configuration";
             Finding::failed(PROBE, chain(&error), remedy)
         }
+    }
+}
+
+/// Whom QEMU will run as.
+fn user(settings: &QemuSettings, host: &Host) -> Finding {
+    const PROBE: &str = "user";
+    match (host.root, settings.rootless) {
+        (false, _) => Finding::good(PROBE, "QEMU runs as a user of its own, who is nobody"),
+        (true, false) => {
+            Finding::good(PROBE, "QEMU runs as root without a capability, as `rootless` says")
+        }
+        (true, true) => Finding::warning(
+            PROBE,
+            format!("{NO_USER}, so QEMU runs as its root, without a capability"),
+            "run where the first user namespace is, or give this one all ids of users and groups",
+        ),
     }
 }
 

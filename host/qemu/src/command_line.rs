@@ -17,8 +17,9 @@ pub(crate) struct CommandLine {
     pub(crate) cpu_features: String,
     pub(crate) vcpus: u32,
     pub(crate) memory_mib: u32,
+    /// The guest's kernel, as QEMU sees it.
     pub(crate) kernel: PathBuf,
-    /// The initial ramdisk, if the guest has one.
+    /// The initial ramdisk as QEMU sees it, if the guest has one.
     pub(crate) initrd: Option<PathBuf>,
     /// The guest kernel's command line.
     pub(crate) append: String,
@@ -69,6 +70,7 @@ impl CommandLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file::FdSet;
 
     fn command_line() -> CommandLine {
         CommandLine {
@@ -85,7 +87,7 @@ mod tests {
             console: 4,
             devices: vec![
                 Device::SerialPort { socket: 5, name: "agent.channel.0" },
-                Device::Entropy { source: "/dev/urandom".into() },
+                Device::Entropy { source: FdSet(6) },
             ],
             seccomp_sandbox: "on,spawn=deny".into(),
         }
@@ -102,7 +104,7 @@ mod tests {
             -chardev socket,id=console,fd=4 -serial chardev:console \
             -initrd /share/initrd.img -chardev socket,id=port0,fd=5 -device virtio-serial-device,id=serial0,max_ports=2 \
             -device virtserialport,bus=serial0.0,chardev=port0,name=agent.channel.0 \
-            -object rng-random,id=entropy1,filename=/dev/urandom -device virtio-rng-device,rng=entropy1 \
+            -add-fd fd=6,set=6 -object rng-random,id=entropy1,filename=/dev/fdset/6 -device virtio-rng-device,rng=entropy1 \
             -sandbox on,spawn=deny";
         assert_eq!(command_line().arguments().join(" "), expected);
     }

@@ -1,8 +1,8 @@
 //! The devices of a VM: each knows its arguments.
 
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
 
+use crate::file::FdSet;
 use crate::option::OptionValue;
 
 /// How virtio devices are attached; the two kinds of each differ in name only.
@@ -69,23 +69,23 @@ pub(crate) enum Device {
     /// A disk that is never written to: the guest's root file system.
     Image {
         /// Its raw image.
-        file: PathBuf,
+        file: FdSet,
     },
     /// A disk.
     Disk(Disk),
     /// Random numbers.
     Entropy {
         /// Where they come from.
-        source: PathBuf,
+        source: FdSet,
     },
 }
 
-/// A disk, with its file as QEMU sees it.
+/// A disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Disk {
     /// Its serial number, by which the guest finds it.
     pub(crate) id: String,
-    pub(crate) file: PathBuf,
+    pub(crate) file: FdSet,
     /// Whether the file is a block device.
     pub(crate) is_device: bool,
     pub(crate) readonly: bool,
@@ -183,7 +183,7 @@ impl Device {
             }
             Self::Image { file } => {
                 let raw = format!("image{number}");
-                let mut arguments = raw_backend(&raw, number, "driver=file", file, "on");
+                let mut arguments = raw_backend(&raw, number, "driver=file", *file, "on");
                 arguments.push(device(transport.device("virtio-blk").with("drive", &raw)));
                 arguments
             }
@@ -191,7 +191,7 @@ impl Device {
                 let raw = format!("disk{number}");
                 let driver = if *is_device { "driver=host_device" } else { "driver=file" };
                 let readonly = if *readonly { "on" } else { "off" };
-                let mut arguments = raw_backend(&raw, number, driver, file, readonly);
+                let mut arguments = raw_backend(&raw, number, driver, *file, readonly);
                 let disk = transport.device("virtio-blk").with("drive", &raw).with("serial", id);
                 arguments.push(device(disk));
                 arguments
@@ -200,8 +200,9 @@ impl Device {
                 let backend = format!("entropy{number}");
                 let random = OptionValue::new("rng-random")
                     .with("id", &backend)
-                    .with("filename", source.display());
+                    .with("filename", source.path());
                 vec![
+                    source.argument(),
                     ("-object", random.into()),
                     device(transport.device("virtio-rng").with("rng", &backend)),
                 ]
@@ -215,19 +216,19 @@ fn raw_backend(
     name: &str,
     number: usize,
     driver: &str,
-    file: &Path,
+    file: FdSet,
     readonly: &str,
 ) -> Vec<Argument> {
     let node = format!("file{number}");
     let backend = OptionValue::new(driver)
         .with("node-name", &node)
-        .with("filename", file.display())
+        .with("filename", file.path())
         .with("read-only", readonly);
     let format = OptionValue::new("driver=raw")
         .with("node-name", name)
         .with("file", &node)
         .with("read-only", readonly);
-    vec![("-blockdev", backend.into()), ("-blockdev", format.into())]
+    vec![file.argument(), ("-blockdev", backend.into()), ("-blockdev", format.into())]
 }
 
 fn device(value: OptionValue) -> Argument {
@@ -309,11 +310,12 @@ mod tests {
 
     #[test]
     fn image_is_read_only_and_raw() {
-        let image = Device::Image { file: "/share/a,b.img".into() };
+        let image = Device::Image { file: FdSet(9) };
         assert_eq!(
             rendered(&image, Transport::Mmio),
             [
-                "-blockdev driver=file,node-name=file7,filename=/share/a,,b.img,read-only=on",
+                "-add-fd fd=9,set=9",
+                "-blockdev driver=file,node-name=file7,filename=/dev/fdset/9,read-only=on",
                 "-blockdev driver=raw,node-name=image7,file=file7,read-only=on",
                 "-device virtio-blk-device,drive=image7",
             ]
@@ -322,29 +324,31 @@ mod tests {
 
     #[test]
     fn disk_has_its_serial_number_and_a_device_another_driver() {
-        let disk = Disk { id: "root".into(), file: "/a".into(), is_device: false, readonly: false };
+        let disk = Disk { id: "root".into(), file: FdSet(9), is_device: false, readonly: false };
         assert_eq!(
             rendered(&Device::Disk(disk.clone()), Transport::Pci),
             [
-                "-blockdev driver=file,node-name=file7,filename=/a,read-only=off",
+                "-add-fd fd=9,set=9",
+                "-blockdev driver=file,node-name=file7,filename=/dev/fdset/9,read-only=off",
                 "-blockdev driver=raw,node-name=disk7,file=file7,read-only=off",
                 "-device virtio-blk-pci,drive=disk7,serial=root",
             ]
         );
         let device = Disk { is_device: true, readonly: true, ..disk };
         assert_eq!(
-            rendered(&Device::Disk(device), Transport::Mmio)[0],
-            "-blockdev driver=host_device,node-name=file7,filename=/a,read-only=on"
+            rendered(&Device::Disk(device), Transport::Mmio)[1],
+            "-blockdev driver=host_device,node-name=file7,filename=/dev/fdset/9,read-only=on"
         );
     }
 
     #[test]
-    fn entropy_names_its_source() {
-        let entropy = Device::Entropy { source: "/dev/urandom".into() };
+    fn entropy_has_an_open_source() {
+        let entropy = Device::Entropy { source: FdSet(9) };
         assert_eq!(
             rendered(&entropy, Transport::Pci),
             [
-                "-object rng-random,id=entropy7,filename=/dev/urandom",
+                "-add-fd fd=9,set=9",
+                "-object rng-random,id=entropy7,filename=/dev/fdset/9",
                 "-device virtio-rng-pci,rng=entropy7",
             ]
         );

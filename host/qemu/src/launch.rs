@@ -1,6 +1,5 @@
 //! From a spec to a QEMU that has said hello.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
@@ -9,14 +8,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kata_hypervisor::{DiskSpec, HypervisorError, LaterDisks, NicSpec, ShareSource, VmSpec, Vmm};
-use kata_linux::jail::{Jail, Network};
-use kata_linux::process::{Child, Spawn};
+use kata_linux::jail::{DeviceNode, Jail, Network, Nobody};
+use kata_linux::process::{Child, Spawn, SpawnError};
+use kata_linux::user;
 use tokio::net::UnixStream;
 
 use crate::accelerator::Accelerator;
 use crate::channel::{Channel, socket_pair};
 use crate::command_line::CommandLine;
 use crate::device::{Device, Disk, Nic};
+use crate::file::{self, FdSet};
 use crate::hot_plug::HotPlug;
 use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
@@ -39,37 +40,21 @@ pub(crate) async fn launch(
     let has_disks = !spec.disks.is_empty();
     let (choice, accelerator) = (settings.machine, host.accelerator);
     let machine = choose_machine(choice, accelerator, &spec.kernel, spec.hot_plug, has_disks)?;
-    let mut jail = Jail::strict();
-    if let Some(namespace) = &spec.network_namespace {
-        jail.network = Network::Joined(namespace.clone());
-    }
-    let mut spawn = Spawn::new(&settings.program).jail(jail);
+    let mut spawn = Spawn::new(&settings.program).jail(jail(host, spec)?);
+    let kernel = file::readable(&mut spawn, &spec.kernel, host.root);
+    let kernel = kernel.map_err(setup("the guest kernel"))?;
+    let initrd = spec.root.initrd().map(|file| file::readable(&mut spawn, file, host.root));
+    let initrd = initrd.transpose().map_err(setup("the initial ramdisk"))?;
 
     let (control, their_control) = socket_pair().map_err(setup("the control socket"))?;
     let (console_output, their_console) = socket_pair().map_err(setup("the console"))?;
     let control_fd = spawn.pass_fd(their_control);
     let console_fd = spawn.pass_fd(their_console);
     let (channel, agent_port) = Channel::open(&mut spawn, settings.dial_again)?;
-    let mut devices = vec![agent_port];
-    devices.extend(spec.root.image().map(|image| Device::Image { file: image.file.clone() }));
-    let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
-    for share in &spec.shares {
-        let ShareSource::Server(socket) = &share.source else {
-            let what = "serving a directory by itself";
-            return Err(HypervisorError::Unsupported { driver: "qemu", what });
-        };
-        let socket = connect(socket).await.map_err(setup("the connection to the file server"))?;
-        devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
-    }
-    devices.extend(disks(&mut spawn, spec)?);
     let hot_plug = HotPlug::of(machine, spec.hot_plug);
-    devices.extend(hot_plug.devices());
-    for nic in &spec.nics {
-        let tap = nic.tap.descriptor("qemu")?;
-        let nic = pass_nic(&mut spawn, nic, tap).map_err(setup("a network device"))?;
-        devices.push(Device::Nic(nic));
-    }
-    devices.push(Device::Entropy { source: settings.entropy_source.clone() });
+    let mut devices = vec![agent_port];
+    devices.extend(devices_of(settings, spec, &mut spawn, &hot_plug).await?);
+    let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
 
     let command_line = CommandLine {
         sandbox: spec.sandbox.clone(),
@@ -78,8 +63,8 @@ pub(crate) async fn launch(
         cpu_features: settings.cpu_features.clone(),
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
-        kernel: spec.kernel.clone(),
-        initrd: spec.root.initrd().map(Path::to_path_buf),
+        kernel,
+        initrd,
         append: kernel_params::command_line(&Circumstances {
             machine,
             accelerator: host.accelerator,
@@ -97,12 +82,76 @@ pub(crate) async fn launch(
     let child = spawn
         .args(arguments)
         .spawn()
-        .map_err(|error| HypervisorError::not_spawned(program.clone(), error))?;
+        .map_err(|error| not_spawned(program.clone(), error, host.root))?;
 
     let vmm = Vmm::new(Arc::new(child), console_output);
     let qmp = greet(&program, vmm.child(), control).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     Ok(QemuVm { vmm, hot_plug, disks, qmp, channel })
+}
+
+/// The walls around QEMU.
+fn jail(host: &Host, spec: &VmSpec) -> Result<Jail, HypervisorError> {
+    let mut jail = Jail::strict();
+    if let Some(namespace) = &spec.network_namespace {
+        jail.network = Network::Joined(namespace.clone());
+    }
+    if !host.root {
+        let kvm = host.accelerator == Accelerator::Kvm;
+        let kvm = kvm.then(|| DeviceNode::of(Path::new("/dev/kvm"))).transpose();
+        let kvm = kvm.map_err(|source| HypervisorError::Setup { what: "KVM", source })?;
+        let devices = kvm.into_iter().collect();
+        jail.user = Some(Nobody { id: user::of_this_process(), devices });
+    }
+    Ok(jail)
+}
+
+/// Why there is no QEMU. One that only root may run is told from one that is not there.
+fn not_spawned(program: String, error: SpawnError, root: bool) -> HypervisorError {
+    match error {
+        SpawnError::Exec { source, .. }
+            if !root && source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            let remedy = "QEMU's own user may not run it; let everybody run it and enter its directories, or set `rootless` to false";
+            let source = io::Error::new(source.kind(), format!("{source}: {remedy}"));
+            HypervisorError::Spawn { program, source }
+        }
+        error => HypervisorError::not_spawned(program, error),
+    }
+}
+
+/// The devices of the spec, and those that every VM has but for the agent's channel.
+async fn devices_of(
+    settings: &QemuSettings,
+    spec: &VmSpec,
+    spawn: &mut Spawn,
+    hot_plug: &HotPlug,
+) -> Result<Vec<Device>, HypervisorError> {
+    let setup = |what| move |source| HypervisorError::Setup { what, source };
+    let mut devices = Vec::new();
+    if let Some(image) = spec.root.image() {
+        let file = FdSet::of(spawn, &image.file, false).map_err(setup("the image"))?;
+        devices.push(Device::Image { file });
+    }
+    for share in &spec.shares {
+        let ShareSource::Server(socket) = &share.source else {
+            let what = "serving a directory by itself";
+            return Err(HypervisorError::Unsupported { driver: "qemu", what });
+        };
+        let socket = connect(socket).await.map_err(setup("the connection to the file server"))?;
+        devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
+    }
+    devices.extend(disks(spawn, spec)?);
+    devices.extend(hot_plug.devices());
+    for nic in &spec.nics {
+        let tap = nic.tap.descriptor("qemu")?;
+        let nic = pass_nic(spawn, nic, tap).map_err(setup("a network device"))?;
+        devices.push(Device::Nic(nic));
+    }
+    let source = FdSet::of(spawn, &settings.entropy_source, false);
+    let source = source.map_err(setup("the source of random numbers"))?;
+    devices.push(Device::Entropy { source });
+    Ok(devices)
 }
 
 /// The spec's disks.
@@ -117,15 +166,10 @@ fn disks(spawn: &mut Spawn, spec: &VmSpec) -> Result<Vec<Device>, HypervisorErro
         .map_err(|source| HypervisorError::Setup { what: "a disk", source })
 }
 
-/// Lets the child open a disk's file: as a descriptor where it is to be written to, for all file systems are read-only to it.
+/// Lets the child inherit a disk's file.
 fn pass_disk(spawn: &mut Spawn, disk: &DiskSpec) -> io::Result<Disk> {
     let is_device = std::fs::metadata(&disk.path)?.file_type().is_block_device();
-    let file = if disk.readonly || is_device {
-        disk.path.clone()
-    } else {
-        let file = File::options().read(true).write(true).open(&disk.path)?;
-        format!("/proc/self/fd/{}", spawn.pass_fd(file)).into()
-    };
+    let file = FdSet::of(spawn, &disk.path, !disk.readonly)?;
     Ok(Disk { id: disk.id.clone(), file, is_device, readonly: disk.readonly })
 }
 

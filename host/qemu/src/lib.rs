@@ -1,8 +1,8 @@
 //! The QEMU driver.
 //!
 //! Under KVM where it works (on a `q35`) and under QEMU's software emulation (TCG) where it does not, on a machine without firmware, disks or PCI where
-//! that is possible (`microvm`). Nothing of it is on disk: memory is a shared memory file, and the control socket, the console and the
-//! agent's channel are inherited descriptors.
+//! that is possible (`microvm`). Nothing of it is on disk: memory is a shared memory file, and the control socket, the console, the
+//! agent's channel and all files are inherited descriptors. It runs as a user that nobody is, without a capability ([`kata_linux::jail`]).
 //!
 //! ```text
 //!            settings ─┐                ┌── machine ── devices ──▶ argv          (pure: VmSpec in, strings out)
@@ -16,6 +16,7 @@ mod channel;
 mod check;
 mod command_line;
 mod device;
+mod file;
 mod hot_plug;
 mod kernel_image;
 mod kernel_params;
@@ -33,6 +34,7 @@ use async_trait::async_trait;
 use kata_hypervisor::{
     Capabilities, Disks, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
 };
+use kata_linux::user;
 
 pub use settings::{AcceleratorChoice, MachineChoice, QemuSettings};
 
@@ -40,6 +42,9 @@ use accelerator::Accelerator;
 
 /// Most virtual CPUs of a VM: what fits without an interrupt controller that every kernel knows.
 const MAX_VCPUS: u32 = 240;
+
+/// Why QEMU is root although it should not be.
+const NO_USER: &str = "this user namespace has no user id that could be QEMU's own";
 
 /// Boots virtual machines with QEMU. The guest kernel is an uncompressed ELF `vmlinux` with a PVH entry note, which every x86-64 kernel
 /// with `CONFIG_PVH` has, or a `bzImage`.
@@ -55,10 +60,12 @@ struct Host {
     accelerator: Accelerator,
     /// Frequency of the time stamp counter, where an emulated guest must be told.
     tsc_khz: Option<u32>,
+    /// Whether QEMU runs as root: because that is wanted, or because this user namespace has nobody else.
+    root: bool,
 }
 
 impl Qemu {
-    /// A driver with these settings. Looks at the host once, and says so in the log when it must do without KVM.
+    /// A driver with these settings. Looks at the host once, and says so in the log when it must do without KVM, or without a user for QEMU.
     #[must_use]
     pub fn new(settings: QemuSettings) -> Self {
         let accelerator =
@@ -67,7 +74,11 @@ impl Qemu {
             Accelerator::Kvm => None,
             Accelerator::Tcg => kata_linux::tsc::host_khz(),
         };
-        Self { settings, host: Host { accelerator, tsc_khz } }
+        let root = !(settings.rootless && user::exists(user::of_this_process()));
+        if root && settings.rootless {
+            tracing::warn!("{NO_USER}: QEMU runs as its root");
+        }
+        Self { settings, host: Host { accelerator, tsc_khz, root } }
     }
 }
 
@@ -96,7 +107,7 @@ impl Hypervisor for Qemu {
     }
 
     fn check(&self, kernel: &Path) -> Vec<Finding> {
-        check::check(&self.settings, self.host.accelerator, kernel)
+        check::check(&self.settings, &self.host, kernel)
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {

@@ -18,6 +18,8 @@ pub struct QemuSettings {
     pub seccomp_sandbox: String,
     /// The file that the guest's random numbers come from, like `/dev/urandom`.
     pub entropy_source: PathBuf,
+    /// Run QEMU as a user of its own, who is nobody, and not as root.
+    pub rootless: bool,
     /// The time between two tries to reach an agent that does not listen yet, where the channel is vsock.
     pub dial_again: Duration,
 }
@@ -32,6 +34,7 @@ impl Default for QemuSettings {
             seccomp_sandbox:
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
             entropy_source: "/dev/urandom".into(),
+            rootless: true,
             dial_again: Duration::from_millis(10),
         }
     }

@@ -95,6 +95,7 @@ fn qemu_settings(config: &HostConfig) -> QemuSettings {
         seccomp_sandbox: qemu.seccomp_sandbox.clone(),
         entropy_source: qemu.entropy_source.clone(),
         accelerator: AcceleratorChoice::Auto,
+        rootless: qemu.rootless,
         dial_again: config.agent.dial_timeout(),
     }
 }

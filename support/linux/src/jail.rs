@@ -4,12 +4,14 @@
 //! of a process with threads nothing else is safe, no allocation and no lock. A step that fails writes its name to the child's
 //! stderr, since an `errno` is all that passes back to the parent.
 //!
-//! The order matters: mounts before capabilities go, capabilities before `no_new_privs`, and the descriptors last.
+//! The order matters: mounts before the user and capabilities go, capabilities before `no_new_privs`, and the descriptors last.
 
 #![expect(
     unsafe_code,
     reason = "the hook between fork and exec, and system calls without a safe face"
 )]
+
+mod nobody;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -31,6 +33,7 @@ use rustix::thread::{
     set_no_new_privs, unshare_unsafe,
 };
 
+pub use nobody::{DeviceNode, Nobody};
 pub use rustix::process::Resource;
 pub use rustix::thread::CapabilitySet;
 
@@ -72,6 +75,8 @@ pub struct Jail {
     /// All capabilities that the child and its descendants may ever have; `None` leaves them as they are. With this,
     /// `no_new_privs` is set as well (prctl(2)).
     pub capabilities: Option<CapabilitySet>,
+    /// Whom the child becomes; `None` leaves it its parent's user and groups.
+    pub user: Option<Nobody>,
     /// Upper bounds, soft and hard (setrlimit(2)). Only lowering needs no privilege.
     pub limits: Vec<(Resource, u64)>,
 }
@@ -86,6 +91,7 @@ impl Jail {
             own_ipc: true,
             own_pids: true,
             capabilities: Some(CapabilitySet::empty()),
+            user: None,
             limits: vec![(Resource::Core, 0)],
         }
     }
@@ -115,7 +121,7 @@ struct Parent {
 pub(crate) fn install(command: &mut Command, jail: Jail) -> io::Result<()> {
     let parent = Parent { alive: pidfd_open(getpid(), PidfdFlags::empty())? };
     let enter = move || {
-        tie_to(&parent).and_then(|()| enter(&jail)).map_err(|Failure(step, errno)| {
+        enter(&jail, &parent).map_err(|Failure(step, errno)| {
             // Nothing can be done about a failure to complain.
             let _ = rustix::io::write(io::stderr(), step.as_bytes());
             errno.into()
@@ -153,16 +159,26 @@ fn tie_to(parent: &Parent) -> Result<(), Failure> {
     }
 }
 
-fn enter(jail: &Jail) -> Result<(), Failure> {
+fn enter(jail: &Jail, parent: &Parent) -> Result<(), Failure> {
+    tie_to(parent)?;
     enter_namespaces(jail)?;
     if jail.mounts == Mounts::ReadOnly {
-        make_mounts_read_only(jail.own_pids)?;
+        make_mounts_read_only(jail.own_pids, jail.user.as_ref())?;
     }
     for &(resource, limit) in &jail.limits {
         let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
         setrlimit(resource, limit).step("lower its limits")?;
     }
     if let Some(keep) = jail.capabilities {
+        keep_in_bounding_set(keep)?;
+    }
+    if let Some(user) = &jail.user {
+        user.replace_root()?;
+        // With the user the tie was taken away (prctl(2), PR_SET_PDEATHSIG).
+        tie_to(parent)?;
+    }
+    if let Some(keep) = jail.capabilities {
+        let keep = if jail.user.is_some() { CapabilitySet::empty() } else { keep };
         drop_capabilities(keep)?;
         set_no_new_privs(true).step("give new privileges up")?;
     }
@@ -185,13 +201,16 @@ fn enter_namespaces(jail: &Jail) -> Result<(), Failure> {
     unsafe { unshare_unsafe(flags) }.step("enter namespaces of its own")
 }
 
-fn make_mounts_read_only(fresh_proc: bool) -> Result<(), Failure> {
+fn make_mounts_read_only(fresh_proc: bool, user: Option<&Nobody>) -> Result<(), Failure> {
     // Private first: what follows must not spread to the host.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .step("make its mounts private")?;
     if fresh_proc {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount(c"proc", c"/proc", c"proc", flags, None::<&CStr>).step("mount its own /proc")?;
+    }
+    if let Some(user) = user {
+        user.make_devices()?;
     }
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID,
@@ -213,7 +232,7 @@ fn make_mounts_read_only(fresh_proc: bool) -> Result<(), Failure> {
     check(result).step("make its mounts read-only")
 }
 
-fn drop_capabilities(keep: CapabilitySet) -> Result<(), Failure> {
+fn keep_in_bounding_set(keep: CapabilitySet) -> Result<(), Failure> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         if keep.contains(capability) {
@@ -226,6 +245,10 @@ fn drop_capabilities(keep: CapabilitySet) -> Result<(), Failure> {
             Err(errno) => return Err(Failure("drop capabilities for good", errno)),
         }
     }
+    Ok(())
+}
+
+fn drop_capabilities(keep: CapabilitySet) -> Result<(), Failure> {
     clear_ambient_capability_set().step("clear ambient capabilities")?;
     let sets =
         CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };

@@ -18,3 +18,4 @@ pub mod pidfd;
 pub mod process;
 pub mod program;
 pub mod tsc;
+pub mod user;

@@ -1,7 +1,9 @@
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 
 use super::*;
+use crate::user;
 
 fn shell(script: &str) -> Spawn {
     Spawn::new("sh").args(["-c", script])
@@ -116,6 +118,35 @@ async fn strict_jail_has_all_its_walls() {
     let plain = shell("echo $$ >&2").spawn().unwrap();
     plain.exited().await;
     assert_eq!(plain.stderr(), [plain.pid().to_string()]);
+}
+
+#[tokio::test]
+async fn child_may_become_a_user_that_owns_nothing_but_its_devices() {
+    let script = "grep -E '^(Uid|Gid|Groups|CapEff|CapBnd)' /proc/self/status >&2
+        ls -n /dev | tail -n +2 | cut -d' ' -f1,3,4 >&2
+        head -c 1 /dev/zero | wc -c >&2
+        cat /etc/shadow >&- 2>&- || echo no secrets >&2";
+    let id = user::of_this_process();
+    let zero = jail::DeviceNode::of(Path::new("/dev/zero")).unwrap();
+    let nobody = jail::Nobody { id, devices: vec![zero] };
+    let child = shell(script).jail(Jail { user: Some(nobody), ..Jail::strict() }).spawn().unwrap();
+    assert_eq!(child.exited().await, Exit::Code(0));
+    let lines = child.stderr();
+    assert_eq!(lines[0], format!("Uid:?{id}?{id}?{id}?{id}"));
+    assert_eq!(lines[1], format!("Gid:?{id}?{id}?{id}?{id}"));
+    assert_eq!(lines[2].trim(), "Groups:?");
+    assert_eq!(lines[3..5], ["CapEff:?0000000000000000", "CapBnd:?0000000000000000"]);
+    assert_eq!(
+        lines[5..],
+        [format!("crw------- {id} {id}"), "1".to_owned(), "no secrets".to_owned()]
+    );
+}
+
+#[test]
+fn only_character_devices_of_dev_are_let_into_a_jail() {
+    for other in ["/dev", "/etc/passwd", "/dev/pts/ptmx", "/no/such"] {
+        assert!(jail::DeviceNode::of(Path::new(other)).is_err(), "{other}");
+    }
 }
 
 #[tokio::test]

@@ -66,14 +66,21 @@ impl Recipe {
     /// The machine of a sandbox's QEMU.
     pub(crate) fn of(vmm: &Process) -> Result<Self> {
         let program = vmm.program.to_str().context("QEMU's path is not UTF-8")?;
-        Ok(Self::from(program, &vmm.command_line))
+        let recipe = Self::from(program, &vmm.command_line);
+        // It has its kernel as a descriptor.
+        let Some(fd) = recipe.kernel().and_then(|kernel| kernel.strip_prefix("/proc/self/fd/"))
+        else {
+            return Ok(recipe);
+        };
+        let kernel = fs::read_link(format!("/proc/{}/fd/{fd}", vmm.pid));
+        Ok(recipe.with_kernel(&kernel.context("QEMU's kernel cannot be told")?))
     }
 
     /// The same machine with another kernel.
     pub(crate) fn with_kernel(&self, kernel: &Path) -> Self {
         let mut recipe = self.clone();
-        let at = recipe.arguments.iter().position(|word| word == "-kernel");
-        if let Some(named) = at.and_then(|at| recipe.arguments.get_mut(at + 1)) {
+        let named = recipe.kernel_at().and_then(|at| recipe.arguments.get_mut(at));
+        if let Some(named) = named {
             *named = kernel.display().to_string();
         }
         recipe
@@ -85,6 +92,14 @@ impl Recipe {
         words
             .filter_map(|word| word.strip_prefix("tsc_early_khz="))
             .find_map(|khz| khz.parse().ok())
+    }
+
+    fn kernel(&self) -> Option<&str> {
+        self.kernel_at().and_then(|at| self.arguments.get(at)).map(String::as_str)
+    }
+
+    fn kernel_at(&self) -> Option<usize> {
+        self.arguments.iter().position(|word| word == "-kernel").map(|option| option + 1)
     }
 
     fn from(program: &str, command_line: &[String]) -> Self {
