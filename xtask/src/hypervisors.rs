@@ -46,6 +46,7 @@ const ROWS: &[Row] = &[
     ("network interfaces", |_| "yes".to_owned()),
     ("… moved by the host's kernel (vhost-net)", |can| yes_or_no(can.vhost_net)),
     ("… that come after boot", |can| yes_or_no(can.hot_plug)),
+    ("memory that grows (`enable_virtio_mem`)", |can| yes_or_no(can.more_memory)),
     ("pause and resume", |can| yes_or_no(can.pause)),
     ("virtual CPUs, at most", |can| can.max_vcpus.to_string()),
 ];

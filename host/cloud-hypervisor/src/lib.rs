@@ -78,6 +78,7 @@ impl Hypervisor for CloudHypervisor {
             vhost_net: false,
             named_taps: None,
             hot_plug: true,
+            more_memory: false,
         }
     }
 

@@ -38,6 +38,7 @@ pub(crate) fn nic(nic: &NicSpec) -> NetConfig {
 /// The configuration of the machine without its network devices: their taps go with requests of their own.
 pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, HypervisorError> {
     spec.refuse_disks(NAME)?;
+    spec.refuse_more_memory(NAME)?;
     let fs = spec.shares.iter().enumerate().map(|(number, share)| file_share(number, share));
     let fs = fs.collect::<Result<_, _>>()?;
     Ok(VmConfig {

@@ -21,6 +21,9 @@ section! {
         path: PathBuf = default_program();
         /// The machine: "microvm", "q35", or "", which is q35 under KVM and else the smallest one that boots the kernel.
         machine_type: MachineType = MachineType::Auto;
+        /// Give a running sandbox more memory (virtio-mem) where its containers' limits come to need it, up to default_maxmemory, and take it
+        /// back when they do not any more. Needs the machine q35, which is then taken where none is named.
+        enable_virtio_mem: bool = false;
         /// CPU flags for QEMU's -cpu, separated by commas.
         cpu_features: String = "pmu=off".to_owned();
         /// QEMU's own seccomp filter: the value of its -sandbox option; "" runs it without.
@@ -69,7 +72,6 @@ const OFF: &[OffKey] = &[
     // CPU and memory.
     number("memory_slots", &[0, 10, 128]),
     number("memory_offset", &[0]),
-    off("enable_virtio_mem"),
     off("enable_mem_prealloc"),
     off("enable_hugepages"),
     any_text("hugepage_type"),

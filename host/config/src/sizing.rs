@@ -63,6 +63,8 @@ pub struct SandboxSize {
     pub vcpus: u32,
     /// Memory in MiB, an even number, at least 64.
     pub memory_mib: u32,
+    /// The memory in MiB that it may ever have, an even number, at least `memory_mib`.
+    pub most_memory_mib: u32,
 }
 
 /// Why no size fits.
@@ -104,8 +106,9 @@ pub fn sandbox_size(
         WorkloadLimits::default()
     };
     let vcpus = vcpus(config, limits.cpus, host);
-    let memory_mib = memory_mib(config, limits.memory_bytes, host)?;
-    Ok(SandboxSize { vcpus, memory_mib })
+    let ceiling = MemoryCeiling::of(config, host);
+    let memory_mib = memory_mib(config, limits.memory_bytes, ceiling)?;
+    Ok(SandboxSize { vcpus, memory_mib, most_memory_mib: ceiling.mib })
 }
 
 fn vcpus(config: &HostConfig, limit: Option<f64>, host: HostResources) -> u32 {
@@ -125,20 +128,33 @@ fn vcpus(config: &HostConfig, limit: Option<f64>, host: HostResources) -> u32 {
     wanted.clamp(1, most)
 }
 
+/// What no VM's memory may exceed.
+#[derive(Debug, Clone, Copy)]
+struct MemoryCeiling {
+    /// Even, as sizes are: rounding one up does not pass it.
+    mib: u32,
+    why: &'static str,
+}
+
+impl MemoryCeiling {
+    fn of(config: &HostConfig, host: HostResources) -> Self {
+        let (most, why) = match config.vm().default_maxmemory {
+            configured if configured > 0 && configured < host.memory_mib => {
+                (configured, "default_maxmemory")
+            }
+            _ => (host.memory_mib, "the host's memory"),
+        };
+        Self { mib: most & !1, why }
+    }
+}
+
 fn memory_mib(
     config: &HostConfig,
     limit: Option<u64>,
-    host: HostResources,
+    ceiling: MemoryCeiling,
 ) -> Result<u32, SizeError> {
     let settings = config.vm();
-    let (most, why) = match settings.default_maxmemory {
-        configured if configured > 0 && configured < host.memory_mib => {
-            (configured, "default_maxmemory")
-        }
-        _ => (host.memory_mib, "the host's memory"),
-    };
-    // Even, as what is returned must be; rounding up must not pass the ceiling.
-    let most = most & !1;
+    let MemoryCeiling { mib: most, why } = ceiling;
     let Some(bytes) = limit else {
         let wanted = settings.default_memory;
         let even = wanted.saturating_add(wanted & 1);
@@ -255,8 +271,9 @@ mod tests {
             let host = HostResources { cpus, memory_mib: mem, driver_max_vcpus: max };
             let size = sandbox_size(&config, WorkloadLimits::from_spec(quota, period, memory), host).unwrap();
             prop_assert!(size.vcpus >= 1 && size.vcpus <= cpus.min(max).min(MAX_VCPUS));
-            prop_assert!(size.memory_mib >= MIN_GUEST_MEMORY_MIB && size.memory_mib <= mem);
-            prop_assert_eq!(size.memory_mib % 2, 0);
+            prop_assert!(size.memory_mib >= MIN_GUEST_MEMORY_MIB && size.memory_mib <= size.most_memory_mib);
+            prop_assert!(size.most_memory_mib <= mem);
+            prop_assert_eq!((size.memory_mib % 2, size.most_memory_mib % 2), (0, 0));
         }
     }
 }

@@ -77,6 +77,7 @@ impl Hypervisor for Firecracker {
                 self.settings.jailer.as_ref().map_or(ROOT, |_| user::of_this_process()),
             ),
             hot_plug: false,
+            more_memory: false,
         }
     }
 

@@ -42,6 +42,7 @@ impl Machine {
         seen: &Seen,
     ) -> Result<Self, HypervisorError> {
         spec.refuse_hot_plug(NAME)?;
+        spec.refuse_more_memory(NAME)?;
         initrd(spec)?;
         let lacks = |what| HypervisorError::Unsupported { driver: NAME, what };
         if !spec.shares.is_empty() {

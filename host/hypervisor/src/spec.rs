@@ -15,6 +15,9 @@ pub struct VmSpec {
     pub vcpus: u32,
     /// Guest memory in MiB, at least 64.
     pub memory_mib: u32,
+    /// The memory in MiB that it may grow to while it runs ([`crate::Vm::resize_memory`]), more than `memory_mib` by an even number; `None` for
+    /// a VM whose memory stays as it is.
+    pub most_memory_mib: Option<u32>,
     /// The guest kernel, in a form that the driver boots (see its documentation).
     pub kernel: PathBuf,
     /// Where the agent is.
@@ -100,6 +103,7 @@ impl VmSpec {
             sandbox: sandbox.into(),
             vcpus: 1,
             memory_mib: 256,
+            most_memory_mib: None,
             kernel: kernel.into(),
             root,
             kernel_params: Vec::new(),
@@ -118,6 +122,16 @@ impl VmSpec {
     pub fn refuse_hot_plug(&self, driver: &'static str) -> Result<(), HypervisorError> {
         let what = "network devices that come after the boot";
         if self.hot_plug { Err(HypervisorError::Unsupported { driver, what }) } else { Ok(()) }
+    }
+
+    /// For drivers whose machines have what memory they have: refuses a spec that wants room for more.
+    pub fn refuse_more_memory(&self, driver: &'static str) -> Result<(), HypervisorError> {
+        let what = "memory that comes after the boot";
+        if self.most_memory_mib.is_some() {
+            Err(HypervisorError::Unsupported { driver, what })
+        } else {
+            Ok(())
+        }
     }
 
     /// For drivers that take no disks: refuses a spec with one, or with room for one.
@@ -305,6 +319,8 @@ pub struct Capabilities {
     pub named_taps: Option<u32>,
     /// Whether it takes network devices while it runs: [`VmSpec::hot_plug`]. A machine of the driver's may still have no place for them.
     pub hot_plug: bool,
+    /// Whether its memory can grow and shrink while it runs: [`VmSpec::most_memory_mib`].
+    pub more_memory: bool,
 }
 
 #[cfg(test)]

@@ -76,6 +76,18 @@ pub trait Vm: Send + Sync + fmt::Debug {
     /// [`HypervisorError::Unsupported`] unless [`VmSpec::hot_plug`] was asked for and could be had.
     async fn add_nic(&self, nic: &NicSpec) -> Result<(), HypervisorError>;
 
+    /// Asks the guest to take memory, or to give some back, until it has `mib` altogether: an even number, from [`VmSpec::memory_mib`] to
+    /// [`VmSpec::most_memory_mib`]. Returns when it is asked; [`Vm::memory_mib`] tells how far it is. What it uses it does not give back.
+    /// Refused with [`HypervisorError::FixedMemory`] unless the VM was booted with room for more.
+    async fn resize_memory(&self, _mib: u32) -> Result<(), HypervisorError> {
+        Err(HypervisorError::FixedMemory)
+    }
+
+    /// How much memory the guest has now, in MiB, rounded down. Refused as [`Vm::resize_memory`] is.
+    async fn memory_mib(&self) -> Result<u32, HypervisorError> {
+        Err(HypervisorError::FixedMemory)
+    }
+
     /// Where the guest finds a disk that the VM has, by its id; `None` if there is none of that id.
     fn disk(&self, _id: &str) -> Option<GuestDisk> {
         None
@@ -171,6 +183,9 @@ pub enum HypervisorError {
         /// The disk's id.
         id: String,
     },
+    /// Its memory stays as it is.
+    #[error("the virtual machine was booted without room for more memory")]
+    FixedMemory,
     /// The channel to the guest broke.
     #[error("the channel to the guest's agent is closed")]
     ChannelClosed,

@@ -27,6 +27,7 @@ pub(crate) fn of(
     inherited: Inherited,
 ) -> Result<Vec<OsString>, HypervisorError> {
     spec.refuse_hot_plug(NAME)?;
+    spec.refuse_more_memory(NAME)?;
     spec.refuse_disks(NAME)?;
     let mut arguments = vec![
         // Nothing reads it but people, who look for the sandbox in a list of processes.

@@ -109,6 +109,7 @@ impl Hypervisor for Krun {
             vhost_net: false,
             named_taps: None,
             hot_plug: false,
+            more_memory: false,
         }
     }
 

@@ -6,7 +6,8 @@ use kata_hypervisor::Finding;
 use kata_log::chain;
 
 use crate::accelerator::Accelerator;
-use crate::{Host, NO_USER, QemuSettings, launch, vsock};
+use crate::launch::{self, Wishes};
+use crate::{Host, NO_USER, QemuSettings, vsock};
 
 pub(crate) fn check(settings: &QemuSettings, host: &Host, kernel: &Path) -> Vec<Finding> {
     vec![
@@ -25,7 +26,7 @@ pub(crate) fn check(settings: &QemuSettings, host: &Host, kernel: &Path) -> Vec<
 /// Whether there is a machine that boots this kernel.
 fn bootable(settings: &QemuSettings, accelerator: Accelerator, kernel: &Path) -> Finding {
     const PROBE: &str = "guest kernel";
-    match launch::choose_machine(settings.machine, accelerator, kernel, false, false) {
+    match launch::choose_machine(settings.machine, accelerator, kernel, Wishes::default()) {
         Ok(_) => Finding::good(PROBE, kernel.display().to_string()),
         Err(error) => {
             let remedy = "build one with `make`, or set `kernel` in the configuration";

@@ -17,6 +17,8 @@ pub(crate) struct CommandLine {
     pub(crate) cpu_features: String,
     pub(crate) vcpus: u32,
     pub(crate) memory_mib: u32,
+    /// The memory that it may grow to.
+    pub(crate) most_memory_mib: Option<u32>,
     /// The guest's kernel, as QEMU sees it.
     pub(crate) kernel: PathBuf,
     /// The initial ramdisk as QEMU sees it, if the guest has one.
@@ -42,7 +44,7 @@ impl CommandLine {
         )];
         arguments.extend(self.machine.arguments());
         arguments.extend(processor_arguments(self.accelerator, self.vcpus, &self.cpu_features));
-        arguments.extend(memory_arguments(self.memory_mib));
+        arguments.extend(memory_arguments(self.memory_mib, self.most_memory_mib));
         arguments.extend([
             ("-kernel", self.kernel.display().to_string()),
             ("-append", self.append.clone()),
@@ -80,6 +82,7 @@ mod tests {
             cpu_features: String::new(),
             vcpus: 1,
             memory_mib: 256,
+            most_memory_mib: None,
             kernel: "/share/vmlinux.container".into(),
             initrd: Some("/share/initrd.img".into()),
             append: "console=ttyS0 quiet".into(),
@@ -116,12 +119,16 @@ mod tests {
             accelerator: Accelerator::Kvm,
             cpu_features: "pmu=off".into(),
             vcpus: 4,
+            most_memory_mib: Some(1024),
             ..command_line()
         };
         let arguments = line.arguments().join(" ");
-        for part in
-            ["-machine q35,", "-accel kvm -cpu host,pmu=off -smp 4", "-device virtio-rng-pci,"]
-        {
+        for part in [
+            "-machine q35,",
+            "-accel kvm -cpu host,pmu=off -smp 4",
+            "-device virtio-rng-pci,",
+            " -m 256M,maxmem=1024M ",
+        ] {
             assert!(arguments.contains(part), "{part} is missing in: {arguments}");
         }
         assert!(!arguments.contains("-device virtio-rng-device"), "{arguments}");

@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 
 use crate::file::FdSet;
+use crate::machine::memory_backend;
 use crate::option::OptionValue;
 
 /// How virtio devices are attached; the two kinds of each differ in name only.
@@ -63,6 +64,13 @@ pub(crate) enum Device {
         id: String,
         /// Tells it apart from the other ports.
         slot: u32,
+    },
+    /// Memory that the guest is given by and by (virtio-mem); at first nothing of it.
+    Memory {
+        /// Its name.
+        id: &'static str,
+        /// All of it, in MiB.
+        mib: u32,
     },
     /// A network device on a tap.
     Nic(Nic),
@@ -168,6 +176,15 @@ impl Device {
             Self::HotPlugPort { id, slot } => {
                 let port = OptionValue::new("pcie-root-port").with("id", id).with("chassis", slot);
                 vec![device(port.with("slot", slot))]
+            }
+            Self::Memory { id, mib } => {
+                let backend = format!("{id}-ram");
+                let memory = transport
+                    .device("virtio-mem")
+                    .with("id", id)
+                    .with("memdev", &backend)
+                    .with("requested-size", 0);
+                vec![memory_backend(&backend, *mib), device(memory)]
             }
             Self::Nic(nic) => {
                 let (_, kind) = &nic.backend()[0];
@@ -304,6 +321,17 @@ mod tests {
             [
                 "-netdev tap,id=net-2,fd=8,vhost=on,vhostfd=9",
                 "-device virtio-net-pci,id=nic-2,netdev=net-2,mac=02:00:00:00:00:01,host_mtu=1450,romfile=",
+            ]
+        );
+    }
+
+    #[test]
+    fn memory_is_there_for_later() {
+        assert_eq!(
+            rendered(&Device::Memory { id: "more", mib: 768 }, Transport::Pci),
+            [
+                "-object memory-backend-memfd,id=more-ram,size=768M,share=on,merge=off,dump=off",
+                "-device virtio-mem-pci,id=more,memdev=more-ram,requested-size=0",
             ]
         );
     }

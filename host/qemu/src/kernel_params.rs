@@ -16,13 +16,15 @@ pub(crate) struct Circumstances<'a> {
     /// Frequency of the host's time stamp counter, where it is known.
     pub(crate) tsc_khz: Option<u32>,
     pub(crate) debug: bool,
+    /// Whether memory may come later.
+    pub(crate) more_memory: bool,
     /// The plan's own, which come last: of two that contradict each other the kernel takes the later one.
     pub(crate) extra: &'a [String],
 }
 
 /// The kernel's command line.
 pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
-    let Circumstances { machine, accelerator, tsc_khz, debug, extra } = *circumstances;
+    let Circumstances { machine, accelerator, tsc_khz, debug, more_memory, extra } = *circumstances;
     let mut params: Vec<String> = [
         "console=ttyS0",
         // A guest that panics or reboots ends its VM: by a triple fault, which takes no device, and QEMU does not reboot.
@@ -34,6 +36,13 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
     if machine == Machine::MicrovmPci {
         // Its ACPI describes the PCI bus too sparsely for the kernel to ask for what it needs to see new devices.
         params.push("pcie_ports=native".into());
+    }
+    if more_memory {
+        // Used at once, and of a kind that can be given back, as far as the kernel's own memory has to be of the other.
+        params.push("memhp_default_state=online".into());
+        params.push("memory_hotplug.online_policy=auto-movable".into());
+        // The place for it lies above 4 GiB, for which a kernel sets 64 MiB aside. No device here needs that.
+        params.push("swiotlb=noforce".into());
     }
     if accelerator == Accelerator::Tcg {
         params.extend(emulation_params(machine, tsc_khz));
@@ -70,6 +79,7 @@ mod tests {
             accelerator,
             tsc_khz: Some(2_600_123),
             debug: false,
+            more_memory: false,
             extra: &[],
         }
     }
@@ -86,6 +96,13 @@ mod tests {
         ] {
             assert!(line.split(' ').any(|word| word == param), "{param} is missing in: {line}");
         }
+    }
+
+    #[test]
+    fn later_memory_is_told_of_only_where_there_may_be_some() {
+        let with = Circumstances { more_memory: true, ..circumstances(Accelerator::Kvm) };
+        assert!(command_line(&with).contains("memhp_default_state=online"));
+        assert!(!command_line(&circumstances(Accelerator::Kvm)).contains("memhp"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::hot_plug::HotPlug;
 use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
 use crate::machine::{Machine, Needs, Refusal};
+use crate::memory::Memory;
 use crate::qmp::Qmp;
 use crate::vm::QemuVm;
 use crate::{Host, MachineChoice, QemuSettings};
@@ -37,9 +38,8 @@ pub(crate) async fn launch(
 ) -> Result<QemuVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
-    let has_disks = !spec.disks.is_empty();
     let (choice, accelerator) = (settings.machine, host.accelerator);
-    let machine = choose_machine(choice, accelerator, &spec.kernel, spec.hot_plug, has_disks)?;
+    let machine = choose_machine(choice, accelerator, &spec.kernel, Wishes::of(spec))?;
     let mut spawn = Spawn::new(&settings.program).jail(jail(host, spec)?);
     let kernel = file::readable(&mut spawn, &spec.kernel, host.root);
     let kernel = kernel.map_err(setup("the guest kernel"))?;
@@ -63,6 +63,7 @@ pub(crate) async fn launch(
         cpu_features: settings.cpu_features.clone(),
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
+        most_memory_mib: spec.most_memory_mib,
         kernel,
         initrd,
         append: kernel_params::command_line(&Circumstances {
@@ -70,6 +71,7 @@ pub(crate) async fn launch(
             accelerator: host.accelerator,
             tsc_khz: host.tsc_khz,
             debug: spec.debug,
+            more_memory: spec.most_memory_mib.is_some(),
             extra: &extra,
         }),
         control: control_fd,
@@ -87,7 +89,8 @@ pub(crate) async fn launch(
     let vmm = Vmm::new(Arc::new(child), console_output);
     let qmp = greet(&program, vmm.child(), control).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
-    Ok(QemuVm { vmm, hot_plug, disks, qmp, channel })
+    let memory = Memory::of(spec);
+    Ok(QemuVm { vmm, hot_plug, memory, disks, qmp, channel })
 }
 
 /// The walls around QEMU.
@@ -143,6 +146,7 @@ async fn devices_of(
     }
     devices.extend(disks(spawn, spec)?);
     devices.extend(hot_plug.devices());
+    devices.extend(Memory::of(spec).map(|memory| memory.device()));
     for nic in &spec.nics {
         let tap = nic.tap.descriptor("qemu")?;
         let nic = pass_nic(spawn, nic, tap).map_err(setup("a network device"))?;
@@ -185,17 +189,35 @@ fn pass_nic(spawn: &mut Spawn, nic: &NicSpec, tap: &OwnedFd) -> io::Result<Nic> 
     })
 }
 
-/// The machine that boots this kernel, one with a place for devices that come later if `hot_plug` asks for it, and for `disks` of containers.
+/// What not every machine has a place for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wishes {
+    hot_plug: bool,
+    disks: bool,
+    more_memory: bool,
+}
+
+impl Wishes {
+    fn of(spec: &VmSpec) -> Self {
+        Self {
+            hot_plug: spec.hot_plug,
+            disks: !spec.disks.is_empty(),
+            more_memory: spec.most_memory_mib.is_some(),
+        }
+    }
+}
+
+/// The machine that boots this kernel and has what is wished for.
 pub(crate) fn choose_machine(
     choice: MachineChoice,
     accelerator: Accelerator,
     kernel: &Path,
-    hot_plug: bool,
-    disks: bool,
+    wishes: Wishes,
 ) -> Result<Machine, HypervisorError> {
     let unbootable = |source| HypervisorError::Setup { what: "the guest kernel", source };
     let image = KernelImage::of(kernel).map_err(unbootable)?;
-    let needs = Needs { kernel: image, accelerator, hot_plug, disks };
+    let Wishes { hot_plug, disks, more_memory } = wishes;
+    let needs = Needs { kernel: image, accelerator, hot_plug, disks, more_memory };
     Machine::choose(choice, needs).map_err(|refusal| match refusal {
         Refusal::CompressedKernel => unbootable(io::Error::other(format!(
             "{} is compressed and microvm boots an uncompressed one (vmlinux) only; use that, or set `machine_type` to q35",
@@ -204,6 +226,10 @@ pub(crate) fn choose_machine(
         Refusal::Disks => HypervisorError::Unsupported {
             driver: "qemu",
             what: "disks of containers on a microvm yet; set `machine_type` to \"\" or \"q35\"",
+        },
+        Refusal::MoreMemory => HypervisorError::Unsupported {
+            driver: "qemu",
+            what: "memory that comes after the boot on a microvm; set `machine_type` to \"\" or \"q35\", or `enable_virtio_mem` to false",
         },
     })
 }

@@ -22,6 +22,7 @@ mod kernel_image;
 mod kernel_params;
 mod launch;
 mod machine;
+mod memory;
 mod option;
 mod qmp;
 mod settings;
@@ -99,6 +100,7 @@ impl Hypervisor for Qemu {
             vhost_net: true,
             named_taps: None,
             hot_plug: true,
+            more_memory: true,
         }
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct Needs {
     pub(crate) hot_plug: bool,
     /// Places for disks of containers.
     pub(crate) disks: bool,
+    /// Room for more memory.
+    pub(crate) more_memory: bool,
 }
 
 /// Why a microvm that was asked for is none for a VM.
@@ -42,6 +44,8 @@ pub(crate) enum Refusal {
     CompressedKernel,
     /// Disks of containers are tested with q35 only.
     Disks,
+    /// Its address space ends with the memory that it boots with.
+    MoreMemory,
 }
 
 impl Machine {
@@ -51,14 +55,15 @@ impl Machine {
     /// Under KVM a microvm is what nobody gets who has not asked for it: under nested KVM its guests were seen to hang in the first
     /// second, with and without ports, where those of a q35 never do.
     pub(crate) fn choose(choice: MachineChoice, needs: Needs) -> Result<Self, Refusal> {
-        let Needs { kernel, accelerator, hot_plug, disks } = needs;
+        let Needs { kernel, accelerator, hot_plug, disks, more_memory } = needs;
         let emulated = accelerator == Accelerator::Tcg;
         let boots = kernel == KernelImage::Elf;
         match choice {
             MachineChoice::Microvm if !boots => Err(Refusal::CompressedKernel),
             MachineChoice::Microvm if disks => Err(Refusal::Disks),
+            MachineChoice::Microvm if more_memory => Err(Refusal::MoreMemory),
             MachineChoice::Q35 => Ok(Self::Q35),
-            MachineChoice::Auto if !emulated || !boots || disks => Ok(Self::Q35),
+            MachineChoice::Auto if !emulated || !boots || disks || more_memory => Ok(Self::Q35),
             MachineChoice::Auto | MachineChoice::Microvm if hot_plug && emulated => {
                 Ok(Self::MicrovmPci)
             }
@@ -127,16 +132,25 @@ pub(crate) fn processor_arguments(
     vec![("-accel", accelerator.into()), ("-cpu", model), ("-smp", vcpus.to_string())]
 }
 
-/// All of the guest's memory, in a file that a vhost-user back end can map. Pages are taken as the guest touches them.
-pub(crate) fn memory_arguments(memory_mib: u32) -> Vec<Argument> {
+/// The memory that the guest boots with, and how much it may have at most.
+pub(crate) fn memory_arguments(memory_mib: u32, most_mib: Option<u32>) -> Vec<Argument> {
+    let mut size = OptionValue::new(format_args!("{memory_mib}M"));
+    if let Some(most) = most_mib {
+        size = size.with("maxmem", format_args!("{most}M"));
+    }
+    vec![memory_backend(MEMORY, memory_mib), ("-m", size.into())]
+}
+
+/// Memory in a file that a vhost-user back end can map. Pages are taken as the guest touches them.
+pub(crate) fn memory_backend(id: &str, mib: u32) -> Argument {
     let memory = OptionValue::new("memory-backend-memfd")
-        .with("id", MEMORY)
-        .with("size", format_args!("{memory_mib}M"))
+        .with("id", id)
+        .with("size", format_args!("{mib}M"))
         .with("share", "on")
         // Shared pages are never merged by KSM, and a core dump of QEMU must not hold the guest.
         .with("merge", "off")
         .with("dump", "off");
-    vec![("-object", memory.into()), ("-m", format!("{memory_mib}M"))]
+    ("-object", memory.into())
 }
 
 #[cfg(test)]
@@ -150,6 +164,7 @@ mod tests {
         accelerator: Accelerator::Tcg,
         hot_plug: false,
         disks: false,
+        more_memory: false,
     };
 
     #[test]
@@ -165,6 +180,9 @@ mod tests {
         assert_eq!(Machine::choose(Auto, disks), Ok(Machine::Q35));
         assert_eq!(Machine::choose(Microvm, compressed), Err(Refusal::CompressedKernel));
         assert_eq!(Machine::choose(Microvm, disks), Err(Refusal::Disks));
+        let memory = Needs { more_memory: true, ..PLAIN };
+        assert_eq!(Machine::choose(Auto, memory), Ok(Machine::Q35));
+        assert_eq!(Machine::choose(Microvm, memory), Err(Refusal::MoreMemory));
     }
 
     #[test]

@@ -27,8 +27,11 @@ struct Request {
     command: Command,
     /// A descriptor to send along.
     descriptor: Option<Arc<OwnedFd>>,
-    answer: oneshot::Sender<Result<(), String>>,
+    answer: oneshot::Sender<Answer>,
 }
+
+/// The outcome of a command, with the number that it told if it did.
+type Answer = Result<Option<u64>, String>;
 
 /// A connection to a QEMU that has said hello.
 #[derive(Debug)]
@@ -60,7 +63,13 @@ impl Qmp {
 
     /// Sends a command and waits for QEMU's answer.
     pub(crate) async fn execute(&self, command: Command) -> Result<(), HypervisorError> {
-        self.request(command, None).await
+        self.request(command, None).await.map(drop)
+    }
+
+    /// Sends a command that is answered with a number.
+    pub(crate) async fn number(&self, command: Command) -> Result<u64, HypervisorError> {
+        let number = self.request(command.clone(), None).await?;
+        number.ok_or_else(|| refused(&command, "its answer is no number".to_owned()))
     }
 
     /// Hands QEMU a copy of a descriptor, which it then knows by `name`.
@@ -69,14 +78,15 @@ impl Qmp {
         name: &str,
         descriptor: &Arc<OwnedFd>,
     ) -> Result<(), HypervisorError> {
-        self.request(Command::GetFd(name.to_owned()), Some(Arc::clone(descriptor))).await
+        let command = Command::GetFd(name.to_owned());
+        self.request(command, Some(Arc::clone(descriptor))).await.map(drop)
     }
 
     async fn request(
         &self,
         command: Command,
         descriptor: Option<Arc<OwnedFd>>,
-    ) -> Result<(), HypervisorError> {
+    ) -> Result<Option<u64>, HypervisorError> {
         let gone = |_| refused(&command, "its control socket is closed".to_owned());
         let (answer, answered) = oneshot::channel();
         let request = Request { command: command.clone(), descriptor, answer };
@@ -107,7 +117,7 @@ struct Owner {
 impl Owner {
     /// Until QEMU closes the socket. Commands that wait then are dropped, which their senders see.
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
-        let mut waiting: Option<oneshot::Sender<Result<(), String>>> = None;
+        let mut waiting: Option<oneshot::Sender<Answer>> = None;
         loop {
             tokio::select! {
                 incoming = self.lines.next() => match incoming {

@@ -10,12 +10,15 @@ use serde_json::{Map, Value};
 use crate::channel::Channel;
 use crate::device::{Nic, Transport};
 use crate::hot_plug::HotPlug;
+use crate::memory::Memory;
 use crate::qmp::{Command, Qmp};
 
 /// A virtual machine of QEMU's. Dropping it kills it.
 pub(crate) struct QemuVm {
     pub(crate) vmm: Vmm,
     pub(crate) hot_plug: HotPlug,
+    /// `None` if it stays as it is.
+    pub(crate) memory: Option<Memory>,
     /// The ids of its disks, which are their serial numbers.
     pub(crate) disks: Vec<String>,
     pub(crate) qmp: Qmp,
@@ -68,6 +71,14 @@ impl Vm for QemuVm {
         frontend["driver"] = Transport::Pci.driver("virtio-net").into();
         frontend["bus"] = bus.into();
         self.qmp.execute(Command::DeviceAdd(frontend)).await
+    }
+
+    async fn resize_memory(&self, mib: u32) -> Result<(), HypervisorError> {
+        self.memory.ok_or(HypervisorError::FixedMemory)?.resize(&self.qmp, mib).await
+    }
+
+    async fn memory_mib(&self) -> Result<u32, HypervisorError> {
+        self.memory.ok_or(HypervisorError::FixedMemory)?.mib(&self.qmp).await
     }
 
     fn disk(&self, id: &str) -> Option<GuestDisk> {

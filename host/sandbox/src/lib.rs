@@ -27,6 +27,7 @@ mod carry;
 mod error;
 mod footprint;
 mod ledger;
+mod memory;
 mod network;
 mod plan;
 mod process;
@@ -40,7 +41,8 @@ pub use footprint::{Footprint, FootprintError, sweep, sweep_of};
 pub use ledger::{Exit, Ledger, ProcessKey, Refusal, Status};
 pub use network::JoinError;
 pub use plan::{
-    ContainerPlan, Deadlines, DiskDevice, DiskRoot, NetworkPlan, SandboxMount, SandboxPlan,
+    ContainerPlan, Deadlines, DiskDevice, DiskRoot, MemoryPlan, NetworkPlan, SandboxMount,
+    SandboxPlan,
 };
 pub use resolv_conf::ResolvConf;
 pub use sandbox::Sandbox;

@@ -37,6 +37,8 @@ pub struct SandboxPlan {
     pub open_ports: Vec<u32>,
     /// Directories of the host that everything in the guest may see.
     pub sandbox_mounts: Vec<SandboxMount>,
+    /// How the VM's memory follows its containers' limits.
+    pub memory: MemoryPlan,
     /// How long each stage of the boot, and each request, may take.
     pub deadlines: Deadlines,
     /// No other container is expected: unless one has joined, the VM may go as soon as its first one has ended.
@@ -60,6 +62,21 @@ pub struct NetworkPlan {
     pub hot_plug: bool,
     /// The VMM lives in the namespace, so that whoever knows its process id finds it there: hooks, and engines for want of a path.
     pub vmm_inside: bool,
+}
+
+/// How a VM's memory follows the limits of its containers. All sizes are even numbers of MiB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// What it boots with, and never has less than.
+    pub boot_mib: u32,
+    /// What it may have at most.
+    pub most_mib: u32,
+    /// What is added to the containers' limits for the guest itself.
+    pub overhead_mib: u32,
+    /// What it has at least while a container has no limit.
+    pub unlimited_mib: u32,
+    /// Why it stays as it boots, as a part of a sentence; `None` where the VM takes more while it runs.
+    pub fixed: Option<String>,
 }
 
 /// A directory of the host for a whole sandbox.
@@ -123,4 +140,6 @@ pub struct ContainerPlan {
     pub mounts: GuestMounts,
     /// Whether it joins the sandbox's process id namespace.
     pub shared_pid_namespace: bool,
+    /// It stands for its pod and runs nothing that memory would have to be there for.
+    pub stands_for_pod: bool,
 }

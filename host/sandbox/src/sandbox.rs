@@ -3,6 +3,7 @@
 mod dns_relay;
 mod files;
 mod guest_socket;
+mod room;
 mod settle;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,7 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::boot::{self, Booted};
 use crate::carry::Carrier;
+use crate::memory::{self, Memory};
 use crate::network::SandboxNetwork;
 use crate::process::{PendingExec, Processes};
 use crate::timing::Timing;
@@ -64,6 +66,8 @@ struct Shared {
     /// `None` when there is none, and when it has been left. An async one, for the guest is asked while it is held: at the first start, and
     /// never again.
     network: tokio::sync::Mutex<Option<SandboxNetwork>>,
+    /// An async one, for VMM and guest are asked while it is held: one change of size at a time.
+    memory: tokio::sync::Mutex<Memory>,
     processes: Mutex<Processes>,
     events: Arc<dyn EventSink>,
     /// Why the sandbox is gone, once it is.
@@ -99,6 +103,7 @@ impl Sandbox {
             open_ports: plan.open_ports,
             resolv_conf: plan.resolv_conf,
             network: tokio::sync::Mutex::new(network),
+            memory: tokio::sync::Mutex::new(Memory::new(plan.memory)),
             processes: Mutex::default(),
             events,
             gone: watch::Sender::new(None),
@@ -130,9 +135,15 @@ impl Sandbox {
     ) -> Result<(), SandboxError> {
         let key = ProcessKey::init(&plan.id);
         self.shared.processes().add(&key)?;
+        let limit =
+            memory::limit(plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
+        if !plan.stands_for_pod {
+            room::make(&self.shared, &plan.id, limit).await;
+        }
         let made = self.create_in_guest(plan).await;
         if let Err(error) = made {
             self.shared.processes().forget(&key);
+            room::leave(&self.shared, &key.container).await;
             self.shared.forget_storage(&key.container).await;
             return Err(error);
         }
@@ -265,6 +276,7 @@ impl Sandbox {
                 tracing::warn!("{key} is deleted although the guest could not remove it: {error}");
             }
             self.shared.forget_storage(&key.container).await;
+            room::leave(&self.shared, &key.container).await;
         }
         self.shared.processes().forget(key);
         Ok(exit)
@@ -309,14 +321,24 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Sets a container's limits anew.
+    /// Sets a container's limits anew. The VM's memory follows them.
     pub async fn update(
         &self,
         container: &str,
         resources: &LinuxResources,
     ) -> Result<(), SandboxError> {
         self.shared.processes().ledger.status(&ProcessKey::init(container))?;
-        self.unless_gone(self.shared.agent.update_container(container, resources)).await
+        let before = match memory::new_limit(resources) {
+            Some(limit) => room::make(&self.shared, container, limit).await,
+            None => None,
+        };
+        let request = self.shared.agent.update_container(container, resources);
+        let updated = self.unless_gone(request).await;
+        if let (Err(_), Some(before)) = (&updated, before) {
+            self.shared.memory.lock().await.set(container, before);
+        }
+        room::take_back(&self.shared).await;
+        updated
     }
 
     /// What a container uses now.

@@ -8,7 +8,7 @@ use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{LittleEndian, elf};
 
 use crate::cpio::{Archive, Entry};
-use crate::modules::{self, GUEST_MODULES, ModuleError};
+use crate::modules::{self, GUEST_MODULES, ModuleError, OPTIONAL_MODULES};
 use crate::package::KernelPackage;
 
 /// Where the agent finds the list of modules: an absolute path per line, in the order of loading.
@@ -44,7 +44,7 @@ pub enum InitrdError {
 
 /// An initrd with this agent and the guest's modules of this kernel, as an uncompressed cpio
 /// archive (which costs no time to unpack). `extra_modules` names modules to add to
-/// [`GUEST_MODULES`], with - or _. Without a package the kernel has everything built in, and the
+/// [`GUEST_MODULES`] and those of [`OPTIONAL_MODULES`] that there are, with - or _. Without a package the kernel has everything built in, and the
 /// initrd is the agent alone.
 ///
 /// The same input gives the same bytes.
@@ -57,9 +57,14 @@ pub fn build_initrd(
     extra_modules: &[String],
 ) -> Result<Vec<u8>, InitrdError> {
     check_agent(agent)?;
-    let wanted = GUEST_MODULES.iter().copied().chain(extra_modules.iter().map(String::as_str));
     let modules = match package {
-        Some(package) => modules::in_load_order(package, wanted)?,
+        Some(package) => {
+            let there = |name: &&str| package.module(name).is_some();
+            let optional = OPTIONAL_MODULES.iter().copied().filter(there);
+            let extra = extra_modules.iter().map(String::as_str);
+            let wanted = GUEST_MODULES.iter().copied().chain(optional).chain(extra);
+            modules::in_load_order(package, wanted)?
+        }
         None => Vec::new(),
     };
     let list: String = modules.iter().map(|module| format!("{}\n", module.path)).collect();

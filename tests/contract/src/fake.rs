@@ -54,6 +54,7 @@ impl Hypervisor for Fake {
             pause: self.pause,
             vhost_net: false,
             hot_plug: false,
+            more_memory: false,
         }
     }
 
@@ -67,6 +68,7 @@ impl Hypervisor for Fake {
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {
         spec.refuse_hot_plug(NAME)?;
+        spec.refuse_more_memory(NAME)?;
         spec.refuse_disks(NAME)?;
         if let GuestRoot::Image(_) = spec.root {
             return Err(unsupported("images"));

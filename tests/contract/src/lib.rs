@@ -38,6 +38,7 @@ macro_rules! contract {
             disks_are_taken_as_the_capabilities_say,
             frames_pass_through_a_network_device,
             network_device_may_come_late,
+            memory_may_come_and_go,
         );
     };
     ($subject:path: $($promise:ident),+ $(,)?) => {

@@ -273,6 +273,49 @@ pub async fn network_device_may_come_late(subject: Subject) -> Result<()> {
     Ok(())
 }
 
+/// A VM that was booted with room for more memory takes it, and gives back what it does not use; without, and where the capabilities deny
+/// it, that is refused.
+pub async fn memory_may_come_and_go(subject: Subject) -> Result<()> {
+    let mut bench = Bench::new(subject, "memory").await?;
+    let (vm, _agent) = bench.boot_to_agent().await?;
+    let refused = vm.resize_memory(bench.spec.memory_mib + 128).await;
+    ensure!(matches!(refused, Err(HypervisorError::FixedMemory)), "{refused:?}");
+    ensure!(matches!(vm.memory_mib().await, Err(HypervisorError::FixedMemory)));
+    vm.stop().await;
+
+    let (least, most) = (bench.spec.memory_mib, bench.spec.memory_mib + 768);
+    bench.spec.most_memory_mib = Some(most);
+    let can = bench.subject.hypervisor.capabilities();
+    if !can.more_memory {
+        return bench.is_refused().await;
+    }
+    // Whoever serves files has to see the new memory, too.
+    let shares = can.shared_file_system != SharedFileSystem::None;
+    let server = if shares { bench.share()? } else { None };
+    let (vm, agent) = bench.boot_to_agent().await?;
+    agent.create_sandbox(&sandbox(shares)).await.with_context(|| last_words(vm.as_ref()))?;
+    ensure!(vm.memory_mib().await? == least, "it has more from the start");
+    for size in [least + 600, most, least] {
+        vm.resize_memory(size).await?;
+        let arrived = timeout(SOON, async {
+            while vm.memory_mib().await? != size {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            anyhow::Ok(())
+        });
+        let arrived = arrived.await;
+        arrived.with_context(|| format!("not {size} MiB; {}", last_words(vm.as_ref())))??;
+        if shares {
+            let path = format!("{}/{size}", kata_storage::GUEST_SHARE);
+            agent.copy_file(file(&path)).await?;
+            ensure!(fs::read(bench.shared().join(size.to_string()))? == CONTENT);
+        }
+    }
+    vm.stop().await;
+    drop(server);
+    Ok(())
+}
+
 async fn configure(
     agent: &AgentClient,
     interface: &kata_agent_client::GuestInterface,

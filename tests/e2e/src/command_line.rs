@@ -27,11 +27,26 @@ pub struct CommandLine {
     runtime: Runtime,
     mark: Mark,
     directory: TempDir,
+    /// The runtime's own configuration; `None` for what it finds.
+    configuration: Option<PathBuf>,
 }
 
 impl CommandLine {
     /// Runs `test`, and checks that no process, mount, cgroup or state is left.
     pub fn scenario(runtime: Runtime, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        Self::run(runtime, None, test)
+    }
+
+    /// The same with Kata, which reads this configuration file.
+    pub fn configured(file: &Path, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        Self::run(Runtime::Kata, Some(file), test)
+    }
+
+    fn run(
+        runtime: Runtime,
+        configuration: Option<&Path>,
+        test: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<()> {
         if runtime == Runtime::Kata {
             Installation::under_test().check()?;
         }
@@ -41,7 +56,8 @@ impl CommandLine {
             .tempdir()
             .context("cannot make a directory")?;
         Image::unpack(&directory.path().join("rootfs"))?;
-        let host = Self { runtime, mark, directory };
+        let configuration = configuration.map(Path::to_owned);
+        let host = Self { runtime, mark, directory, configuration };
         test(&host)?;
         host.nothing_is_left()
     }
@@ -85,6 +101,9 @@ impl CommandLine {
         };
         let mut command = Command::new(program);
         command.arg("--root").arg(self.file("state")).args(args);
+        if let Some(file) = &self.configuration {
+            command.env("KATA_CONF_FILE", file);
+        }
         command
     }
 

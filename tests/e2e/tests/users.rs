@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Containerd, Installation, Part, Process, Scenario, only_a_vm, parts_of, scenario};
+use kata_e2e::{Containerd, Installation, Part, Process, Scenario, only_a_vm, parts_of};
 
 /// Where sandboxes keep what they are made of.
 const STATE: [&str; 2] = ["/run/kata", "/var/lib/kata-containers"];
@@ -58,7 +58,10 @@ fn every_vmm_is_a_nobody_of_its_own() -> Result<()> {
     if !only_a_vm("the VMM's user") {
         return Ok(());
     }
-    scenario(|containerd| {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("configuration.toml");
+    fs::write(&file, "[hypervisor.qemu]\n")?;
+    Scenario::new().configuration(&file).run(|containerd| {
         let one = containerd.run(["sleep", "1000"]).start()?;
         let other = containerd.run(["sleep", "1000"]).start()?;
         let vmms = parts_of(containerd.mark(), Part::Vmm)?;

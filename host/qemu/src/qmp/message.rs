@@ -22,6 +22,10 @@ pub(crate) enum Command {
     NetdevAdd(Value),
     /// Add a device with these arguments.
     DeviceAdd(Value),
+    /// Set a number of an object.
+    QomSet { path: &'static str, property: &'static str, value: u64 },
+    /// Tell a number of an object.
+    QomGet { path: &'static str, property: &'static str },
 }
 
 impl Command {
@@ -34,6 +38,8 @@ impl Command {
             Self::GetFd(_) => "getfd",
             Self::NetdevAdd(_) => "netdev_add",
             Self::DeviceAdd(_) => "device_add",
+            Self::QomSet { .. } => "qom-set",
+            Self::QomGet { .. } => "qom-get",
         }
     }
 
@@ -42,6 +48,10 @@ impl Command {
             Self::QmpCapabilities | Self::Stop | Self::Cont => None,
             Self::GetFd(name) => Some(json!({ "fdname": name })),
             Self::NetdevAdd(arguments) | Self::DeviceAdd(arguments) => Some(arguments.clone()),
+            Self::QomSet { path, property, value } => {
+                Some(json!({ "path": path, "property": property, "value": value }))
+            }
+            Self::QomGet { path, property } => Some(json!({ "path": path, "property": property })),
         }
     }
 
@@ -60,8 +70,8 @@ impl Command {
 pub(super) enum Incoming {
     /// Its first line.
     Greeting,
-    /// The outcome of a command, an error in words.
-    Answer(Result<(), String>),
+    /// The outcome of a command: a number if it is one, an error in words.
+    Answer(Result<Option<u64>, String>),
     /// The guest is at its end, for this reason.
     End(String),
     /// Anything else, which later versions may add to.
@@ -73,7 +83,7 @@ struct Message {
     #[serde(rename = "QMP")]
     greeting: Option<IgnoredAny>,
     #[serde(rename = "return")]
-    returned: Option<IgnoredAny>,
+    returned: Option<Value>,
     error: Option<Refusal>,
     event: Option<String>,
     data: Option<EventData>,
@@ -95,8 +105,8 @@ pub(super) fn parse(line: &[u8]) -> Incoming {
     if message.greeting.is_some() {
         return Incoming::Greeting;
     }
-    if message.returned.is_some() {
-        return Incoming::Answer(Ok(()));
+    if let Some(returned) = message.returned {
+        return Incoming::Answer(Ok(returned.as_u64()));
     }
     if let Some(refusal) = message.error {
         return Incoming::Answer(Err(readable(&refusal.desc)));
@@ -126,7 +136,8 @@ mod tests {
     fn lines_of_qemu_are_understood() {
         let greeting = br#"{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": ["oob"]}}"#;
         assert_eq!(parse(greeting), Incoming::Greeting);
-        assert_eq!(parse(br#"{"return": {}}"#), Incoming::Answer(Ok(())));
+        assert_eq!(parse(br#"{"return": {}}"#), Incoming::Answer(Ok(None)));
+        assert_eq!(parse(br#"{"return": 805306368}"#), Incoming::Answer(Ok(Some(805_306_368))));
         assert_eq!(
             parse(br#"{"error": {"class": "CommandNotFound", "desc": "no such command"}}"#),
             Incoming::Answer(Err("no such command".into()))

@@ -46,6 +46,26 @@ async fn command_waits_for_its_answer_across_events() {
 }
 
 #[tokio::test]
+async fn number_is_told_or_it_is_said_that_there_is_none() {
+    let (qmp, mut peer) = connected().await;
+    let size = Command::QomGet { path: "/machine/peripheral/more", property: "size" };
+    let answer = async {
+        let asked = peer.hear().await;
+        assert!(
+            asked.contains(r#""path":"/machine/peripheral/more","property":"size""#),
+            "{asked}"
+        );
+        peer.say(r#"{"return": 805306368}"#).await;
+        peer.hear().await;
+        peer.say(r#"{"return": "much"}"#).await;
+    };
+    let ask = async { (qmp.number(size.clone()).await, qmp.number(size.clone()).await) };
+    let ((number, none), ()) = tokio::join!(ask, answer);
+    assert_eq!(number.unwrap(), 805_306_368);
+    assert!(none.unwrap_err().to_string().contains("qom-get"));
+}
+
+#[tokio::test]
 async fn descriptor_goes_with_its_command() {
     let (qmp, mut peer) = connected().await;
     let (read, write) = io::pipe().unwrap();

@@ -1,0 +1,80 @@
+//! Memory for containers that come, change and go. Limits hold in the guest's cgroups in any case; here the VM is made as large as they let
+//! its containers be.
+
+use std::time::Duration;
+
+use super::Shared;
+use crate::memory::{Limit, Memory};
+
+/// How long the guest may take to find new memory. Whoever waits goes on without what is late.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The time between two looks at how far the guest is.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Gives the VM the memory that it needs for a container with this limit, if it can have it, and waits until it is there. Returns the limit
+/// that the container had before.
+pub(super) async fn make(shared: &Shared, container: &str, limit: Limit) -> Option<Limit> {
+    let mut memory = shared.memory.lock().await;
+    let before = memory.set(container, limit);
+    if memory.can_grow() && memory.wanted_mib() > memory.asked_mib() {
+        let wanted = memory.wanted_mib();
+        if resize(shared, &mut memory, wanted).await {
+            arrive(shared, wanted).await;
+        }
+    }
+    if let Some(shortage) = memory.shortage().filter(|_| before != Some(limit)) {
+        tracing::warn!("the virtual machine of sandbox {}: {shortage}", shared.id);
+    }
+    before
+}
+
+/// Forgets a container, and takes back what only it needed.
+pub(super) async fn leave(shared: &Shared, container: &str) {
+    shared.memory.lock().await.forget(container);
+    take_back(shared).await;
+}
+
+/// Takes back the memory that the VM does not need any more, as far as the guest gives it.
+pub(super) async fn take_back(shared: &Shared) {
+    let mut memory = shared.memory.lock().await;
+    let wanted = memory.wanted_mib();
+    if wanted < memory.asked_mib() {
+        resize(shared, &mut memory, wanted).await;
+    }
+}
+
+/// Whether the guest was asked.
+async fn resize(shared: &Shared, memory: &mut Memory, mib: u32) -> bool {
+    match shared.vm.resize_memory(mib).await {
+        Ok(()) => {
+            tracing::info!("sandbox {}: the virtual machine is to have {mib} MiB", shared.id);
+            memory.ask(mib);
+            true
+        }
+        Err(error) => {
+            tracing::warn!("sandbox {}: memory stays as it is: {error}", shared.id);
+            false
+        }
+    }
+}
+
+/// Waits until the guest has so much memory.
+async fn arrive(shared: &Shared, mib: u32) {
+    let arrival = async {
+        while shared.vm.memory_mib().await.is_ok_and(|has| has < mib) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = shared.until_gone() => {}
+        arrived = tokio::time::timeout(PATIENCE, arrival) => if arrived.is_err() {
+            tracing::warn!(
+                "sandbox {}: after {} s the guest has not found all of its {mib} MiB yet; its kernel needs virtio_mem",
+                shared.id,
+                PATIENCE.as_secs()
+            );
+        }
+    }
+}

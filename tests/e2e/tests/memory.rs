@@ -1,0 +1,116 @@
+//! Memory that a sandbox gets and gives back while it runs, as the limits of its containers want it.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{CommandLine, Containerd, Deadline, Scenario, only_a_vm};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// 256 MiB for what has no limit, and as much as limits want up to 2 GiB.
+const CONFIGURATION: &str = "[hypervisor.qemu]
+enable_virtio_mem = true
+default_memory = 256
+default_maxmemory = 2048
+";
+
+const MIB: u64 = 1 << 20;
+
+const MEMORY: [&str; 2] = ["cat", "/proc/meminfo"];
+
+/// What the guest's kernel has, in MiB. Some of a guest's memory is the kernel's own and not in it.
+fn total(meminfo: &str) -> Result<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("no MemTotal")?;
+    Ok(kib.parse::<u64>()? / 1024)
+}
+
+/// Asks until the guest has no more than this: giving back takes its time.
+fn shrinks_to(most: u64, meminfo: impl Fn() -> Result<String>) -> Result<()> {
+    let deadline = Deadline::for_command();
+    loop {
+        let has = total(&meminfo()?)?;
+        if has <= most {
+            return Ok(());
+        }
+        ensure!(!deadline.remaining().is_zero(), "the guest still has {has} MiB");
+    }
+}
+
+fn configuration() -> Result<TempDir> {
+    let directory = tempfile::tempdir()?;
+    fs::write(directory.path().join("configuration.toml"), CONFIGURATION)?;
+    Ok(directory)
+}
+
+#[test]
+fn update_of_a_limit_makes_the_vm_larger_and_smaller() -> Result<()> {
+    if !only_a_vm("memory of a container's own") {
+        return Ok(());
+    }
+    let directory = configuration()?;
+    CommandLine::configured(&directory.path().join("configuration.toml"), |host| {
+        let (id, limit) = (host.id("c"), json!({ "memory": { "limit": 128 * MIB } }));
+        let bundle = host
+            .bundle("c", "echo up; exec sleep 1000", |spec| spec.set("/linux/resources", limit))?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &id])?;
+        host.says("c", "up")?;
+        let meminfo = || host.succeed(&["exec", &id, MEMORY[0], MEMORY[1]]);
+        let before = total(&meminfo()?)?;
+        ensure!(before < 256, "it has {before} MiB for 128");
+
+        let update =
+            |mib: u64| host.succeed(&["update", "--memory", &(mib * MIB).to_string(), &id]);
+        update(1024)?;
+        let after = total(&meminfo()?)?;
+        ensure!(after >= before + 896 - 32, "{before} MiB became {after}");
+        let limit = host.succeed(&["exec", &id, "cat", "/sys/fs/cgroup/memory.max"])?;
+        assert_eq!(limit, format!("{}\n", 1024 * MIB));
+        let large = ["dd", "if=/dev/zero", "of=/dev/null", "bs=700M", "count=1"];
+        host.succeed(&[&["exec", &id], &large[..]].concat())?;
+
+        update(128)?;
+        shrinks_to(before + 64, meminfo)?;
+        // The limit holds whatever the VM has.
+        let greedy = host.call(&["exec", &id, "sh", "-c", "tail /dev/zero"])?;
+        assert_eq!(greedy.code, 137, "{greedy}");
+        host.succeed(&["kill", &id, "KILL"])?;
+        host.ends("c")?;
+        host.succeed(&["delete", &id]).map(drop)
+    })
+}
+
+#[test]
+fn members_of_a_pod_bring_their_memory_and_take_it_with_them() -> Result<()> {
+    const KIND: &str = "io.kubernetes.cri.container-type";
+    if !only_a_vm("memory of a container's own") {
+        return Ok(());
+    }
+    let directory = configuration()?;
+    let file = directory.path().join("configuration.toml");
+    Scenario::new().configuration(&file).run(|containerd: &Containerd| {
+        let sleep = || containerd.run(["sleep", "1000"]);
+        let pod = sleep().option("--annotation", &format!("{KIND}=sandbox")).start()?;
+        let meminfo = || pod.exec(MEMORY).output()?.success();
+        let before = total(&meminfo()?)?;
+        ensure!(before < 256, "a pod alone has {before} MiB");
+        let member = |mib: u64| {
+            sleep()
+                .option("--annotation", &format!("{KIND}=container"))
+                .option("--annotation", &format!("io.kubernetes.cri.sandbox-id={}", pod.id()))
+                .option("--memory-limit", &(mib * MIB).to_string())
+                .start()
+        };
+        let one = member(512)?;
+        let with_one = total(&meminfo()?)?;
+        ensure!(with_one >= 600, "{before} MiB became {with_one} for 512 and the guest");
+        let other = member(256)?;
+        let with_both = total(&meminfo()?)?;
+        ensure!(with_both >= 850, "{with_one} MiB became {with_both} for 768 and the guest");
+        one.remove()?;
+        other.remove()?;
+        shrinks_to(before + 64, meminfo)?;
+        pod.remove()
+    })
+}
