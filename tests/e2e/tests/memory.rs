@@ -65,8 +65,6 @@ fn update_of_a_limit_makes_the_vm_larger_and_smaller() -> Result<()> {
         update(1024)?;
         let after = total(&meminfo()?)?;
         ensure!(after >= before + 896 - 32, "{before} MiB became {after}");
-        let limit = host.succeed(&["exec", &id, "cat", "/sys/fs/cgroup/memory.max"])?;
-        assert_eq!(limit, format!("{}\n", 1024 * MIB));
         let large = ["dd", "if=/dev/zero", "of=/dev/null", "bs=700M", "count=1"];
         host.succeed(&[&["exec", &id], &large[..]].concat())?;
 
