@@ -62,10 +62,10 @@ fn update_of_a_limit_makes_the_vm_larger_and_smaller() -> Result<()> {
 
         let update =
             |mib: u64| host.succeed(&["update", "--memory", &(mib * MIB).to_string(), &id]);
-        update(1024)?;
+        update(512)?;
         let after = total(&meminfo()?)?;
-        ensure!(after >= before + 896 - 32, "{before} MiB became {after}");
-        let large = ["dd", "if=/dev/zero", "of=/dev/null", "bs=700M", "count=1"];
+        ensure!(after >= before + 384 - 32, "{before} MiB became {after}");
+        let large = ["dd", "if=/dev/zero", "of=/dev/null", "bs=260M", "count=1"];
         host.succeed(&[&["exec", &id], &large[..]].concat())?;
 
         update(128)?;

@@ -14,7 +14,7 @@ use crate::tests_of::TestBinary;
 type Selection = (&'static str, &'static [&'static str]);
 
 /// A nested guest boots in about ten seconds, so these are the few that show the whole path: the accelerator and channel that are
-/// used, a container's life, a pod, an end by violence.
+/// used, a container's life, a pod, disks, whom the VMM runs as, memory that comes late, an end by violence.
 const QEMU: &[Selection] = &[
     ("qemu", &["on_q35"]),
     // Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see `Machine::choose` in host/qemu.
@@ -24,6 +24,8 @@ const QEMU: &[Selection] = &[
     ("lifecycle", &["detached_container_lives_until_it_is_killed"]),
     ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
     ("block", &[]),
+    ("users", &["every_vmm_is_a_nobody_of_its_own"]),
+    ("memory", &["update_of_a_limit_makes_the_vm_larger_and_smaller"]),
     ("kill", &["vmm_is_killed_while_busy"]),
 ];
 
