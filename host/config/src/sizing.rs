@@ -8,6 +8,9 @@
 //! The two rows are independent: a sandbox with only a CPU limit keeps the default memory (upstream counts a missing memory limit
 //! as 0 and makes a VM that cannot boot). With `static_sandbox_resource_mgmt = false` the right column always holds. A limit
 //! above what the host or the configuration allows gives the largest VM that is allowed: as with runc, a limit is not a demand.
+//!
+//! That is how it boots. With `enable_virtio_mem` its memory follows the limits of its containers from then on, up to
+//! [`SandboxSize::most_memory_mib`].
 
 use crate::HostConfig;
 
