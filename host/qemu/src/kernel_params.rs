@@ -41,7 +41,8 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
         // Used at once, and of a kind that can be given back, as far as the kernel's own memory has to be of the other.
         params.push("memhp_default_state=online".into());
         params.push("memory_hotplug.online_policy=auto-movable".into());
-        // The place for it lies above 4 GiB, for which a kernel sets 64 MiB aside. No device here needs that.
+        // Its place may lie above 4 GiB. A kernel that is told so from the start (by ACPI's SRAT, where it knows NUMA) sets 64 MiB aside for
+        // devices that do not reach as far, of which there are none here.
         params.push("swiotlb=noforce".into());
     }
     if accelerator == Accelerator::Tcg {
