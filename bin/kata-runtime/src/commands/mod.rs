@@ -79,18 +79,35 @@ pub(crate) fn run(cli: &Cli) -> Result<u8, Failure> {
             Err(anyhow!("containers in a VM cannot be restored from a checkpoint"))
         }
         Command::Timeline(timeline) => timeline.run(),
-        Command::Version => print(&format!("kata-runtime version {}\n", version_text())),
+        Command::Version => print(&format!("kata-runtime {}\n", version_text())),
     };
     done.map(|()| 0).map_err(Failure::from)
 }
 
 /// The version as runc prints it: callers look for a line with `version`, and for one that begins with `spec:`.
 pub(crate) fn version_text() -> &'static str {
-    static TEXT: LazyLock<String> = LazyLock::new(|| format!("{VERSION}\nspec: {SPEC_VERSION}"));
+    static TEXT: LazyLock<String> =
+        LazyLock::new(|| format!("version {VERSION}\nspec: {SPEC_VERSION}"));
     &TEXT
 }
 
 /// Writes to standard output, which may be a pipe that nobody reads any more.
 fn print(text: &str) -> Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use crate::cli::Cli;
+
+    /// Docker takes what comes after the word for the version, and where the word is missing it has a warning instead.
+    #[test]
+    fn version_is_told_as_runc_tells_it() {
+        let told = Cli::command().render_version();
+        let (first, rest) = told.split_once('\n').unwrap();
+        assert_eq!(first, concat!("kata-runtime version ", env!("CARGO_PKG_VERSION")));
+        assert!(rest.starts_with("spec: "), "{rest}");
+    }
 }
