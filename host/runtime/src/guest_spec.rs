@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources,
+    Process, Spec,
 };
 use thiserror::Error;
 
@@ -89,20 +90,25 @@ pub(crate) struct GuestPolicy {
     pub(crate) disks: bool,
 }
 
+/// Takes away what of an engine's process is the host's alone: a container's first one, or one more.
+pub fn process_for_guest(process: &mut Process) {
+    // Neither is known to the guest's kernel.
+    process.set_apparmor_profile(None);
+    process.set_selinux_label(None);
+    // The protocol has no umask; the usual one is the guest's own.
+    let mut user = process.user().clone();
+    if user.umask() == Some(USUAL_UMASK) {
+        user.set_umask(None);
+        process.set_user(user);
+    }
+}
+
 /// Turns the engine's spec into the guest's. The hooks that are the host's are somebody else's to run. Mounts and root are left to the caller, who knows where they are.
 pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result<Spec, SpecError> {
     refuse_inner_hooks(&spec)?;
     spec.set_hooks(None);
     if let Some(process) = spec.process_mut() {
-        // Neither is known to the guest's kernel.
-        process.set_apparmor_profile(None);
-        process.set_selinux_label(None);
-        // The protocol has no umask; the usual one is the guest's own.
-        let mut user = process.user().clone();
-        if user.umask() == Some(USUAL_UMASK) {
-            user.set_umask(None);
-            process.set_user(user);
-        }
+        process_for_guest(process);
     }
     let mut linux = spec.linux().clone().ok_or(SpecError::Missing("linux"))?;
     linux.set_mount_label(None);
@@ -227,6 +233,8 @@ fn guest_cgroup(path: Option<&PathBuf>, id: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::runtime::UserBuilder;
+
     use super::*;
 
     fn spec(json: &str) -> Spec {
@@ -234,6 +242,20 @@ mod tests {
     }
 
     const KEEP: GuestPolicy = GuestPolicy { drop_seccomp: false, disks: false };
+
+    /// Podman 5 tells the umask of every exec, too.
+    #[test]
+    fn process_keeps_only_an_unusual_umask() {
+        let umask = |mask| {
+            let mut process = Process::default();
+            process.set_apparmor_profile(Some("unconfined".to_owned()));
+            process.set_user(UserBuilder::default().umask(mask).build().unwrap());
+            process_for_guest(&mut process);
+            assert_eq!(process.apparmor_profile(), &None);
+            process.user().umask()
+        };
+        assert_eq!((umask(0o022_u32), umask(0o077_u32)), (None, Some(0o077)));
+    }
 
     #[test]
     fn hosts_namespaces_do_not_reach_the_guest() {

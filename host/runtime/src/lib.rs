@@ -19,7 +19,7 @@ pub use check::check;
 pub use driver::all as hypervisors;
 pub use environment::Environment;
 pub use features::features;
-pub use guest_spec::{SpecError, check_resources};
+pub use guest_spec::{SpecError, check_resources, process_for_guest};
 pub use kata_hypervisor::{Finding, Outcome};
 pub use plan::RUN_DIR;
 pub use role::{ContainerRole, role_of};

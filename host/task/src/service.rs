@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kata_host_runtime::RuntimeError;
+use kata_host_runtime::{RuntimeError, process_for_guest};
 use kata_sandbox::{ProcessKey, Status};
 use kata_shim_api::api::{self, Empty};
 use kata_shim_api::{Task, metadata, timestamp};
@@ -97,8 +97,9 @@ impl Task for TaskService {
         if req.exec_id.is_empty() {
             return Err(refuse("an exec needs an id"));
         }
-        let process: Process = serde_json::from_slice(&req.spec.value)
+        let mut process: Process = serde_json::from_slice(&req.spec.value)
             .map_err(|error| Failure::invalid("exec spec", &error))?;
+        process_for_guest(&mut process);
         let record = Record {
             bundle: self.owner.record(&ProcessKey::init(&req.id))?.bundle,
             stdin: req.stdin,
