@@ -100,7 +100,7 @@ mod tests {
     fn emulated_microvm_is_rendered_whole() {
         let expected = "-nodefaults -no-user-config -no-reboot -display none -name sandbox-web-1 \
             -machine microvm,memory-backend=ram,acpi=on,auto-kernel-cmdline=off,rtc=on \
-            -global virtio-mmio.force-legacy=false -accel tcg,thread=single -cpu max,erms=off,fsrm=off -smp 1 \
+            -bios qboot.rom -global virtio-mmio.force-legacy=false -accel tcg,thread=single -cpu max,erms=off,fsrm=off -smp 1 \
             -object memory-backend-memfd,id=ram,size=256M,share=on,merge=off,dump=off -m 256M \
             -kernel /share/vmlinux.container -append console=ttyS0 quiet \
             -chardev socket,id=control,fd=3 -mon chardev=control,mode=control \

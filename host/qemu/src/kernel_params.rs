@@ -61,6 +61,10 @@ fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
     let mut params = vec!["mitigations=off".to_owned(), "noreplace-smp".to_owned()];
     // How fast its timer's clock is, which a kernel otherwise waits 100 ms to find out; one that is not ours does not heed this.
     params.push(format!("lapic_timer_hz={LAPIC_TIMER_HZ}"));
+    // The emulation keeps its translation of a page of code until the guest writes to the page. The file server fills pages behind its back, so that
+    // since QEMU 8, which finds translations by the physical address alone, a program could be run as another that was there before. A page
+    // that the guest clears when it takes it is written to.
+    params.push("init_on_alloc=1".to_owned());
     if matches!(machine, Machine::Microvm | Machine::MicrovmPci) {
         // This machine has no timer to calibrate the time stamp counter against but one that a busy host makes useless; the kernel
         // would then wait for ever, and silently.
@@ -93,6 +97,7 @@ mod tests {
             "lapic_timer_hz=1000000000",
             "no_timer_check",
             "mitigations=off",
+            "init_on_alloc=1",
             "quiet",
         ] {
             assert!(line.split(' ').any(|word| word == param), "{param} is missing in: {line}");
