@@ -223,7 +223,7 @@ test: check kernel all distribution-guest engines
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-guest-tests --test='*' -- --test-threads=2
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-kubernetes --test='*' -- --test-threads=2
 	@mk/require-packages $(host_vm_packages)
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm --test=engines
 
 .PHONY: host-vm
 host-vm: build-deps

@@ -294,20 +294,14 @@ fn launch(
         }
         None => command(&daemon.containerd),
     };
-    containerd.arg("--config").arg(config).env("PATH", search_path(daemon));
+    containerd
+        .arg("--config")
+        .arg(config)
+        .env("PATH", Installation::under_test().search_path(daemon.bin.as_deref()));
     containerd.envs(environment.iter().map(|(name, value)| (name, value)));
     let client = Client::spawn(containerd, Input::Nothing)?;
     client.stderr.expect(READY, Deadline::after(START)).context("containerd does not start")?;
     Ok(client)
-}
-
-/// The programs under test come first, then the daemon's own, then the machine's.
-fn search_path(daemon: &Daemon) -> OsString {
-    let mut folders = vec![Installation::under_test().bin()];
-    folders.extend(daemon.bin.clone());
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    folders.extend(std::env::split_paths(&path));
-    std::env::join_paths(folders).unwrap_or(path)
 }
 
 /// A configuration that every release from 1.6 to 2.x takes, unless `plugins` has tables that came with 2.0. `{directory}` in them is the

@@ -10,6 +10,7 @@
 
 mod docker;
 mod podman;
+mod release;
 
 use std::ffi::OsString;
 use std::fs;
@@ -49,6 +50,19 @@ pub fn docker(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
     scenario(Kind::Docker, runtime_configuration().as_deref(), test)
 }
 
+/// As [`docker`], with the shim in place of the command line: Docker's containerd starts it. With `configuration` as the runtime's file, if one
+/// is given. Left out, and said so, where Docker is too old to know other shims than runc's.
+pub fn docker_with_shim(
+    configuration: Option<&Path>,
+    test: impl FnOnce(&Engine) -> Result<()>,
+) -> Result<()> {
+    if !docker::knows_shims()? {
+        return Ok(());
+    }
+    let file = configuration.map(Path::to_owned).or_else(runtime_configuration);
+    scenario(Kind::DockerWithShim, file.as_deref(), test)
+}
+
 /// As [`podman`] and [`docker`], one in the other, with this configuration file of the runtime.
 pub fn podman_and_docker(
     configuration: &Path,
@@ -63,7 +77,10 @@ pub fn podman_and_docker(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Podman,
+    /// Runc's shim starts the runtime's command line.
     Docker,
+    /// The runtime has a shim of its own.
+    DockerWithShim,
 }
 
 /// A Podman or Docker with a directory and a network namespace of its own, the runtime under test as its default, and an image.
@@ -132,7 +149,7 @@ impl Engine {
             .context("cannot copy the runtime's configuration")?;
         match kind {
             Kind::Podman => podman::configure(&engine)?,
-            Kind::Docker => {
+            Kind::Docker | Kind::DockerWithShim => {
                 let daemon = Dockerd::start(&engine)?;
                 engine.daemon = Mutex::new(Some(daemon));
             }
@@ -227,7 +244,7 @@ impl Engine {
 
     /// The processes of one part of a container's sandbox.
     pub fn parts_of(&self, container: &str, part: Part) -> Result<Vec<Process>> {
-        let format = if self.kind == Kind::Docker { "{{.Id}}" } else { "{{.ID}}" };
+        let format = if self.kind == Kind::Podman { "{{.ID}}" } else { "{{.Id}}" };
         parts_of(&Mark::of(&self.inspect(container, format)?), part)
     }
 
@@ -247,7 +264,7 @@ impl Engine {
     pub fn command(&self) -> Command {
         match self.kind {
             Kind::Podman => podman::command(self),
-            Kind::Docker => docker::command(self),
+            Kind::Docker | Kind::DockerWithShim => docker::command(self),
         }
     }
 
@@ -268,6 +285,10 @@ impl Engine {
         let _ = fs::remove_file(self.file("exec/containerd/containerd.pid"));
         *daemon = Some(Dockerd::start(self)?);
         Ok(())
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
     }
 
     pub(crate) fn mark(&self) -> &Mark {

@@ -57,7 +57,7 @@ pub use configuration::{Configuration, hypervisor_under_test};
 pub use container::{Container, Exec};
 pub use containerd::{Containerd, Daemon};
 pub use deadline::{Deadline, number_from};
-pub use engine::{Engine, EngineRun, docker, podman, podman_and_docker};
+pub use engine::{Engine, EngineRun, docker, docker_with_shim, podman, podman_and_docker};
 pub use events::Events;
 pub use image::Image;
 pub use mark::Mark;

@@ -24,7 +24,15 @@ pub enum Suite {
 }
 
 impl Suite {
-    fn name(self) -> &'static str {
+    /// The one with this code name, if it is known.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Trixie, Self::Sid].into_iter().find(|suite| suite.name() == name)
+    }
+
+    /// Its code name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Trixie => "trixie",
             Self::Sid => "sid",

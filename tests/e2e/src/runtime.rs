@@ -1,5 +1,6 @@
 //! The runtimes that run the containers, and where the one under test is installed.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
@@ -72,6 +73,13 @@ impl Installation {
     #[must_use]
     pub fn bin(&self) -> PathBuf {
         self.prefix.join("bin")
+    }
+
+    /// A `PATH` on which its programs come first, then those in `further`, then the machine's.
+    pub(crate) fn search_path(&self, further: Option<&Path>) -> OsString {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = [self.bin()].into_iter().chain(further.map(Path::to_owned));
+        std::env::join_paths(folders.chain(std::env::split_paths(&path))).unwrap_or(path)
     }
 
     /// Where its other programs are.

@@ -79,7 +79,7 @@ fn build(place: &Path) -> Result<()> {
     eprintln!("building a machine with KVM into {}: a minute or two", cache::directory().display());
     let root = place.join("root");
     write_files(&root)?;
-    install_packages(&root)?;
+    install_packages(Suite::Trixie, &recipe::packages(), &root)?;
     fs::rename(only_one(&root.join("boot"), "vmlinuz-")?, place.join("vmlinuz"))?;
     fs::rename(only_one(&root.join("boot"), "initrd.img-")?, place.join("initrd.img"))?;
     // Each machine makes its own.
@@ -105,15 +105,27 @@ fn write_files(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn install_packages(root: &Path) -> Result<()> {
+/// Installs packages of `suite`, and all that they depend on, into the directory `root`, which need not be there.
+pub(crate) fn install_packages(suite: Suite, packages: &[&str], root: &Path) -> Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap.args(["--quiet", "--mode=root", "--variant=minbase", "--skip=check/empty"]);
-    mmdebstrap.arg(format!("--include={}", recipe::PACKAGES.join(",")));
+    mmdebstrap.arg(format!("--include={}", packages.join(",")));
     mmdebstrap.args(LEFT_OUT.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
     // The files above are there before the packages that would bring them.
     mmdebstrap.args(["--dpkgopt=force-confold", "--dpkgopt=force-confdef"]);
-    mmdebstrap.arg("trixie").arg(root).arg(Suite::Trixie.source_line()?.trim());
+    if !apt_minds_age()? {
+        mmdebstrap.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
+    }
+    mmdebstrap.arg(suite.name()).arg(root).arg(suite.source_line()?.trim());
     succeed(mmdebstrap, "mmdebstrap is a package of Debian; `make host-vm` installs it")
+}
+
+/// Whether this machine's apt refuses lists of packages that are out of date. It does unless it is told that its archive is a copy of an earlier day's.
+fn apt_minds_age() -> Result<bool> {
+    let mut apt = Command::new("apt-config");
+    apt.args(["shell", "minds", "Acquire::Check-Valid-Until/b"]);
+    let output = apt.output().context("cannot run apt-config")?;
+    Ok(!String::from_utf8_lossy(&output.stdout).contains("false"))
 }
 
 /// An ext4 file system of `size` bytes in the sparse file `disk`, filled with what is in `tree`. It has no journal: nothing is written to it for long.

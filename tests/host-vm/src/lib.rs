@@ -8,6 +8,8 @@
 //! ```
 //!
 //! The image is never written to; what happens in a machine is forgotten with it.
+//!
+//! And the engines of another release of Debian, where it is only they that matter: an [`EngineRoot`] runs them on this machine itself.
 
 mod cache;
 mod disk;
@@ -15,12 +17,15 @@ mod image;
 mod jobs;
 mod machine;
 mod recipe;
+mod root;
 mod rounds;
+mod selections;
 mod tests_of;
 
 pub use disk::Disk;
 pub use image::HostImage;
 pub use jobs::Line;
 pub use machine::{Died, Machine};
+pub use root::EngineRoot;
 pub use rounds::{Round, Rounds};
 pub use tests_of::{TestBinary, test_binaries};

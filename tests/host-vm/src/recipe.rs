@@ -2,9 +2,8 @@
 
 use sha2::{Digest, Sha256};
 
-/// All of it but `systemd` starts nothing by itself.
-pub(crate) const PACKAGES: &[&str] = &[
-    // The system.
+/// The system. All of it but `systemd` starts nothing by itself.
+const SYSTEM: &[&str] = &[
     "linux-image-cloud-amd64",
     "initramfs-tools",
     "systemd-sysv",
@@ -19,7 +18,10 @@ pub(crate) const PACKAGES: &[&str] = &[
     "dmsetup",
     "thin-provisioning-tools",
     "ca-certificates",
-    // What runs containers and virtual machines.
+];
+
+/// What runs containers and virtual machines, and what the tests' images are made of.
+const ENGINES: &[&str] = &[
     "qemu-system-x86",
     "containerd",
     "runc",
@@ -31,9 +33,22 @@ pub(crate) const PACKAGES: &[&str] = &[
     "docker.io",
     "docker-cli",
     "containernetworking-plugins",
-    // What the tests' images are made of.
     "busybox-static",
 ];
+
+/// What engines and tests call, where there is no machine around them.
+const TOOLS: &[&str] =
+    &["iproute2", "iptables", "nftables", "procps", "e2fsprogs", "dmsetup", "ca-certificates"];
+
+/// The packages of the machine.
+pub(crate) fn packages() -> Vec<&'static str> {
+    [SYSTEM, ENGINES].concat()
+}
+
+/// The packages of a root file system whose engines run on a machine that is there already.
+pub(crate) fn packages_of_root() -> Vec<&'static str> {
+    [TOOLS, ENGINES].concat()
+}
 
 /// A file of the machine's own: path, mode and content.
 pub(crate) struct File {
@@ -71,7 +86,7 @@ pub(crate) fn digest() -> String {
     let mut hash = Sha256::new();
     // Counts changes of what is done with the packages and files.
     hash.update("1\0");
-    for package in PACKAGES {
+    for package in packages() {
         hash.update(package);
         hash.update("\0");
     }
@@ -81,5 +96,17 @@ pub(crate) fn digest() -> String {
             hash.update("\0");
         }
     }
+    digits(hash)
+}
+
+/// As [`digest`], of the root file system.
+pub(crate) fn digest_of_root() -> String {
+    let mut hash = Sha256::new();
+    hash.update("1\0");
+    hash.update(packages_of_root().join("\0"));
+    digits(hash)
+}
+
+fn digits(hash: Sha256) -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -8,91 +8,10 @@ use anyhow::{Context, Result};
 use kata_e2e::{GuestKernel, Installation};
 use tempfile::TempDir;
 
+use crate::selections::{
+    ALL_OF_ENGINES, CLOUD_HYPERVISOR, ENGINES, FIRECRACKER, JAILER, KRUN, QEMU, Selection,
+};
 use crate::tests_of::TestBinary;
-
-/// A test binary's name, and what of it runs: all, if nothing is named.
-type Selection = (&'static str, &'static [&'static str]);
-
-/// A nested guest boots in about ten seconds, so these are the few that show the whole path: the accelerator and channel that are
-/// used, a container's life, a pod, disks, whom the VMM runs as, memory that comes late, an end by violence.
-const QEMU: &[Selection] = &[
-    ("qemu", &["on_q35"]),
-    // Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see `Machine::choose` in host/qemu.
-    ("acceleration", &["q35_uses_what_the_machine_has"]),
-    ("hotplug", &["processors_that_come_later_are_switched_on"]),
-    ("hypervisors", &[]),
-    ("lifecycle", &["detached_container_lives_until_it_is_killed"]),
-    ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
-    ("block", &[]),
-    ("users", &["every_vmm_is_a_nobody_of_its_own"]),
-    ("memory", &["update_of_a_limit_makes_the_vm_larger_and_smaller"]),
-    ("kill", &["vmm_is_killed_while_busy"]),
-];
-
-/// And for the others, which run nowhere else, what differs from QEMU: streams over another channel, other devices for networks and images,
-/// another file server, another way to stand still.
-const KRUN: &[Selection] = &[
-    ("krun", &[]),
-    (
-        "lifecycle",
-        &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
-    ),
-    ("integrity", &["half_closed_input_reaches_the_process"]),
-    (
-        "network",
-        &[
-            "container_has_the_network_of_its_namespace",
-            "interface_that_comes_before",
-            "pod_has_two_interfaces",
-        ],
-    ),
-    ("assets", IMAGES),
-    ("mounts", &["bind_mounts_are_shared_both_ways"]),
-    ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
-    (
-        "kill",
-        &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
-    ),
-];
-
-const CLOUD_HYPERVISOR: &[Selection] = &[
-    ("clh", &[]),
-    (
-        "lifecycle",
-        &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
-    ),
-    ("integrity", &["stream_through_exec_comes_back_whole"]),
-    ("network", &["container_has_the_network_of_its_namespace", "interface_that_comes_before"]),
-    ("assets", IMAGES),
-    ("kill", &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots"]),
-    ("program", &[]),
-];
-
-const IMAGES: &[&str] = &["checked_image_boots", "image_that_was_tampered_with"];
-
-const FIRECRACKER: &[Selection] = &[
-    ("copies", &[]),
-    ("block", &["blockfile_becomes_a_disk"]),
-    (
-        "lifecycle",
-        &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
-    ),
-    ("integrity", &["stream_through_exec_comes_back_whole"]),
-    ("network", &["container_has_the_network_of_its_namespace"]),
-    ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
-    (
-        "kill",
-        &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
-    ),
-    ("firecracker", &[]),
-];
-
-/// What differs in the jailer's cell.
-const JAILER: &[Selection] = &[
-    ("copies", &["root_file_system_is_the_images_and_can_be_changed"]),
-    ("network", &["container_has_the_network_of_its_namespace"]),
-    ("kill", &["vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"]),
-];
 
 /// Tests that run with one configuration.
 #[derive(Debug)]
@@ -115,16 +34,23 @@ pub struct Rounds {
 }
 
 impl Rounds {
+    /// Docker and Podman with what the runtime chooses by itself.
+    pub fn of_engines() -> Result<Self> {
+        let directory = directory()?;
+        let round = Round {
+            hypervisor: "krun or QEMU",
+            selections: ALL_OF_ENGINES,
+            configuration: configured(&directory, "auto", "auto", "")?,
+            programs: Vec::new(),
+        };
+        Ok(Self { rounds: vec![round], directory })
+    }
+
     /// Those with Cloud Hypervisor and Firecracker are among them where their programs are found in `search_path`, a list as in `PATH`.
     pub fn with_programs_of(search_path: Option<&OsStr>) -> Result<Self> {
-        let directory =
-            tempfile::tempdir().context("cannot make a directory for configurations")?;
-        let configured = |file: &str, name: &str, lines: &str| {
-            let file = directory.path().join(format!("{file}.toml"));
-            fs::write(&file, format!("[runtime]\nhypervisor_name = \"{name}\"\n{lines}"))
-                .context("cannot write a configuration")?;
-            anyhow::Ok(file)
-        };
+        let directory = directory()?;
+        let configured =
+            |file: &str, name: &str, lines: &str| configured(&directory, file, name, lines);
         let qemu = Round {
             hypervisor: "QEMU",
             selections: QEMU,
@@ -137,7 +63,13 @@ impl Rounds {
             configuration: configured("krun", "krun", "")?,
             programs: Vec::new(),
         };
-        let mut rounds = vec![qemu, krun];
+        let engines = Round {
+            hypervisor: "krun or QEMU",
+            selections: ENGINES,
+            configuration: configured("auto", "auto", "")?,
+            programs: Vec::new(),
+        };
+        let mut rounds = vec![qemu, krun, engines];
         let find = |program| find(program, search_path);
         match find("cloud-hypervisor") {
             Some(program) => {
@@ -212,19 +144,20 @@ impl Rounds {
 
 impl Round {
     /// The commands for a shell, each with the name of its test binary. With `all` no test of a binary is left out. `patience` is by how
-    /// much deadlines are longer than on this machine.
+    /// much deadlines are longer than on this machine, `threads` how many tests of a binary run at a time.
     pub fn commands<'a>(
         &'a self,
         binaries: &'a [TestBinary],
         all: bool,
         patience: u32,
+        threads: u32,
     ) -> impl Iterator<Item = (&'static str, String)> + 'a {
         self.selections.iter().map(move |(name, tests)| {
             let binary = binaries.iter().find(|binary| binary.name == *name);
             let path = binary.map_or(Path::new(name), |binary| &binary.path).display();
             let tests = if all { String::new() } else { tests.join(" ") };
             let environment = self.environment(patience);
-            (*name, format!("{environment} '{path}' --test-threads=1 {tests}"))
+            (*name, format!("{environment} '{path}' --test-threads={threads} {tests}"))
         })
     }
 
@@ -243,6 +176,18 @@ impl Round {
     }
 }
 
+fn directory() -> Result<TempDir> {
+    tempfile::tempdir().context("cannot make a directory for configurations")
+}
+
+/// A configuration file that chooses the hypervisor `name`, with further lines.
+fn configured(directory: &TempDir, file: &str, name: &str, lines: &str) -> Result<PathBuf> {
+    let file = directory.path().join(format!("{file}.toml"));
+    fs::write(&file, format!("[runtime]\nhypervisor_name = \"{name}\"\n{lines}"))
+        .context("cannot write a configuration")?;
+    Ok(file)
+}
+
 fn find(program: &str, search_path: Option<&OsStr>) -> Option<PathBuf> {
     std::env::split_paths(search_path?)
         .map(|directory| directory.join(program))
@@ -258,7 +203,7 @@ mod tests {
         let rounds = Rounds::with_programs_of(None).unwrap();
         assert_eq!(
             rounds.iter().map(|round| round.hypervisor).collect::<Vec<_>>(),
-            ["QEMU", "krun"]
+            ["QEMU", "krun", "krun or QEMU"]
         );
         assert!(!rounds.binaries().contains(&"program"));
     }
@@ -268,7 +213,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let rounds = || Rounds::with_programs_of(Some(directory.path().as_os_str())).unwrap();
         let names = |rounds: &Rounds| {
-            rounds.iter().skip(2).map(|round| round.hypervisor).collect::<Vec<_>>()
+            rounds.iter().skip(3).map(|round| round.hypervisor).collect::<Vec<_>>()
         };
         let (vmm, jailer) = (directory.path().join("firecracker"), directory.path().join("jailer"));
         fs::write(&vmm, "").unwrap();
@@ -294,7 +239,7 @@ mod tests {
         let text = fs::read_to_string(&round.configuration).unwrap();
         assert!(text.contains(&format!("path = \"{}\"", program.display())), "{text}");
         let binaries = [TestBinary { name: "kill".to_owned(), path: "/t/kill-1".into() }];
-        let commands: Vec<_> = round.commands(&binaries, false, 4).collect();
+        let commands: Vec<_> = round.commands(&binaries, false, 4, 1).collect();
         let (_, kill) = commands.iter().find(|(name, _)| *name == "kill").unwrap();
         assert!(kill.contains("KATA_E2E_CONFIG='") && kill.contains("'/t/kill-1'"), "{kill}");
         assert!(kill.ends_with("vmm_is_killed_while_busy vmm_is_killed_while_it_boots"), "{kill}");

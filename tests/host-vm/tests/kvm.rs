@@ -52,7 +52,7 @@ fn all() -> bool {
 fn here(rounds: &Rounds, binaries: &[TestBinary]) -> Result<bool> {
     let mut passed = true;
     for round in rounds.iter() {
-        for (name, command) in round.commands(binaries, all(), 1) {
+        for (name, command) in round.commands(binaries, all(), 1, 1) {
             println!("\n     Running {name} with {}", round.hypervisor);
             let status = Command::new("sh").args(["-c", &command]).status();
             passed &= status.with_context(|| format!("cannot run {name}"))?.success();
@@ -68,7 +68,7 @@ fn in_host_vm(rounds: &Rounds, binaries: &[TestBinary]) -> Result<bool> {
     let mut passed = true;
     for round in rounds.iter() {
         let started = Instant::now();
-        for (name, command) in round.commands(binaries, all(), SLOWNESS) {
+        for (name, command) in round.commands(binaries, all(), SLOWNESS, 1) {
             println!("\n     Running {name} with {} in the host VM", round.hypervisor);
             passed &= runs(&mut machine, &command)?;
         }

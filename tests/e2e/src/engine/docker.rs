@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::Engine;
+use super::release::release;
+use super::{Engine, Kind};
 use crate::client::{Client, Input};
 use crate::deadline::Deadline;
 use crate::runtime::{Installation, Runtime};
@@ -18,6 +19,20 @@ const READY: &str = "API listen on";
 
 /// How long it may take until it says so, and how long to end.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The first release whose daemon.json takes shims (`runtimeType`).
+const KNOWS_SHIMS: u32 = 24;
+
+/// Whether this machine's Docker takes other shims than runc's. If not, says that it does not.
+pub(super) fn knows_shims() -> Result<bool> {
+    let release = release(Command::new("dockerd"))?;
+    if release < KNOWS_SHIMS {
+        eprintln!(
+            "left out, for Docker {release} has no shims but runc's ({KNOWS_SHIMS} and newer have): Docker with a shim"
+        );
+    }
+    Ok(release >= KNOWS_SHIMS)
+}
 
 /// A running dockerd, with the containerd that it has started.
 #[derive(Debug)]
@@ -32,7 +47,11 @@ impl Dockerd {
             .with_context(|| format!("cannot write {}", config.display()))?;
         let mut dockerd = engine.network().command("dockerd");
         dockerd.arg("--config-file").arg(config);
-        dockerd.env("KATA_CONF_FILE", file("configuration.toml"));
+        if engine.kind() == Kind::Docker {
+            dockerd.env("KATA_CONF_FILE", file("configuration.toml"));
+        }
+        // Where the daemon's containerd looks for shims.
+        dockerd.env("PATH", Installation::under_test().search_path(None));
         let client = Client::spawn(dockerd, Input::Nothing)?;
         client.stderr.expect(READY, Deadline::after(PATIENCE)).context("dockerd does not start")?;
         Ok(Self(client))
@@ -60,7 +79,9 @@ impl Dockerd {
 
 /// The installed example, with the fixture's own places.
 fn configuration(engine: &Engine) -> Result<Value> {
-    let example = Installation::under_test().example("docker-daemon-default.json");
+    let with_shim = engine.kind() == Kind::DockerWithShim;
+    let name = if with_shim { "docker-daemon-shim.json" } else { "docker-daemon-default.json" };
+    let example = Installation::under_test().example(name);
     let text = fs::read_to_string(&example)
         .with_context(|| format!("cannot read {}", example.display()))?;
     let mut all: Value = serde_json::from_str(&text)
@@ -70,10 +91,16 @@ fn configuration(engine: &Engine) -> Result<Value> {
     all["exec-root"] = json!(file("exec"));
     all["pidfile"] = json!(file("dockerd.pid"));
     all["hosts"] = json!([address(engine)]);
+    // As with Podman's: systemd's, the default on cgroups of the second version, would want slices of its own.
+    all["exec-opts"] = json!(["native.cgroupdriver=cgroupfs"]);
     all["cgroup-parent"] = json!(format!("/ns-{}", engine.mark()));
-    if Runtime::under_test() == Runtime::Runc {
-        all["default-runtime"] = json!("runc");
+    if with_shim {
+        all["runtimes"]["kata"]["options"] = json!({ "ConfigPath": file("configuration.toml") });
     }
+    all["default-runtime"] = json!(match Runtime::under_test() {
+        Runtime::Kata => "kata",
+        Runtime::Runc => "runc",
+    });
     Ok(all)
 }
 

@@ -59,5 +59,7 @@ pub(super) fn command(engine: &Engine) -> Command {
     ] {
         command.env(variable, engine.file(name));
     }
+    // Podman 5 has a word about them before anything that it says.
+    command.env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
     command
 }

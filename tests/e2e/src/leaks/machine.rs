@@ -36,7 +36,9 @@ impl Machine {
     pub(crate) fn now() -> Self {
         let entries = PLACES.iter().flat_map(|place| fs::read_dir(place).into_iter().flatten());
         let paths = entries.flatten().map(|entry| entry.path());
-        Self(paths.filter(|path| !is_lasting(path) && !Netns::is_one(path)).collect())
+        let counts =
+            |path: &PathBuf| !is_lasting(path) && !is_control(path) && !Netns::is_one(path);
+        Self(paths.filter(counts).collect())
     }
 
     /// What has come since `before` and is there now.
@@ -58,6 +60,11 @@ impl Machine {
 
 fn is_lasting(path: &Path) -> bool {
     LASTING.iter().any(|name| path.ends_with(name))
+}
+
+/// The files of a cgroup come and go with it, which may be a parent that stays.
+fn is_control(path: &Path) -> bool {
+    path.starts_with("/sys/fs/cgroup") && !path.is_dir()
 }
 
 #[cfg(test)]

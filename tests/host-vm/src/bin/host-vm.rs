@@ -1,17 +1,20 @@
-//! `make host-vm`, and a machine with KVM for whoever develops: `host-vm build`, `host-vm run COMMAND`, `host-vm shell`.
+//! `make host-vm`, and for whoever develops a machine with KVM: `host-vm build`, `host-vm run COMMAND`, `host-vm shell`; and the engines of
+//! another release of Debian: `host-vm engines RELEASE COMMAND`.
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
-use kata_e2e::Installation;
-use kata_host_vm::{Disk, HostImage, Machine};
+use anyhow::{Context, Result, bail};
+use kata_e2e::{Installation, Suite};
+use kata_host_vm::{Disk, EngineRoot, HostImage, Machine};
 
 const USAGE: &str =
     "usage: host-vm build                 make the machine, unless it is in the cache
        host-vm run COMMAND [PATH]…   boot it, run one shell command in it, end it
        host-vm shell [PATH]…         boot it, run every line of standard input in it
+       host-vm engines trixie|sid COMMAND [PATH]…
+                                     run one shell command on this machine with the engines of that release
 Each PATH is there at the same place, and so are the staged programs.";
 
 fn main() -> ExitCode {
@@ -50,6 +53,14 @@ fn run(arguments: Vec<String>) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Some("engines") => {
+            let suite = arguments.next().and_then(|name| Suite::named(&name));
+            let (Some(suite), Some(command)) = (suite, arguments.next()) else { bail!("{USAGE}") };
+            let paths = with_installation(arguments)?;
+            let status = EngineRoot::ready(suite)?.command(&command, &paths).status();
+            let code = status.context("cannot run unshare")?.code();
+            Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
+        }
         _ => bail!("{USAGE}"),
     }
 }
@@ -60,7 +71,12 @@ fn prompt() -> Result<()> {
 }
 
 fn boot(paths: impl Iterator<Item = String>) -> Result<Machine> {
+    Machine::boot(&HostImage::ready()?, Disk::of(with_installation(paths)?)?)
+}
+
+/// The absolute form of `paths`, and where the programs under test are.
+fn with_installation(paths: impl Iterator<Item = String>) -> Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = paths.map(std::path::absolute).collect::<io::Result<_>>()?;
     paths.push(Installation::under_test().prefix().to_owned());
-    Machine::boot(&HostImage::ready()?, Disk::of(paths)?)
+    Ok(paths)
 }

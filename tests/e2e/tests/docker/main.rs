@@ -1,0 +1,263 @@
+//! Docker, with kata from its daemon.json as the default runtime: as a command line that runc's shim starts, and as a shim of its own.
+
+mod with_shim;
+
+use std::fs;
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{Engine, Input, Part, docker, only_a_vm};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Says `up`, and ends at SIGTERM with code 3.
+const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
+
+/// The first release that calls `features` of each runtime when it starts.
+const ASKS_FOR_FEATURES: u32 = 25;
+
+/// A question for the address of `web` as by TCP, with its length before it (RFC 1035, section 4), in octal for printf(1).
+const QUESTION_FOR_WEB: &str =
+    r"\000\025\022\064\001\000\000\001\000\000\000\000\000\000\003web\000\000\001\000\001";
+
+#[test]
+fn run_is_like_any_other_run() -> Result<()> {
+    docker(runs)
+}
+
+fn runs(docker: &Engine) -> Result<()> {
+    let kernel = docker.run("--rm", "uname -r; echo err >&2; exit 42").output()?;
+    assert_eq!((kernel.code, kernel.error_text().as_str()), (42, "err\n"));
+    if only_a_vm("a kernel of its own") {
+        assert_ne!(kernel.text(), fs::read_to_string("/proc/sys/kernel/osrelease")?);
+    }
+    let explicit =
+        docker.call("run --rm --runtime runc --network none localhost/busybox uname -r")?;
+    assert_eq!(explicit.success()?, fs::read_to_string("/proc/sys/kernel/osrelease")?);
+
+    let input = Input::Bytes(b"over stdin".to_vec());
+    let echoed = docker.run("--rm --interactive --network none", "cat; ls /sys/class/net");
+    assert_eq!(echoed.stdin(input).output()?.success()?, "over stdinlo\n");
+
+    docker.succeed("volume create data")?;
+    let limits = "--cap-drop ALL --read-only --tmpfs /tmp --volume data:/data";
+    let script =
+        "grep CapBnd /proc/self/status; touch /new; touch /tmp/new /data/new && ls /tmp /data";
+    let output = docker.run(&format!("--rm {limits}"), script).output()?;
+    assert_eq!(output.text(), "CapBnd:\t0000000000000000\n/data:\nnew\n\n/tmp:\nnew\n", "{output}");
+    docker.succeed("volume rm data")?;
+
+    let mut terminal = docker
+        .run(
+            "--rm --interactive --tty --network none",
+            "read -r line; echo got $line; until stty size | grep '24 80'; do :; done; exit 7",
+        )
+        .stdin(Input::Terminal)
+        .attach()?;
+    terminal.write("hello\n")?;
+    terminal.expect("got hello")?;
+    terminal.expect("24 80")?;
+    assert_eq!(terminal.wait()?.code, 7);
+
+    let missing = docker.call("run --rm --network none localhost/busybox no-such")?;
+    assert_eq!(missing.code, 127, "{missing}");
+    Ok(())
+}
+
+#[test]
+fn daemon_knows_the_runtime_and_what_it_can() -> Result<()> {
+    if !only_a_vm("a runtime with other features than Docker's own") {
+        return Ok(());
+    }
+    docker(|docker| {
+        let release = docker.release()?;
+        if release < ASKS_FOR_FEATURES {
+            eprintln!("left out, for Docker {release} does not ask a runtime what it can");
+            return Ok(());
+        }
+        let told = docker.call_with(["info", "--format", "{{json .Runtimes.kata}}"])?.success()?;
+        let told: Value = serde_json::from_str(&told)?;
+        ensure!(told["path"].as_str().is_some_and(|path| path.ends_with("kata-runtime")), "{told}");
+        let features = told["status"]["org.opencontainers.runtime-spec.features"].as_str();
+        let features: Value = serde_json::from_str(features.context("no features")?)?;
+        ensure!(features["ociVersionMin"].is_string(), "{features}");
+        Ok(())
+    })
+}
+
+#[test]
+fn container_is_seen_entered_paused_stopped_and_started_again() -> Result<()> {
+    docker(lives)
+}
+
+fn lives(docker: &Engine) -> Result<()> {
+    docker.start("web", "--memory 200m --cpus 1 --pids-limit 100", SERVER)?;
+    docker.says("web", "up")?;
+    let exec = docker.call_with(["exec", "--user", "1000", "web", "sh", "-c", "id -u; exit 9"])?;
+    assert_eq!((exec.code, exec.text().as_str()), (9, "1000\n"));
+    // Docker tells the terminal's size after the start.
+    docker.shell("web", "echo \"until stty size | grep '24 80'; do :; done\" > /tmp/script")?;
+    let terminal = docker.attach("exec --interactive --tty web sh /tmp/script", Input::Terminal)?;
+    terminal.expect("24 80")?;
+    terminal.wait()?.success()?;
+    let used = docker.succeed("stats --no-stream --format {{.MemUsage}} web")?;
+    assert!(used.contains("B /") && !used.starts_with("0B"), "{used}");
+    docker.succeed("update --cpus 0.5 web")?;
+    if only_a_vm("a cgroup of the second version whatever the host has") {
+        assert_eq!(docker.shell("web", "cat /sys/fs/cgroup/cpu.max")?, "50000 100000");
+    }
+    // Docker shows the host's processes: under a VM, those that stand for the container's.
+    let processes = docker.succeed("top web")?;
+    assert!(processes.lines().count() > 1, "{processes}");
+
+    let (there, back) = (docker.file("there"), docker.file("back"));
+    fs::write(&there, "from the host\n")?;
+    docker.succeed(&format!("cp {} web:/root/file", there.display()))?;
+    assert_eq!(docker.shell("web", "cat /root/file; echo changed > /root/file")?, "from the host");
+    docker.succeed(&format!("cp web:/root/file {}", back.display()))?;
+    assert_eq!(fs::read_to_string(back)?, "changed\n");
+
+    docker.succeed("pause web")?;
+    assert_eq!(docker.inspect("web", "{{.State.Status}}")?, "paused");
+    docker.succeed("unpause web")?;
+    docker.succeed("restart web")?;
+    assert_eq!(docker.shell("web", "echo again")?, "again");
+    docker.succeed("stop web")?;
+    assert_eq!(docker.inspect("web", "{{.State.Status}} {{.State.ExitCode}}")?, "exited 3");
+    assert_eq!(docker.succeed("logs web")?, "up\nbye\nup\nbye");
+    docker.succeed("rm web").map(drop)
+}
+
+#[test]
+fn networks_publish_ports_and_join_containers() -> Result<()> {
+    docker(has_networks)
+}
+
+fn has_networks(docker: &Engine) -> Result<()> {
+    docker.succeed("network create net")?;
+    let serve = "while :; do echo from web | nc -l -p 80; done";
+    docker.start("web", "--network net --publish 8080:80", serve)?;
+    let address = docker.inspect("web", "{{.NetworkSettings.Networks.net.IPAddress}}")?;
+    let asks = format!(
+        "until nc {address} 80 < /dev/null > /tmp/answer && [ -s /tmp/answer ]; do :; done; cat /tmp/answer"
+    );
+    let other = docker.run("--rm --network net", &asks).output()?;
+    assert_eq!(other.success()?, "from web\n");
+    let host = "until busybox nc 127.0.0.1 8080 < /dev/null | grep from; do :; done";
+    assert_eq!(docker.on_host(host)?.success()?, "from web\n");
+    let gateway = docker.run(
+        "--rm",
+        "ip route | grep -c '^default'; ping -c 1 -w 10 172.17.0.1 > /dev/null && echo reached",
+    );
+    assert_eq!(gateway.output()?.success()?, "1\nreached\n");
+    docker.succeed("rm --force web")?;
+    docker.succeed("network rm net").map(drop)
+}
+
+#[test]
+fn containers_find_each_other_and_the_world_by_name() -> Result<()> {
+    docker(knows_names)
+}
+
+fn knows_names(docker: &Engine) -> Result<()> {
+    docker.succeed("network create net")?;
+    let gateway = docker.inspect("net", "{{(index .IPAM.Config 0).Gateway}}")?;
+    let (www, its_address) = ("www.example.org", Ipv4Addr::new(203, 0, 113, 7));
+    let _world = docker.name_server(gateway.parse()?, www, its_address)?;
+    docker.start("web", "--network net --network-alias shop", SERVER)?;
+    let address = docker.inspect("web", "{{.NetworkSettings.Networks.net.IPAddress}}")?;
+
+    let looks = docker.run(
+        &format!("--rm --network net --dns {gateway}"),
+        &format!(
+            "grep ^nameserver /etc/resolv.conf
+            for name in web shop {www} {address}; do nslookup $name | tail -n +3 | grep -e Address: -e name; done
+            nslookup nobody.example.org > /dev/null || echo nobody
+            ping -c 1 -w 20 web > /dev/null && echo reached
+            printf '{QUESTION_FOR_WEB}' | nc 127.0.0.11 53 | tail -c 4 | od -An -tu1 | xargs"
+        ),
+    );
+    let told = looks.output()?;
+    let reverse: Vec<&str> = address.rsplit('.').collect();
+    let expected = format!(
+        "nameserver 127.0.0.11\nAddress: {address}\nAddress: {address}\nAddress: {its_address}\n\
+         {}.in-addr.arpa\tname = web.net\nnobody\nreached\n{}\n",
+        reverse.join("."),
+        address.replace('.', " "),
+    );
+    assert_eq!(told.text(), expected, "{told}");
+
+    docker.succeed("rm --force web")?;
+    docker.succeed("network rm net").map(drop)
+}
+
+#[test]
+fn limits_hold_in_the_guest() -> Result<()> {
+    if !only_a_vm("a cgroup of the second version whatever the host has") {
+        return Ok(());
+    }
+    docker(|docker| holds_limits(docker).map(drop))
+}
+
+/// Returns whether Docker has learned that memory was wanting.
+fn holds_limits(docker: &Engine) -> Result<bool> {
+    let flags = "--network none --memory 100m --cpus 0.5 --pids-limit 40";
+    let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; \
+        (i=0; while [ $i -lt 60 ]; do sleep 1000 & i=$((i + 1)); done) 2> /dev/null; cat pids.current";
+    // Of forty one has ended then: the inner shell, which could not start the next.
+    let said = docker.run(&format!("--rm {flags}"), script).output()?.success()?;
+    assert_eq!(said, "104857600\n50000 100000\n40\n39\n");
+    let greedy = docker.run("--name greedy --network none --memory 64m", "exec tail /dev/zero");
+    assert_eq!(greedy.output()?.code, 137);
+    assert_eq!(docker.inspect("greedy", "{{.State.ExitCode}}")?, "137");
+    let was_told = docker.inspect("greedy", "{{.State.OOMKilled}}")? == "true";
+    docker.succeed("rm greedy")?;
+    Ok(was_told)
+}
+
+#[test]
+fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
+    if !only_a_vm("the refusal of the host's network") {
+        return Ok(());
+    }
+    docker(refuses_the_hosts_network)
+}
+
+fn refuses_the_hosts_network(docker: &Engine) -> Result<()> {
+    let refusal = docker.run("--rm --network host", "true").output()?.failure()?;
+    // Docker 28 names no namespace any more.
+    assert!(refusal.contains("cannot be shared with a VM"), "{refusal}");
+    Ok(())
+}
+
+#[test]
+fn whichever_part_is_killed_docker_sees_the_end() -> Result<()> {
+    if !only_a_vm("parts that can be killed") {
+        return Ok(());
+    }
+    docker(|docker| sees_the_end_of(docker, &[Part::Proxy, Part::StandIn, Part::Vmm]))
+}
+
+fn sees_the_end_of(docker: &Engine, parts: &[Part]) -> Result<()> {
+    for part in parts {
+        docker.start("web", "", SERVER)?;
+        let found = docker.parts_of("web", *part)?;
+        ensure!(!found.is_empty(), "there is no process of {part:?}");
+        found.iter().try_for_each(|process| process.signal(Signal::KILL))?;
+        assert_eq!(docker.succeed("wait web")?, "137", "{part:?}");
+        docker.succeed("rm web").with_context(|| format!("{part:?} was killed"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_daemon_leaves_containers_that_can_be_removed() -> Result<()> {
+    docker(outlives_the_daemon)
+}
+
+fn outlives_the_daemon(docker: &Engine) -> Result<()> {
+    docker.start("web", "", SERVER)?;
+    docker.says("web", "up")?;
+    docker.kill_and_restart_daemon()?;
+    docker.succeed("rm --force web").map(drop)
+}

@@ -1,0 +1,42 @@
+//! The tests of Docker and Podman with the newest releases of them that Debian has, on this machine. Its results are theirs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use kata_e2e::Suite;
+use kata_host_vm::{EngineRoot, Rounds, test_binaries};
+
+/// Tests at a time, as on this machine without another root.
+const THREADS: u32 = 2;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all tests have passed.
+fn run() -> Result<bool> {
+    let rounds = Rounds::of_engines()?;
+    let binaries = test_binaries(&rounds.binaries())?;
+    let root = EngineRoot::ready(Suite::Sid)?;
+    let mut paths: Vec<PathBuf> = binaries.iter().map(|binary| binary.path.clone()).collect();
+    paths.extend(rounds.files());
+    let mut versions = root.command("docker --version; podman --version", &[]);
+    versions.status().context("cannot run unshare")?;
+    let mut passed = true;
+    for round in rounds.iter() {
+        for (name, command) in round.commands(&binaries, false, 1, THREADS) {
+            println!("\n     Running {name} with engines of another release");
+            let status = root.command(&command, &paths).status();
+            passed &= status.with_context(|| format!("cannot run {name}"))?.success();
+        }
+    }
+    Ok(passed)
+}
