@@ -22,6 +22,7 @@ pub mod guest_socket;
 pub mod handshake;
 mod listen;
 mod mux;
+pub mod port_forward;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -42,6 +43,8 @@ pub const DEBUG_CONSOLE_PORT: u32 = 1026;
 /// The port on which the agent hands over what programs ask a name server that only the host has ([`dns_relay`]). It is one of ours: other
 /// agents, whose ports go on from 1027, do not have it.
 pub const DNS_RELAY_PORT: u32 = 1053;
+/// The port on which the agent connects the host to TCP ports of the guest's loopback interface ([`port_forward`]). It is one of ours, too.
+pub const PORT_FORWARD_PORT: u32 = 1080;
 
 /// Anything that can carry a ttrpc connection.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
