@@ -26,6 +26,10 @@ use rtnetlink::packet_route::tc::{
 
 use crate::error::kernel;
 use crate::join::{ALL_PROTOCOLS, INGRESS, index_of, tap_name};
+use crate::program::{
+    ADD, ADD_REGISTER, ALWAYS, AND, Assembler, FRAME, IF_EQUAL, LOAD_BYTE, LOAD_HALF, LOAD_WORD,
+    RESULT, SHIFT_LEFT, UNLESS_EQUAL,
+};
 use crate::{Namespace, NetworkError};
 
 /// Before the filter that redirects, which has a priority of the kernel's choice, far behind.
@@ -122,28 +126,10 @@ const SK_RELEASE: i32 = 86;
 /// The namespace of the packet's own interface, as an argument of the look-ups.
 const OWN_NAMESPACE: i32 = -1;
 
-/// Registers: what functions return, the packet, numbers of the moment, and the frame's end. Arguments of functions are 1 to 5.
-const RESULT: u8 = 0;
+/// Registers of this program: the packet, numbers of the moment, and the packet's protocol.
 const PACKET: u8 = 6;
 const NUMBER: u8 = 7;
 const PROTOCOL: u8 = 8;
-const FRAME: u8 = 10;
-
-/// Operations on 64 bits, loads of three sizes, jumps, calls and the end (linux/bpf.h).
-const ADD: u8 = 0x07;
-const ADD_REGISTER: u8 = 0x0f;
-const AND: u8 = 0x57;
-const SHIFT_LEFT: u8 = 0x67;
-const SET: u8 = 0xb7;
-const COPY: u8 = 0xbf;
-const LOAD_WORD: u8 = 0x61;
-const LOAD_HALF: u8 = 0x69;
-const LOAD_BYTE: u8 = 0x71;
-const ALWAYS: u8 = 0x05;
-const IF_EQUAL: u8 = 0x15;
-const UNLESS_EQUAL: u8 = 0x55;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
 
 /// Where a jump leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +142,7 @@ enum Label {
 
 /// The program for an interface whose guest is at `tap`.
 fn program(tap: u32) -> Vec<Instruction> {
-    let mut code = Assembler::default();
+    let mut code = Assembler::new();
     code.copy(PACKET, 1);
     code.load(LOAD_WORD, NUMBER, PACKET, SKB_PROTOCOL);
     code.jump(IF_EQUAL, NUMBER, ARP, Label::Arp);
@@ -170,7 +156,7 @@ fn program(tap: u32) -> Vec<Instruction> {
 
     code.label(Label::Arp);
     code.set(2, ARP_OPERATION);
-    code.load_bytes(OPERATION, 2);
+    load_bytes(&mut code, OPERATION, 2);
     code.load(LOAD_HALF, NUMBER, FRAME, OPERATION);
     code.jump(UNLESS_EQUAL, NUMBER, ARP_REPLY, Label::Next);
     code.copy(1, PACKET);
@@ -185,9 +171,9 @@ fn program(tap: u32) -> Vec<Instruction> {
 }
 
 /// Leaves the socket that an IPv4 packet is for in `RESULT`, or 0.
-fn find_socket(code: &mut Assembler) {
+fn find_socket(code: &mut Assembler<Label>) {
     code.set(2, ETHERNET);
-    code.load_bytes(IP, 20);
+    load_bytes(code, IP, 20);
     code.load(LOAD_HALF, NUMBER, FRAME, IP + 6);
     code.constant(AND, NUMBER, FRAGMENT);
     code.jump(UNLESS_EQUAL, NUMBER, 0, Label::Next);
@@ -197,7 +183,7 @@ fn find_socket(code: &mut Assembler) {
     code.constant(SHIFT_LEFT, NUMBER, 2);
     code.set(2, ETHERNET);
     code.push(ADD_REGISTER, 2 | (NUMBER << 4), 0, 0);
-    code.load_bytes(PORTS, 4);
+    load_bytes(code, PORTS, 4);
     code.load(LOAD_BYTE, PROTOCOL, FRAME, IP + 9);
     code.copy(1, PACKET);
     code.copy(2, FRAME);
@@ -213,93 +199,25 @@ fn find_socket(code: &mut Assembler) {
     code.call(SK_LOOKUP_TCP);
 }
 
-/// A program that grows, with jumps to places that are not known yet.
-#[derive(Debug, Default)]
-struct Assembler {
-    instructions: Vec<Instruction>,
-    jumps: Vec<(usize, Label)>,
-    labels: Vec<(Label, usize)>,
-}
-
-impl Assembler {
-    fn push(&mut self, code: u8, registers: u8, offset: i16, immediate: i32) {
-        self.instructions.push(Instruction { code, registers, offset, immediate });
-    }
-
-    fn copy(&mut self, to: u8, from: u8) {
-        self.push(COPY, to | (from << 4), 0, 0);
-    }
-
-    fn set(&mut self, register: u8, value: i32) {
-        self.push(SET, register, 0, value);
-    }
-
-    fn constant(&mut self, operation: u8, register: u8, value: i32) {
-        self.push(operation, register, 0, value);
-    }
-
-    fn load(&mut self, size: u8, to: u8, from: u8, offset: i16) {
-        self.push(size, to | (from << 4), offset, 0);
-    }
-
-    fn call(&mut self, function: i32) {
-        self.push(CALL, 0, 0, function);
-    }
-
-    /// Copies `length` bytes of the packet to the stack, from the offset that register 2 has. A packet that has none there is the next
-    /// filter's.
-    fn load_bytes(&mut self, to: i16, length: i32) {
-        self.copy(1, PACKET);
-        self.copy(3, FRAME);
-        self.constant(ADD, 3, to.into());
-        self.set(4, length);
-        self.call(SKB_LOAD_BYTES);
-        self.jump(UNLESS_EQUAL, RESULT, 0, Label::Next);
-    }
-
-    fn jump(&mut self, condition: u8, register: u8, value: i32, to: Label) {
-        self.jumps.push((self.instructions.len(), to));
-        self.push(condition, register, 0, value);
-    }
-
-    /// Jumps to `label` lead here.
-    fn label(&mut self, label: Label) {
-        self.labels.push((label, self.instructions.len()));
-    }
-
-    fn answer(&mut self, answer: i32) {
-        self.set(RESULT, answer);
-        self.push(EXIT, 0, 0, 0);
-    }
-
-    /// The program, with its jumps resolved.
-    fn instructions(mut self) -> Vec<Instruction> {
-        for (from, to) in self.jumps {
-            let to = self.labels.iter().find(|(label, _)| *label == to);
-            let (_, place) = to.expect("every label that is jumped to is set");
-            // A jump counts from the instruction after it.
-            let distance = i16::try_from(place - from - 1);
-            self.instructions[from].offset =
-                distance.expect("the program is short, and jumps lead forward");
-        }
-        self.instructions
-    }
+/// Copies `length` bytes of the packet to the stack, from the offset that register 2 has. A packet that has none there is the next filter's.
+fn load_bytes(code: &mut Assembler<Label>, to: i16, length: i32) {
+    code.copy(1, PACKET);
+    code.copy(3, FRAME);
+    code.constant(ADD, 3, to.into());
+    code.set(4, length);
+    code.call(SKB_LOAD_BYTES);
+    code.jump(UNLESS_EQUAL, RESULT, 0, Label::Next);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::tests::check;
 
     #[test]
     fn every_way_through_the_program_ends_with_an_answer() {
         let program = program(7);
-        for (place, instruction) in program.iter().enumerate() {
-            if matches!(instruction.code, ALWAYS | IF_EQUAL | UNLESS_EQUAL) {
-                let target = place + 1 + usize::try_from(instruction.offset).unwrap();
-                assert!(target < program.len(), "{place}: {instruction:?}");
-            }
-        }
-        assert_eq!(program.last().unwrap().code, EXIT);
+        check(&program);
         assert!(program.iter().any(|one| one.immediate == 7), "the tap is not in it");
     }
 }

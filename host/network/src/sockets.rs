@@ -27,19 +27,27 @@ impl Namespace {
         TcpSocket::from_std_stream(StdTcpStream::from(socket)).connect(server).await
     }
 
-    /// A non-blocking socket, from a thread that enters the namespace and ends there: a socket stays where it was made.
+    /// A non-blocking socket.
     async fn socket(&self, server: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
         let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let (done, socket) = oneshot::channel();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        self.inside(move || Ok(socket_with(family, kind, flags, None)?)).await
+    }
+
+    /// Does something short on a thread that enters the namespace and ends there: a socket stays where it was made.
+    pub(crate) async fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let (done, result) = oneshot::channel();
         let namespace = self.clone();
-        let open = move || {
+        let enter_and_work = move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            Ok(socket_with(family, kind, flags, None)?)
+            work()
         };
         // Whoever asked may have lost interest.
-        thread::Builder::new().spawn(move || drop(done.send(open())))?;
-        socket
+        thread::Builder::new().spawn(move || drop(done.send(enter_and_work())))?;
+        result
             .await
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
     }

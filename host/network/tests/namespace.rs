@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use kata_network::{
-    Changes, Model, Namespace, NetworkError, join, leave, leave_blocking, leave_tap, plan, scan,
-    share_with_sockets,
+    Changes, Loopback, Model, Namespace, NetworkError, join, leave, leave_blocking, leave_tap,
+    plan, scan, share_with_sockets,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -185,6 +185,48 @@ async fn sockets_of_the_namespace_are_answered_and_the_rest_is_the_taps() {
     }
     drop((nic, udp, tcp));
     leave(&namespace, &[plan.interfaces[0].index]).await.unwrap();
+    assert_eq!(netns.picture(), before);
+}
+
+/// What a guest needs whose servers are looked for in the namespace.
+#[tokio::test]
+async fn connections_to_localhost_are_taken_but_for_ports_of_others() {
+    let netns = Netns::new();
+    let namespace = netns.open();
+    let connect = async |address: &str| namespace.connect_tcp(address.parse().unwrap()).await;
+    netns.ip("link set lo up");
+    let before = netns.picture();
+    let others = inside(&netns, || {
+        ["127.0.0.1:5000", "127.0.0.11:8080"].map(|address| TcpListener::bind(address).unwrap())
+    });
+
+    let loopback = Loopback::take(&namespace).await.unwrap();
+    for port in [8080, 1, 65535] {
+        let mut dialler = connect(&format!("127.0.0.1:{port}")).await.unwrap();
+        let (mut taken, dialled) = loopback.accept().await.unwrap();
+        assert_eq!(dialled, port);
+        taken.write_all(b"hello").await.unwrap();
+        drop(taken);
+        let mut heard = String::new();
+        dialler.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "hello");
+    }
+    for other in others {
+        let address = other.local_addr().unwrap();
+        let dialler = connect(&address.to_string()).await.unwrap();
+        assert_eq!(other.accept().unwrap().1, dialler.local_addr().unwrap());
+    }
+    let refused = connect("127.0.0.2:8080").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+
+    // Nothing is left of it, as soon as programs that other tests start have closed the descriptors that they begin with.
+    drop(loopback);
+    let refused = loop {
+        if let Err(refused) = connect("127.0.0.1:8080").await {
+            break refused;
+        }
+    };
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     assert_eq!(netns.picture(), before);
 }
 

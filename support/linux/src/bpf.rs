@@ -1,10 +1,10 @@
-//! Programs for the kernel (bpf(2)): loading one, and having it judge the devices of a cgroup.
+//! Programs for the kernel (bpf(2)): loading one, and having it judge the devices of a cgroup or look up the sockets of a network namespace.
 
 #![expect(unsafe_code, reason = "bpf has no safe wrapper")]
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// One instruction, as `struct bpf_insn` of linux/bpf.h.
 #[repr(C)]
@@ -28,15 +28,32 @@ pub enum Kind {
     Classifier = 3,
     /// Whether the processes of a cgroup may access a device.
     CgroupDevice = 15,
+    /// Which socket gets a packet that no connection waits for.
+    SocketLookup = 30,
+}
+
+impl Kind {
+    /// Where it is going to be attached, if the kernel wants to know that when the program is loaded.
+    fn attachment(self) -> u32 {
+        match self {
+            Self::SocketLookup => SOCKET_LOOKUP,
+            Self::Classifier | Self::CgroupDevice => 0,
+        }
+    }
 }
 
 /// How often a load is tried.
 const LOADS: u32 = 16;
 
 /// Commands, the place of a program and flags, with their numbers of linux/bpf.h.
+const MAP_CREATE: libc::c_int = 0;
+const MAP_UPDATE: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const PROG_ATTACH: libc::c_int = 8;
+const LINK_CREATE: libc::c_int = 28;
 const CGROUP_DEVICE: u32 = 6;
+const SOCKET_LOOKUP: u32 = 36;
+const SOCKET_MAP: u32 = 15;
 /// Groups below may have filters of their own, which can only forbid more.
 const ALLOW_MULTI: u32 = 2;
 const REPLACE: u32 = 4;
@@ -51,6 +68,37 @@ struct Load {
     count: u32,
     instructions: u64,
     licence: u64,
+    /// A log, the kernel's version, flags, a name and a device: none.
+    unused: [u32; 11],
+    attachment: u32,
+}
+
+/// The part of `union bpf_attr` that makes a map.
+#[repr(C)]
+struct Map {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+}
+
+/// The part of `union bpf_attr` that sets an entry of a map.
+#[repr(C)]
+struct Entry {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` that makes a link.
+#[repr(C)]
+struct Link {
+    program: u32,
+    target: u32,
+    kind: u32,
+    flags: u32,
 }
 
 /// The part of `union bpf_attr` that attaches one.
@@ -72,10 +120,10 @@ pub fn load(kind: Kind, program: &[Instruction]) -> io::Result<OwnedFd> {
         count: u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
         instructions: program.as_ptr() as u64,
         licence: LICENCE.as_ptr() as u64,
+        unused: [0; 11],
+        attachment: kind.attachment(),
     };
-    let fd = unless_interrupted(|| bpf(PROG_LOAD, &attributes))?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(owned(unless_interrupted(|| bpf(PROG_LOAD, &attributes))?))
 }
 
 /// The kernel gives the check of a program up when a signal arrives, such as that of a child's end, and says EAGAIN; the next time it is
@@ -97,7 +145,6 @@ pub fn attach_to_cgroup(
     program: BorrowedFd<'_>,
     replaced: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().unsigned_abs();
     let attributes = Attach {
         target: number(cgroup),
         program: number(program),
@@ -106,6 +153,47 @@ pub fn attach_to_cgroup(
         replaced: replaced.map_or(0, number),
     };
     bpf(PROG_ATTACH, &attributes).map(drop)
+}
+
+/// A map with one entry, of number 0: `socket`, which leaves it when it is closed. A program finds it there ([`SOCKET_OF_MAP`]). Its descriptor
+/// closes on exec. An error as of [`load`], or when the socket neither listens nor is connected.
+pub fn map_of_socket(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let attributes = Map { kind: SOCKET_MAP, key_size: 4, value_size: 4, entries: 1 };
+    let map = owned(bpf(MAP_CREATE, &attributes)?);
+    let (key, value) = (SOCKET_OF_MAP, number(socket));
+    let attributes = Entry {
+        map: number(map.as_fd()),
+        padding: 0,
+        key: std::ptr::from_ref(&key) as u64,
+        value: std::ptr::from_ref(&value) as u64,
+        flags: 0,
+    };
+    bpf(MAP_UPDATE, &attributes)?;
+    Ok(map)
+}
+
+/// The number of the only entry of a [`map_of_socket`].
+pub const SOCKET_OF_MAP: u32 = 0;
+
+/// Has `program` ([`Kind::SocketLookup`]) look up sockets in a network namespace, before the kernel does, for as long as the descriptor that
+/// is returned stays open. It closes on exec. An error is EINVAL from a kernel without such programs (before 5.9).
+pub fn attach_to_namespace(
+    namespace: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let attributes =
+        Link { program: number(program), target: number(namespace), kind: SOCKET_LOOKUP, flags: 0 };
+    Ok(owned(bpf(LINK_CREATE, &attributes)?))
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
+
+/// A descriptor that the kernel has just made.
+fn owned(fd: libc::c_int) -> OwnedFd {
+    // SAFETY: it is the answer to a command that makes one, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
