@@ -5,8 +5,8 @@
 //!    │                                     │
 //!    ├── log (port 1025)                   ▼
 //!    ├── shell (port 1026)               agent ── sandbox ── container ── processes
-//!    └── dns_relay (port 1053)             │
-//!                                          └── storage, files, network, guest ...
+//!    ├── dns_relay (port 1053)             │
+//!    └── port_forward (port 1080)          └── storage, files, network, guest ...
 //! ```
 //!
 //! Everything runs on one thread, since the agent forks (see `kata-guest-container`). Nothing blocks
@@ -26,6 +26,7 @@ mod metrics;
 mod modprobe;
 mod network;
 mod path;
+mod port_forward;
 mod processes;
 mod rpc;
 mod sandbox;

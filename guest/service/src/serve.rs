@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::stream;
 use kata_agent_api::{agent_ttrpc, health_ttrpc};
-use kata_channel::{AGENT_PORT, ChannelStream, DNS_RELAY_PORT, SerialListener};
+use kata_channel::{AGENT_PORT, ChannelStream, DNS_RELAY_PORT, PORT_FORWARD_PORT, SerialListener};
 use kata_guest_setup::reaper::Reaper;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
@@ -19,6 +19,7 @@ use crate::agent::Agent;
 use crate::dns_relay;
 use crate::health::HealthService;
 use crate::log::Log;
+use crate::port_forward;
 use crate::rpc::Service;
 use crate::shell;
 
@@ -82,6 +83,7 @@ impl Services {
     pub fn has(&self, port: u32) -> bool {
         port == AGENT_PORT
             || port == DNS_RELAY_PORT
+            || port == PORT_FORWARD_PORT
             || Some(port) == self.log_port
             || (Some(port) == self.shell_port && shell::exists())
     }
@@ -105,6 +107,12 @@ impl Services {
             tokio::spawn(async move {
                 if let Err(error) = dns_relay::serve(stream).await {
                     tracing::warn!(%error, "questions for names are not taken");
+                }
+            });
+        } else if port == PORT_FORWARD_PORT {
+            tokio::spawn(async move {
+                if let Err(error) = port_forward::serve(stream).await {
+                    tracing::debug!(%error, "a forwarded connection is broken");
                 }
             });
         }
@@ -134,8 +142,9 @@ impl Services {
     ///
     /// Fails when a port is taken, or when accepting does.
     pub async fn vsock(self: &Arc<Self>, agent_port: u32) -> io::Result<()> {
-        let optional = [Some(DNS_RELAY_PORT), self.log_port, self.shell_port].into_iter().flatten();
-        for port in optional.filter(|port| self.has(*port)) {
+        let others =
+            [Some(DNS_RELAY_PORT), Some(PORT_FORWARD_PORT), self.log_port, self.shell_port];
+        for port in others.into_iter().flatten().filter(|port| self.has(*port)) {
             let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
             let services = Arc::clone(self);
             tokio::spawn(async move {

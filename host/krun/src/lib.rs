@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_channel::{AGENT_PORT, DEBUG_CONSOLE_PORT, DNS_RELAY_PORT, LOG_PORT};
+use kata_channel::{AGENT_PORT, DEBUG_CONSOLE_PORT, DNS_RELAY_PORT, LOG_PORT, PORT_FORWARD_PORT};
 use kata_hypervisor::{
     Capabilities, Disks, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
 };
@@ -57,7 +57,13 @@ impl KrunSettings {
         Self {
             program,
             dial_again: Duration::from_millis(10),
-            ports: vec![AGENT_PORT, LOG_PORT, DEBUG_CONSOLE_PORT, DNS_RELAY_PORT],
+            ports: vec![
+                AGENT_PORT,
+                LOG_PORT,
+                DEBUG_CONSOLE_PORT,
+                DNS_RELAY_PORT,
+                PORT_FORWARD_PORT,
+            ],
         }
     }
 }

@@ -3,6 +3,7 @@
 mod dns_relay;
 mod files;
 mod guest_socket;
+mod port_forward;
 mod room;
 mod settle;
 
@@ -211,8 +212,13 @@ impl Sandbox {
     }
 
     async fn start_init(&self, container: &str) -> Result<(), SandboxError> {
-        settle::settle_network(&self.shared).await?;
-        self.unless_gone(self.shared.agent.start_container(container)).await
+        let is_first = settle::settle_network(&self.shared).await?;
+        let started = self.unless_gone(self.shared.agent.start_container(container)).await;
+        if is_first {
+            // Nobody looks for a port before there is a server, so this can wait.
+            tokio::spawn(port_forward::serve(Arc::clone(&self.shared)));
+        }
+        started
     }
 
     async fn start_exec(

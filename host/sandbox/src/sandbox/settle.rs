@@ -7,12 +7,12 @@ use kata_network::Changes;
 use super::{Shared, dns_relay};
 use crate::{ResolvConf, SandboxError};
 
-/// Before the first container starts: the last moment at which its engine may have given it a network.
-pub(super) async fn settle_network(shared: &Arc<Shared>) -> Result<(), SandboxError> {
+/// Before the first container starts: the last moment at which its engine may have given it a network. Whether this was the first time.
+pub(super) async fn settle_network(shared: &Arc<Shared>) -> Result<bool, SandboxError> {
     let mut network = shared.network.lock().await;
-    let Some(network) = network.as_mut() else { return Ok(()) };
+    let Some(network) = network.as_mut() else { return Ok(false) };
     if !network.settle() {
-        return Ok(());
+        return Ok(false);
     }
     let changes = Changes::of(network.namespace());
     if network.is_empty() {
@@ -36,7 +36,7 @@ pub(super) async fn settle_network(shared: &Arc<Shared>) -> Result<(), SandboxEr
         Ok(changes) => drop(tokio::spawn(watch_network(Arc::clone(shared), changes))),
         Err(error) => tracing::warn!("later network interfaces will not be noticed: {error}"),
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Tells of interfaces that came too late, each list of them once.
