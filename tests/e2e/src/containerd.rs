@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +19,7 @@ use crate::deadline::Deadline;
 use crate::events::Events;
 use crate::image::Image;
 use crate::mark::Mark;
-use crate::netns::Netns;
+use crate::netns::{Netns, dial_in};
 use crate::run::Run;
 use crate::runtime::Installation;
 use crate::stream::{Stream, tail};
@@ -157,6 +158,12 @@ impl Containerd {
         let mut shell = network.command("sh");
         shell.args(["-c", script]);
         client::run(shell)
+    }
+
+    /// Connects to a TCP server in the daemon's own network. Fails where that is the machine's.
+    pub fn dial(&self, address: SocketAddr) -> Result<TcpStream> {
+        let network = self.network.as_ref().context("this daemon has no network of its own")?;
+        dial_in(&network.path(), address)
     }
 
     /// Has the leak check look for a container, too, whose id is not the fixture's choice.

@@ -1,9 +1,10 @@
 //! A network namespace that stands for an engine's host, so that its bridges, addresses and packet filters touch nothing else.
 
 use std::fs::File;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
@@ -38,6 +39,11 @@ impl Netns {
         command
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> PathBuf {
+        named(&self.name)
+    }
+
     /// Its name, for ip-netns(8).
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -50,19 +56,36 @@ impl Netns {
     }
 }
 
+/// Connects in the network namespace at a path to a TCP server there.
+pub fn dial_in(namespace: &Path, address: SocketAddr) -> Result<TcpStream> {
+    let dialled = inside_path(namespace, move || TcpStream::connect(address))?;
+    dialled.with_context(|| format!("cannot connect to {address} in {}", namespace.display()))
+}
+
 /// Does something on a thread in the network namespace of this name, which ends with that. A socket that is made there stays in it.
 pub(crate) fn inside<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
-    let path = format!("/run/netns/{name}");
-    let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+    inside_path(&named(name), work)
+}
+
+fn named(name: &str) -> PathBuf {
+    Path::new("/run/netns").join(name)
+}
+
+fn inside_path<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let shown = path.display().to_string();
+    let namespace = File::open(path).with_context(|| format!("cannot open {shown}"))?;
     let thread = thread::spawn(move || {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .map(|()| work())
     });
-    let done = thread.join().map_err(|_| anyhow!("a thread in {path} panicked"))?;
-    done.with_context(|| format!("cannot enter {path}"))
+    let done = thread.join().map_err(|_| anyhow!("a thread in {shown} panicked"))?;
+    done.with_context(|| format!("cannot enter {shown}"))
 }
 
 impl Drop for Netns {

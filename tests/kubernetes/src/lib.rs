@@ -5,16 +5,19 @@
 //!       let pod = node.pod("web").start()?                PodPlan ─▶ Pod: RunPodSandbox
 //!       let server = pod.shell("…").start()?              ContainerPlan ─▶ Container: CreateContainer, StartContainer
 //!       server.exec(["cat", "/etc/hosts"])?               ExecSync
+//!       pod.forward(80)?.send(b"…")?                     PortForward
 //!       pod.remove()                                      StopPodSandbox, RemovePodSandbox
 //!   })                                                  the leak check, after pods that a failed test has left are removed
 //! ```
 
 mod container;
+mod forward;
 mod grpc;
 mod node;
 mod pod;
 
 pub use container::{Container, ContainerPlan, Said};
+pub use forward::Forward;
 pub use node::{Node, node, node_with};
 pub use pod::{Pod, PodPlan};
 

@@ -1,15 +1,18 @@
 //! Pods.
 
 use std::fs;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use kata_e2e::dial_in;
 
 use crate::container::ContainerPlan;
+use crate::forward::Forward;
 use crate::messages::{
     DNSConfig, NamespaceMode, PodSandboxConfig, PodSandboxMetadata, PodSandboxState,
-    PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse, RunPodSandboxRequest,
-    RunPodSandboxResponse,
+    PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse, PortForwardRequest,
+    PortForwardResponse, RunPodSandboxRequest, RunPodSandboxResponse,
 };
 use crate::node::Node;
 
@@ -132,10 +135,34 @@ impl<'a> Pod<'a> {
         self.node.remove(&self.id)
     }
 
+    /// Connects to one of its ports, as a kubelet has it done for `kubectl port-forward`.
+    pub fn forward(&self, port: u16) -> Result<Forward> {
+        let (pod_sandbox_id, port) = (self.id.clone(), vec![port.into()]);
+        let request = PortForwardRequest { pod_sandbox_id, port, ..Default::default() };
+        let answer: PortForwardResponse = self.node.call("PortForward", &request)?;
+        Forward::open(self.node, &answer.url)
+    }
+
+    /// Connects to one of its ports as the engine itself does: at 127.0.0.1 of the pod's network namespace on the host.
+    pub fn dial(&self, port: u16) -> Result<TcpStream> {
+        let info: serde_json::Value = match self.answer(true)?.info.get("info") {
+            Some(info) => serde_json::from_str(info).context("the engine's words are no JSON")?,
+            None => bail!("the engine says nothing more of the pod"),
+        };
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array();
+        let network = namespaces.into_iter().flatten().find(|one| one["type"] == "network");
+        let path = network.and_then(|network| network["path"].as_str());
+        let path = path.context("the pod has no network namespace")?;
+        dial_in(Path::new(path), (Ipv4Addr::LOCALHOST, port).into())
+    }
+
     fn status(&self) -> Result<PodSandboxStatus> {
+        self.answer(false)?.status.into_option().context("the engine says nothing of the pod")
+    }
+
+    fn answer(&self, verbose: bool) -> Result<PodSandboxStatusResponse> {
         let pod_sandbox_id = self.id.clone();
-        let request = PodSandboxStatusRequest { pod_sandbox_id, ..Default::default() };
-        let answer: PodSandboxStatusResponse = self.node.call("PodSandboxStatus", &request)?;
-        answer.status.into_option().context("the engine says nothing of the pod")
+        let request = PodSandboxStatusRequest { pod_sandbox_id, verbose, ..Default::default() };
+        self.node.call("PodSandboxStatus", &request)
     }
 }

@@ -1,8 +1,11 @@
 //! Pods as the kubelet makes them.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{Deadline, PackageRoot, Part, Suite, await_path, only_a_vm};
@@ -72,6 +75,80 @@ fn logs(pod: &Pod<'_>, name: &str, text: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[test]
+fn ports_of_a_pod_are_forwarded() -> Result<()> {
+    node(|node| {
+        let pod = node.pod("ports").start()?;
+        let page = "echo a page > index.html; exec httpd -f -p 127.0.0.1:8080 -h .";
+        let web = pod.shell("web", page).start()?;
+        pod.shell("echo", "exec nc -ll -p 8081 -e cat").start()?;
+        pod.shell("count", "exec nc -ll -p 8082 -e wc -c").start()?;
+        for port in [8080, 8081, 8082] {
+            web.says(&format!("until netstat -ltn | grep ':{port} '; do :; done"))?;
+        }
+
+        let mut forward = pod.forward(8081)?;
+        forward.send("hello\n")?;
+        assert_eq!(forward.says()?, "hello");
+        let mut second = pod.forward(8080)?;
+        second.send("GET / HTTP/1.0\r\n\r\n")?;
+        while !second.says()?.ends_with("a page") {}
+        forward.send("hello again\n")?;
+        assert_eq!(forward.says()?, "hello again");
+        drop((forward, second));
+
+        // Both ways at a time, and each ends for itself.
+        let mut sent = Vec::new();
+        File::open("/dev/urandom")?.take(4 << 20).read_to_end(&mut sent)?;
+        assert_eq!(exchange(&pod.dial(8081)?, &sent)?, sent);
+        assert_eq!(exchange(&pod.dial(8082)?, &sent)?, format!("{}\n", sent.len()).as_bytes());
+
+        // A port on which nobody listens.
+        let error = pod.forward(8079).and_then(|mut nobody| nobody.says()).unwrap_err();
+        ensure!(format!("{error:#}").contains("connection re"), "{error:#}");
+        let dialled = pod.dial(8079).and_then(|nobody| exchange(&nobody, b""));
+        let error = dialled.unwrap_err();
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        let expected = [io::ErrorKind::ConnectionRefused, io::ErrorKind::ConnectionReset];
+        ensure!(kind.is_some_and(|kind| expected.contains(&kind)), "{error:#}");
+        // So many that no more are carried, until one ends.
+        if only_a_vm("a bound for forwarded connections") {
+            let held = (0..64).map(|_| pod.dial(8081)).collect::<Result<Vec<_>>>()?;
+            held.iter().try_for_each(answers)?;
+            answers(&pod.dial(8081)?).unwrap_err();
+            drop(held);
+            let deadline = Deadline::for_command();
+            while answers(&pod.dial(8081)?).is_err() {
+                ensure!(!deadline.remaining().is_zero(), "no connection is carried any more");
+            }
+        }
+        pod.remove()
+    })
+}
+
+/// Has one byte come back, and leaves the connection open.
+fn answers(mut echo: &TcpStream) -> Result<()> {
+    echo.set_read_timeout(Some(Deadline::for_command().remaining()))?;
+    echo.write_all(b"?")?;
+    Ok(echo.read_exact(&mut [0])?)
+}
+
+/// Sends something while it reads, and shuts down when all is sent. What came until the other side did the same.
+fn exchange(mut connection: &TcpStream, sent: &[u8]) -> Result<Vec<u8>> {
+    connection.set_read_timeout(Some(Deadline::for_command().remaining()))?;
+    let mut heard = Vec::new();
+    thread::scope(|scope| {
+        let sender = scope.spawn(move || {
+            let mut connection = connection;
+            connection.write_all(sent)?;
+            connection.shutdown(Shutdown::Write)
+        });
+        connection.read_to_end(&mut heard)?;
+        sender.join().unwrap_or_else(|_| Err(io::Error::other("the sender panicked")))
+    })?;
+    Ok(heard)
 }
 
 #[test]
