@@ -128,6 +128,35 @@ fn ports_of_a_pod_are_forwarded() -> Result<()> {
     })
 }
 
+#[test]
+fn ports_close_with_the_owner_of_the_pod() -> Result<()> {
+    if !only_a_vm("an owner of forwarded ports") {
+        return Ok(());
+    }
+    node(|node| {
+        let pod = node.pod("ports").start()?;
+        let server = pod.shell("server", "exec nc -ll -p 80 -e cat").start()?;
+        server.says("until netstat -ltn | grep ':80 '; do :; done")?;
+        let open = pod.dial(80)?;
+        answers(&open)?;
+        for shim in kata_e2e::parts_of(node.containerd().mark(), Part::Shim)? {
+            shim.signal(rustix::process::Signal::KILL)?;
+        }
+        answers(&open).unwrap_err();
+        let deadline = Deadline::for_command();
+        let refused = loop {
+            match pod.dial(80) {
+                Err(error) => break error,
+                Ok(_) => ensure!(!deadline.remaining().is_zero(), "somebody listens still"),
+            }
+        };
+        let kind = refused.downcast_ref::<io::Error>().map(io::Error::kind);
+        ensure!(kind == Some(io::ErrorKind::ConnectionRefused), "{refused:#}");
+        server.ends()?;
+        pod.remove()
+    })
+}
+
 /// Has one byte come back, and leaves the connection open.
 fn answers(mut echo: &TcpStream) -> Result<()> {
     echo.set_read_timeout(Some(Deadline::for_command().remaining()))?;
