@@ -123,6 +123,12 @@ fn network_publishes_ports_and_knows_names() -> Result<()> {
         let host = "address=$(ip -4 -o address show podman1 | sed 's/.*inet \\([0-9.]*\\).*/\\1/'); \
                     until busybox nc $address 8080 < /dev/null | grep from; do :; done";
         assert_eq!(podman.on_host(host)?.success()?, "from web\n");
+        // Who looks for the port in the container's namespace finds the server, too.
+        let namespace = podman.inspect("web", "{{.NetworkSettings.SandboxKey}}")?;
+        let dial = format!(
+            "until nsenter --net={namespace} busybox nc 127.0.0.1 80 < /dev/null | grep from; do :; done"
+        );
+        assert_eq!(podman.on_host(&dial)?.success()?, "from web\n");
         podman.succeed("rm --force --time 0 web")?;
         podman.succeed("network rm net").map(drop)
     })

@@ -145,6 +145,12 @@ fn has_networks(docker: &Engine) -> Result<()> {
     assert_eq!(other.success()?, "from web\n");
     let host = "until busybox nc 127.0.0.1 8080 < /dev/null | grep from; do :; done";
     assert_eq!(docker.on_host(host)?.success()?, "from web\n");
+    // Who looks for the port in the container's namespace finds the server, too.
+    let namespace = docker.inspect("web", "{{.NetworkSettings.SandboxKey}}")?;
+    let dial = format!(
+        "until nsenter --net={namespace} busybox nc 127.0.0.1 80 < /dev/null | grep from; do :; done"
+    );
+    assert_eq!(docker.on_host(&dial)?.success()?, "from web\n");
     let gateway = docker.run(
         "--rm",
         "ip route | grep -c '^default'; ping -c 1 -w 10 172.17.0.1 > /dev/null && echo reached",
