@@ -8,6 +8,7 @@ const ARGUMENT: &str = "it would let a pod choose arguments of a program of the 
 const KERNEL: &str = "it would let a pod choose parameters of the guest kernel";
 const HOOK: &str = "it would let a pod run programs in the guest outside its containers";
 const ASSET: &str = "it belongs to an annotation that chooses a file of the host";
+const WALL: &str = "it would let a pod take down a wall around its hypervisor";
 const BACKEND: &str = "the administrator chooses what runs sandboxes";
 
 /// Why upstream's annotation that loads another configuration file is refused.
@@ -37,6 +38,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("machine_accelerators", ARGUMENT),
     ("cpu_features", ARGUMENT),
     ("seccomp_sandbox", ARGUMENT),
+    ("rootless", WALL),
     ("virtio_fs_daemon", PATH),
     ("virtio_fs_extra_args", ARGUMENT),
     ("prefetch_files.list", PATH),
@@ -73,7 +75,6 @@ const SETTABLE: &[&str] = &[
     "hugepage_type",
     "enable_guest_swap",
     "machine_type",
-    "rootless",
     "block_device_driver",
     "disable_block_device_use",
     "block_device_cache_set",

@@ -55,7 +55,10 @@ impl HostConfig {
     pub fn asks_for_qemu(&self, prefix: &Path) -> bool {
         let defaults = Qemu::defaults(prefix);
         let shared = self.qemu.vm == defaults.vm || self.qemu.vm == self.krun.vm;
-        let own = Qemu { vm: defaults.vm.clone(), ..self.qemu.clone() } == defaults;
+        // Whom QEMU runs as is nothing that krun would lose.
+        let own =
+            Qemu { vm: defaults.vm.clone(), rootless: defaults.rootless, ..self.qemu.clone() }
+                == defaults;
         !(shared && own)
     }
 

@@ -22,7 +22,8 @@ section! {
         /// The machine: "microvm", "q35", or "", which is q35 under KVM and else the smallest one that boots the kernel.
         machine_type: MachineType = MachineType::Auto;
         /// Give a running sandbox more memory (virtio-mem) where its containers' limits come to need it, up to default_maxmemory, and take it
-        /// back when they do not any more. Needs the machine q35, which is then taken where none is named.
+        /// back when they do not any more. Needs the machine q35, which is then taken where none is named. QEMU asks the guest to keep to that and
+        /// cannot make it: a guest that misbehaves can take all of default_maxmemory at any time.
         enable_virtio_mem: bool = false;
         /// CPU flags for QEMU's -cpu, separated by commas.
         cpu_features: String = "pmu=off".to_owned();

@@ -78,6 +78,23 @@ fn upstreams_file_loads_as_it_is() {
 }
 
 #[test]
+fn what_krun_would_lose_asks_for_qemu() {
+    let asks = |key| {
+        let config = parse(&format!("[hypervisor.qemu]\n{key}\n")).unwrap();
+        config.asks_for_qemu(Path::new(PREFIX))
+    };
+    assert!(asks("disable_vhost_net = true"));
+    assert!(!asks("rootless = false"), "krun is as much root as before");
+}
+
+#[test]
+fn pod_cannot_take_down_a_wall() {
+    let config = parse("[hypervisor.qemu]\nenable_annotations = [\"rootless\"]\n").unwrap();
+    let in_vain: Vec<_> = config.listed_in_vain().map(|(name, _)| name).collect();
+    assert_eq!(in_vain, ["rootless"]);
+}
+
+#[test]
 fn errors_name_file_line_and_key() {
     let error = refused("[hypervisor.qemu]\n\ndefault_vcpu = 1\n");
     assert!(error.starts_with("f.toml:3: `hypervisor.qemu.default_vcpu` is not known"), "{error}");

@@ -7,7 +7,7 @@ use kata_log::chain;
 
 use crate::accelerator::Accelerator;
 use crate::launch::{self, Wishes};
-use crate::{Host, NO_USER, QemuSettings, vsock};
+use crate::{Host, QemuSettings, vsock};
 
 pub(crate) fn check(settings: &QemuSettings, host: &Host, kernel: &Path) -> Vec<Finding> {
     vec![
@@ -38,16 +38,16 @@ fn bootable(settings: &QemuSettings, accelerator: Accelerator, kernel: &Path) ->
 /// Whom QEMU will run as.
 fn user(settings: &QemuSettings, host: &Host) -> Finding {
     const PROBE: &str = "user";
-    match (host.root, settings.rootless) {
-        (false, _) => Finding::good(PROBE, "QEMU runs as a user of its own, who is nobody"),
-        (true, false) => {
+    match (host.obstacle, settings.rootless) {
+        (Some(obstacle), _) => Finding::warning(
+            PROBE,
+            format!("{obstacle}, so QEMU runs as root, without a capability"),
+            "run in the first user namespace, with the capability to make devices (CAP_MKNOD)",
+        ),
+        (None, true) => Finding::good(PROBE, "QEMU runs as a user of its own, who is nobody"),
+        (None, false) => {
             Finding::good(PROBE, "QEMU runs as root without a capability, as `rootless` says")
         }
-        (true, true) => Finding::warning(
-            PROBE,
-            format!("{NO_USER}, so QEMU runs as its root, without a capability"),
-            "run where the first user namespace is, or give this one all ids of users and groups",
-        ),
     }
 }
 

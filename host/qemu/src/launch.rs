@@ -25,7 +25,7 @@ use crate::machine::{Machine, Needs, Refusal};
 use crate::memory::Memory;
 use crate::qmp::Qmp;
 use crate::vm::QemuVm;
-use crate::{Host, MachineChoice, QemuSettings};
+use crate::{Host, KVM, MachineChoice, QemuSettings};
 
 /// The guest's name for the first virtio disk.
 const IMAGE_DISK: &str = "vda";
@@ -101,7 +101,7 @@ fn jail(host: &Host, spec: &VmSpec) -> Result<Jail, HypervisorError> {
     }
     if !host.root {
         let kvm = host.accelerator == Accelerator::Kvm;
-        let kvm = kvm.then(|| DeviceNode::of(Path::new("/dev/kvm"))).transpose();
+        let kvm = kvm.then(|| DeviceNode::of(Path::new(KVM))).transpose();
         let kvm = kvm.map_err(|source| HypervisorError::Setup { what: "KVM", source })?;
         let devices = kvm.into_iter().collect();
         jail.user = Some(Nobody { id: user::of_this_process(), devices });

@@ -35,17 +35,23 @@ use async_trait::async_trait;
 use kata_hypervisor::{
     Capabilities, Disks, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
 };
+use kata_linux::jail::DeviceNode;
 use kata_linux::user;
 
 pub use settings::{AcceleratorChoice, MachineChoice, QemuSettings};
 
 use accelerator::Accelerator;
 
+/// The device of KVM.
+const KVM: &str = "/dev/kvm";
+
 /// Most virtual CPUs of a VM: what fits without an interrupt controller that every kernel knows.
 const MAX_VCPUS: u32 = 240;
 
 /// Why QEMU is root although it should not be.
 const NO_USER: &str = "this user namespace has no user id that could be QEMU's own";
+const NO_DEVICE: &str =
+    "nobody may make a device node here, by which QEMU's own user would open /dev/kvm";
 
 /// Boots virtual machines with QEMU. The guest kernel is an uncompressed ELF `vmlinux` with a PVH entry note, which every x86-64 kernel
 /// with `CONFIG_PVH` has, or a `bzImage`.
@@ -61,8 +67,10 @@ struct Host {
     accelerator: Accelerator,
     /// Frequency of the time stamp counter, where an emulated guest must be told.
     tsc_khz: Option<u32>,
-    /// Whether QEMU runs as root: because that is wanted, or because this user namespace has nobody else.
+    /// Whether QEMU runs as root.
     root: bool,
+    /// Why it does although it should not.
+    obstacle: Option<&'static str>,
 }
 
 impl Qemu {
@@ -75,12 +83,23 @@ impl Qemu {
             Accelerator::Kvm => None,
             Accelerator::Tcg => kata_linux::tsc::host_khz(),
         };
-        let root = !(settings.rootless && user::exists(user::of_this_process()));
-        if root && settings.rootless {
-            tracing::warn!("{NO_USER}: QEMU runs as its root");
+        let obstacle = settings.rootless.then(|| user_obstacle(accelerator)).flatten();
+        if let Some(obstacle) = obstacle {
+            tracing::warn!("{obstacle}: QEMU runs as root, without a capability");
         }
-        Self { settings, host: Host { accelerator, tsc_khz, root } }
+        let root = !settings.rootless || obstacle.is_some();
+        Self { settings, host: Host { accelerator, tsc_khz, root, obstacle } }
     }
+}
+
+/// Why QEMU cannot have a user of its own here.
+fn user_obstacle(accelerator: Accelerator) -> Option<&'static str> {
+    if !user::exists(user::of_this_process()) {
+        return Some(NO_USER);
+    }
+    let device = DeviceNode::of(Path::new(KVM)).ok();
+    let lacks = accelerator == Accelerator::Kvm && !device.is_some_and(|kvm| kvm.can_be_made());
+    lacks.then_some(NO_DEVICE)
 }
 
 #[async_trait]

@@ -17,8 +17,15 @@
 //! ends without it tells that the connection was broken, so that half a file is not taken for a whole one.
 
 use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
+use tokio::time::timeout;
+
+/// How long one direction may bring nothing after the other has ended.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// The guest's answers.
 const CONNECTED: u8 = 1;
@@ -61,24 +68,61 @@ pub async fn answer(stream: &mut (impl AsyncWrite + Unpin), connected: bool) -> 
 
 /// Carries both directions between the stream and this side's end of the connection, until both have ended well. On an error, also one of the
 /// other side's that shows as [`io::ErrorKind::UnexpectedEof`], the connection is to be reset, and dropping the stream has the other side do the
-/// same.
+/// same. It is one, too, when one direction has ended and the other brings nothing for five minutes: nobody tells whether a dialler that says
+/// no more still listens.
 pub async fn carry<S, C>(stream: S, connection: C) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite,
+    C: AsyncRead + AsyncWrite + Unpin,
+{
+    carry_within(stream, connection, SILENCE).await
+}
+
+async fn carry_within<S, C>(stream: S, connection: C, silence: Duration) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite,
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut from_stream, mut to_stream) = split(stream);
     let (mut from_connection, mut to_connection) = split(connection);
-    tokio::try_join!(
-        send(&mut from_connection, &mut to_stream),
-        receive(&mut from_stream, &mut to_connection),
-    )?;
-    Ok(())
+    let carried = AtomicU64::new(0);
+    let mut sent = pin!(send(&mut from_connection, &mut to_stream, &carried));
+    let mut received = pin!(receive(&mut from_stream, &mut to_connection, &carried));
+    tokio::select! {
+        ended = &mut sent => {
+            ended?;
+            rest(received, &carried, silence).await
+        }
+        ended = &mut received => {
+            ended?;
+            rest(sent, &carried, silence).await
+        }
+    }
 }
 
+/// The other direction, which may go on for as long as it brings something.
+async fn rest(
+    mut direction: impl Future<Output = io::Result<()>> + Unpin,
+    carried: &AtomicU64,
+    silence: Duration,
+) -> io::Result<()> {
+    loop {
+        let before = carried.load(Ordering::Relaxed);
+        match timeout(silence, &mut direction).await {
+            Ok(ended) => return ended,
+            Err(_) if carried.load(Ordering::Relaxed) == before => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// What the connection brings, in pieces, and then its end.
 async fn send(
     connection: &mut (impl AsyncRead + Unpin),
     stream: &mut (impl AsyncWrite + Unpin),
+    carried: &AtomicU64,
 ) -> io::Result<()> {
     let mut buffer = vec![0; HEADER + PIECE];
     loop {
@@ -90,12 +134,15 @@ async fn send(
         if length == 0 {
             return Ok(());
         }
+        carried.fetch_add(1, Ordering::Relaxed);
     }
 }
 
+/// What the other side sends, until it says that nothing follows.
 async fn receive(
     stream: &mut (impl AsyncRead + Unpin),
     connection: &mut (impl AsyncWrite + Unpin),
+    carried: &AtomicU64,
 ) -> io::Result<()> {
     let mut buffer = vec![0; PIECE];
     loop {
@@ -108,6 +155,7 @@ async fn receive(
             stream.read_exact(part).await?;
             connection.write_all(part).await?;
             left -= part.len();
+            carried.fetch_add(1, Ordering::Relaxed);
         }
         connection.flush().await?;
     }
@@ -121,7 +169,11 @@ mod tests {
     use super::*;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap()
+            .block_on(future)
     }
 
     /// Both sides of a connection: a program's end on the host, and one in the guest.
@@ -134,6 +186,18 @@ mod tests {
         let (host, guest, ()) =
             tokio::join!(carry(host, hosts), carry(guest, guests), work(dialler, server));
         (host, guest)
+    }
+
+    #[test]
+    fn direction_that_stays_silent_after_the_other_has_ended_is_given_up() {
+        let (mut dialler, hosts) = duplex(100);
+        let (host, guest) = duplex(1000);
+        let ended = block_on(async {
+            dialler.shutdown().await.unwrap();
+            carry_within(host, hosts, Duration::from_millis(10)).await
+        });
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(guest);
     }
 
     proptest! {
@@ -164,7 +228,7 @@ mod tests {
         #[test]
         fn only_a_stream_that_ends_with_the_word_for_it_ends_well(bytes: Vec<u8>) {
             let mut connection = Vec::new();
-            let received = block_on(receive(&mut bytes.as_slice(), &mut connection));
+            let received = block_on(receive(&mut bytes.as_slice(), &mut connection, &AtomicU64::new(0)));
             prop_assert!(connection.len() <= bytes.len());
             let mut rest = bytes.as_slice();
             let whole = loop {
@@ -185,7 +249,7 @@ mod tests {
         stream.extend([7; u16::MAX as usize]);
         stream.extend([0, 0]);
         let mut connection = Vec::new();
-        block_on(receive(&mut stream.as_slice(), &mut connection)).unwrap();
+        block_on(receive(&mut stream.as_slice(), &mut connection, &AtomicU64::new(0))).unwrap();
         assert_eq!(connection, [7; u16::MAX as usize]);
     }
 

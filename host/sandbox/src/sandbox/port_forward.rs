@@ -8,7 +8,7 @@
 //! The guest begins nothing: what it is asked is whether it takes a connection. One that it does not take, or breaks, is reset. Bytes pass unread,
 //! and whoever does not take them holds up its own connection only.
 
-use std::io;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,12 @@ use super::Shared;
 /// Connections at a time; further ones are reset. It is half of what a channel has streams for, so that there is always one for other things.
 const MAX_CONNECTIONS: usize = kata_channel::MAX_STREAMS / 2;
 
+/// How long the agent may take to take a stream: it is there, so one that does not listen never will.
+const DIALLING: Duration = Duration::from_secs(2);
+
+/// The time after a connection that could not be taken until the next one is.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// How long the guest may take to say whether it takes a connection.
 const ASKING: Duration = Duration::from_secs(10);
 
@@ -39,27 +45,33 @@ pub(super) async fn serve(shared: Arc<Shared>) {
     };
     let served = async {
         match Loopback::take(&namespace).await {
-            Ok(loopback) => accept(&shared, &loopback).await.map_err(|error| error.to_string()),
-            Err(error) => Err(chain(&error)),
+            Ok(loopback) => match accept(&shared, &loopback).await {},
+            Err(error) => chain(&error),
         }
     };
     tokio::select! {
-        served = served => if let Err(reason) = served {
-            tracing::info!(
-                "sandbox {}: ports of the guest cannot be forwarded, as by kubectl port-forward: {reason}",
-                shared.id
-            );
-        },
+        reason = served => tracing::info!(
+            "sandbox {}: ports of the guest cannot be forwarded, as by kubectl port-forward: {reason}",
+            shared.id
+        ),
         () = shared.until_gone() => {}
     }
 }
 
-async fn accept(shared: &Arc<Shared>, loopback: &Loopback) -> io::Result<()> {
+async fn accept(shared: &Arc<Shared>, loopback: &Loopback) -> Infallible {
     let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // They end with this.
     let mut connections = JoinSet::new();
     loop {
-        let (mut connection, port) = loopback.accept().await?;
+        let (mut connection, port) = match loopback.accept().await {
+            Ok(accepted) => accepted,
+            // Too many files are open, or the dialler has gone: the next one may fare better.
+            Err(error) => {
+                tracing::warn!("sandbox {}: a connection is not forwarded: {error}", shared.id);
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
         while connections.try_join_next().is_some() {}
         let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else {
             tracing::warn!(
@@ -87,7 +99,9 @@ async fn accept(shared: &Arc<Shared>, loopback: &Loopback) -> io::Result<()> {
 /// A stream to a port of the guest that takes it, or why there is none.
 async fn reach(vm: &dyn Vm, port: u16) -> Result<ChannelStream, String> {
     let asked = timeout(ASKING, async {
-        let mut stream = vm.dial(PORT_FORWARD_PORT).await.map_err(|error| chain(&error))?;
+        let dialled = timeout(DIALLING, vm.dial(PORT_FORWARD_PORT)).await;
+        let stream = dialled.map_err(|_| "the agent does not take ports".to_owned())?;
+        let mut stream = stream.map_err(|error| chain(&error))?;
         ask_for_port(&mut stream, port).await.map_err(|error| error.to_string())?;
         Ok(stream)
     });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Shared;
 use crate::memory::{Limit, Memory};
 
-/// How long the guest may take to find new memory. Whoever waits goes on without what is late.
+/// How long the guest may take to find new memory, and the VMM to hear of it. Whoever waits goes on without what is late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The time between two looks at how far the guest is.
@@ -46,17 +46,23 @@ pub(super) async fn take_back(shared: &Shared) {
 
 /// Whether the guest was asked.
 async fn resize(shared: &Shared, memory: &mut Memory, mib: u32) -> bool {
-    match shared.vm.resize_memory(mib).await {
-        Ok(()) => {
+    // A VMM that the guest has taken over may never answer, and nobody who creates or deletes a container shall wait for that.
+    let resized = tokio::select! {
+        biased;
+        () = shared.until_gone() => return false,
+        resized = tokio::time::timeout(PATIENCE, shared.vm.resize_memory(mib)) => resized,
+    };
+    let reason = match resized {
+        Ok(Ok(())) => {
             tracing::info!("sandbox {}: the virtual machine is to have {mib} MiB", shared.id);
             memory.ask(mib);
-            true
+            return true;
         }
-        Err(error) => {
-            tracing::warn!("sandbox {}: memory stays as it is: {error}", shared.id);
-            false
-        }
-    }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the hypervisor does not answer within {} s", PATIENCE.as_secs()),
+    };
+    tracing::warn!("sandbox {}: memory stays as it is: {reason}", shared.id);
+    false
 }
 
 /// Waits until the guest has so much memory.

@@ -39,6 +39,16 @@ impl DeviceNode {
         }
         Ok(Self { path: CString::new(path.as_os_str().as_bytes())?, number: metadata.rdev() })
     }
+
+    /// Whether this process may make such a node, for which one is made in `/run` and taken away: user namespaces, a service manager and the
+    /// device rules of a cgroup may forbid it.
+    #[must_use]
+    pub fn can_be_made(&self) -> bool {
+        let trial = format!("/run/kata-device-{}", std::process::id());
+        let mode = Mode::RUSR | Mode::WUSR;
+        let made = mknodat(CWD, &*trial, FileType::CharacterDevice, mode, self.number);
+        made.is_ok() && fs::remove_file(&trial).is_ok()
+    }
 }
 
 /// Between fork and exec: system calls only.
