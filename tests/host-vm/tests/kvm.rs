@@ -70,18 +70,11 @@ fn in_host_vm(rounds: &Rounds, binaries: &[TestBinary]) -> Result<bool> {
         let started = Instant::now();
         for (name, command) in round.commands(binaries, all(), SLOWNESS, 1) {
             println!("\n     Running {name} with {} in the host VM", round.hypervisor);
-            passed &= runs(&mut machine, &command)? || runs_again(&mut machine, &command)?;
+            passed &= runs(&mut machine, &command)?;
         }
         println!("{}: {} s", round.hypervisor, started.elapsed().as_secs());
     }
     Ok(passed)
-}
-
-/// Whether tests that have failed pass now. Where KVM itself is emulated, a guest was seen to reset in its first moment without a word, once in
-/// some sixty boots and for no reason of ours that we know; what fails twice is ours.
-fn runs_again(machine: &mut Machine, command: &str) -> Result<bool> {
-    println!("\n     Running it once more, for a nested guest may end in its first moment");
-    runs(machine, command)
 }
 
 /// Whether the tests of a command pass.
