@@ -4,13 +4,10 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::RecvStream;
-use h2::client::SendRequest;
-use http::{HeaderMap, Request, header};
-use tokio::net::UnixStream;
+use http::uri::PathAndQuery;
+use kata_grpc::{CallError, call};
 
-use crate::{CONTENT_TYPE, EMPTY, KICK, MESSAGE, STATUS};
+use crate::KICK;
 
 /// The longest that a kick may take.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -26,7 +23,7 @@ pub enum KickError {
     Connect(#[source] io::Error),
     /// The connection is not what it should be.
     #[error("the KSM throttler does not speak gRPC")]
-    Protocol(#[from] h2::Error),
+    Protocol(#[source] CallError),
     /// It was heard and not followed.
     #[error("the KSM throttler has answered with the gRPC status {status}: {message}")]
     Refused {
@@ -43,65 +40,14 @@ pub enum KickError {
 /// Kicks the throttler that listens at `socket`, and returns when it has changed the kernel's settings. Gives up after five seconds. To
 /// be called on a tokio runtime with I/O and time.
 pub async fn kick(socket: &Path) -> Result<(), KickError> {
-    tokio::time::timeout(DEADLINE, call(socket)).await.unwrap_or(Err(KickError::Late))
-}
-
-async fn call(socket: &Path) -> Result<(), KickError> {
-    let stream = UnixStream::connect(socket).await.map_err(KickError::Connect)?;
-    let (client, connection) = h2::client::handshake(stream).await?;
-    tokio::select! {
-        biased;
-        answer = exchange(client) => answer,
-        ended = connection => {
-            ended?;
-            Err(refused(&HeaderMap::new()))
+    let path = PathAndQuery::from_static(KICK);
+    match tokio::time::timeout(DEADLINE, call(socket, path, &[], MAX_ANSWER)).await {
+        Ok(Ok(_empty)) => Ok(()),
+        Ok(Err(CallError::Connect(source))) => Err(KickError::Connect(source)),
+        Ok(Err(CallError::Refused { status, message })) => {
+            Err(KickError::Refused { status, message })
         }
+        Ok(Err(error)) => Err(KickError::Protocol(error)),
+        Err(_) => Err(KickError::Late),
     }
-}
-
-async fn exchange(client: SendRequest<Bytes>) -> Result<(), KickError> {
-    let mut client = client.ready().await?;
-    let mut request = Request::new(());
-    *request.method_mut() = http::Method::POST;
-    // The host's name means nothing on a unix socket, but HTTP/2 wants one.
-    *request.uri_mut() =
-        format!("http://localhost{KICK}").parse().expect("both parts are constants");
-    let headers = request.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
-    headers.insert(header::TE, header::HeaderValue::from_static("trailers"));
-    let (answer, mut body) = client.send_request(request, false)?;
-    body.send_data(Bytes::from_static(&EMPTY), true)?;
-    let answer = answer.await?;
-    if answer.headers().contains_key(STATUS) {
-        // An answer without a body has its status up here.
-        return result(answer.headers());
-    }
-    let trailers = skip_body(answer.into_body()).await?;
-    result(&trailers.unwrap_or_default())
-}
-
-async fn skip_body(mut body: RecvStream) -> Result<Option<HeaderMap>, KickError> {
-    let mut length = 0;
-    while let Some(data) = body.data().await {
-        let data = data?;
-        body.flow_control().release_capacity(data.len())?;
-        length += data.len();
-        if length > MAX_ANSWER {
-            return Ok(None);
-        }
-    }
-    Ok(body.trailers().await?)
-}
-
-fn result(headers: &HeaderMap) -> Result<(), KickError> {
-    if headers.get(STATUS).is_some_and(|status| status == "0") {
-        Ok(())
-    } else {
-        Err(refused(headers))
-    }
-}
-
-fn refused(headers: &HeaderMap) -> KickError {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    KickError::Refused { status: text(STATUS).to_owned(), message: text(MESSAGE).to_owned() }
 }

@@ -22,13 +22,6 @@ pub const SOCKET: &str = "/var/run/kata-ksm-throttler/ksm.sock";
 /// The method's path.
 const KICK: &str = "/ksm.KSMThrottler/Kick";
 
-/// What both bodies are.
-const CONTENT_TYPE: &str = "application/grpc";
-
-/// The header with a call's result, and the one with its reason.
-const STATUS: &str = "grpc-status";
-const MESSAGE: &str = "grpc-message";
-
 /// A message of no bytes that is not compressed: a flag and the length.
 const EMPTY: [u8; 5] = [0; 5];
 

@@ -6,7 +6,9 @@ use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use tokio::net::UnixStream;
 
-use crate::{CONTENT_TYPE, EMPTY, KICK, MESSAGE, STATUS};
+use kata_grpc::{CONTENT_TYPE, MESSAGE, STATUS};
+
+use crate::{EMPTY, KICK};
 
 /// Calls at a time on one connection.
 const MAX_CALLS: u32 = 16;

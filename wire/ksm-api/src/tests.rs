@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use kata_grpc::STATUS;
+
 use super::*;
 
 /// A throttler that counts, and refuses the third kick.
