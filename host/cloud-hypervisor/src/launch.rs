@@ -73,12 +73,7 @@ pub(crate) async fn launch(
     let child = Arc::new(child);
     let reason = events::listen(events, child.clone());
     let client = Client::new(control);
-    let dialer = HybridVsock {
-        directory: Arc::new(directory),
-        socket: SOCKET,
-        again: settings.dial_again,
-        vmm: child.clone(),
-    };
+    let dialer = HybridVsock::new(Arc::new(directory), SOCKET, settings.dial_again, child.clone());
     // From here on whatever returns early drops it, which kills the VMM.
     let vmm = Vmm::new(child, console_output);
     let hot_plug = spec.hot_plug;

@@ -81,12 +81,7 @@ pub(crate) async fn launch(
     let words = Console::new();
     log.listen(log_into(words.clone(), spec.sandbox.clone()));
     metrics.listen(watch_metrics(spec.sandbox.clone()));
-    let dialer = HybridVsock {
-        directory: cell.directory.clone(),
-        socket: VSOCK,
-        again: settings.dial_again,
-        vmm: child,
-    };
+    let dialer = HybridVsock::new(cell.directory.clone(), VSOCK, settings.dial_again, child);
     let client = Client::new(control);
     // From here on whatever returns early drops it, which kills the VMM.
     let vm = FirecrackerVm { vmm, client, dialer, cell, disks, log: words };

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kata_channel::{ChannelError, ChannelStream, handshake};
@@ -13,30 +14,45 @@ use crate::{HypervisorError, VmmDir};
 /// Knows the socket of one VM.
 #[derive(Debug)]
 pub struct HybridVsock {
-    /// Where the VMM has made it.
-    pub directory: Arc<VmmDir>,
-    /// The name of the socket in it.
-    pub socket: &'static str,
-    /// The time between two tries.
-    pub again: Duration,
-    /// The VMM.
-    pub vmm: Arc<Child>,
+    directory: Arc<VmmDir>,
+    socket: &'static str,
+    again: Duration,
+    vmm: Arc<Child>,
+    /// Whether the guest has ever taken a connection: from then on its agent listens on all ports that it has.
+    reached: AtomicBool,
 }
 
 impl HybridVsock {
-    /// Connects, again and again while the guest has nobody who listens: the VMM closes such a connection at once, and has no event
+    /// The socket of that name which `vmm` has made in `directory`; `again` is the time between two tries to reach a guest that nobody has
+    /// reached yet.
+    #[must_use]
+    pub fn new(
+        directory: Arc<VmmDir>,
+        socket: &'static str,
+        again: Duration,
+        vmm: Arc<Child>,
+    ) -> Self {
+        Self { directory, socket, again, vmm, reached: AtomicBool::new(false) }
+    }
+
+    /// Connects; until somebody in the guest has listened, again and again: the VMM closes such a connection at once, and has no event
     /// that would tell when to try next. Before the guest's driver is up the VMM lets the connection wait.
     pub async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
         let path = self.directory.path(self.socket);
         loop {
             match self.attempt(&path, port).await {
                 _ if self.vmm.exit().is_some() => return Err(HypervisorError::ChannelClosed),
-                Ok(stream) => return Ok(Box::new(stream)),
+                Ok(stream) => {
+                    self.reached.store(true, Ordering::Relaxed);
+                    return Ok(Box::new(stream));
+                }
                 // It was there when the machine had been booted. A VMM that ends by itself takes it away.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(HypervisorError::ChannelClosed);
                 }
-                Err(error) if is_early(&error) => tokio::time::sleep(self.again).await,
+                Err(error) if is_early(&error, self.reached.load(Ordering::Relaxed)) => {
+                    tokio::time::sleep(self.again).await;
+                }
                 Err(source) => return Err(HypervisorError::Dial { port, source }),
             }
         }
@@ -54,9 +70,14 @@ impl HybridVsock {
 }
 
 /// Whether a later dial may succeed, or the VMM is about to be found dead.
-fn is_early(error: &io::Error) -> bool {
+fn is_early(error: &io::Error, reached: bool) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, WouldBlock};
-    matches!(error.kind(), ConnectionReset | ConnectionRefused | BrokenPipe | WouldBlock)
+    match error.kind() {
+        // The guest's answer.
+        ConnectionReset => !reached,
+        // The VMM's own.
+        kind => matches!(kind, ConnectionRefused | BrokenPipe | WouldBlock),
+    }
 }
 
 #[cfg(test)]
@@ -65,8 +86,9 @@ mod tests {
 
     #[test]
     fn guest_that_does_not_listen_yet_is_dialled_again() {
-        assert!(is_early(&io::ErrorKind::ConnectionReset.into()));
-        assert!(!is_early(&io::ErrorKind::PermissionDenied.into()));
-        assert!(!is_early(&io::ErrorKind::NotFound.into()));
+        assert!(is_early(&io::ErrorKind::ConnectionReset.into(), false));
+        assert!(!is_early(&io::ErrorKind::ConnectionReset.into(), true));
+        assert!(!is_early(&io::ErrorKind::PermissionDenied.into(), false));
+        assert!(!is_early(&io::ErrorKind::NotFound.into(), false));
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kata_channel::ChannelStream;
@@ -24,6 +25,8 @@ struct Sockets {
     ports: Vec<u32>,
     again: Duration,
     vmm: Arc<Child>,
+    /// Whether the guest has ever answered: from then on its agent listens on all ports that it has.
+    reached: Arc<AtomicBool>,
 }
 
 impl Dialer {
@@ -33,10 +36,12 @@ impl Dialer {
         again: Duration,
         vmm: Arc<Child>,
     ) -> Self {
-        Self(Arc::new(Sockets { directory, ports, again, vmm }))
+        let reached = Arc::default();
+        Self(Arc::new(Sockets { directory, ports, again, vmm, reached }))
     }
 
-    /// Connects as soon as the VMM listens, which it does when the guest's driver has come up.
+    /// Connects as soon as the VMM listens, which it does when the guest's driver has come up. Where nobody in the guest listens, the stream
+    /// ends with its first read; until the guest has been reached it waits for somebody.
     pub(crate) async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
         if !self.0.ports.contains(&port) {
             let source = io::Error::new(
@@ -54,7 +59,11 @@ impl Dialer {
             io::ErrorKind::BrokenPipe => HypervisorError::ChannelClosed,
             _ => HypervisorError::Dial { port, source },
         })?;
-        Ok(Box::new(PatientStream::new(stream, connect, self.0.again)))
+        if self.0.reached.load(Ordering::Relaxed) {
+            return Ok(Box::new(stream));
+        }
+        let reached = Arc::clone(&self.0.reached);
+        Ok(Box::new(PatientStream::new(stream, connect, self.0.again, reached)))
     }
 
     async fn connect(&self, port: u32) -> io::Result<UnixStream> {

@@ -17,6 +17,8 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -37,6 +39,8 @@ pub(crate) struct PatientStream {
     stream: UnixStream,
     connect: Connect,
     again: Duration,
+    /// Set when the guest has answered.
+    reached: Arc<AtomicBool>,
     state: State,
 }
 
@@ -57,8 +61,13 @@ struct Kept {
 }
 
 impl PatientStream {
-    pub(crate) fn new(stream: UnixStream, connect: Connect, again: Duration) -> Self {
-        Self { stream, connect, again, state: State::Unanswered(Kept::default()) }
+    pub(crate) fn new(
+        stream: UnixStream,
+        connect: Connect,
+        again: Duration,
+        reached: Arc<AtomicBool>,
+    ) -> Self {
+        Self { stream, connect, again, reached, state: State::Unanswered(Kept::default()) }
     }
 
     /// After an end without an answer.
@@ -89,6 +98,7 @@ impl PatientStream {
     }
 
     fn answered(&mut self) {
+        self.reached.store(true, Ordering::Relaxed);
         if let State::Unanswered(Kept { writer: Some(writer), .. }) =
             std::mem::replace(&mut self.state, State::Answered)
         {

@@ -10,13 +10,13 @@ use kata_linux::process::Spawn;
 use tokio::net::UnixStream;
 
 use crate::device::Device;
-use crate::vsock::{self, Cid};
+use crate::vsock;
 
 /// The host's end of the channel.
 #[derive(Debug)]
 pub(crate) enum Channel {
     Serial(SerialDialer),
-    Vsock(Cid, Duration),
+    Vsock(vsock::Dialer),
 }
 
 impl Channel {
@@ -30,7 +30,7 @@ impl Channel {
         match vsock::reserve_cid().map_err(setup)? {
             Some((vhost, cid)) => {
                 let device = Device::Vsock { vhost: spawn.pass_fd(vhost), cid: cid.number() };
-                Ok((Self::Vsock(cid, dial_again), device))
+                Ok((Self::Vsock(vsock::Dialer::new(cid, dial_again)), device))
             }
             None => {
                 let (ours, theirs) = socket_pair().map_err(setup)?;
@@ -47,10 +47,9 @@ impl Channel {
                 ChannelError::Closed => HypervisorError::ChannelClosed,
                 error => HypervisorError::Dial { port, source: io::Error::other(error) },
             }),
-            Self::Vsock(cid, again) => cid
-                .dial(port, *again)
-                .await
-                .map_err(|source| HypervisorError::Dial { port, source }),
+            Self::Vsock(dialer) => {
+                dialer.dial(port).await.map_err(|source| HypervisorError::Dial { port, source })
+            }
         }
     }
 }

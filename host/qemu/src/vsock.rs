@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kata_channel::ChannelStream;
@@ -30,14 +31,35 @@ impl Cid {
     pub(crate) fn number(self) -> u32 {
         self.0
     }
+}
 
-    /// Connects, again and again while the guest has nobody who listens: its kernel resets such a connection at once, and vsock
+/// Reaches the ports of a guest.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    guest: Cid,
+    /// The time between two tries.
+    again: Duration,
+    /// Whether the guest has ever taken a connection: from then on its agent listens on all ports that it has.
+    reached: AtomicBool,
+}
+
+impl Dialer {
+    pub(crate) fn new(guest: Cid, again: Duration) -> Self {
+        Self { guest, again, reached: AtomicBool::new(false) }
+    }
+
+    /// Connects; until somebody in the guest has listened, again and again: its kernel resets such a connection at once, and vsock
     /// has no event that would tell when to try next.
-    pub(crate) async fn dial(self, port: u32, again: Duration) -> io::Result<ChannelStream> {
+    pub(crate) async fn dial(&self, port: u32) -> io::Result<ChannelStream> {
         loop {
-            match VsockStream::connect(VsockAddr::new(self.0, port)).await {
-                Ok(stream) => return Ok(Box::new(stream)),
-                Err(error) if is_early(&error) => tokio::time::sleep(again).await,
+            match VsockStream::connect(VsockAddr::new(self.guest.0, port)).await {
+                Ok(stream) => {
+                    self.reached.store(true, Ordering::Relaxed);
+                    return Ok(Box::new(stream));
+                }
+                Err(error) if is_early(&error, self.reached.load(Ordering::Relaxed)) => {
+                    tokio::time::sleep(self.again).await;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -45,10 +67,12 @@ impl Cid {
 }
 
 /// Whether a later dial may succeed: the guest's driver (`ENODEV`, a timeout) or its listener (a reset) is not there yet.
-fn is_early(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, ConnectionReset, TimedOut};
-    matches!(error.kind(), ConnectionReset | ConnectionRefused | TimedOut)
-        || error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32)
+fn is_early(error: &io::Error, reached: bool) -> bool {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused => !reached,
+        io::ErrorKind::TimedOut => true,
+        _ => error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32),
+    }
 }
 
 /// An open vhost device that holds an address no other guest has; `None` where the host has no such device.
@@ -102,8 +126,9 @@ mod tests {
 
     #[test]
     fn guest_that_does_not_listen_yet_is_dialled_again() {
-        assert!(is_early(&io::ErrorKind::ConnectionReset.into()));
-        assert!(is_early(&io::Error::from_raw_os_error(nix::errno::Errno::ENODEV as i32)));
-        assert!(!is_early(&io::ErrorKind::PermissionDenied.into()));
+        assert!(is_early(&io::ErrorKind::ConnectionReset.into(), false));
+        assert!(!is_early(&io::ErrorKind::ConnectionReset.into(), true));
+        assert!(is_early(&io::Error::from_raw_os_error(nix::errno::Errno::ENODEV as i32), true));
+        assert!(!is_early(&io::ErrorKind::PermissionDenied.into(), false));
     }
 }

@@ -1,6 +1,6 @@
 //! The VMM's side is played by real sockets that close as libkrun's do.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -18,7 +18,7 @@ fn stream(connections: usize) -> (PatientStream, Vec<UnixStream>) {
         let next = queue.lock().unwrap().next();
         Box::pin(async move { next.ok_or_else(|| io::ErrorKind::BrokenPipe.into()) })
     });
-    (PatientStream::new(first, connect, AGAIN), theirs)
+    (PatientStream::new(first, connect, AGAIN, Arc::default()), theirs)
 }
 
 #[tokio::test]

@@ -27,9 +27,6 @@ use super::Shared;
 /// Connections at a time; further ones are reset. It is half of what a channel has streams for, so that there is always one for other things.
 const MAX_CONNECTIONS: usize = kata_channel::MAX_STREAMS / 2;
 
-/// How long the agent may take to take a stream: it is there, so one that does not listen never will.
-const DIALLING: Duration = Duration::from_secs(2);
-
 /// The time after a connection that could not be taken until the next one is.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -99,9 +96,7 @@ async fn accept(shared: &Arc<Shared>, loopback: &Loopback) -> Infallible {
 /// A stream to a port of the guest that takes it, or why there is none.
 async fn reach(vm: &dyn Vm, port: u16) -> Result<ChannelStream, String> {
     let asked = timeout(ASKING, async {
-        let dialled = timeout(DIALLING, vm.dial(PORT_FORWARD_PORT)).await;
-        let stream = dialled.map_err(|_| "the agent does not take ports".to_owned())?;
-        let mut stream = stream.map_err(|error| chain(&error))?;
+        let mut stream = vm.dial(PORT_FORWARD_PORT).await.map_err(|error| chain(&error))?;
         ask_for_port(&mut stream, port).await.map_err(|error| error.to_string())?;
         Ok(stream)
     });
