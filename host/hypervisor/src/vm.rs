@@ -2,12 +2,15 @@
 
 use std::fmt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
 
 use crate::{Capabilities, Console, DiskSpec, Finding, GuestDisk, NicSpec, VmSpec, Vmm};
+
+/// The time between two looks at how much memory a guest has.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Boots virtual machines of one kind.
 #[async_trait]
@@ -59,8 +62,9 @@ pub trait Vm: Send + Sync + fmt::Debug {
         self.vmm().stderr()
     }
 
-    /// Opens a stream to `port` of the guest. Resolves when the guest has accepted it, however long that takes: whoever calls
-    /// bounds it with the boot stage's deadline and with [`Vm::exited`].
+    /// Opens a stream to `port` of the guest. Until the guest has taken the first one, this resolves when it does, however long that takes:
+    /// whoever calls bounds it with the boot stage's deadline and with [`Vm::exited`]. From then on a port on which nobody listens is
+    /// refused, by an error or by a stream that ends at once.
     async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError>;
 
     /// Resolves when the VMM process has ended and been reaped, with how it ended; at once if it already has.
@@ -86,6 +90,15 @@ pub trait Vm: Send + Sync + fmt::Debug {
     /// How much memory the guest has now, in MiB, rounded down. Refused as [`Vm::resize_memory`] is.
     async fn memory_mib(&self) -> Result<u32, HypervisorError> {
         Err(HypervisorError::FixedMemory)
+    }
+
+    /// Resolves when the guest has `mib` of memory, for which it was asked, however long that takes. Refused as [`Vm::resize_memory`] is.
+    async fn until_memory(&self, mib: u32) -> Result<(), HypervisorError> {
+        // QEMU has an event for it, and holds it back for up to a second (MEMORY_DEVICE_SIZE_CHANGE); most guests are there in a tenth of that.
+        while self.memory_mib().await? != mib {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
     }
 
     /// Where the guest finds a disk that the VM has, by its id; `None` if there is none of that id.

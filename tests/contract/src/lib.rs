@@ -27,6 +27,7 @@ macro_rules! contract {
         $crate::contract!(
             $subject:
             agent_is_reached,
+            port_without_a_listener_is_refused,
             paused_guest_stands_still_until_it_is_resumed,
             stop_leaves_nothing,
             death_of_the_vmm_is_an_event,

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kata_agent_client::{AgentClient, FileContent, GuestFile};
-use kata_channel::AGENT_PORT;
+use kata_channel::{AGENT_PORT, DEBUG_CONSOLE_PORT};
 use kata_hypervisor::{
     DiskSpec, Disks, GuestImage, GuestRoot, HypervisorError, LaterDisks, ShareSource, ShareSpec,
     SharedFileSystem, Vm,
 };
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use crate::bench::{BOOT, Bench, SOON, agent, last_words, sandbox};
@@ -30,6 +31,19 @@ pub async fn agent_is_reached(subject: Subject) -> Result<()> {
     let processes = processes_of(&bench.spec.sandbox)?;
     let own = format!("/proc/{}:", vm.pid());
     ensure!(processes.iter().any(|one| one.starts_with(&own)), "{own} is not in {processes:?}");
+    vm.stop().await;
+    Ok(())
+}
+
+/// A port of the guest on which nobody listens is refused, and soon, once the agent was reached: by an error, or by a stream that ends.
+pub async fn port_without_a_listener_is_refused(subject: Subject) -> Result<()> {
+    let bench = Bench::new(subject, "port").await?;
+    let (vm, _agent) = bench.boot_to_agent().await?;
+    let refused = async {
+        let Ok(mut stream) = vm.dial(DEBUG_CONSOLE_PORT).await else { return true };
+        stream.read_u8().await.is_err()
+    };
+    ensure!(timeout(SOON, refused).await.context("nobody is waited for")?, "somebody listens");
     vm.stop().await;
     Ok(())
 }
@@ -297,13 +311,7 @@ pub async fn memory_may_come_and_go(subject: Subject) -> Result<()> {
     ensure!(vm.memory_mib().await? == least, "it has more from the start");
     for size in [least + 600, most, least] {
         vm.resize_memory(size).await?;
-        let arrived = timeout(SOON, async {
-            while vm.memory_mib().await? != size {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            anyhow::Ok(())
-        });
-        let arrived = arrived.await;
+        let arrived = timeout(SOON, vm.until_memory(size)).await;
         arrived.with_context(|| format!("not {size} MiB; {}", last_words(vm.as_ref())))??;
         if shares {
             let path = format!("{}/{size}", kata_storage::GUEST_SHARE);

@@ -9,9 +9,6 @@ use crate::memory::{Limit, Memory};
 /// How long the guest may take to find new memory, and the VMM to hear of it. Whoever waits goes on without what is late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The time between two looks at how far the guest is.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
 /// Gives the VM the memory that it needs for a container with this limit, if it can have it, and waits until it is there. Returns the limit
 /// that the container had before.
 pub(super) async fn make(shared: &Shared, container: &str, limit: Limit) -> Option<Limit> {
@@ -67,20 +64,17 @@ async fn resize(shared: &Shared, memory: &mut Memory, mib: u32) -> bool {
 
 /// Waits until the guest has so much memory.
 async fn arrive(shared: &Shared, mib: u32) {
-    let arrival = async {
-        while shared.vm.memory_mib().await.is_ok_and(|has| has < mib) {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    };
     tokio::select! {
         biased;
         () = shared.until_gone() => {}
-        arrived = tokio::time::timeout(PATIENCE, arrival) => if arrived.is_err() {
-            tracing::warn!(
+        arrived = tokio::time::timeout(PATIENCE, shared.vm.until_memory(mib)) => match arrived {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("sandbox {}: its memory cannot be told: {error}", shared.id),
+            Err(_) => tracing::warn!(
                 "sandbox {}: after {} s the guest has not found all of its {mib} MiB yet; its kernel needs virtio_mem",
                 shared.id,
                 PATIENCE.as_secs()
-            );
+            ),
         }
     }
 }
