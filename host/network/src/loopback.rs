@@ -16,7 +16,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use kata_linux::bpf::{self, Instruction};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::program::{ADD, Assembler, FRAME, IF_EQUAL, LOAD_WORD, RESULT, UNLESS_EQUAL};
+use crate::program::{
+    ADD, Assembler, FRAME, IF_EQUAL, LOAD_WORD, RESULT, SK_RELEASE, UNLESS_EQUAL,
+};
 use crate::{Namespace, NetworkError};
 
 /// Most ports of others: the program compares one after the other.
@@ -112,7 +114,6 @@ const LOCALHOST: i32 = i32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets());
 
 /// The kernel's functions for programs, as linux/bpf.h numbers them. None is for programs under the GPL alone.
 const MAP_LOOKUP: i32 = 1;
-const SK_RELEASE: i32 = 86;
 const SK_ASSIGN: i32 = 124;
 
 /// The answer: the socket that was assigned gets it, or else whoever listens.

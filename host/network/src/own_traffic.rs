@@ -28,7 +28,7 @@ use crate::error::kernel;
 use crate::join::{ALL_PROTOCOLS, INGRESS, index_of, tap_name};
 use crate::program::{
     ADD, ADD_REGISTER, ALWAYS, AND, Assembler, FRAME, IF_EQUAL, LOAD_BYTE, LOAD_HALF, LOAD_WORD,
-    RESULT, SHIFT_LEFT, UNLESS_EQUAL,
+    RESULT, SHIFT_LEFT, SK_RELEASE, UNLESS_EQUAL,
 };
 use crate::{Namespace, NetworkError};
 
@@ -121,7 +121,6 @@ const CLONE_REDIRECT: i32 = 13;
 const SKB_LOAD_BYTES: i32 = 26;
 const SK_LOOKUP_TCP: i32 = 84;
 const SK_LOOKUP_UDP: i32 = 85;
-const SK_RELEASE: i32 = 86;
 
 /// The namespace of the packet's own interface, as an argument of the look-ups.
 const OWN_NAMESPACE: i32 = -1;

@@ -21,6 +21,9 @@ pub(crate) const IF_EQUAL: u8 = 0x15;
 pub(crate) const UNLESS_EQUAL: u8 = 0x55;
 pub(crate) const EXIT: u8 = 0x95;
 
+/// Of the kernel's functions for programs the one that gives a socket back (linux/bpf.h).
+pub(crate) const SK_RELEASE: i32 = 86;
+
 /// What the methods of [`Assembler`] write.
 const SET: u8 = 0xb7;
 const COPY: u8 = 0xbf;
