@@ -29,6 +29,9 @@ const MAX_CONNECTIONS: usize = 32;
 /// How long a TCP connection may be silent, an answer on it may take, and the program may take to read that: a little longer than the host tries.
 const PATIENCE: Duration = Duration::from_secs(12);
 
+/// The time after a connection that could not be taken until the next one is.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// The largest DNS message in bytes.
 const MAX_MESSAGE: usize = u16::MAX as usize;
 
@@ -84,7 +87,11 @@ impl Relay {
         let mut connections = JoinSet::new();
         for asker in 0.. {
             let seat = Arc::clone(&seats).acquire_owned().await.map_err(io::Error::other)?;
-            let (stream, _) = tcp.accept().await?;
+            // Too many files are open, or the program has gone: the next one may fare better.
+            let Ok((stream, _)) = tcp.accept().await else {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            };
             let relay = Arc::clone(self);
             connections.spawn(async move {
                 if let Err(error) = relay.serve_connection(asker, stream).await {
