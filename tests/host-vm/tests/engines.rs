@@ -10,15 +10,8 @@ use kata_host_vm::{EngineRoot, Rounds, test_binaries};
 /// Tests at a time, as on this machine without another root.
 const THREADS: u32 = 2;
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> Result<ExitCode> {
+    Ok(if run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether all tests have passed.

@@ -14,15 +14,8 @@ const LOG_LINES: usize = 40;
 /// Everything is slower in the host VM by a factor of about four.
 const SLOWNESS: u32 = 4;
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> Result<ExitCode> {
+    Ok(if run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether all tests have passed.

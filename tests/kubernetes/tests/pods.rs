@@ -5,10 +5,11 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Deadline, PackageRoot, Part, Suite, await_path, only_a_vm};
+use kata_e2e::{Client, Deadline, Input, PackageRoot, Part, Suite, only_a_vm};
 use kata_kubernetes::messages::{Capability, Int64Value, LinuxContainerResources, NamespaceMode};
 use kata_kubernetes::{Container, Node, Pod, node, node_with};
 
@@ -52,29 +53,21 @@ fn share_a_vm_and_a_network(node: &Node<'_>) -> Result<()> {
     ensure!(client.says("ip addr show dev eth0")?.contains(&address));
     node.containerd().on_host(&format!("busybox ping -c 1 -w 10 {address}"))?.success()?;
 
-    logs(&pod, "client", "stdout F ready")?;
+    logs(&pod, "client", "ready")?;
     assert_eq!(client.stop(10)?, 7);
-    logs(&pod, "client", "stdout F bye")?;
+    logs(&pod, "client", "bye")?;
     client.remove()?;
     let again = pod.shell("client", "echo again; exit 3").attempt(1).start()?;
-    logs(&pod, "client", "stdout F again")?;
+    logs(&pod, "client", "again")?;
     assert_eq!(again.ends()?, 3);
     pod.remove()
 }
 
-/// Waits until a container's log, which the engine writes, has a line that ends so.
-fn logs(pod: &Pod<'_>, name: &str, text: &str) -> Result<()> {
-    let log = pod.log(name);
-    await_path(&log, Deadline::for_command())?;
-    let deadline = Deadline::for_command();
-    while !fs::read_to_string(&log)?.lines().any(|line| line.ends_with(text)) {
-        ensure!(
-            !deadline.remaining().is_zero(),
-            "the log has no {text}: {}",
-            fs::read_to_string(&log)?
-        );
-    }
-    Ok(())
+/// Waits until a container's log, which the engine writes, has this line of its standard output.
+fn logs(pod: &Pod<'_>, name: &str, line: &str) -> Result<()> {
+    let mut tail = Command::new("tail");
+    tail.args(["--lines=+1", "--follow=name", "--retry"]).arg(pod.log(name));
+    Client::spawn(tail, Input::Nothing)?.expect(&format!("stdout F {line}\n"))
 }
 
 #[test]
