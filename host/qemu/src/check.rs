@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kata_hypervisor::Finding;
+use kata_linux::program;
 use kata_log::chain;
 
 use crate::accelerator::Accelerator;
@@ -44,7 +45,22 @@ fn user(settings: &QemuSettings, host: &Host) -> Finding {
             format!("{obstacle}, so QEMU runs as root, without a capability"),
             "run in the first user namespace, with the capability to make devices (CAP_MKNOD)",
         ),
-        (None, true) => Finding::good(PROBE, "QEMU runs as a user of its own, who is nobody"),
+        (None, true) => {
+            match program::find(&settings.program).and_then(|path| program::barrier(&path)) {
+                Ok(Some(barrier)) => Finding::failed(
+                    PROBE,
+                    format!(
+                        "QEMU runs as a user of its own, whom {} does not let through",
+                        barrier.display()
+                    ),
+                    "let everybody run QEMU and enter its directories (chmod o+x), or set `rootless` to false",
+                ),
+                // A program that is not there is another probe's.
+                Ok(None) | Err(_) => {
+                    Finding::good(PROBE, "QEMU runs as a user of its own, who is nobody")
+                }
+            }
+        }
         (None, false) => {
             Finding::good(PROBE, "QEMU runs as root without a capability, as `rootless` says")
         }

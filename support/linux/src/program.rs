@@ -37,6 +37,20 @@ fn is_executable(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is no executable file"))
 }
 
+/// What keeps a user without any rights from running the `program` that [`find`] found: the program itself, or a directory on the way to it, of its path or of
+/// what that leads to if it is a link, that not everybody may enter. `None` where nothing does, as far as permission bits tell.
+pub fn barrier(program: &Path) -> io::Result<Option<PathBuf>> {
+    let target = fs::canonicalize(program)?;
+    for part in program.ancestors().chain(target.ancestors()) {
+        // A relative path ends with a directory without a name.
+        let named = !part.as_os_str().is_empty();
+        if named && fs::metadata(part)?.permissions().mode() & 0o001 == 0 {
+            return Ok(Some(part.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// The first line that `program --version` prints. The program is killed if it says nothing within ten seconds.
 pub fn version_of(program: &Path) -> io::Result<String> {
     let (output, theirs) = io::pipe()?;
@@ -98,6 +112,21 @@ mod tests {
         let data = find(Path::new("/etc/passwd")).unwrap_err();
         assert_eq!(data.kind(), io::ErrorKind::PermissionDenied);
         assert_eq!(find(Path::new("/etc")).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn program_below_a_closed_directory_is_behind_it() {
+        let (dir, program) = script("exit 0");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(barrier(&program).unwrap().unwrap(), dir.path());
+        let open = tempfile::tempdir().unwrap();
+        fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let link = open.path().join("link");
+        std::os::unix::fs::symlink(&program, &link).unwrap();
+        assert_eq!(barrier(&link).unwrap().unwrap(), dir.path().canonicalize().unwrap());
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(barrier(&program).unwrap().unwrap(), program);
+        assert_eq!(barrier(&find(Path::new("sh")).unwrap()).unwrap(), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What `kata-runtime` tells of a host: whether containers can start there, and what they would be made of.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -96,6 +97,27 @@ fn host_that_runs_containers_is_called_capable() -> Result<()> {
     let kvm = finding(&report, "kvm")?["outcome"] == "ok";
     let strict = kata_runtime(&["check", "--strict"])?;
     ensure!(kvm || strict.code == 1, "{}", strict.text());
+    Ok(())
+}
+
+/// QEMU runs as a user who is nobody, and so must be everybody's to run.
+#[test]
+fn program_that_only_root_may_run_is_named_with_the_remedy() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o700))?;
+    let program = dir.path().join("qemu-system-x86_64");
+    symlink("/usr/bin/qemu-system-x86_64", &program)?;
+    let settings = format!("[hypervisor.qemu]\npath = \"{}\"\n", program.display());
+    for (rootless, outcome) in [(true, "failed"), (false, "ok")] {
+        let text = format!("{settings}rootless = {rootless}\n");
+        let config = configuration(dir.path(), |_| text)?;
+        let report = kata_runtime(&["--config", &config, "check", "--json"])?;
+        let report: Value = serde_json::from_str(&report.text())?;
+        let found = finding(&report, "user")?;
+        ensure!(found["outcome"] == outcome, "{found}");
+        let closed = found["detail"].to_string().contains(&dir.path().display().to_string());
+        ensure!(closed == rootless, "{found}");
+    }
     Ok(())
 }
 
