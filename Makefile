@@ -59,7 +59,7 @@ host_vm_packages := mmdebstrap debian-archive-keyring e2fsprogs util-linux
 
 .PHONY: all
 all: $(host_programs) guest
-	$(call install-into,$(stage),$(stage))
+	$(call install-into,$(stage),$(stage),$(shell mktemp -d))
 
 # Cargo knows best what is up to date; it leaves a program alone, with its time, when nothing changed.
 .PHONY: host-programs agent
@@ -148,8 +148,11 @@ installed := $(variant_files) $(addprefix bin/,$(public_programs)) $(addprefix l
     $(addprefix lib/systemd/system/,$(ksm_units)) $(manual) \
     $(addprefix share/doc/kata-containers/examples/,$(examples))
 
-# $(call install-into,DIRECTORY,PREFIX): what is built, into DIRECTORY, configured for PREFIX.
-# Files that are the same are left alone.
+# What an installation is made of.
+built = $(host_programs) $(release)/vc $(agent) $(addprefix $(chosen)/,$(guest_files)) $(image)
+
+# $(call install-into,DIRECTORY,PREFIX,SCRATCH): what is built, into DIRECTORY, configured for PREFIX. What has to be made for that is made in
+# SCRATCH, a directory of its own, so that root leaves nothing in the checkout of somebody else. Files that are the same are left alone.
 define install-into
 @install -C -D -m 755 $(addprefix $(release)/,$(public_programs)) -t $(1)/bin
 @install -C -D -m 755 $(addprefix $(release)/,$(private_programs)) -t $(1)/libexec/kata-containers
@@ -159,32 +162,32 @@ define install-into
 @install -C -D -m 755 $(release)/kata-ksm-throttler -t $(1)/libexec/kata-ksm-throttler
 @install -C -D -m 755 $(release)/vc -t $(1)/libexec/kata-ksm-throttler/trigger/virtcontainers
 @for unit in $(ksm_units); do \
-    sed 's|@libexec@|$(2)/libexec|' bin/kata-ksm-throttler/systemd/$$unit.in >$(build)/$$unit; \
-    install -C -D -m 644 $(build)/$$unit -t $(1)/lib/systemd/system; \
+    sed 's|@libexec@|$(2)/libexec|' bin/kata-ksm-throttler/systemd/$$unit.in >$(3)/$$unit; \
+    install -C -D -m 644 $(3)/$$unit -t $(1)/lib/systemd/system; \
 done
-@mkdir -p $(build)/examples
 @for name in $(examples); do \
-    sed 's|@prefix@|$(2)|g' docs/examples/$$name >$(build)/examples/$$name; \
-    install -C -D -m 644 $(build)/examples/$$name -t $(1)/share/doc/kata-containers/examples; \
+    sed 's|@prefix@|$(2)|g' docs/examples/$$name >$(3)/$$name; \
+    install -C -D -m 644 $(3)/$$name -t $(1)/share/doc/kata-containers/examples; \
 done
-@$(release)/xtask default-config --prefix $(2) >$(build)/configuration.toml
-@install -C -D -m 644 $(build)/configuration.toml $(1)/$(config)
+@$(release)/xtask default-config --prefix $(2) >$(3)/configuration.toml
+@install -C -D -m 644 $(3)/configuration.toml $(1)/$(config)
 @for variant in $(foreach v,$(variants),$(v):$(or $(hypervisor_$(v)),$(v))); do \
     name=$${variant%:*}; \
     ln -sfn containerd-shim-kata-v2 $(1)/bin/containerd-shim-kata-$$name-v2; \
-    sed "s/^hypervisor_name = .*/hypervisor_name = \"$${variant#*:}\"/" $(build)/configuration.toml \
-        >$(build)/configuration-$$name.toml; \
-    install -C -m 644 $(build)/configuration-$$name.toml -t $(1)/$(dir $(config)); \
+    sed "s/^hypervisor_name = .*/hypervisor_name = \"$${variant#*:}\"/" $(3)/configuration.toml \
+        >$(3)/configuration-$$name.toml; \
+    install -C -m 644 $(3)/configuration-$$name.toml -t $(1)/$(dir $(config)); \
 done
-@rm -rf $(build)/manual && $(release)/xtask manual $(build)/manual
-@cd $(build)/manual && find -type f -exec install -C -D -m 644 {} $(abspath $(1))/share/{} ';'
+@$(release)/xtask manual $(3)/manual
+@cd $(3)/manual && find -type f -exec install -C -D -m 644 {} $(abspath $(1))/share/{} ';'
+@rm -rf $(3)
 @echo 'installed into $(1)'
 endef
 
-# Installs what `make` has built, so that root needs no Rust; builds only if nothing was built yet.
+# Installs what `make` has built, so that root needs no Rust; builds only if something of it is missing.
 .PHONY: install uninstall
-install: $(if $(wildcard $(addprefix $(chosen)/,$(guest_files))),,all)
-	$(call install-into,$(DESTDIR)$(PREFIX),$(PREFIX))
+install: $(if $(filter-out $(wildcard $(built)),$(built)),all)
+	$(call install-into,$(DESTDIR)$(PREFIX),$(PREFIX),$(shell mktemp -d))
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(installed))
@@ -193,7 +196,7 @@ uninstall:
 	    lib/systemd/system lib/systemd \
 	    share/bash-completion/completions share/bash-completion share/zsh/site-functions share/zsh \
 	    share/fish/vendor_completions.d share/fish share/man/man8 \
-    share/doc/kata-containers/examples share/doc/kata-containers \
+	    share/doc/kata-containers/examples share/doc/kata-containers \
 	    libexec/kata-containers share/kata-containers/guest share/kata-containers share/defaults/kata-containers)) 2>/dev/null || true
 
 # --- Showing and testing --------------------------------------------------------------------------
