@@ -100,7 +100,7 @@ fn broken_kernel_is_told() -> Result<()> {
 #[test]
 fn too_little_memory_is_told() -> Result<()> {
     // Refused before a boot is tried.
-    with_configuration("[hypervisor.qemu]\ndefault_memory = 8\n", &["default_memory", "8"])
+    with_configuration("[hypervisor.qemu]\ndefault_memory = 8\n", &["default_memory", "8 MiB"])
 }
 
 #[test]
@@ -113,13 +113,13 @@ fn guest_without_memory_to_boot_is_told() -> Result<()> {
 #[test]
 fn unknown_key_is_named_with_its_place() -> Result<()> {
     let text = "[hypervisor.qemu]\ndefault_vcpus = 1\ndefault_memroy = 512\n";
-    with_configuration(text, &["default_memroy", "configuration.toml", "3"])
+    with_configuration(text, &["default_memroy", "configuration.toml:3: "])
 }
 
 #[test]
 fn wrong_type_is_named_with_its_place() -> Result<()> {
     let text = "[hypervisor.qemu]\ndefault_memory = 'much'\n";
-    with_configuration(text, &["default_memory", "configuration.toml", "2"])
+    with_configuration(text, &["default_memory", "configuration.toml:2: "])
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! `kill -9` of any part, at any time: the client has its answer in time, the engine can delete everything, and nothing is left.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    Client, Container, Containerd, Deadline, Part, await_part, only_a_vm, parts_of, scenario,
+    Client, Container, Containerd, Deadline, Part, await_part, await_path, only_a_vm, parts_of,
+    scenario,
 };
 use rustix::process::Signal;
 
@@ -211,9 +213,15 @@ fn lives(container: &Container<'_>) -> Result<()> {
 #[test]
 fn container_ends_while_there_is_no_containerd() -> Result<()> {
     scenario(|containerd| {
-        let container = containerd.shell("sleep 2; exit 4").start()?;
+        let directory = tempfile::tempdir()?;
+        let (go, gone) = (directory.path().join("go"), directory.path().join("gone"));
+        let script = "until [ -e /m/go ]; do sleep 0.1; done; touch /m/gone; exit 4";
+        let run = containerd.shell(script).bind(directory.path(), "/m", "rbind:rw");
+        let container = run.start()?;
+        containerd.kill()?;
+        fs::write(&go, "")?;
+        ensure!(await_path(&gone, Deadline::for_command())?, "the container does not end");
         containerd.kill_and_restart()?;
-        // Before, during or after the restart: the code is known.
         assert_eq!(container.wait()?, 4);
         container.remove()
     })
