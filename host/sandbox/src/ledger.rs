@@ -1,16 +1,14 @@
 //! Who is in the sandbox and how far each process has come: pure bookkeeping, no I/O.
 //!
 //! ```text
-//!   add ──▶ Creating ──created──▶ Created ──begin_start──▶ Starting ──started──▶ Running ──exited──▶ Stopped
-//!              │                     ▲                        │                     │                   │
-//!        create_failed               └──────start_failed──────┘               pause │ resume         delete
-//!              ▼                                                                    ▼                   ▼
-//!            (gone)                                                               Paused              (gone)
+//!   add ──▶ Creating ──created──▶ Created ──begin_start──▶ Starting ──started──▶ Running ──exited──▶ Ending ──released──▶ Stopped
+//!                                    ▲                        │                   pause │ resume
+//!                                    └──────start_failed──────┘                       Paused
 //! ```
 //!
-//! An exec is born Created. Two promises hold whatever the order of calls, and are tested so: an exit is released
-//! exactly once for each process, and an init's exit is released only after those of its execs, as containerd
-//! asks of a shim.
+//! `remove` is possible everywhere, and `begin_delete` says when it is right. An exec is born Created, and one whose start has failed
+//! is not started again. Two promises hold whatever the order of calls, and are tested so: an exit is released exactly once for each
+//! process, and an init's exit is released only after those of its execs, as containerd asks of a shim.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -109,6 +107,8 @@ enum Phase {
     Creating,
     Created,
     Starting,
+    /// An exec that could not be started.
+    Failed,
     Running,
     /// The guest has reported the end, but it is not released yet: execs of the same container come first.
     Ending(Exit),
@@ -121,6 +121,7 @@ impl Phase {
             Self::Creating => "being created",
             Self::Created => "created",
             Self::Starting => "being started",
+            Self::Failed => "a process that could not be started",
             Self::Running | Self::Ending(_) => "running",
             Self::Stopped(_) => "stopped",
         }
@@ -135,7 +136,18 @@ impl Phase {
 struct Container {
     init: Phase,
     paused: bool,
+    /// Somebody deletes it.
+    leaves: bool,
     execs: BTreeMap<String, Phase>,
+}
+
+/// What a deletion that may begin has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deletion {
+    /// How the process ended; `None` if it never ran.
+    pub exit: Option<Exit>,
+    /// Whether no container stays but those whose deletion has begun, too.
+    pub empties_sandbox: bool,
 }
 
 /// The processes of one sandbox.
@@ -153,8 +165,12 @@ impl Ledger {
             if self.containers.contains_key(&key.container) {
                 return Err(Refusal::AlreadyExists(key.clone()));
             }
-            let container =
-                Container { init: Phase::Creating, paused: false, execs: BTreeMap::new() };
+            let container = Container {
+                init: Phase::Creating,
+                paused: false,
+                leaves: false,
+                execs: BTreeMap::new(),
+            };
             self.containers.insert(key.container.clone(), container);
             return Ok(());
         };
@@ -178,11 +194,6 @@ impl Ledger {
         }
     }
 
-    /// The guest could not make it: it is forgotten.
-    pub fn create_failed(&mut self, key: &ProcessKey) {
-        self.remove(key);
-    }
-
     /// Asks whether the process may be started, and marks it as being started.
     pub fn begin_start(&mut self, key: &ProcessKey) -> Result<(), Refusal> {
         match self.phase_mut(key)? {
@@ -196,7 +207,8 @@ impl Ledger {
         }
     }
 
-    /// The guest has started it. False when it has ended meanwhile.
+    /// The guest has started it. False when its end is known already: its container has ended meanwhile.
+    #[must_use]
     pub fn started(&mut self, key: &ProcessKey) -> bool {
         match self.phase_mut(key) {
             Ok(phase @ Phase::Starting) => {
@@ -207,10 +219,10 @@ impl Ledger {
         }
     }
 
-    /// The guest could not start it: it is as before.
+    /// The guest could not start it. An init is as before; an exec, whose streams are used up, can only be deleted.
     pub fn start_failed(&mut self, key: &ProcessKey) {
         if let Ok(phase @ Phase::Starting) = self.phase_mut(key) {
-            *phase = Phase::Created;
+            *phase = if key.exec.is_some() { Phase::Failed } else { Phase::Created };
         }
     }
 
@@ -226,7 +238,7 @@ impl Ledger {
         self.release(&key.container)
     }
 
-    /// Declares every process of the container that still lives as killed, so that an init's exit is held back no longer.
+    /// Declares every exec of the container that still lives as killed, so that its init's exit is held back no longer.
     pub fn kill_remaining(&mut self, container: &str, exit: Exit) -> Released {
         if let Some(entry) = self.containers.get_mut(container) {
             for phase in entry.execs.values_mut().filter(|phase| phase.is_alive()) {
@@ -262,12 +274,12 @@ impl Ledger {
     }
 
     /// Asks whether the container may be frozen.
-    pub fn may_pause(&mut self, container: &str) -> Result<(), Refusal> {
+    pub fn may_pause(&self, container: &str) -> Result<(), Refusal> {
         self.expect_running(container, false, "pause")
     }
 
     /// Asks whether the container may be thawed.
-    pub fn may_resume(&mut self, container: &str) -> Result<(), Refusal> {
+    pub fn may_resume(&self, container: &str) -> Result<(), Refusal> {
         self.expect_running(container, true, "resume")
     }
 
@@ -279,8 +291,8 @@ impl Ledger {
     }
 
     /// Asks whether the process can get a signal now.
-    pub fn may_signal(&mut self, key: &ProcessKey) -> Result<(), Refusal> {
-        match *self.phase_mut(key)? {
+    pub fn may_signal(&self, key: &ProcessKey) -> Result<(), Refusal> {
+        match self.phase(key)? {
             Phase::Running | Phase::Starting => Ok(()),
             Phase::Created if key.exec.is_none() => Ok(()),
             Phase::Ending(_) | Phase::Stopped(_) => Err(Refusal::AlreadyFinished(key.clone())),
@@ -292,19 +304,26 @@ impl Ledger {
 
     /// Whether the process waits to be started.
     #[must_use]
-    pub fn is_created(&mut self, key: &ProcessKey) -> bool {
-        matches!(self.phase_mut(key), Ok(Phase::Created))
+    pub fn is_created(&self, key: &ProcessKey) -> bool {
+        matches!(self.phase(key), Ok(Phase::Created))
     }
 
-    /// Asks whether the process may be deleted; its exit, or `None` when it never ran.
-    pub fn may_delete(&mut self, key: &ProcessKey) -> Result<Option<Exit>, Refusal> {
-        match *self.phase_mut(key)? {
-            Phase::Stopped(exit) => Ok(Some(exit)),
-            Phase::Created => Ok(None),
+    /// Asks whether the process may be deleted, and marks its container as leaving if it is an init. A deletion that was not brought to its end
+    /// may begin again.
+    pub fn begin_delete(&mut self, key: &ProcessKey) -> Result<Deletion, Refusal> {
+        let exit = match self.phase(key)? {
+            Phase::Stopped(exit) => Some(exit),
+            Phase::Created | Phase::Failed => None,
             phase => {
-                Err(Refusal::WrongState { action: "delete", key: key.clone(), state: phase.word() })
+                let (key, state) = (key.clone(), phase.word());
+                return Err(Refusal::WrongState { action: "delete", key, state });
             }
+        };
+        if key.exec.is_none() {
+            self.container_mut(key)?.leaves = true;
         }
+        let empties_sandbox = self.containers.values().all(|container| container.leaves);
+        Ok(Deletion { exit, empties_sandbox })
     }
 
     /// Forgets a process; with an init, its container's execs as well.
@@ -322,10 +341,10 @@ impl Ledger {
     }
 
     /// What can be said of the process.
-    pub fn status(&mut self, key: &ProcessKey) -> Result<Status, Refusal> {
-        let paused = self.container_mut(key)?.paused;
-        Ok(match *self.phase_mut(key)? {
-            Phase::Creating | Phase::Created | Phase::Starting => Status::Created,
+    pub fn status(&self, key: &ProcessKey) -> Result<Status, Refusal> {
+        let paused = self.container(key)?.paused;
+        Ok(match self.phase(key)? {
+            Phase::Creating | Phase::Created | Phase::Starting | Phase::Failed => Status::Created,
             Phase::Running | Phase::Ending(_) if paused => Status::Paused,
             Phase::Running | Phase::Ending(_) => Status::Running,
             Phase::Stopped(exit) => Status::Stopped(exit),
@@ -369,20 +388,19 @@ impl Ledger {
         if let (Phase::Ending(exit), false) = (container.init, waits_for_execs) {
             container.init = Phase::Stopped(exit);
             container.paused = false;
-            // An exec that was never started can't be any more; its waiters are told too.
             released.push((ProcessKey::init(name), exit));
         }
         released
     }
 
     fn expect_running(
-        &mut self,
+        &self,
         name: &str,
         paused: bool,
         action: &'static str,
     ) -> Result<(), Refusal> {
         let key = ProcessKey::init(name);
-        let container = self.container_mut(&key)?;
+        let container = self.container(&key)?;
         if container.init == Phase::Running && container.paused == paused {
             return Ok(());
         }
@@ -390,8 +408,21 @@ impl Ledger {
         Err(Refusal::WrongState { action, key, state })
     }
 
+    fn container(&self, key: &ProcessKey) -> Result<&Container, Refusal> {
+        self.containers.get(&key.container).ok_or_else(|| Refusal::NotFound(key.clone()))
+    }
+
     fn container_mut(&mut self, key: &ProcessKey) -> Result<&mut Container, Refusal> {
         self.containers.get_mut(&key.container).ok_or_else(|| Refusal::NotFound(key.clone()))
+    }
+
+    fn phase(&self, key: &ProcessKey) -> Result<Phase, Refusal> {
+        let container = self.container(key)?;
+        let phase = match &key.exec {
+            None => Some(&container.init),
+            Some(exec) => container.execs.get(exec),
+        };
+        phase.copied().ok_or_else(|| Refusal::NotFound(key.clone()))
     }
 
     fn phase_mut(&mut self, key: &ProcessKey) -> Result<&mut Phase, Refusal> {
@@ -452,6 +483,46 @@ mod tests {
         assert_eq!(refusal.to_string(), "cannot exec in container c: it is paused");
     }
 
+    #[test]
+    fn exec_whose_start_failed_is_deleted_and_not_started_again() {
+        let mut ledger = Ledger::default();
+        let exec = ProcessKey::exec("c", "e");
+        running(&mut ledger, &ProcessKey::init("c"));
+        ledger.add(&exec).unwrap();
+        ledger.begin_start(&exec).unwrap();
+        ledger.start_failed(&exec);
+        let refusal = ledger.begin_start(&exec).unwrap_err();
+        assert!(refusal.to_string().ends_with("it is a process that could not be started"));
+        let deletion = ledger.begin_delete(&exec).unwrap();
+        assert_eq!(deletion, Deletion { exit: None, empties_sandbox: false });
+    }
+
+    #[test]
+    fn exec_does_not_start_when_its_container_has_ended() {
+        let mut ledger = Ledger::default();
+        let (init, exec) = (ProcessKey::init("c"), ProcessKey::exec("c", "e"));
+        running(&mut ledger, &init);
+        ledger.add(&exec).unwrap();
+        ledger.begin_start(&exec).unwrap();
+        assert!(ledger.exited(&init, Exit::killed()).is_empty());
+        assert_eq!(ledger.kill_remaining("c", Exit::killed()).len(), 2);
+        assert!(!ledger.started(&exec));
+    }
+
+    #[test]
+    fn last_of_two_that_are_deleted_at_once_empties_the_sandbox() {
+        let mut ledger = Ledger::default();
+        let (one, other) = (ProcessKey::init("a"), ProcessKey::init("b"));
+        for key in [&one, &other] {
+            running(&mut ledger, key);
+            ledger.exited(key, Exit::killed());
+        }
+        assert!(!ledger.begin_delete(&one).unwrap().empties_sandbox);
+        assert!(ledger.begin_delete(&other).unwrap().empties_sandbox);
+        // The first was interrupted, and comes again.
+        assert!(ledger.begin_delete(&one).unwrap().empties_sandbox);
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Add(u8, u8),
@@ -505,13 +576,13 @@ mod tests {
                     }
                     Step::Created(c, e) => { ledger.created(&key(c, e)); Vec::new() }
                     Step::Start(c, e) => { let _ = ledger.begin_start(&key(c, e)); Vec::new() }
-                    Step::Started(c, e) => { ledger.started(&key(c, e)); Vec::new() }
+                    Step::Started(c, e) => { let _ = ledger.started(&key(c, e)); Vec::new() }
                     Step::StartFailed(c, e) => { ledger.start_failed(&key(c, e)); Vec::new() }
                     Step::Exited(c, e) => ledger.exited(&key(c, e), Exit::killed()),
                     Step::KillRemaining(c) => ledger.kill_remaining(&format!("c{c}"), Exit::killed()),
                     Step::KillAll => ledger.kill_all(Exit::killed()),
                     Step::Delete(c, e) => {
-                        if ledger.may_delete(&key(c, e)).is_ok() {
+                        if ledger.begin_delete(&key(c, e)).is_ok() {
                             ledger.remove(&key(c, e));
                         }
                         Vec::new()

@@ -38,7 +38,7 @@ mod timing;
 
 pub use error::{BootError, BootStage, SandboxError};
 pub use footprint::{Footprint, FootprintError, sweep, sweep_of};
-pub use ledger::{Exit, Ledger, ProcessKey, Refusal, Status};
+pub use ledger::{Deletion, Exit, Ledger, ProcessKey, Refusal, Status};
 pub use network::JoinError;
 pub use plan::{
     ContainerPlan, Deadlines, DiskDevice, DiskRoot, MemoryPlan, NetworkPlan, SandboxMount,

@@ -25,8 +25,8 @@ use crate::network::SandboxNetwork;
 use crate::process::{PendingExec, Processes};
 use crate::timing::Timing;
 use crate::{
-    BootError, ContainerPlan, EventSink, Exit, Footprint, GuestProcess, ProcessKey, Refusal,
-    ResolvConf, SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
+    BootError, ContainerPlan, Deletion, EventSink, Exit, Footprint, GuestProcess, ProcessKey,
+    Refusal, ResolvConf, SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
 };
 
 /// The status of a process whose own cannot be learned, as containerd has it.
@@ -183,7 +183,8 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Starts a created process. Its start event is out before this returns.
+    /// Starts a created process. Its start event is out before this returns. An exec whose start has failed can only be deleted, and one whose container has ended
+    /// meanwhile has ended with it.
     pub async fn start(&self, key: &ProcessKey) -> Result<(), SandboxError> {
         self.shared.timing.times.stamp(Stage::StartAsked);
         let mut pending = {
@@ -200,10 +201,12 @@ impl Sandbox {
             processes.ledger.start_failed(key);
             return Err(error);
         }
+        if !processes.ledger.started(key) {
+            return Err(Refusal::AlreadyFinished(key.clone()).into());
+        }
         if let Some(exec) = pending {
             processes.attach(key, exec.stdio.attach(self.guest_process(key)));
         }
-        processes.ledger.started(key);
         self.shared.events.emit(SandboxEvent::Started { process: key.clone() });
         drop(processes);
         self.shared.timing.stamp_and_save(Stage::ProcessExecuted);
@@ -234,7 +237,7 @@ impl Sandbox {
     /// Sends a signal to one process, or with `all` to every process of the container.
     pub async fn kill(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<(), SandboxError> {
         let never_started = {
-            let mut processes = self.shared.processes();
+            let processes = self.shared.processes();
             processes.ledger.may_signal(key)?;
             processes.ledger.is_created(key)
         };
@@ -267,13 +270,13 @@ impl Sandbox {
     /// Deletes a process that has ended or never ran; with an init everything of its container, and with the last container
     /// the sandbox. Returns how the process ended; `None` when it never ran.
     pub async fn delete(&self, key: &ProcessKey) -> Result<Option<Exit>, SandboxError> {
-        let exit = self.shared.processes().ledger.may_delete(key)?;
+        let Deletion { exit, empties_sandbox } =
+            self.shared.processes().ledger.begin_delete(key)?;
         if key.exec.is_some() {
             self.shared.processes().forget(key);
             return Ok(exit);
         }
-        let is_last = self.shared.processes().ledger.len() == 1;
-        if is_last {
+        if empties_sandbox {
             self.stop("its last container was deleted").await;
         } else {
             let removed =
