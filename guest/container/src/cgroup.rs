@@ -8,6 +8,7 @@ mod stats;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
 
@@ -62,6 +63,14 @@ pub enum CgroupError {
         /// What the kernel said.
         #[source]
         source: io::Error,
+    },
+    /// A process of the group does not let itself be frozen.
+    #[error(
+        "a process of the container cannot be stopped: it has been waiting for a device for {after:?}"
+    )]
+    Unstoppable {
+        /// How long it was waited for.
+        after: Duration,
     },
     /// The device rules cannot be enforced.
     #[error(

@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
@@ -70,6 +71,9 @@ impl OomWatch {
     }
 }
 
+/// How long the processes of a group may take to stop: less than the host waits for an answer.
+const FREEZING: Duration = Duration::from_secs(10);
+
 impl Cgroup {
     /// Begins to watch for the out-of-memory killer; what it did before does not count.
     ///
@@ -85,19 +89,26 @@ impl Cgroup {
         Ok(value_of(&self.read("memory.events")?, "oom_kill").unwrap_or(0))
     }
 
-    /// Freezes or thaws all processes of the group, and returns once they are.
+    /// Freezes or thaws all processes of the group, and returns once they are. What cannot be frozen within ten seconds is thawed again.
     ///
     /// # Errors
     ///
-    /// Fails when the group is gone.
+    /// Fails when the group is gone, and when a process waits for a device and so cannot be stopped.
     pub async fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
         let wanted = u64::from(frozen);
         let watch = Watch::new(self.file("cgroup.events"))?;
         self.set("cgroup.freeze", if frozen { "1" } else { "0" })?;
-        while value_of(&self.read("cgroup.events")?, "frozen") != Some(wanted) {
-            watch.changed().await?;
+        let settled = async {
+            while value_of(&self.read("cgroup.events")?, "frozen") != Some(wanted) {
+                watch.changed().await?;
+            }
+            Ok(())
+        };
+        if let Ok(settled) = tokio::time::timeout(FREEZING, settled).await {
+            return settled;
         }
-        Ok(())
+        self.set("cgroup.freeze", "0")?;
+        Err(CgroupError::Unstoppable { after: FREEZING })
     }
 
     /// Returns when no process is left in the group, at once if it is gone.
