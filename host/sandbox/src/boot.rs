@@ -27,6 +27,9 @@ pub(crate) const GRACE: Duration = Duration::from_secs(2);
 /// How long the guest may take to write its dirty pages out before its VM is ended.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
 
+/// The same for a guest with disks of its own, whose page cache may be as large as its memory.
+pub(crate) const FAREWELL_TO_DISKS: Duration = Duration::from_secs(60);
+
 /// How long the VM's death may take to follow what it has caused.
 const DEATH: Duration = Duration::from_millis(500);
 

@@ -46,4 +46,6 @@ pub use plan::{
 };
 pub use resolv_conf::ResolvConf;
 pub use sandbox::Sandbox;
-pub use stdio::{AttachedStdio, EventSink, GuestProcess, SandboxEvent, Stdio, StdioError};
+pub use stdio::{
+    AttachedStdio, Delivery, EventSink, GuestProcess, SandboxEvent, Stdio, StdioError,
+};

@@ -6,8 +6,10 @@ mod guest_socket;
 mod port_forward;
 mod room;
 mod settle;
+mod watchers;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kata_agent_client::{
     AgentClient, AgentError, ContainerStats, GuestContainer, GuestStorage, ProcessId,
@@ -17,6 +19,7 @@ use kata_storage::{FileServer, Share, SharedMemory};
 use kata_timeline::{Recorder, Stage};
 use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::{OnceCell, watch};
+use tokio::task::JoinSet;
 
 use crate::boot::{self, Booted};
 use crate::carry::Carrier;
@@ -29,8 +32,8 @@ use crate::{
     Refusal, ResolvConf, SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
 };
 
-/// The status of a process whose own cannot be learned, as containerd has it.
-const UNKNOWN_STATUS: i32 = 255;
+/// Why a sandbox is ended whose guest does not answer.
+const SILENT: &str = "its guest's agent answers nothing any more";
 
 /// SIGKILL, which is also what ends every process of a container at once.
 const SIGKILL: u32 = 9;
@@ -62,6 +65,8 @@ struct Shared {
     timing: Arc<Timing>,
     /// Ports of the guest that people may reach.
     open_ports: Vec<u32>,
+    /// How long the guest may take to write out what it holds.
+    farewell: Duration,
     /// The first container's.
     resolv_conf: Option<ResolvConf>,
     /// `None` when there is none, and when it has been left. An async one, for the guest is asked while it is held: at the first start, and
@@ -91,6 +96,8 @@ impl Sandbox {
         let Booted { vm, agent, share, file_server, footprint, network } =
             boot::boot(&plan, hypervisor, &times).await?;
         let timing = Timing { times, sandbox: plan.id.clone(), dir: plan.vm.run_dir };
+        let farewell =
+            if plan.vm.disks.is_empty() { boot::FAREWELL } else { boot::FAREWELL_TO_DISKS };
         let shared = Arc::new(Shared {
             id: plan.id,
             single_container: plan.single_container,
@@ -102,6 +109,7 @@ impl Sandbox {
             footprint,
             timing: Arc::new(timing),
             open_ports: plan.open_ports,
+            farewell,
             resolv_conf: plan.resolv_conf,
             network: tokio::sync::Mutex::new(network),
             memory: tokio::sync::Mutex::new(Memory::new(plan.memory)),
@@ -110,8 +118,8 @@ impl Sandbox {
             gone: watch::Sender::new(None),
             taken_down: OnceCell::new(),
         });
-        tokio::spawn(watch_parts(Arc::clone(&shared)));
-        tokio::spawn(watch_memory(Arc::clone(&shared)));
+        tokio::spawn(watchers::watch_parts(Arc::clone(&shared)));
+        tokio::spawn(watchers::watch_agent(Arc::clone(&shared)));
         guest_socket::open(&shared);
         Ok(Self { shared })
     }
@@ -143,6 +151,12 @@ impl Sandbox {
         }
         let made = self.create_in_guest(plan).await;
         if let Err(error) = made {
+            if let SandboxError::Agent(AgentError::Deadline { .. }) = error {
+                tokio::spawn(watchers::remove_late(
+                    Arc::clone(&self.shared),
+                    key.container.clone(),
+                ));
+            }
             self.shared.processes().forget(&key);
             room::leave(&self.shared, &key.container).await;
             self.shared.forget_storage(&key.container).await;
@@ -198,6 +212,11 @@ impl Sandbox {
         };
         let mut processes = self.shared.processes();
         if let Err(error) = started {
+            if pending.is_some()
+                && matches!(error, SandboxError::Agent(AgentError::Deadline { .. }))
+            {
+                tokio::spawn(watchers::kill_late(Arc::clone(&self.shared), key.clone()));
+            }
             processes.ledger.start_failed(key);
             return Err(error);
         }
@@ -210,7 +229,7 @@ impl Sandbox {
         self.shared.events.emit(SandboxEvent::Started { process: key.clone() });
         drop(processes);
         self.shared.timing.stamp_and_save(Stage::ProcessExecuted);
-        tokio::spawn(watch_process(Arc::clone(&self.shared), key.clone()));
+        tokio::spawn(watchers::watch_process(Arc::clone(&self.shared), key.clone()));
         Ok(())
     }
 
@@ -234,7 +253,7 @@ impl Sandbox {
         self.unless_gone(self.shared.agent.exec_process(&id, &exec.process)).await
     }
 
-    /// Sends a signal to one process, or with `all` to every process of the container.
+    /// Sends a signal to one process, or with `all` to every process of the container. SIGKILL to a guest that answers nothing any more ends the sandbox.
     pub async fn kill(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<(), SandboxError> {
         let never_started = {
             let processes = self.shared.processes();
@@ -251,9 +270,16 @@ impl Sandbox {
             Err(SandboxError::Agent(AgentError::NotFound { .. }) | SandboxError::Gone { .. }) => {
                 Err(Refusal::AlreadyFinished(key.clone()).into())
             }
+            late @ Err(SandboxError::Agent(AgentError::Deadline { .. })) if signal == SIGKILL => {
+                if self.shared.end_if_silent().await {
+                    Ok(())
+                } else {
+                    late
+                }
+            }
             // A process is followed from its start; one that may end without a start, from here.
             Ok(()) if never_started => {
-                tokio::spawn(watch_process(Arc::clone(&self.shared), key.clone()));
+                tokio::spawn(watchers::watch_process(Arc::clone(&self.shared), key.clone()));
                 Ok(())
             }
             sent => sent,
@@ -275,6 +301,9 @@ impl Sandbox {
         if key.exec.is_some() {
             self.shared.processes().forget(key);
             return Ok(exit);
+        }
+        if exit.is_some() {
+            self.shared.last_output_of(key).await;
         }
         if empties_sandbox {
             self.stop("its last container was deleted").await;
@@ -314,20 +343,27 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Freezes a running container.
+    /// Freezes a running container. One of which it is not known whether it is frozen counts as if it were, so that it can be thawed.
     pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
         self.shared.processes().ledger.may_pause(container)?;
-        self.unless_gone(self.shared.agent.pause_container(container)).await?;
-        self.shared.processes().ledger.set_paused(container, true);
-        Ok(())
+        let paused = self.unless_gone(self.shared.agent.pause_container(container)).await;
+        if matches!(paused, Ok(()) | Err(SandboxError::Agent(AgentError::Deadline { .. }))) {
+            self.shared.processes().ledger.set_paused(container, true);
+        }
+        paused
     }
 
     /// Thaws a frozen container.
     pub async fn resume(&self, container: &str) -> Result<(), SandboxError> {
         self.shared.processes().ledger.may_resume(container)?;
-        self.unless_gone(self.shared.agent.resume_container(container)).await?;
-        self.shared.processes().ledger.set_paused(container, false);
-        Ok(())
+        match self.unless_gone(self.shared.agent.resume_container(container)).await {
+            // It is not frozen: an earlier request has been late, and has done it.
+            Ok(()) | Err(SandboxError::Agent(AgentError::FailedPrecondition { .. })) => {
+                self.shared.processes().ledger.set_paused(container, false);
+                Ok(())
+            }
+            error => error,
+        }
     }
 
     /// Sets a container's limits anew. The VM's memory follows them.
@@ -461,12 +497,7 @@ impl Shared {
                 gone.is_none().then(|| *gone = Some(reason.to_owned())).is_some()
             });
             if guest_lives {
-                // What the guest still holds in its page cache has to reach the host's files first.
-                let farewell =
-                    tokio::time::timeout(boot::FAREWELL, self.agent.destroy_sandbox()).await;
-                if let Ok(Err(error)) = farewell {
-                    tracing::debug!("sandbox {}: the agent's farewell: {error}", self.id);
-                }
+                self.say_farewell().await;
             }
             self.vm.stop().await;
             boot::stop(self.file_server.as_ref()).await;
@@ -485,89 +516,48 @@ impl Shared {
         self.taken_down.get_or_init(|| end).await;
     }
 
+    /// Has the guest write out what it still holds in its page cache.
+    async fn say_farewell(&self) {
+        match tokio::time::timeout(self.farewell, self.agent.destroy_sandbox()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!("sandbox {}: the agent's farewell: {error}", self.id),
+            Err(_) => tracing::warn!(
+                "sandbox {}: its guest has not ended by itself within {:?}; what it had not written to its disks is lost",
+                self.id,
+                self.farewell
+            ),
+        }
+    }
+
+    /// Ends the sandbox if its guest does not even answer that it is there. Whether it did.
+    async fn end_if_silent(&self) -> bool {
+        let answer = tokio::time::timeout(boot::FAREWELL, self.agent.check()).await;
+        let silent = matches!(answer, Err(_) | Ok(Err(AgentError::Deadline { .. })));
+        if silent {
+            tracing::error!("sandbox {}: {SILENT}", self.id);
+            self.take_down(SILENT, false).await;
+        }
+        silent
+    }
+
+    /// Gives a reader who takes nothing a last moment.
+    async fn last_output_of(&self, key: &ProcessKey) {
+        let attached = self.processes().attached(key);
+        if let Some(stdio) = attached {
+            let _ = tokio::time::timeout(boot::GRACE, stdio.delivered()).await;
+        }
+    }
+
     /// Tells the end of every process that has not ended by itself, after the last of its output.
     async fn tell_all_killed(&self) {
         let attached = self.processes().all_attached();
-        for stdio in attached {
-            let _ = tokio::time::timeout(boot::GRACE, stdio.drained()).await;
-        }
+        let all: JoinSet<()> =
+            attached.into_iter().map(|stdio| async move { stdio.delivered().await }).collect();
+        // Dropped, those that are left are aborted: the copying goes on without them.
+        let _ = tokio::time::timeout(boot::GRACE, all.join_all()).await;
         let mut processes = self.processes();
         let released = processes.ledger.kill_all(Exit::killed());
         self.publish(&mut processes, released);
-    }
-}
-
-/// Notices the death of the VMM or of the file server, without either of which there is no sandbox.
-async fn watch_parts(shared: Arc<Shared>) {
-    let reason = tokio::select! {
-        biased;
-        () = shared.until_gone() => return,
-        exit = shared.vm.exited() => {
-            format!("the VM {exit}; {}", boot::last_words(shared.vm.as_ref()))
-        }
-        // A guest whose file system is gone hangs at the next file that it touches, so it is not asked either. But a server ends with
-        // its VM, too, and then the VM is the cause.
-        _ = boot::end_of(shared.file_server.as_ref()) => {
-            let cause = tokio::time::timeout(boot::GRACE, shared.vm.exited()).await;
-            cause.map_or_else(|_| "its file server ended".to_owned(), |exit| format!("the VM {exit}"))
-        }
-    };
-    tracing::error!("sandbox {}: {reason}", shared.id);
-    shared.take_down(&reason, false).await;
-}
-
-/// Follows one running process to its end, and its output to the last byte.
-async fn watch_process(shared: Arc<Shared>, key: ProcessKey) {
-    let status = match shared.unless_gone(shared.agent.wait_process(&guest_id(&key))).await {
-        Ok(status) => status,
-        // The take-down tells the end of everything.
-        Err(SandboxError::Gone { .. }) => return,
-        Err(error) => {
-            tracing::error!("the end of {key} cannot be learned, so it counts as failed: {error}");
-            UNKNOWN_STATUS
-        }
-    };
-    let attached = shared.processes().attached(&key);
-    if let Some(stdio) = attached {
-        stdio.drained().await;
-    }
-    // The guest is not trusted with more than the eight bits that a status has.
-    let exit =
-        Exit { status: u32::from(status.to_le_bytes()[0]), at: std::time::SystemTime::now() };
-    shared.exited(&key, exit);
-    if key.exec.is_none() {
-        end_container(&shared, &key).await;
-    }
-}
-
-/// A container whose init has ended: nothing of it may live on, and a VM that served only it has no more work.
-async fn end_container(shared: &Arc<Shared>, key: &ProcessKey) {
-    if shared.processes().ledger.has_live_execs(&key.container) {
-        let killed = shared.unless_gone(shared.agent.signal_all(&key.container, SIGKILL)).await;
-        if let Err(error) = killed {
-            tracing::debug!("{key}: its remaining processes: {error}");
-        }
-        let init_exit = shared.processes().subscribe(key);
-        if let Ok(mut exit) = init_exit {
-            let _ = tokio::time::timeout(boot::GRACE, exit.wait_for(Option::is_some)).await;
-        }
-        let mut processes = shared.processes();
-        let released = processes.ledger.kill_remaining(&key.container, Exit::killed());
-        shared.publish(&mut processes, released);
-    }
-    // Podman does not say so when it makes the first container of a pod.
-    if shared.single_container && shared.processes().ledger.len() == 1 {
-        shared.take_down("its only container has ended", true).await;
-    }
-}
-
-/// Passes on what the guest's kernel killed for want of memory.
-async fn watch_memory(shared: Arc<Shared>) {
-    while let Ok(container) = shared.unless_gone(shared.agent.get_oom_event()).await {
-        let is_known = shared.processes().ledger.status(&ProcessKey::init(&container)).is_ok();
-        if is_known {
-            shared.events.emit(SandboxEvent::OutOfMemory { container });
-        }
     }
 }
 

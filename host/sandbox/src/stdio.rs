@@ -22,11 +22,24 @@ pub trait Stdio: Send {
     fn attach(self: Box<Self>, process: GuestProcess) -> Arc<dyn AttachedStdio>;
 }
 
+/// How far the output of a process that has ended has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// All of it has reached whoever wants it.
+    Whole,
+    /// A reader has it open and has taken nothing for a while. The rest is still delivered when it does, as long as the VM is there.
+    Stalled,
+}
+
 /// Streams that are being copied.
 #[async_trait]
 pub trait AttachedStdio: Send + Sync {
-    /// Resolves when everything that the process wrote has reached the host's side, or that side is gone.
-    async fn drained(&self);
+    /// To be called when the process has ended. Resolves when everything that it wrote has reached the host's side, or that side is gone; or when somebody is there who takes
+    /// nothing. May be called again.
+    async fn drained(&self) -> Delivery;
+
+    /// The same, however long somebody takes nothing.
+    async fn delivered(&self);
 
     /// Closes the process's stdin after what is still on its way to it. May be repeated.
     async fn close_stdin(&self);

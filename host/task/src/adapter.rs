@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kata_sandbox::{AttachedStdio, GuestProcess, Stdio};
+use kata_sandbox::{AttachedStdio, Delivery, GuestProcess, Stdio};
 
 use crate::stdio::{
     self, GuestStreams, ProcessStdio, StdioError, StdioIds, StdioSpec, StreamError,
@@ -46,8 +46,12 @@ impl Stdio for HostStdio {
 
 #[async_trait]
 impl AttachedStdio for stdio::AttachedStdio {
-    async fn drained(&self) {
-        self.drained().await;
+    async fn drained(&self) -> Delivery {
+        self.drained().await
+    }
+
+    async fn delivered(&self) {
+        self.delivered().await;
     }
 
     async fn close_stdin(&self) {

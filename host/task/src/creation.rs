@@ -31,7 +31,7 @@ impl Creation {
     /// The answer: the pid that stands for the container. An outer error means that the request was lost.
     pub(crate) async fn finish(mut self) -> Result<Result<u32, Failure>, ttrpc::Error> {
         let task = self.task.as_mut().expect("it is taken out below only");
-        let answer = task.await.map_err(Failure::lost);
+        let answer = task.await.map_err(|error| Failure::lost(error).into());
         self.task = None;
         answer
     }

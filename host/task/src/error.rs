@@ -49,8 +49,8 @@ impl Failure {
 
     /// The task that served the request panicked or was aborted.
     #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err asks for")]
-    pub(crate) fn lost(error: tokio::task::JoinError) -> ttrpc::Error {
-        Self::new(Code::INTERNAL, format!("the request was lost: {error}")).into()
+    pub(crate) fn lost(error: tokio::task::JoinError) -> Self {
+        Self::new(Code::INTERNAL, format!("the request was lost: {error}"))
     }
 
     /// A container that could not be made, in runc's words, which Docker and others match on.

@@ -41,6 +41,17 @@ fn order(context: &TtrpcContext, req: api::CreateTaskRequest) -> CreateOrder {
 
 type Answer<T> = ttrpc::Result<T>;
 
+/// Does all of something, even if its caller goes away meanwhile, with whom the server would drop it halfway.
+async fn whole<T, E>(
+    request: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, Failure>
+where
+    T: Send + 'static,
+    E: Into<Failure> + Send + 'static,
+{
+    tokio::spawn(request).await.map_err(Failure::lost)?.map_err(Into::into)
+}
+
 #[async_trait]
 impl Task for TaskService {
     async fn create(
@@ -62,8 +73,7 @@ impl Task for TaskService {
         tracing::info!(id = %req.id, exec = %req.exec_id, "start");
         let owner = Arc::clone(&self.owner);
         let key = key(&req.id, &req.exec_id);
-        let started = tokio::spawn(async move { owner.start(&key).await });
-        let started = started.await.map_err(Failure::lost)?;
+        let started = whole(async move { owner.start(&key).await }).await;
         started.inspect_err(|failure| tracing::error!("cannot start {}: {failure}", req.id))?;
         Ok(api::StartResponse { pid: self.owner.sandbox()?.pid(), ..Default::default() })
     }
@@ -115,7 +125,8 @@ impl Task for TaskService {
     async fn kill(&self, _: &TtrpcContext, req: api::KillRequest) -> Answer<Empty> {
         tracing::info!(id = %req.id, exec = %req.exec_id, signal = req.signal, all = req.all, "kill");
         let key = key(&req.id, &req.exec_id);
-        self.owner.sandbox()?.kill(&key, req.signal, req.all).await.map_err(Failure::from)?;
+        let sandbox = self.owner.sandbox()?.clone();
+        whole(async move { sandbox.kill(&key, req.signal, req.all).await }).await?;
         Ok(Empty::new())
     }
 
@@ -150,8 +161,7 @@ impl Task for TaskService {
         tracing::info!(id = %req.id, exec = %req.exec_id, "delete");
         let owner = Arc::clone(&self.owner);
         let key = key(&req.id, &req.exec_id);
-        let deleted = tokio::spawn(async move { owner.delete(&key).await }).await;
-        let (pid, exit) = deleted.map_err(Failure::lost)??;
+        let (pid, exit) = whole(async move { owner.delete(&key).await }).await?;
         Ok(api::DeleteResponse {
             pid,
             exit_status: exit.status,
@@ -168,13 +178,17 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> Answer<Empty> {
-        self.owner.sandbox()?.pause(&req.id).await.map_err(Failure::from)?;
+        let sandbox = self.owner.sandbox()?.clone();
+        let id = req.id.clone();
+        whole(async move { sandbox.pause(&id).await }).await?;
         self.owner.events.paused(&req.id);
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> Answer<Empty> {
-        self.owner.sandbox()?.resume(&req.id).await.map_err(Failure::from)?;
+        let sandbox = self.owner.sandbox()?.clone();
+        let id = req.id.clone();
+        whole(async move { sandbox.resume(&id).await }).await?;
         self.owner.events.resumed(&req.id);
         Ok(Empty::new())
     }
@@ -229,7 +243,12 @@ impl Task for TaskService {
 
     async fn shutdown(&self, _: &TtrpcContext, req: api::ShutdownRequest) -> Answer<Empty> {
         tracing::info!(id = %req.id, now = req.now, "shutdown");
-        self.owner.shut_down().await;
+        let owner = Arc::clone(&self.owner);
+        whole(async move {
+            owner.shut_down().await;
+            Ok::<_, Failure>(())
+        })
+        .await?;
         Ok(Empty::new())
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What the guest has written is never lost while somebody may still read it: a slow reader holds the process up, as a pipe would.
-//! Once the process has ended, only readers that are really there are waited for.
+//! Once the process has ended, only readers that are really there are waited for, and its end is told in spite of one that takes nothing.
 
 mod fifo;
 mod input;
@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use kata_sandbox::Delivery;
 use tokio::sync::watch;
 
 use fifo::StdinFifo;
@@ -135,11 +136,12 @@ impl ProcessStdio {
     pub(crate) fn attach(self, guest: Arc<dyn GuestStreams>) -> AttachedStdio {
         let (ended, is_ended) = watch::channel(false);
         let (copying, done) = watch::channel(());
+        let (stalled, is_stalled) = watch::channel(false);
         output::spawn(
             output::Stream::Stdout,
             self.stdout,
             Arc::clone(&guest),
-            is_ended.clone(),
+            output::Watched { ended: is_ended.clone(), stalled: stalled.clone() },
             copying.clone(),
         );
         if self.terminal {
@@ -149,7 +151,7 @@ impl ProcessStdio {
                 output::Stream::Stderr,
                 self.stderr,
                 Arc::clone(&guest),
-                is_ended.clone(),
+                output::Watched { ended: is_ended.clone(), stalled },
                 copying,
             );
         }
@@ -167,7 +169,7 @@ impl ProcessStdio {
         };
         let hold = self.hold.clone();
         input::spawn(self.stdin, self.hold, self.terminal, guest, is_ended);
-        AttachedStdio { ended, done, hold }
+        AttachedStdio { ended, stalled: is_stalled, done, hold }
     }
 }
 
@@ -175,6 +177,8 @@ impl ProcessStdio {
 #[derive(Debug)]
 pub(crate) struct AttachedStdio {
     ended: watch::Sender<bool>,
+    /// Whether a reader has taken nothing for a while since the process ended.
+    stalled: watch::Receiver<bool>,
     /// Closed when all output has been delivered.
     done: watch::Receiver<()>,
     hold: StdinHold,
@@ -182,8 +186,20 @@ pub(crate) struct AttachedStdio {
 
 impl AttachedStdio {
     /// Says that the process has ended, and resolves when all that it has written is in the fifos, in the files, or with the log
-    /// program, and those are closed. Readers that are slow are waited for, readers that are gone are not.
-    pub(crate) async fn drained(&self) {
+    /// program, and those are closed. Readers that are slow are waited for, and readers that are gone are not; those that take nothing for some
+    /// seconds are [`Delivery::Stalled`].
+    pub(crate) async fn drained(&self) -> Delivery {
+        let mut stalled = self.stalled.clone();
+        tokio::select! {
+            biased;
+            () = self.delivered() => Delivery::Whole,
+            // An error is that nobody writes any more who could stall.
+            Ok(_) = stalled.wait_for(|stalled| *stalled) => Delivery::Stalled,
+        }
+    }
+
+    /// The same, however long somebody takes nothing.
+    pub(crate) async fn delivered(&self) {
         self.ended.send_replace(true);
         let mut done = self.done.clone();
         while done.changed().await.is_ok() {}

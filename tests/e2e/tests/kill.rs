@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    Client, Container, Containerd, Deadline, Part, await_part, await_path, only_a_vm, parts_of,
-    scenario,
+    Client, Configuration, Container, Containerd, Deadline, Part, Scenario, await_part, await_path,
+    only_a_vm, parts_of, scenario,
 };
 use rustix::process::Signal;
 
@@ -200,6 +200,24 @@ fn containerd_is_killed_while_the_vmm_boots() -> Result<()> {
         containerd.kill()?;
         answers(client)?;
         containerd.kill_and_restart()?;
+        container.remove()
+    })
+}
+
+/// A guest that stands still answers nothing, and must not be able to outlive a SIGKILL by that.
+#[test]
+fn guest_that_answers_nothing_is_killed_with_its_container() -> Result<()> {
+    if !only_a_vm("a guest that stands still") {
+        return Ok(());
+    }
+    let patience = Configuration::with("[agent.kata]\ncreate_container_timeout = 10\n")?;
+    Scenario::new().configuration(&patience.file()).run(|containerd| {
+        let (client, container) = containerd.shell("echo up; exec sleep 1000").attach_and_keep()?;
+        client.expect("up")?;
+        let vmms = parts_of(containerd.mark(), Part::Vmm)?;
+        vmms.iter().try_for_each(|vmm| vmm.signal(Signal::STOP))?;
+        container.kill("KILL")?;
+        assert_eq!(client.wait_until(Deadline::after(ANSWER))?.code, 137);
         container.remove()
     })
 }

@@ -8,6 +8,7 @@
 //!
 //! One event is on its way at a time, so none overtakes another. A containerd that restarts gets what it missed.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use kata_log::chain;
@@ -18,6 +19,9 @@ use tokio::sync::{mpsc, oneshot};
 
 /// As many events as containerd's own shims hold back.
 const QUEUE_LENGTH: usize = 2048;
+
+/// Places that are kept for events that come once. Those that the guest can repeat at will shall not drive an exit out.
+const KEPT_FREE: usize = QUEUE_LENGTH / 2;
 
 /// How patient the publisher is.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +46,8 @@ pub(crate) struct Publisher {
     namespace: String,
     /// `None` if nobody wants events.
     queue: Option<mpsc::Sender<Item>>,
+    /// Since the last one that found a place.
+    lost: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -70,18 +76,34 @@ impl Publisher {
             tokio::spawn(Sender { path: path.to_owned(), client: None, patience }.run(items));
             queue
         });
-        Self { namespace, queue }
+        Self { namespace, queue, lost: AtomicU64::new(0) }
     }
 
     /// Queues an event, dated now. Never waits: if containerd has taken nothing for so long that the queue is full, the event is
     /// dropped and the log says so.
     pub(crate) fn publish(&self, event: &impl TaskEvent) {
+        self.publish_into(event, QUEUE_LENGTH);
+    }
+
+    /// The same for an event that the guest can cause as often as it likes: it is dropped when half of the queue is full.
+    pub(crate) fn publish_repeatable(&self, event: &impl TaskEvent) {
+        self.publish_into(event, QUEUE_LENGTH - KEPT_FREE);
+    }
+
+    /// Queues an event if fewer than `places` are taken.
+    fn publish_into(&self, event: &impl TaskEvent, places: usize) {
         let Some(queue) = &self.queue else { return };
         let envelope = event.to_envelope(&self.namespace, SystemTime::now());
-        if let Err(error) = queue.try_send(Item::Event(Box::new(envelope)))
-            && let Item::Event(envelope) = error.into_inner()
-        {
-            tracing::error!(topic = %envelope.topic, "event lost: containerd takes none and {QUEUE_LENGTH} are waiting");
+        let topic = envelope.topic.clone();
+        let taken = QUEUE_LENGTH - queue.capacity();
+        if taken < places && queue.try_send(Item::Event(Box::new(envelope))).is_ok() {
+            let lost = self.lost.swap(0, Ordering::Relaxed);
+            if lost > 1 {
+                tracing::error!("{lost} events were lost");
+            }
+        } else if self.lost.fetch_add(1, Ordering::Relaxed) == 0 {
+            // The first one is told at once, and the others with their number.
+            tracing::error!(%topic, "event lost: containerd takes none and {taken} are waiting");
         }
     }
 
@@ -187,9 +209,9 @@ async fn connect(path: &str) -> std::io::Result<EventsClient> {
 mod tests {
     use std::path::Path;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
-    use kata_shim_api::events::{TaskExit, TaskStart};
+    use kata_shim_api::events::{TaskExit, TaskOOM, TaskStart};
     use kata_shim_api::{Events, create_events};
     use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
     use ttrpc::asynchronous::{Server, TtrpcContext};
@@ -240,6 +262,21 @@ mod tests {
 
     fn publisher(path: &Path) -> Publisher {
         Publisher::with_patience("ns".into(), Some(path.to_str().unwrap()), QUICK)
+    }
+
+    #[tokio::test]
+    async fn events_that_the_guest_repeats_leave_room_for_others() {
+        // Nobody is there to take any.
+        let dir = tempfile::tempdir().unwrap();
+        let publisher = publisher(&dir.path().join("socket"));
+        for _ in 0..2 * QUEUE_LENGTH {
+            publisher.publish_repeatable(&TaskOOM::default());
+        }
+        let room = || publisher.queue.as_ref().unwrap().capacity();
+        let before = room();
+        assert!(before >= KEPT_FREE);
+        publisher.publish(&TaskExit::default());
+        assert!(room() == before - 1);
     }
 
     fn start(id: &str) -> TaskStart {

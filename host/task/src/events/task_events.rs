@@ -127,7 +127,8 @@ impl EventSink for TaskEvents {
             SandboxEvent::Started { process } => self.started(process),
             SandboxEvent::Exited { process, exit } => self.exited(process, exit),
             SandboxEvent::OutOfMemory { container } => {
-                self.publisher.publish(&TaskOOM { container_id: container, ..TaskOOM::default() });
+                self.publisher
+                    .publish_repeatable(&TaskOOM { container_id: container, ..TaskOOM::default() });
             }
         }
     }

@@ -19,6 +19,9 @@ const CHUNK: u32 = 1 << 20;
 /// How long output that nobody takes is kept for after the process has ended. As long as runc's shim waits.
 const AWAY: Duration = Duration::from_secs(2);
 
+/// How long somebody who is there may take nothing before the end of the process is told in spite of them.
+const STALLED: Duration = Duration::from_secs(5);
+
 /// Where output goes.
 #[derive(Debug)]
 pub(super) enum Sink {
@@ -48,9 +51,9 @@ impl Sink {
         }
     }
 
-    /// Writes all of `bytes`, however long the other side takes. Once `ended` is true, a side that does not take anything for a
-    /// while is not waited for: a fifo that nobody has open, and a log program that hangs.
-    async fn write_all(&mut self, bytes: &[u8], ended: &watch::Receiver<bool>) -> io::Result<()> {
+    /// Writes all of `bytes`, however long the other side takes. Once the process has ended, a side that does not take anything for a
+    /// while is not waited for: a fifo that nobody has open, and a log program that hangs. Somebody who is there and takes nothing stalls.
+    async fn write_all(&mut self, bytes: &[u8], watched: &Watched) -> io::Result<()> {
         let (writer, mut own_reader) = match self {
             Self::Nowhere => return Ok(()),
             // Files cannot be waited for; writing to one takes no longer than the disk does.
@@ -61,10 +64,14 @@ impl Sink {
         let mut rest = bytes;
         while !rest.is_empty() {
             match writer.try_write(rest) {
-                Ok(written) => rest = &rest[written..],
+                Ok(written) => {
+                    rest = &rest[written..];
+                    watched.set_stalled(false);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {
                     ready = writer.writable() => ready?,
-                    () = long_ended(ended), if !matches!(own_reader, Some(None)) => match &mut own_reader {
+                    () = watched.ended_for(STALLED), if !watched.is_stalled() => watched.set_stalled(true),
+                    () = watched.ended_for(AWAY), if !matches!(own_reader, Some(None)) => match &mut own_reader {
                         // Without our own end, nobody at the other one is an error at once, and somebody is waited for.
                         Some(own_reader) => **own_reader = None,
                         None => return Err(io::ErrorKind::TimedOut.into()),
@@ -77,11 +84,30 @@ impl Sink {
     }
 }
 
-/// Resolves [`AWAY`] after the process has ended.
-async fn long_ended(ended: &watch::Receiver<bool>) {
-    // An error means that nobody waits for the output any more, which is an end as well.
-    let _ = ended.clone().wait_for(|ended| *ended).await;
-    tokio::time::sleep(AWAY).await;
+/// What the two streams of a process and whoever waits for them know of each other.
+#[derive(Debug)]
+pub(super) struct Watched {
+    /// Whether the process has ended.
+    pub(super) ended: watch::Receiver<bool>,
+    /// Whether a reader has taken nothing for [`STALLED`] since then.
+    pub(super) stalled: watch::Sender<bool>,
+}
+
+impl Watched {
+    /// Resolves so long after the process has ended.
+    async fn ended_for(&self, time: Duration) {
+        // An error means that nobody waits for the output any more, which is an end as well.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+        tokio::time::sleep(time).await;
+    }
+
+    fn is_stalled(&self) -> bool {
+        *self.stalled.borrow()
+    }
+
+    fn set_stalled(&self, stalled: bool) {
+        self.stalled.send_if_modified(|before| std::mem::replace(before, stalled) != stalled);
+    }
 }
 
 /// Opens a file to append to, and makes it and its directories if need be.
@@ -117,7 +143,7 @@ pub(super) fn spawn(
     stream: Stream,
     mut sink: Sink,
     guest: Arc<dyn GuestStreams>,
-    ended: watch::Receiver<bool>,
+    watched: Watched,
     copying: watch::Sender<()>,
 ) {
     tokio::spawn(async move {
@@ -125,7 +151,7 @@ pub(super) fn spawn(
         while !chunk.is_empty() {
             // The guest prepares the next one while this one is written.
             let (written, next) =
-                tokio::join!(sink.write_all(&chunk, &ended), stream.read(&*guest));
+                tokio::join!(sink.write_all(&chunk, &watched), stream.read(&*guest));
             if let Err(error) = written {
                 tracing::warn!(?stream, "output goes nowhere from here on: {error}");
                 sink = Sink::Nowhere;

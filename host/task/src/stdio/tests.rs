@@ -306,6 +306,25 @@ async fn a_reader_that_is_slow_gets_everything_even_after_the_process_has_ended(
 }
 
 #[tokio::test]
+async fn a_reader_who_takes_nothing_holds_up_no_exit_and_gets_everything_later() {
+    let (_dir, spec) = fifos();
+    let process = process(0);
+    let attached = open(&spec).await.attach(process.guest);
+    let mut file = File::open(&spec.stdout).unwrap();
+    process.stdout.send(noise(1 << 20)).await.unwrap();
+    drop((process.stdout, process.stderr));
+    assert_eq!(within(20, attached.drained()).await, Delivery::Stalled);
+    let content = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    within(10, attached.delivered()).await;
+    assert_eq!(attached.drained().await, Delivery::Whole);
+    assert_eq!(content.join().unwrap(), noise(1 << 20));
+}
+
+#[tokio::test]
 async fn both_streams_can_go_to_one_file() {
     let dir = tempfile::tempdir().unwrap();
     let made = dir.path().join("a/b/log");

@@ -1,0 +1,184 @@
+//! Those who wait for an end: of the VM, of its agent, of a process; and what such an end brings about.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use kata_agent_client::AgentError;
+
+use super::{SIGKILL, Shared, guest_id};
+use crate::boot;
+use crate::{Delivery, Exit, ProcessKey, SandboxError, SandboxEvent};
+
+/// The status of a process whose own cannot be learned, as containerd has it.
+const UNKNOWN_STATUS: i32 = 255;
+
+/// How long the VM's death may take to explain a broken connection. Less than those wait whose requests it has cost.
+const EXPLANATION: Duration = Duration::from_secs(1);
+
+/// How often at most the engine is told that a container lacks memory: each time costs it a write to its disk.
+const OOM_PACE: Duration = Duration::from_secs(1);
+
+/// How often at most the guest is asked for the next container that lacks memory.
+const OOM_QUESTIONS: Duration = Duration::from_millis(100);
+
+/// How often, and how long after one another, it is looked for a process that a guest may start too late.
+const LATE_TRIES: u32 = 10;
+const LATE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Notices the death of the VMM or of the file server, without either of which there is no sandbox.
+pub(super) async fn watch_parts(shared: Arc<Shared>) {
+    let reason = tokio::select! {
+        biased;
+        () = shared.until_gone() => return,
+        exit = shared.vm.exited() => {
+            format!("the VM {exit}; {}", boot::last_words(shared.vm.as_ref()))
+        }
+        // A guest whose file system is gone hangs at the next file that it touches, so it is not asked either. But a server ends with
+        // its VM, too, and then the VM is the cause.
+        _ = boot::end_of(shared.file_server.as_ref()) => {
+            let cause = tokio::time::timeout(boot::GRACE, shared.vm.exited()).await;
+            cause.map_or_else(|_| "its file server ended".to_owned(), |exit| format!("the VM {exit}"))
+        }
+    };
+    tracing::error!("sandbox {}: {reason}", shared.id);
+    shared.take_down(&reason, false).await;
+}
+
+/// Passes on what the guest's kernel killed for want of memory. There is always one such question on its way, so this is also who notices a broken
+/// connection: a sandbox whose agent cannot be asked any more is at its end, though its VM may live.
+pub(super) async fn watch_agent(shared: Arc<Shared>) {
+    let mut told = Paced::default();
+    loop {
+        let answer = tokio::select! {
+            biased;
+            answer = shared.agent.get_oom_event() => answer,
+            () = shared.until_gone() => return,
+        };
+        match answer {
+            Ok(container) => {
+                let is_known =
+                    shared.processes().ledger.status(&ProcessKey::init(&container)).is_ok();
+                if is_known && told.may_tell(&container, Instant::now()) {
+                    shared.events.emit(SandboxEvent::OutOfMemory { container });
+                }
+            }
+            Err(AgentError::Disconnected { .. }) => break,
+            Err(error) => tracing::debug!("sandbox {}: {error}", shared.id),
+        }
+        tokio::time::sleep(OOM_QUESTIONS).await;
+    }
+    if tokio::time::timeout(EXPLANATION, shared.until_gone()).await.is_err() {
+        let reason = "the connection to its guest's agent broke";
+        tracing::error!("sandbox {}: {reason}", shared.id);
+        shared.take_down(reason, false).await;
+    }
+}
+
+/// When each container was last told of.
+#[derive(Debug, Default)]
+struct Paced(HashMap<String, Instant>);
+
+impl Paced {
+    /// Whether it is time to tell of the container again, as will be done then.
+    fn may_tell(&mut self, container: &str, now: Instant) -> bool {
+        self.0.retain(|_, told| now.duration_since(*told) < OOM_PACE);
+        let may = !self.0.contains_key(container);
+        if may {
+            self.0.insert(container.to_owned(), now);
+        }
+        may
+    }
+}
+
+/// Follows one running process to its end, and its output to the last byte.
+pub(super) async fn watch_process(shared: Arc<Shared>, key: ProcessKey) {
+    let status = match shared.unless_gone(shared.agent.wait_process(&guest_id(&key))).await {
+        Ok(status) => status,
+        // The take-down tells the end of everything.
+        Err(SandboxError::Gone { .. }) => return,
+        Err(error) => {
+            tracing::error!("the end of {key} cannot be learned, so it counts as failed: {error}");
+            UNKNOWN_STATUS
+        }
+    };
+    let attached = shared.processes().attached(&key);
+    let delivery = match &attached {
+        Some(stdio) => stdio.drained().await,
+        None => Delivery::Whole,
+    };
+    // The guest is not trusted with more than the eight bits that a status has.
+    let exit = Exit { status: u32::from(status.to_le_bytes()[0]), at: SystemTime::now() };
+    shared.exited(&key, exit);
+    if key.exec.is_none() {
+        end_container(&shared, &key, delivery).await;
+    }
+}
+
+/// A container whose init has ended: nothing of it may live on, and a VM that served only it has no more work, unless somebody has not taken the
+/// last output yet: then the VM stays until the container is deleted.
+async fn end_container(shared: &Arc<Shared>, key: &ProcessKey, delivery: Delivery) {
+    if shared.processes().ledger.has_live_execs(&key.container) {
+        let killed = shared.unless_gone(shared.agent.signal_all(&key.container, SIGKILL)).await;
+        if let Err(error) = killed {
+            tracing::debug!("{key}: its remaining processes: {error}");
+        }
+        let init_exit = shared.processes().subscribe(key);
+        if let Ok(mut exit) = init_exit {
+            let _ = tokio::time::timeout(boot::GRACE, exit.wait_for(Option::is_some)).await;
+        }
+        let mut processes = shared.processes();
+        let released = processes.ledger.kill_remaining(&key.container, Exit::killed());
+        shared.publish(&mut processes, released);
+    }
+    if delivery == Delivery::Stalled {
+        tracing::warn!("{key} has ended, and its output waits for a reader who takes nothing");
+        return;
+    }
+    // Podman does not say so when it makes the first container of a pod.
+    if shared.single_container && shared.processes().ledger.len() == 1 {
+        shared.take_down("its only container has ended", true).await;
+    }
+}
+
+/// Ends an exec that the guest may have started after nobody waited for that any more.
+pub(super) async fn kill_late(shared: Arc<Shared>, key: ProcessKey) {
+    let id = guest_id(&key);
+    for _ in 0..LATE_TRIES {
+        match shared.unless_gone(shared.agent.signal_process(&id, SIGKILL)).await {
+            Ok(()) => {
+                // Only what was waited for is forgotten by the guest.
+                let _ = shared.unless_gone(shared.agent.wait_process(&id)).await;
+                return;
+            }
+            Err(SandboxError::Gone { .. }) => return,
+            // It is not there, or not there yet.
+            Err(error) => tracing::debug!("{key}, which was started too late: {error}"),
+        }
+        tokio::time::sleep(LATE_PAUSE).await;
+    }
+}
+
+/// Takes a container away that the guest may have made after nobody waited for that any more.
+pub(super) async fn remove_late(shared: Arc<Shared>, container: String) {
+    if let Err(error) = shared.unless_gone(shared.agent.remove_container(&container)).await {
+        tracing::debug!("container {container}, which was made too late: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_container_is_told_of_once_a_second() {
+        let mut told = Paced::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert!(told.may_tell("one", at(0)));
+        assert!(!told.may_tell("one", at(999)));
+        assert!(told.may_tell("other", at(999)));
+        assert!(told.may_tell("one", at(1000)));
+        assert!(!told.may_tell("one", at(1001)));
+    }
+}
