@@ -198,8 +198,8 @@ impl Locked {
     }
 }
 
-/// Writes down who stands for a process that was added to a container. Returns the file.
-pub(crate) fn exec_record(dir: &Path, exec: &str) -> PathBuf {
+/// The file that says who stands for the process `exec`, which was added to the container in `dir`.
+pub(crate) fn exec_record_path(dir: &Path, exec: &str) -> PathBuf {
     dir.join(format!("exec-{exec}.json"))
 }
 

@@ -27,6 +27,9 @@ use crate::{files, metrics, stats};
 /// Most bytes of output in one answer.
 const MAX_OUTPUT: usize = 1 << 20;
 
+/// What to do about requests that are for the memory agent.
+const NO_MEMORY_AGENT: &str = "set `mem_agent_enable = false` on the host: it has no memory agent";
+
 type Done = ttrpc::Result<Empty>;
 
 /// The service over an agent.
@@ -325,7 +328,7 @@ impl AgentService for Service {
         _: &TtrpcContext,
         _: UpdateEphemeralMountsRequest,
     ) -> Done {
-        Err(unimplemented("UpdateEphemeralMounts", "make the container anew with other limits"))
+        Err(unimplemented("UpdateEphemeralMounts", "create the container again, with other limits"))
     }
 
     async fn remove_stale_virtiofs_share_mounts(
@@ -333,8 +336,8 @@ impl AgentService for Service {
         _: &TtrpcContext,
         _: RemoveStaleVirtiofsShareMountsRequest,
     ) -> Done {
-        let instead = "stale mounts go with the container that they belong to";
-        Err(unimplemented("RemoveStaleVirtiofsShareMounts", instead))
+        let remedy = "delete the container that the mounts belong to, and they go with it";
+        Err(unimplemented("RemoveStaleVirtiofsShareMounts", remedy))
     }
 
     async fn get_diagnostic_data(
@@ -362,11 +365,11 @@ impl AgentService for Service {
     }
 
     async fn mem_agent_memcg_set(&self, _: &TtrpcContext, _: MemAgentMemcgConfig) -> Done {
-        Err(unimplemented("MemAgentMemcgSet", "it has no memory agent"))
+        Err(unimplemented("MemAgentMemcgSet", NO_MEMORY_AGENT))
     }
 
     async fn mem_agent_compact_set(&self, _: &TtrpcContext, _: MemAgentCompactConfig) -> Done {
-        Err(unimplemented("MemAgentCompactSet", "it has no memory agent"))
+        Err(unimplemented("MemAgentCompactSet", NO_MEMORY_AGENT))
     }
 
     async fn mem_hotplug_by_probe(&self, _: &TtrpcContext, _: MemHotplugByProbeRequest) -> Done {
@@ -394,6 +397,6 @@ impl AgentService for Service {
     }
 
     async fn set_policy(&self, _: &TtrpcContext, _: SetPolicyRequest) -> Done {
-        Err(unimplemented("SetPolicy", "it judges requests by no policy"))
+        Err(unimplemented("SetPolicy", "send no policy: it grants whatever the host asks for"))
     }
 }

@@ -22,9 +22,9 @@ pub(crate) fn invalid(text: impl Into<String>) -> ttrpc::Error {
     refuse(Code::INVALID_ARGUMENT, text)
 }
 
-/// This agent does not do that.
-pub(crate) fn unimplemented(method: &str, instead: &str) -> ttrpc::Error {
-    refuse(Code::UNIMPLEMENTED, format!("this agent does not implement {method}: {instead}"))
+/// This agent does not do that; `remedy` says what to do about it.
+pub(crate) fn unimplemented(method: &str, remedy: &str) -> ttrpc::Error {
+    refuse(Code::UNIMPLEMENTED, format!("this agent does not implement {method}; {remedy}"))
 }
 
 /// An error with all its causes in one line.

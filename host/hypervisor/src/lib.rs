@@ -8,7 +8,7 @@
 //!   boot(spec)            VMM says hello        agent's first line          VM ends
 //!  ───────────▶ Starting ─────────────▶ Running ──────────────▶ (kernel up) ─────────▶ Exited
 //!                   │                       │                                            ▲
-//!                   └── BootError ◀─────────┴──────────── stop(), crash, guest power-off ┘
+//!                   └─▶ HypervisorError     └──────────── stop(), crash, guest power-off ┘
 //! ```
 
 mod check;

@@ -1,8 +1,12 @@
 //! The QEMU driver.
 //!
-//! Under KVM where it works (on a `q35`) and under QEMU's software emulation (TCG) where it does not, on a machine without firmware, disks or PCI where
-//! that is possible (`microvm`). Nothing of it is on disk: memory is a shared memory file, and the control socket, the console, the
-//! agent's channel and all files are inherited descriptors. It runs as a user that nobody is, without a capability ([`kata_linux::jail`]).
+//! Under KVM where it works, on a `q35`; else under QEMU's software emulation (TCG), on a `microvm`
+//! where the kernel, disks and memory allow it. A microvm has a minimal firmware (qboot), virtio over
+//! MMIO, and PCI Express only where devices may come later (`machine.rs`, docs/adr/0007).
+//!
+//! Nothing of it is on disk: memory is a shared memory file, and the control socket, the console, the
+//! agent's channel and all files are inherited descriptors. It runs as a user and group of its own,
+//! without a capability ([`kata_linux::jail`]).
 //!
 //! ```text
 //!            settings ─┐                ┌── machine ── devices ──▶ argv          (pure: VmSpec in, strings out)

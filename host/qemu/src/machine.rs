@@ -21,7 +21,7 @@ const MICROVM_FIRMWARE: &str = "qboot.rom";
 /// The machine to emulate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Machine {
-    /// Without firmware to speak of and without PCI.
+    /// With a minimal firmware, and without PCI.
     Microvm,
     /// The same with a PCI Express bus, for nothing but devices that come later.
     MicrovmPci,

@@ -14,14 +14,15 @@ use crate::{RUN_DIR, Runtime, RuntimeError, auto, plan};
 /// The programs that a sandbox needs beside the hypervisor and the file server, below the prefix.
 const COMPANIONS: [&str; 2] = ["kata-proxy", "kata-shim"];
 
-/// What `make install` has forgotten.
+/// The remedy for a program of this software that is missing, or of another version.
 const INSTALL: &str = "install this software anew with `make install`";
 
 /// Where the kernel merges equal pages (Documentation/admin-guide/mm/ksm.rst).
 const KSM: &str = "/sys/kernel/mm/ksm/run";
 
-/// What that costs.
-const KSM_COST: &str = "who shares pages with others can find out by the time that writing takes what is in their memory";
+/// What merged pages give away.
+const KSM_COST: &str =
+    "a tenant can learn what another's memory holds, by timing its own writes to merged pages";
 
 /// Looks at this host, with the configuration that [`Runtime::load`] finds for `option`. One finding for each thing, in the order in which
 /// a start needs them. Blocks for as long as a few programs take to tell their version.
@@ -34,8 +35,9 @@ pub fn check(option: Option<&Path>) -> Vec<Finding> {
             found.extend(of(&runtime));
         }
         Err(error) => {
-            let remedy = "correct it, or name another with KATA_CONF_FILE or --config; the rest of its probes are left out";
-            found.push(Finding::failed("configuration", chain(&error), remedy));
+            let detail = format!("{}; what depends on it was not checked", chain(&error));
+            let remedy = "correct it, or name another file with KATA_CONF_FILE or --config";
+            found.push(Finding::failed("configuration", detail, remedy));
         }
     }
     found.extend([cgroups(), run_dir(Path::new(RUN_DIR)), ksm()]);
@@ -192,7 +194,7 @@ fn run_dir(path: &Path) -> Finding {
     }
 }
 
-/// Merged pages give tenants away; that is said whatever is set.
+/// Merged pages leak data between tenants; that is said whatever is set.
 fn ksm() -> Finding {
     const PROBE: &str = "ksm";
     let Ok(run) = fs::read_to_string(KSM) else {
@@ -200,17 +202,17 @@ fn ksm() -> Finding {
     };
     if run.trim() == "1" {
         let remedy = format!(
-            "where tenants must not know of each other: echo 2 >{KSM}, and no kata-ksm-throttler"
+            "where tenants do not trust each other: echo 2 >{KSM}, and no kata-ksm-throttler"
         );
         return Finding::warning(PROBE, format!("on: {KSM_COST}"), remedy);
     }
     if Path::new(kata_ksm_api::SOCKET).exists() {
         let detail = format!("kata-ksm-throttler switches it on while VMs start: {KSM_COST}");
         let remedy =
-            "where tenants must not know of each other: systemctl disable --now kata-ksm-throttler";
+            "where tenants do not trust each other: systemctl disable --now kata-ksm-throttler";
         return Finding::warning(PROBE, detail, remedy);
     }
-    Finding::good(PROBE, format!("off, which is safe: with it {KSM_COST}"))
+    Finding::good(PROBE, format!("off, which is safe: with it on, {KSM_COST}"))
 }
 
 #[cfg(test)]

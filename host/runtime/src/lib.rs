@@ -1,8 +1,9 @@
 //! The one place where configuration, OCI spec and driver come together.
 //!
-//! A [`Runtime`] is a loaded configuration with the driver that it names. It turns a bundle into plans (plain data, decided without
-//! touching anything), which `kata-sandbox` then carries out. Everything that this version cannot do is refused here, before
-//! anything has started.
+//! A [`Runtime`] is a loaded configuration with the driver that it names. It turns a bundle into
+//! plans (plain data), which `kata-sandbox` then carries out. Planning reads the host (the guest's
+//! kernel and image, resolv.conf, the root file system) and changes nothing on it. Everything that
+//! this version cannot do is refused here, before anything has started.
 
 mod auto;
 mod check;

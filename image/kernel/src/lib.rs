@@ -3,7 +3,7 @@
 //! ```text
 //!   Configuration::merged() ─────────────┐
 //!   Source::find() ── version ──┐        │
-//!   compiler's version ─────────┴─▶ Inputs::hash() ──▶ Cache: there already? ── yes ──▶ Kernel
+//!   compiler's version ─────────┴─▶ cache::key() ──▶ in the cache already? ── yes ──▶ Kernel
 //!                                                          │ no
 //!                                 fetch, unpack, add, configure, check, compile, strip
 //! ```

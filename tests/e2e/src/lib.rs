@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   scenario(|containerd| {                            a private daemon: directory, socket, namespace of its own
-//!       containerd.run("true").output()?               Run: one `ctr run` to be
-//!       let web = containerd.run("sleep 1000").start()?  Container: a detached one
-//!       web.exec("id").output()?                        Exec: one `ctr task exec` to be
+//!       containerd.run(["true"]).output()?             Run: one `ctr run` to be
+//!       let web = containerd.run(["sleep", "1000"]).start()?   Container: a detached one
+//!       web.exec(["id"]).output()?                     Exec: one `ctr task exec` to be
 //!       web.remove()
 //!   })                                                 the leak check, whatever happened before
 //! ```

@@ -50,7 +50,10 @@ pub const PORT_FORWARD_PORT: u32 = 1080;
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
 
-/// One byte stream between host and guest. Shutting its writing half down is seen by the other side as the end of the
-/// file, while the other direction stays open. Dropping it without a shutdown aborts both directions; what was written
-/// before still arrives.
+/// One byte stream between host and guest. Shutting its writing half down is seen by the other side
+/// as the end of the file, after everything that was written. Whether the other direction stays open
+/// then depends on what carries the stream: over virtio-serial it does, and the vsock of some
+/// hypervisors closes both. A protocol that needs half-closed streams has to say the end of a
+/// direction in words of its own, as [`port_forward`] does. Dropping a stream without a shutdown
+/// ends both directions; what was written before still arrives.
 pub type ChannelStream = Box<dyn Duplex>;

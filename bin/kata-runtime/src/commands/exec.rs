@@ -15,7 +15,7 @@ use crate::Failure;
 use crate::cli::ExecArgs;
 use crate::foreground::Foreground;
 use crate::launch::{Fifos, StandIn};
-use crate::registry::{Container, Status, exec_record, write_whole};
+use crate::registry::{Container, Status, exec_record_path, write_whole};
 use crate::sandbox::{Sandbox, plain};
 use crate::terminal::{self, RawTerminal};
 
@@ -76,7 +76,7 @@ impl Execution<'_> {
         let registry = &self.host.registry;
         let sandbox = Sandbox::open(registry, &self.container.sandbox)?;
         let dir = registry.dir(&self.container.id)?;
-        let record = exec_record(&dir, &self.id);
+        let record = exec_record_path(&dir, &self.id);
         let mut fifos =
             Fifos::make(&dir, &format!("{}-", self.id), self.terminal != Terminal::None)?;
         let order = self.order(&sandbox, record.clone());
