@@ -11,12 +11,21 @@ const HEAD: &str = "\
 
 <!-- Generated from the code by `cargo run -p xtask -- docs`. -->
 
-`hypervisor_name` in the section `[runtime]` of the configuration chooses the hypervisor, else the only section `[hypervisor.NAME]` that there is.
-Without a choice (`\"auto\"`) it is krun where KVM works, the guest kernel is the small one, the sandbox's network interfaces are there when it is
-made, nothing of its first container becomes a disk, and nothing is set for QEMU that is not set for krun; else QEMU. The log of the shim says which, and why. The runtime `io.containerd.kata-NAME.v2` reads
-`configuration-NAME.toml`, which chooses NAME; `firecracker` goes by the shorter `fc` there.
+`hypervisor_name` in the section `[runtime]` of the configuration chooses the hypervisor. If it is not set, and the file has exactly one section
+`[hypervisor.NAME]`, that hypervisor is chosen.
 
-What a hypervisor lacks is refused, with a sentence, before anything starts; what the host lacks, when the virtual machine is to boot.
+Otherwise (`\"auto\"`) each sandbox gets krun or QEMU, and the shim's log says which, and why. It is krun if all of these hold:
+
+- KVM works;
+- the guest kernel is the small one;
+- the sandbox's network interfaces are there when it is created;
+- nothing of its first container becomes a disk;
+- nothing is set for QEMU that is not set for krun, too.
+
+The runtime `io.containerd.kata-NAME.v2` reads `configuration-NAME.toml`, which chooses NAME; `firecracker` goes by the shorter `fc` there.
+
+A sandbox that needs what its hypervisor lacks is rejected with an error before anything starts. Missing host features are reported when the VM boots;
+`kata-runtime check` reports them before.
 
 ";
 
@@ -44,8 +53,8 @@ const ROWS: &[Row] = &[
         .to_owned()
     }),
     ("network interfaces", |_| "yes".to_owned()),
-    ("… moved by the host's kernel (vhost-net)", |can| yes_or_no(can.vhost_net)),
-    ("… that come after boot", |can| yes_or_no(can.hot_plug)),
+    ("… with vhost-net", |can| yes_or_no(can.vhost_net)),
+    ("… added after boot (hot-plug)", |can| yes_or_no(can.hot_plug)),
     ("memory that grows (`enable_virtio_mem`)", |can| yes_or_no(can.more_memory)),
     ("pause and resume", |can| yes_or_no(can.pause)),
     ("virtual CPUs, at most", |can| can.max_vcpus.to_string()),

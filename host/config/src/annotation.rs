@@ -98,13 +98,10 @@ impl HostConfig {
 /// Sets a key of a section as an annotation writes it.
 pub(crate) fn set<S: Section>(section: &mut S, key: &str, text: &str) -> Result<(), String> {
     let input = Input::Annotation(text);
-    if section.set(key, input)? {
-        return Ok(());
+    if let Some(off) = S::OFF.iter().find(|off| off.name == key) {
+        return off.check(input);
     }
-    match S::OFF.iter().find(|off| off.name == key) {
-        Some(off) => off.check(input),
-        None => Err(NO_KEY.to_owned()),
-    }
+    if section.set(key, input)? { Ok(()) } else { Err(NO_KEY.to_owned()) }
 }
 
 /// Reads an amount of memory: MiB, or a number with one of Kubernetes' units (`512Mi`, `2Gi`, `2G`, …). Rounded up to MiB.

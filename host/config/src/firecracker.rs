@@ -18,8 +18,8 @@ section! {
     } {
         /// The Firecracker program, version 1.8 or later.
         path: PathBuf = PathBuf::from("/usr/bin/firecracker");
-        /// Firecracker's jailer, of the same version. It runs the VMM as a user without a name in a root directory of its own. "" runs the VMM
-        /// behind the walls that the other hypervisors have.
+        /// Firecracker's jailer, of the same version. It runs the VMM as a user of its own, in a root directory of its own. "" confines the VMM
+        /// as the other hypervisors are confined.
         jailer_path: Option<PathBuf> = None;
         /// How container file systems reach the guest: "none", that is as disks and copies.
         shared_fs: NoSharedFs = NoSharedFs::None;
@@ -56,6 +56,7 @@ const OFF: &[OffKey] = &[
     text("rootfs_type", &["ext4", "xfs", "erofs"]),
     text("vm_rootfs_driver", &["virtio-blk-mmio"]),
     text("kernel_verity_params", &[""]),
+    text("image_drivers", &[""]),
     empty_list("guest_extension_images"),
     any_list("valid_hypervisor_paths"),
     any_list("valid_jailer_paths"),

@@ -142,12 +142,15 @@ fn apply<S: Section>(section: &mut S, entry: &Entry) -> Result<(), ConfigError> 
     for key in &table_of(entry)?.entries {
         let name = key.name.as_str();
         let input = Input::File(&key.value);
+        // First: a hypervisor may lack what a key of every hypervisor is for.
+        if let Some(off) = S::OFF.iter().find(|off| off.name == name) {
+            off.check(input).map_err(|problem| invalid(key, problem))?;
+            continue;
+        }
         if section.set(name, input).map_err(|problem| invalid(key, problem))? {
             continue;
         }
-        if let Some(off) = S::OFF.iter().find(|off| off.name == name) {
-            off.check(input).map_err(|problem| invalid(key, problem))?;
-        } else if let Some((_, keys)) = S::OFF_TABLES.iter().find(|(table, _)| *table == name) {
+        if let Some((_, keys)) = S::OFF_TABLES.iter().find(|(table, _)| *table == name) {
             check_off_table(key, keys)?;
         } else {
             let known = section.keys().into_iter().map(|key| key.name);

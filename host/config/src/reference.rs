@@ -66,7 +66,7 @@ fn file_section<S: Section>(file: &mut String, section: &S) {
         let _ = writeln!(file, "#{line}");
     }
     let _ = writeln!(file, "[{}]", S::TABLE);
-    for Key { name, doc, value, .. } in section.keys() {
+    for Key { name, doc, value, .. } in working_keys(section) {
         file.push('\n');
         for line in doc {
             let _ = writeln!(file, "#{line}");
@@ -103,18 +103,23 @@ fn page_section<S: Section>(page: &mut String, section: &S) {
     let _ = writeln!(page, "\n## `[{}]`\n", S::TABLE);
     let _ = writeln!(page, "{}\n", S::ABOUT.concat().trim());
     page.push_str("| key | default | value | meaning |\n|---|---|---|---|\n");
-    for Key { name, doc, expected, value } in section.keys() {
+    for Key { name, doc, expected, value } in working_keys(section) {
         let meaning = cell(doc.concat().trim());
         let _ = writeln!(page, "| `{name}` | `{value}` | {} | {meaning} |", cell(&expected));
     }
     page.push_str(
-        "\nKeys of features that this version lacks, accepted only with the value that asks for nothing:\n\n",
+        "\nKeys whose feature this version lacks. Only the values below, which leave it off, are accepted:\n\n",
     );
     off_keys(page, S::OFF);
     for (table, keys) in S::OFF_TABLES {
         let _ = writeln!(page, "\nLikewise in `[{}.{table}]`:\n", S::TABLE);
         off_keys(page, keys);
     }
+}
+
+/// The keys that do something. A hypervisor may lack what a key of every hypervisor is for.
+fn working_keys<S: Section>(section: &S) -> impl Iterator<Item = Key> {
+    section.keys().into_iter().filter(|key| S::OFF.iter().all(|off| off.name != key.name))
 }
 
 fn off_keys(page: &mut String, keys: &[OffKey]) {
@@ -143,6 +148,26 @@ mod tests {
             let elsewhere =
                 HostConfig::parse(&default_file(prefix), Path::new("default"), Path::new("/x"));
             assert_eq!(elsewhere.unwrap(), HostConfig::defaults(prefix));
+        }
+    }
+
+    #[test]
+    fn key_is_listed_as_working_or_as_lacking_and_never_as_both() {
+        let page = reference_page();
+        let sections: Vec<_> =
+            page.split("\n## `[").filter(|part| part.starts_with("hypervisor.")).collect();
+        assert_eq!(sections.len(), 4);
+        for section in sections {
+            let mut keys: Vec<_> = section
+                .split("\nLikewise in")
+                .take(1)
+                .flat_map(str::lines)
+                .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+                .collect();
+            let all = keys.len();
+            keys.sort_unstable();
+            keys.dedup();
+            assert_eq!(keys.len(), all, "{section}");
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::verity::VerityParams;
 section! {
     /// The virtual machine, whoever runs it.
     pub struct VmSettings = "hypervisor", off &[], off_tables &[], prefix prefix {
-        /// The guest kernel: an uncompressed ELF image or a bzImage.
+        /// The guest kernel: an uncompressed ELF image (vmlinux) or, for QEMU and Cloud Hypervisor, a bzImage.
         kernel: PathBuf = asset(prefix, "vmlinux.container");
         /// The initial ramdisk that holds the agent. "" uses the one that is installed with this software.
         initrd: Option<PathBuf> = None;
@@ -30,7 +30,8 @@ section! {
         /// Virtual CPUs of a sandbox without a CPU limit, rounded up. 0 counts as 1; a negative number or more than the host
         /// has means as many as the host has. Never more than default_maxvcpus.
         default_vcpus: f64 = 1.0;
-        /// Most virtual CPUs of any sandbox. 0, or more than the host has, means as many as the host has; 256 at most.
+        /// Most virtual CPUs of any sandbox. 0, or more than the host has, means as many as the host has. Never more than the
+        /// hypervisor takes (docs/reference/hypervisors.md).
         default_maxvcpus: u32 = 0;
         /// Virtual CPUs added to a sandbox's CPU limit for what runs in the guest beside the containers.
         overhead_vcpus: f64 = 0.2, check not_negative;
@@ -40,8 +41,8 @@ section! {
         overhead_memory: u32 = 128;
         /// Most memory in MiB of any sandbox. 0, or more than the host has, means as much as the host has.
         default_maxmemory: u32 = 0;
-        /// The annotations that a pod may set, by exact name: of io.katacontainers.config.hypervisor.NAME just NAME; of the others
-        /// with the word before it, as in "runtime.disable_guest_seccomp" and "agent.container_pipe_size".
+        /// The annotations that a pod may set, by exact name. Write "NAME" for io.katacontainers.config.hypervisor.NAME; for the
+        /// other groups prefix the group, as in "runtime.disable_guest_seccomp" and "agent.container_pipe_size".
         /// Annotations that choose paths, programs, arguments or kernel parameters are refused even when they are listed.
         enable_annotations: Vec<String> = vec!["default_vcpus".to_owned(), "default_memory".to_owned()],
             check check_enabled;

@@ -165,6 +165,14 @@ fn what_an_image_is_checked_with_needs_an_image() {
 }
 
 #[test]
+fn key_of_every_hypervisor_is_refused_by_the_one_that_lacks_its_feature() {
+    let error = refused("[hypervisor.firecracker]\nimage = \"/i\"\n");
+    assert!(error.starts_with("f.toml:2: ") && error.contains("boot from `initrd`"), "{error}");
+    let config = parse("[hypervisor.firecracker]\nimage = \"\"\nrootfs_type = \"xfs\"\n").unwrap();
+    assert_eq!(config.firecracker.vm.image, None);
+}
+
+#[test]
 fn values_out_of_range_are_refused() {
     for (line, words) in [
         ("default_memory = 63", "at least 64"),
