@@ -7,6 +7,7 @@ mod hypervisors;
 mod layers;
 mod manual;
 mod style;
+mod unsafety;
 mod workspace;
 
 use std::path::Path;
@@ -21,9 +22,9 @@ usage: xtask COMMAND
 
   default-config [--prefix DIR]   print the default configuration file (DIR: /usr/local)
   manual DIR                      write manual pages and shell completions below DIR, which becomes PREFIX/share
-  docs                            write the generated pages under docs/reference
-  layers                          check the arrows between the layers
-  check                           check layers, style, and that the generated pages are current";
+  docs                            write the pages under docs/reference, and the table in ARCHITECTURE.md
+  layers                          check who depends on whom
+  check                           check layers, style, where `unsafe` is, and that what `docs` writes is current";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -52,7 +53,9 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["check"] => {
             let workspace = Workspace::read()?;
             let mut violations = layers::violations(&workspace);
-            violations.extend(style::violations(&workspace)?);
+            let sources = style::sources(&workspace.root)?;
+            violations.extend(style::violations(&workspace, &sources)?);
+            violations.extend(unsafety::violations(&sources));
             violations.extend(docs::violations(&workspace.root));
             report(violations)?;
         }

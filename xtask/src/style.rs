@@ -24,8 +24,28 @@ const TOP_FOLDERS: &[&str] = &["bin", "host", "wire", "guest", "image", "support
 /// Folders that hold no source.
 const SKIPPED: &[&str] = &["target", "build", ".git"];
 
+/// A file of Rust.
+#[derive(Debug)]
+pub(crate) struct SourceFile {
+    /// Its path from the root.
+    pub(crate) path: PathBuf,
+    /// What is in it.
+    pub(crate) text: String,
+}
+
+/// Every file of Rust in the repository.
+pub(crate) fn sources(root: &Path) -> Result<Vec<SourceFile>> {
+    let mut files = Vec::new();
+    rust_files(root, &mut files)?;
+    let sources = files.into_iter().map(|file| {
+        let path = file.strip_prefix(root).unwrap_or(&file).to_path_buf();
+        Ok(SourceFile { path, text: read(&file)? })
+    });
+    sources.collect()
+}
+
 /// Every broken law of style.
-pub(crate) fn violations(workspace: &Workspace) -> Result<Vec<String>> {
+pub(crate) fn violations(workspace: &Workspace, sources: &[SourceFile]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for member in &workspace.crates {
         let manifest = workspace.root.join(&member.folder).join("Cargo.toml");
@@ -38,12 +58,7 @@ pub(crate) fn violations(workspace: &Workspace) -> Result<Vec<String>> {
     for folder in TOP_FOLDERS {
         found.extend(readme(&workspace.root, folder));
     }
-    let mut files = Vec::new();
-    rust_files(&workspace.root, &mut files)?;
-    for file in files {
-        let shown = file.strip_prefix(&workspace.root).unwrap_or(&file).to_path_buf();
-        found.extend(source(&shown, &read(&file)?));
-    }
+    found.extend(sources.iter().flat_map(|file| source(&file.path, &file.text)));
     Ok(found)
 }
 
