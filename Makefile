@@ -4,11 +4,11 @@
 #   make kernel     build the small guest kernel, once per machine (10 to 20 minutes); `make` takes it from then on
 #   make install    install what was built           [DESTDIR=] [PREFIX=/usr/local]
 #   make uninstall  take it away again               [DESTDIR=] [PREFIX=/usr/local]
-#   make demo       a container in a VM under containerd, with proof (as root)
-#   make check      the quick tests: format, lints, layers, licences, units
-#   make test       all tests, with real engines and VMs (as root)
-#   make host-vm    a machine with KVM for the tests, made on the spot and cached (as root)
-#   make bench      measure, print a table          (as root) [BENCH=--groups=start,exec --runs=20 ...]
+#   make demo       a container in a VM under containerd, with proof            (as root)
+#   make check      the quick tests: format, lints, layers, licences, units     (as root)
+#   make test       all tests, with real engines and VMs                        (as root)
+#   make host-vm    a machine with KVM for the tests, made on the spot, cached  (as root)
+#   make bench      measure, print a table [BENCH=--groups=start,exec ...]      (as root)
 #   make audit      look for published vulnerabilities of dependencies
 #   make clean      remove all that was built
 

@@ -22,6 +22,9 @@ enum Place {
     Between(&'static str, &'static str),
 }
 
+/// Ends a part of a page.
+const END: &str = "\n<!-- End of what is generated. -->\n";
+
 const GENERATED: &[Generated] = &[
     Generated {
         file: "docs/reference/configuration.md",
@@ -37,11 +40,32 @@ const GENERATED: &[Generated] = &[
         file: "ARCHITECTURE.md",
         place: Place::Between(
             "<!-- Generated from xtask/src/layers.rs by `cargo run -p xtask -- docs`. -->\n\n",
-            "\n<!-- End of what is generated. -->\n",
+            END,
         ),
         generate: crate::layers::table,
     },
+    Generated {
+        file: "README.md",
+        place: Place::Between(
+            "<!-- Generated from docs/examples/containerd-2.toml by `cargo run -p xtask -- docs`. -->\n\n",
+            END,
+        ),
+        generate: || example(include_str!("../../docs/examples/containerd-2.toml")),
+    },
+    Generated {
+        file: "README.md",
+        place: Place::Between(
+            "<!-- Generated from docs/examples/containerd-1.toml by `cargo run -p xtask -- docs`. -->\n\n",
+            END,
+        ),
+        generate: || example(include_str!("../../docs/examples/containerd-1.toml")),
+    },
 ];
+
+/// An example of a configuration, as it is installed by default.
+fn example(text: &str) -> String {
+    format!("```toml\n{}```\n", text.replace("@prefix@", "/usr/local"))
+}
 
 /// Writes all of it.
 pub(crate) fn write(root: &Path) -> Result<()> {
