@@ -50,7 +50,7 @@ fn main() -> Result<()> {
     let base = median(&last.starts)?;
     println!("{runs} runs, medians; a guest of 2048 MiB");
     println!(
-        "| hypervisor | ctr run … true | ÷ the last one | VMM's PSS without the guest's memory |"
+        "| hypervisor | time of ctr run --rm … true | ÷ the last one | memory of the VMM without its guest's |"
     );
     println!("|---|---|---|---|");
     for Figures { name, starts, shares } in &all {

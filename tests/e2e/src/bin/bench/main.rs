@@ -90,12 +90,12 @@ fn main() -> Result<()> {
     // What was measured before something failed is worth to be seen, too.
     let installed = Installation::under_test().initrd();
     let medium = arguments.initrd.or(arguments.image).unwrap_or(installed);
-    let promises = report::promises(&values, &medium)?;
+    let targets = report::targets(&values, &medium)?;
     println!("a guest of {} MiB\n", arguments.memory);
-    print!("{}", report::table(&values, &promises));
+    print!("{}", report::table(&values, &targets));
     fs::create_dir_all(&arguments.output).context("cannot make the output's directory")?;
     for (name, content) in
-        [("bench.json", report::json(&values, &promises)?), ("bench.svg", plot::svg(&values))]
+        [("bench.json", report::json(&values, &targets)?), ("bench.svg", plot::svg(&values))]
     {
         let file = arguments.output.join(name);
         fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;

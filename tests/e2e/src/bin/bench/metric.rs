@@ -74,9 +74,9 @@ const fn metric(group: Group, order: u8, name: &'static str, unit: &'static str)
 }
 
 pub(crate) const RUN: Metric = metric(Group::Start, 0, "ctr run --rm … true", "s");
-pub(crate) const ONE: Metric = metric(Group::Start, 1, "one start until ready", "s");
-pub(crate) const BOOT: Metric = metric(Group::Start, 2, "a VM's boot to an init that ends it", "s");
-pub(crate) const TO_INIT: Metric = metric(Group::Start, 3, "  its kernel alone, to init", "s");
+pub(crate) const ONE: Metric = metric(Group::Start, 1, "one start: ready", "s");
+pub(crate) const BOOT: Metric = metric(Group::Start, 2, "the floor: a bare VM to its end", "s");
+pub(crate) const TO_INIT: Metric = metric(Group::Start, 3, "  kernel to init", "s");
 pub(crate) const MACHINE: Metric = metric(Group::Timeline, 0, "shim asked to VMM executed", "ms");
 pub(crate) const VMM: Metric = metric(Group::Timeline, 1, "VMM executed to kernel", "ms");
 pub(crate) const KERNEL: Metric = metric(Group::Timeline, 2, "kernel to init", "ms");
@@ -84,17 +84,17 @@ pub(crate) const AGENT: Metric = metric(Group::Timeline, 3, "init to agent reach
 pub(crate) const CONTAINER: Metric = metric(Group::Timeline, 4, "agent reached to created", "ms");
 pub(crate) const PROCESS: Metric = metric(Group::Timeline, 5, "start asked to executed", "ms");
 pub(crate) const EXEC: Metric = metric(Group::Exec, 0, "ctr task exec … true", "s");
-pub(crate) const STOP: Metric = metric(Group::Stop, 0, "running container: kill to gone", "s");
+pub(crate) const STOP: Metric = metric(Group::Stop, 0, "delete --force to last process gone", "s");
 pub(crate) const TEN: Metric = metric(Group::Burst, 0, "10 starts at once: last ready", "s");
 pub(crate) const TWENTY: Metric = metric(Group::Burst, 1, "20 starts at once: last ready", "s");
-pub(crate) const ALL_PSS: Metric = metric(Group::Memory, 0, "idle sandbox, all of it: PSS", "MiB");
+pub(crate) const ALL_PSS: Metric = metric(Group::Memory, 0, "idle sandbox, all of it (PSS)", "MiB");
 pub(crate) const REST_PSS: Metric = metric(Group::Memory, 1, "  without the guest's memory", "MiB");
 pub(crate) const TOUCHED: Metric = metric(Group::Memory, 2, "  the guest's memory", "MiB");
 pub(crate) const VMM_PSS: Metric = metric(Group::Memory, 3, "  VMM without it", "MiB");
 pub(crate) const SERVER_PSS: Metric = metric(Group::Memory, 4, "  file server without it", "MiB");
 pub(crate) const SHIM_PSS: Metric = metric(Group::Memory, 5, "  shim", "MiB");
 pub(crate) const GUEST_USED: Metric =
-    metric(Group::Memory, 6, "guest memory in use at idle", "MiB");
+    metric(Group::Memory, 6, "memory in use in an idle guest", "MiB");
 pub(crate) const ROOT_WRITE: Metric = metric(Group::Io, 0, "rootfs: write and sync", "MB/s");
 pub(crate) const ROOT_READ: Metric = metric(Group::Io, 1, "rootfs: read again", "MB/s");
 pub(crate) const BIND_READ: Metric = metric(Group::Io, 2, "bind mount: first read", "MB/s");
@@ -104,8 +104,45 @@ pub(crate) const STDOUT: Metric = metric(Group::Io, 5, "standard output", "MB/s"
 pub(crate) const PODMAN: Metric = metric(Group::Engines, 0, "podman run --rm … true", "s");
 pub(crate) const DOCKER: Metric = metric(Group::Engines, 1, "docker run --rm … true", "s");
 pub(crate) const STATE: Metric = metric(Group::Engines, 2, "kata-runtime state", "ms");
-pub(crate) const PROXY_PSS: Metric = metric(Group::Engines, 3, "kata-proxy: PSS", "MiB");
-pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 4, "kata-shim: PSS", "MiB");
+pub(crate) const PROXY_PSS: Metric = metric(Group::Engines, 3, "kata-proxy (PSS)", "MiB");
+pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 4, "kata-shim (PSS)", "MiB");
+
+/// Every metric.
+#[cfg(test)]
+pub(crate) const ALL: [Metric; 32] = [
+    RUN,
+    ONE,
+    BOOT,
+    TO_INIT,
+    MACHINE,
+    VMM,
+    KERNEL,
+    AGENT,
+    CONTAINER,
+    PROCESS,
+    EXEC,
+    STOP,
+    TEN,
+    TWENTY,
+    ALL_PSS,
+    REST_PSS,
+    TOUCHED,
+    VMM_PSS,
+    SERVER_PSS,
+    SHIM_PSS,
+    GUEST_USED,
+    ROOT_WRITE,
+    ROOT_READ,
+    BIND_READ,
+    BIND_WRITE,
+    SMALL,
+    STDOUT,
+    PODMAN,
+    DOCKER,
+    STATE,
+    PROXY_PSS,
+    STAND_IN_PSS,
+];
 
 /// All values, in the order in which they were measured.
 #[derive(Debug, Default)]
