@@ -23,7 +23,7 @@ section! {
         machine_type: MachineType = MachineType::Auto;
         /// Give a running sandbox more memory (virtio-mem) where its containers' limits come to need it, up to default_maxmemory, and take it
         /// back when they do not any more. Needs the machine q35, which is then taken where none is named. QEMU asks the guest to keep to that and
-        /// cannot make it: a guest that misbehaves can take all of default_maxmemory at any time.
+        /// cannot force it: a guest that misbehaves can take all of default_maxmemory at any time.
         enable_virtio_mem: bool = false;
         /// CPU flags for QEMU's -cpu, separated by commas.
         cpu_features: String = "pmu=off".to_owned();
@@ -31,7 +31,7 @@ section! {
         /// (`seccompsandbox` is the older name of this key.)
         seccomp_sandbox: String =
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned();
-        /// Run QEMU as a user and group of its own, which nobody else is and nothing belongs to, and not as root. Either way it has no capability.
+        /// Run QEMU as an unprivileged user and group that are different in each sandbox, and not as root. Either way it has no capability.
         rootless: bool = true;
         /// Let QEMU move network frames by itself, also where the host's kernel could (/dev/vhost-net).
         disable_vhost_net: bool = false;

@@ -11,9 +11,9 @@ section! {
     pub struct Runtime = "runtime", off OFF, off_tables &[], prefix _prefix {
         /// The kind of runtime: "virt_container".
         name: RuntimeName = RuntimeName::VirtContainer;
-        /// Which section hypervisor.NAME runs the sandboxes: "clh", "krun", "qemu", or "auto". When it is not set, the only section in the file,
-        /// else "auto", which takes krun where KVM works, the kernel is one for krun, and the sandbox's network interfaces are there when
-        /// it is made; and QEMU otherwise, or when the section hypervisor.qemu has settings that hypervisor.krun has not.
+        /// The hypervisor that runs the sandboxes: "clh", "firecracker", "krun", "qemu", or "auto", which takes krun where
+        /// krun can do all that a sandbox needs, and QEMU otherwise (docs/reference/hypervisors.md). If this key is not set
+        /// and the file has only one section hypervisor.NAME, that is the hypervisor.
         hypervisor_name: HypervisorName = HypervisorName::Auto;
         /// Which section agent.NAME runs in the guest.
         agent_name: AgentName = AgentName::Kata;
