@@ -27,7 +27,7 @@ pub(crate) fn role(bundle: &Path) -> anyhow::Result<ContainerRole> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Annotations::default(),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    Ok(role_of(spec.annotations.as_ref()))
+    Ok(role_of(spec.annotations.as_ref())?)
 }
 
 #[cfg(test)]

@@ -9,9 +9,10 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use kata_host_runtime::ContainerRole;
+use kata_linux::identifier;
 use kata_shim_api::address::SocketAddress;
 use kata_shim_api::protobuf::Message;
-use kata_shim_api::{DeleteResponse, identifier, timestamp};
+use kata_shim_api::{DeleteResponse, timestamp};
 
 use crate::bundle;
 use crate::flags::Flags;

@@ -10,9 +10,9 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use kata_host_runtime::ContainerRole;
+use kata_linux::identifier;
 use kata_shim_api::address::SocketAddress;
 use kata_shim_api::bootstrap::StartInput;
-use kata_shim_api::identifier;
 use kata_task::Moment;
 use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 
@@ -32,13 +32,10 @@ pub(crate) fn run(flags: &Flags, asked: Moment) -> anyhow::Result<Vec<u8>> {
         env::current_dir().context("cannot tell the bundle, which is the current directory")?;
     let input = StartInput::decode(&read_input()?, &flags.id, &flags.namespace)?;
     let role = bundle::role(&bundle)?;
-    let sandbox = match &role {
-        ContainerRole::PodMember(sandbox) => sandbox,
-        ContainerRole::Single | ContainerRole::PodSandbox => &flags.id,
-    };
+    let sandbox = role.sandbox_of(&flags.id);
     let address =
         SocketAddress::of_sandbox(input.socket_dir(), &flags.address, &flags.namespace, sandbox)?;
-    match role {
+    match &role {
         ContainerRole::PodMember(_) if !socket::is_served(&address) => {
             bail!("the sandbox {sandbox} that container {} belongs to is not running", flags.id)
         }

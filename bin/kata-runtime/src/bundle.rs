@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use kata_host_runtime::{ContainerRole, role_of};
+use kata_host_runtime::role_of;
 use kata_shim_api::stand_in::{NetworkNamespace, Shown};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
@@ -56,11 +56,8 @@ impl Bundle {
     }
 
     /// The sandbox that container `id` belongs to, by the id of its first container: its own, unless annotations name another.
-    pub(crate) fn sandbox(&self, id: &str) -> String {
-        match role_of(self.spec.annotations().as_ref()) {
-            ContainerRole::PodMember(sandbox) => sandbox,
-            ContainerRole::Single | ContainerRole::PodSandbox => id.to_owned(),
-        }
+    pub(crate) fn sandbox(&self, id: &str) -> Result<String> {
+        Ok(role_of(self.spec.annotations().as_ref())?.sandbox_of(id).to_owned())
     }
 
     pub(crate) fn annotations(&self) -> BTreeMap<String, String> {
@@ -90,5 +87,26 @@ impl Bundle {
             Some(Shown { source, target, readonly: has("ro") })
         });
         [root].into_iter().chain(binds).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_that_is_named_by_no_id_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let sandbox = |named: &str| {
+            let annotations = serde_json::json!({ "io.kubernetes.cri.sandbox-id": named });
+            let spec = serde_json::json!({ "ociVersion": "1.0.2", "annotations": annotations });
+            std::fs::write(directory.path().join("config.json"), spec.to_string()).unwrap();
+            Bundle::load(directory.path()).unwrap().sandbox("c1")
+        };
+        assert_eq!(sandbox("p1").unwrap(), "p1");
+        assert_eq!(sandbox("").unwrap(), "c1");
+        for named in ["/etc", "../..", "..", "/proc/1"] {
+            assert!(sandbox(named).unwrap_err().to_string().contains("sandbox id"), "{named}");
+        }
     }
 }

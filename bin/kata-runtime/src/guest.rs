@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -27,10 +27,9 @@ impl Guest {
         let sandbox = if let Ok(container) = host.registry.load(id) {
             container.sandbox
         } else {
-            kata_shim_api::identifier::check("sandbox id", id)?;
             id.to_owned()
         };
-        let directory = Path::new(kata_host_runtime::RUN_DIR).join(&sandbox);
+        let directory = kata_host_runtime::run_dir_of(&sandbox)?;
         if !directory.exists() {
             bail!("there is no sandbox {sandbox} on this host: {} is missing", directory.display());
         }

@@ -16,6 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use kata_linux::identifier;
 use kata_linux::identity::ProcessIdentity;
 use oci_spec::runtime::Hook;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat};
@@ -121,13 +122,15 @@ impl Registry {
 
     /// A container's directory, whether it exists or not.
     pub(crate) fn dir(&self, id: &str) -> Result<PathBuf> {
-        check_id(id)?;
+        // runc's words, which engines look for.
+        identifier::check("id", id).context("invalid container ID format")?;
         Ok(self.root.join(id))
     }
 
     /// A sandbox's directory, whether it exists or not.
-    pub(crate) fn sandbox_dir(&self, id: &str) -> PathBuf {
-        self.root.join(SANDBOXES).join(id)
+    pub(crate) fn sandbox_dir(&self, id: &str) -> Result<PathBuf> {
+        identifier::check("sandbox id", id)?;
+        Ok(self.root.join(SANDBOXES).join(id))
     }
 
     /// Takes an id for a new container, and its lock.
@@ -252,19 +255,6 @@ fn lock(dir: &Path) -> Result<Option<Locked>> {
     Ok(is_there.then(|| Locked { dir: dir.to_owned(), _lock: opened }))
 }
 
-/// Ids become file names.
-fn check_id(id: &str) -> Result<()> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
-    let is_usable =
-        (1..=128).contains(&id.len()) && id.bytes().all(is_plain) && !id.starts_with('.');
-    if is_usable {
-        return Ok(());
-    }
-    bail!(
-        "invalid container ID format: {id:?}; use letters, digits, `_`, `.`, `+` and `-`, at most 128"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,7 +289,7 @@ mod tests {
         assert!(registry.find("c1").unwrap().is_none(), "nothing is known yet");
         locked.save(&container("c1")).unwrap();
         assert_eq!(registry.load("c1").unwrap().status(), Status::Created);
-        fs::create_dir_all(registry.sandbox_dir("c1")).unwrap();
+        fs::create_dir_all(registry.sandbox_dir("c1").unwrap()).unwrap();
         assert_eq!(registry.list().unwrap().len(), 1);
         locked.remove().unwrap();
         assert!(registry.lock("c1").unwrap().is_none());
@@ -322,9 +312,10 @@ mod tests {
     #[test]
     fn ids_that_are_no_plain_names_are_refused() {
         let registry = Registry::new(Path::new("/nonexistent")).unwrap();
-        for id in ["", ".", "..", ".sandboxes", "a/b", "a b", "ü"] {
+        for id in ["", ".", "..", ".sandboxes", "/etc", "a/b", "a b", "ü"] {
             let error = registry.find(id).unwrap_err().to_string();
             assert!(error.starts_with("invalid container ID format"), "{id}: {error}");
+            assert!(registry.sandbox_dir(id).is_err(), "{id}");
         }
         assert!(registry.find("a_b.c+d-e").unwrap().is_none());
     }

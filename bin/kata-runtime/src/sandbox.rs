@@ -41,9 +41,12 @@ pub(crate) struct Sandbox {
 impl Sandbox {
     /// Makes the directory of a new sandbox, and its socket, which only this user can reach. A dead sandbox of the same id is removed first.
     pub(crate) fn make(registry: &Registry, id: &str) -> Result<(Self, UnixListener)> {
-        let dir = registry.sandbox_dir(id);
+        let dir = registry.sandbox_dir(id)?;
+        if has_containers(registry, id)? {
+            bail!("the sandbox {id} still has containers; delete them first");
+        }
         if dir.exists() {
-            remove(registry, id)?;
+            clear(id, &dir)?;
         }
         let failed = || format!("cannot create {}", dir.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).with_context(failed)?;
@@ -65,7 +68,7 @@ impl Sandbox {
 
     /// A sandbox that is known, whether it lives or not.
     pub(crate) fn open(registry: &Registry, id: &str) -> Result<Self> {
-        let dir = registry.sandbox_dir(id);
+        let dir = registry.sandbox_dir(id)?;
         let socket = TaskSocket::at(&dir, SOCKET)
             .with_context(|| format!("there is no sandbox at {}", dir.display()))?;
         Ok(Self { id: id.to_owned(), dir, socket })
@@ -148,24 +151,33 @@ pub(crate) fn has_ended(error: &CallError) -> bool {
     }
 }
 
-/// Removes a sandbox whose containers are all gone: waits for its proxy to end, and takes away what a killed one has left. One that still
-/// has containers is left alone, and so is one that is not there.
+/// Removes a sandbox whose containers are all gone. One that still has containers is left alone, also one whose first is being made, and so
+/// is one that is not there.
 pub(crate) fn remove(registry: &Registry, id: &str) -> Result<()> {
-    let dir = registry.sandbox_dir(id);
-    if !dir.exists() || registry.list()?.iter().any(|one| one.sandbox == id) {
+    let dir = registry.sandbox_dir(id)?;
+    if !dir.exists() || registry.dir(id)?.exists() || has_containers(registry, id)? {
         return Ok(());
     }
-    if let Some(proxy) = proxy_of(&dir) {
+    clear(id, &dir)
+}
+
+fn has_containers(registry: &Registry, id: &str) -> Result<bool> {
+    Ok(registry.list()?.iter().any(|one| one.sandbox == id))
+}
+
+/// Waits for the proxy of a sandbox without containers to end, and takes away what a killed one has left.
+fn clear(id: &str, dir: &Path) -> Result<()> {
+    if let Some(proxy) = proxy_of(dir) {
         if !proxy.wait(PATIENCE) && !proxy.kill_and_wait(PATIENCE) {
             bail!(
                 "the proxy of sandbox {id} (pid {}) does not end, although it was killed",
                 proxy.pid
             );
         }
-        kata_sandbox::sweep_of(&Path::new(kata_host_runtime::RUN_DIR).join(id), proxy)
+        kata_sandbox::sweep_of(&kata_host_runtime::run_dir_of(id)?, proxy)
             .with_context(|| format!("cannot remove what is left of sandbox {id}"))?;
     }
-    match fs::remove_dir_all(&dir) {
+    match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", dir.display()))
         }
@@ -175,4 +187,28 @@ pub(crate) fn remove(registry: &Registry, id: &str) -> Result<()> {
 
 fn proxy_of(dir: &Path) -> Option<ProcessIdentity> {
     serde_json::from_slice(&fs::read(dir.join(PROXY)).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_goes_when_its_first_container_is_gone_and_nothing_outside_ever_does() {
+        let root = tempfile::tempdir().unwrap();
+        let registry = Registry::new(&root.path().join("root")).unwrap();
+        let outside = root.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        assert!(remove(&registry, outside.to_str().unwrap()).is_err());
+        assert!(remove(&registry, "../../outside").is_err());
+        assert!(outside.exists());
+
+        let first = registry.reserve("p1").unwrap();
+        let (sandbox, _listener) = Sandbox::make(&registry, "p1").unwrap();
+        remove(&registry, "p1").unwrap();
+        assert!(sandbox.dir.exists(), "its first container is being made");
+        first.remove().unwrap();
+        remove(&registry, "p1").unwrap();
+        assert!(!sandbox.dir.exists());
+    }
 }

@@ -22,8 +22,7 @@ pub(crate) struct Timeline {
 
 impl Timeline {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        kata_shim_api::identifier::check("sandbox id", &self.sandbox)?;
-        let dir = Path::new(kata_host_runtime::RUN_DIR).join(&self.sandbox);
+        let dir = kata_host_runtime::run_dir_of(&self.sandbox)?;
         let timeline = kata_timeline::Timeline::load(&dir)?;
         match &self.svg {
             Some(file) if file != Path::new("-") => fs::write(file, svg(&timeline))

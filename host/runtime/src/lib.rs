@@ -22,6 +22,6 @@ pub use environment::Environment;
 pub use features::features;
 pub use guest_spec::{SpecError, check_resources, process_for_guest};
 pub use kata_hypervisor::{Finding, Outcome};
-pub use plan::RUN_DIR;
-pub use role::{ContainerRole, role_of};
+pub use plan::{RUN_DIR, run_dir_of};
+pub use role::{ContainerRole, RoleError, role_of};
 pub use runtime::{FirstContainer, Runtime, RuntimeError};

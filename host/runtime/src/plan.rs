@@ -13,18 +13,26 @@ use kata_config::{
 use kata_hypervisor::{
     GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
 };
+use kata_linux::identifier::{self, IdentifierError};
 use kata_sandbox::{
     ContainerPlan, Deadlines, MemoryPlan, NetworkModel, NetworkPlan, ResolvConf, SandboxMount,
     SandboxPlan,
 };
-use kata_storage::{FileServerSpec, RootfsMount};
+use kata_storage::{FileServerSpec, RootfsMount, check_container_id};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::guest_spec::{self, GuestPolicy};
+use crate::role::PodLimits;
 use crate::{ContainerRole, Runtime, RuntimeError, SpecError, disks, role_of};
 
 /// Where sandboxes keep their run-time state on the host, a directory each.
 pub const RUN_DIR: &str = "/run/kata";
+
+/// Where the sandbox with this id keeps its run-time state, whether it exists or not.
+pub fn run_dir_of(sandbox: &str) -> Result<PathBuf, IdentifierError> {
+    identifier::check("sandbox id", sandbox)?;
+    Ok(Path::new(RUN_DIR).join(sandbox))
+}
 
 /// Where the initial ramdisk is, below the place where this software is installed.
 const INSTALLED_INITRD: &str = "share/kata-containers/kata-containers-initrd.img";
@@ -39,22 +47,17 @@ const SHARE_TAG: &str = "kataShared";
 const VMM_DEADLINE: Duration = Duration::from_secs(30);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(60);
 
-/// CRI's annotations for the resources of a whole pod.
-const CRI_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const CRI_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
-const CRI_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
-
 pub(crate) fn sandbox(
     runtime: &Runtime,
     id: &str,
     spec: &Spec,
     rootfs_mounts: &[RootfsMount],
 ) -> Result<SandboxPlan, RuntimeError> {
-    check_id(id)?;
+    check_container_id(id)?;
     let config = &runtime.config;
     let network = network(runtime, spec)?;
-    let role = role_of(spec.annotations().as_ref());
-    let run_dir = Path::new(RUN_DIR).join(id);
+    let role = role_of(spec.annotations().as_ref())?;
+    let run_dir = run_dir_of(id)?;
     let file_server = file_server(runtime, &run_dir);
     let shares = shares(runtime, &run_dir, file_server.as_ref());
     let images = shares.is_empty().then(|| Path::new(IMAGES_DIR).join(id));
@@ -118,8 +121,8 @@ pub(crate) fn container(
     bundle: &Path,
     rootfs_mounts: Vec<RootfsMount>,
 ) -> Result<ContainerPlan, RuntimeError> {
-    check_id(id)?;
-    let role = role_of(spec.annotations().as_ref());
+    check_container_id(id)?;
+    let role = role_of(spec.annotations().as_ref())?;
     let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
     let readonly_rootfs = root.readonly().unwrap_or_default();
     // containerd mounts at `rootfs` whatever the spec says; without mounts the spec's path holds, relative to the bundle.
@@ -146,14 +149,6 @@ pub(crate) fn container(
         shared_pid_namespace,
         stands_for_pod: role == ContainerRole::PodSandbox,
     })
-}
-
-/// Ids become file names and parts of socket paths.
-fn check_id(id: &str) -> Result<(), RuntimeError> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
-    let is_usable =
-        (1..=128).contains(&id.len()) && id.bytes().all(is_plain) && id != "." && id != "..";
-    if is_usable { Ok(()) } else { Err(RuntimeError::Id(id.to_owned())) }
 }
 
 fn network(runtime: &Runtime, spec: &Spec) -> Result<NetworkPlan, RuntimeError> {
@@ -373,12 +368,8 @@ fn cgroup(config: &HostConfig, id: &str, spec: &Spec) -> String {
 /// The limits that are known when the VM is made: a pod's from CRI's annotations, a lone container's own.
 fn limits(spec: &Spec, role: &ContainerRole) -> WorkloadLimits {
     if *role != ContainerRole::Single {
-        let annotations = spec.annotations().as_ref();
-        let number = |key: &str| {
-            annotations.and_then(|all| all.get(key)).and_then(|text| text.parse::<i64>().ok())
-        };
-        let period = number(CRI_PERIOD).and_then(|period| u64::try_from(period).ok());
-        return WorkloadLimits::from_spec(number(CRI_QUOTA), period, number(CRI_MEMORY));
+        let pod = PodLimits::of(spec.annotations().as_ref());
+        return WorkloadLimits::from_spec(pod.quota, pod.period, pod.memory);
     }
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let cpu = resources.and_then(|resources: &LinuxResources| resources.cpu().as_ref());

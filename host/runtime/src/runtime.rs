@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use kata_config::{ConfigError, HostConfig, HypervisorName, LogLevel, SizeError};
 use kata_hypervisor::Hypervisor;
+use kata_linux::identifier::IdentifierError;
 use kata_sandbox::{ContainerPlan, SandboxPlan};
 use kata_storage::{RootfsMount, StorageError};
 use oci_spec::runtime::Spec;
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
-use crate::{SpecError, auto, driver, plan};
+use crate::{RoleError, SpecError, auto, driver, plan};
 
 /// The environment variable that names the configuration file.
 const CONFIG_VARIABLE: &str = "KATA_CONF_FILE";
@@ -57,10 +58,11 @@ pub enum RuntimeError {
         what: &'static str,
     },
     /// The id cannot be a file name.
-    #[error(
-        "`{0}` is not a usable container id; use letters, digits, `_`, `.`, `+` and `-`, at most 128"
-    )]
-    Id(String),
+    #[error(transparent)]
+    Id(#[from] IdentifierError),
+    /// What the container is to its sandbox cannot be told.
+    #[error(transparent)]
+    Role(#[from] RoleError),
     /// Not enough of the host is known to size a VM.
     #[error("cannot find out how many processors and how much memory this host has")]
     Host(#[source] io::Error),

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use kata_linux::identifier::IdentifierError;
 use kata_linux::mount::MountError;
 use kata_linux::process::SpawnError;
 use thiserror::Error;
@@ -39,10 +40,13 @@ pub enum StorageError {
         reason: String,
     },
     /// An id that is no safe file name.
+    #[error(transparent)]
+    Id(#[from] IdentifierError),
+    /// The name of what lies beside the containers' directories.
     #[error(
-        "`{0}` is not a container id; use letters, digits and `_+.-`, starting with a letter or digit"
+        "no container can have the id `{0}`, which is a directory of the sandbox's; choose another"
     )]
-    Id(String),
+    TakenId(String),
     /// containerd asked for a root file system that cannot be made.
     #[error("root file system: {0}")]
     Rootfs(String),

@@ -35,5 +35,5 @@ pub use pack::{IMAGE_TYPE, pack};
 pub use plan::{GuestMounts, HostBind, plan_mounts};
 pub use rootfs::{RootfsMount, mount_rootfs};
 pub use server::{FileServer, FileServerSpec};
-pub use share::{GUEST_SHARE, SHARED, Share};
+pub use share::{GUEST_SHARE, SHARED, Share, check_container_id};
 pub use source::SharedMemory;

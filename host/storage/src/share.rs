@@ -23,9 +23,9 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, u
 use rustix::io::Errno;
 
 use crate::{GuestMounts, HostBind, StorageError};
+pub use beneath::check_container_id;
 use beneath::{
-    SANDBOX_MOUNTS, check_id, entries, found, open_beneath, open_directory, open_source,
-    remove_empty,
+    SANDBOX_MOUNTS, entries, found, open_beneath, open_directory, open_source, remove_empty,
 };
 
 /// Where the agent mounts the share in the guest.
@@ -89,7 +89,7 @@ impl Share {
         rootfs: &Path,
         readonly: bool,
     ) -> Result<PathBuf, StorageError> {
-        check_id(container)?;
+        check_container_id(container)?;
         let source = self.io("open", rootfs, open_source(rootfs))?;
         let relative = Path::new(container).join(ROOTFS);
         self.make_directory(Path::new(container))?;
@@ -101,7 +101,7 @@ impl Share {
     ///
     /// The source is resolved here, once. If it has become a device since it was planned, that is refused.
     pub fn add_mount(&self, container: &str, bind: &HostBind) -> Result<PathBuf, StorageError> {
-        check_id(container)?;
+        check_container_id(container)?;
         let source = self.io("open", &bind.source, open_source(&bind.source))?;
         let kind = self.io(
             "look at",
@@ -159,8 +159,10 @@ impl Share {
         source: &Path,
         readonly: bool,
     ) -> Result<PathBuf, StorageError> {
-        let name =
-            source.file_name().ok_or_else(|| StorageError::Id(source.display().to_string()))?;
+        let name = source.file_name().ok_or_else(|| StorageError::Unsupported {
+            destination: Path::new(GUEST_SHARE).join(SANDBOX_MOUNTS),
+            reason: format!("{} has no name; name a directory or file", source.display()),
+        })?;
         let relative = Path::new(SANDBOX_MOUNTS).join(name);
         let tree = self.io("open", source, open_source(source))?;
         self.make_directory(Path::new(SANDBOX_MOUNTS))?;
@@ -174,7 +176,7 @@ impl Share {
 
     /// Takes everything of a container away, also while the guest uses it. One that has nothing here is fine.
     pub fn remove_container(&self, container: &str) -> Result<(), StorageError> {
-        check_id(container)?;
+        check_container_id(container)?;
         let path = self.path.join(container);
         let Some(face) = self.io(
             "open",

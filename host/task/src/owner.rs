@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kata_host_runtime::{ContainerRole, FirstContainer, Runtime, role_of};
+use kata_host_runtime::{ContainerRole, FirstContainer, Runtime, RuntimeError, role_of};
 use kata_sandbox::{Exit, ProcessKey, Recorder, RootfsMount, Sandbox, Stage};
 use kata_shim_api::api::{CreateTaskRequest, Mount};
 use kata_shim_api::options::RuntimeOptions;
@@ -121,7 +121,7 @@ impl Owner {
         let stdio = stdio.map_err(|error| Failure::invalid("stdio", &error))?;
         let options = RuntimeOptions::from_any(req.options.as_ref())
             .map_err(|error| Failure::invalid("options", &error))?;
-        let role = role_of(spec.annotations().as_ref());
+        let role = role_of(spec.annotations().as_ref()).map_err(RuntimeError::from)?;
         let rootfs_mounts: Vec<_> = req.rootfs.iter().map(rootfs_mount).collect();
 
         let first = First { id: &req.id, spec: &spec, role: &role, rootfs_mounts: &rootfs_mounts };

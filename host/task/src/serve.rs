@@ -76,7 +76,7 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
 /// Removes everything that a shim left behind that was killed: processes, cgroup, directory, mounts. Nothing there is fine; it may
 /// be repeated. For a container that was a member of a pod only its own bundle is cleaned.
 pub fn cleanup(id: &str, bundle: &Path) -> anyhow::Result<()> {
-    let dir = Path::new(kata_host_runtime::RUN_DIR).join(id);
+    let dir = kata_host_runtime::run_dir_of(id)?;
     kata_sandbox::sweep(&dir)
         .with_context(|| format!("cannot remove what is left of sandbox {id}"))?;
     mount::unmount_tree(&bundle.join("rootfs"))

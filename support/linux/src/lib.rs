@@ -7,6 +7,7 @@ pub mod capabilities;
 pub mod cgroup;
 pub mod descriptors;
 pub mod directory;
+pub mod identifier;
 pub mod identity;
 pub mod jail;
 pub mod landlock;

@@ -10,7 +10,6 @@ pub mod address;
 pub mod blocking;
 pub mod bootstrap;
 mod event;
-pub mod identifier;
 mod info;
 mod listener;
 pub mod metadata;

@@ -34,20 +34,28 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
     if args.preserve_fds > 0 {
         bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
     }
+    let sandbox = bundle.sandbox(&args.id)?;
     let locked = host.registry.reserve(&args.id)?;
-    let sandbox = bundle.sandbox(&args.id);
     let cgroup = bundle.cgroup();
     let made = Creation { host, args, bundle, terminal, detached }.carry_out(&locked, &sandbox);
     if made.is_err() {
-        take_back(host, locked, &sandbox, &cgroup);
+        let made_for_it = sandbox == args.id;
+        take_back(host, locked, (&sandbox, made_for_it), &cgroup);
     }
     made
 }
 
 /// Removes what there is of a container that could not be made. The first error is the one to tell.
-fn take_back(host: &Host, locked: Locked, sandbox: &str, cgroup: &str) {
+///
+/// The sandbox goes only with one that it was made for, or that was known as its member: whoever has removed the other containers meanwhile
+/// has left it to that one.
+fn take_back(host: &Host, locked: Locked, (sandbox, made_for_it): (&str, bool), cgroup: &str) {
     let container = locked.load().ok().flatten();
-    let forgotten = locked.remove().and_then(|()| sandbox::remove(&host.registry, sandbox));
+    let is_its_to_remove = made_for_it || container.is_some();
+    let forgotten = locked.remove().and_then(|()| match is_its_to_remove {
+        true => sandbox::remove(&host.registry, sandbox),
+        false => Ok(()),
+    });
     if let Err(error) = forgotten {
         host.report.warning(&format!("after the failure: {error:#}"));
     }

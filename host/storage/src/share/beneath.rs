@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use kata_linux::identifier;
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
 use rustix::io::{Errno, Result};
 
@@ -11,15 +12,10 @@ use crate::StorageError;
 /// Upstream's name, which guest hooks and images rely on. No container can have it as its id.
 pub(super) const SANDBOX_MOUNTS: &str = "sandbox-mounts";
 
-/// The rules that containerd and runc have for ids, which also make them safe as file names.
-pub(super) fn check_id(id: &str) -> std::result::Result<(), StorageError> {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
-    let starts_well = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if starts_well && id.len() <= 128 && id.bytes().all(is_allowed) && id != SANDBOX_MOUNTS {
-        Ok(())
-    } else {
-        Err(StorageError::Id(id.to_owned()))
-    }
+/// Accepts `id` if a container can have it: ids become file names, and one name among them is taken.
+pub fn check_container_id(id: &str) -> std::result::Result<(), StorageError> {
+    identifier::check("container id", id)?;
+    if id == SANDBOX_MOUNTS { Err(StorageError::TakenId(id.to_owned())) } else { Ok(()) }
 }
 
 /// Opens a bind mount's source, resolving it for the last time.
@@ -74,14 +70,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_safe_file_names() {
-        for id in ["a", "0123abc", "my_container-1.2+x"] {
-            assert!(check_id(id).is_ok(), "{id}");
-        }
-        let long = "a".repeat(129);
-        for id in ["", ".", "..", "../x", "a/b", "-x", "a b", "a\0b", SANDBOX_MOUNTS, long.as_str()]
-        {
-            assert!(check_id(id).is_err(), "{id}");
+    fn ids_are_safe_file_names_and_none_is_the_directory_of_the_sandbox() {
+        assert!(check_container_id("my_container-1.2+x").is_ok());
+        for id in ["", "..", "a/b", ".x", SANDBOX_MOUNTS] {
+            assert!(check_container_id(id).is_err(), "{id}");
         }
     }
 }

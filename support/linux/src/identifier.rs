@@ -1,6 +1,6 @@
-//! Ids that come from outside and end up in paths.
+//! Ids that come from outside and end up in paths: the one rule for them all.
 
-/// Longest id accepted: containerd allows 76, CRI-O uses 64.
+/// Longest id accepted: containerd allows 76 characters, CRI-O uses 64.
 const MAX_LENGTH: usize = 128;
 
 /// Why an id or namespace is refused.
@@ -20,9 +20,9 @@ pub enum IdentifierError {
         /// How long it is.
         length: usize,
     },
-    /// Something that could leave a directory, or that containerd would not accept itself.
+    /// Something that could leave a directory, or be taken for an option or for a hidden file.
     #[error(
-        "the {what} {value:?} may only hold letters, digits, '.', '_' and '-', and must begin with a letter or digit"
+        "the {what} {value:?} may only hold letters, digits, '.', '_', '+' and '-', and must begin with a letter or digit"
     )]
     Malformed {
         /// "container id", "namespace" and the like.
@@ -32,7 +32,7 @@ pub enum IdentifierError {
     },
 }
 
-/// Accepts `value` if it can be a file name and nothing else: letters, digits, `.`, `_`, `-`, beginning with a letter or digit.
+/// Accepts `value` if it can be a file name and nothing else: letters, digits, `.`, `_`, `+`, `-`, beginning with a letter or digit.
 ///
 /// `what` names it in the error.
 pub fn check(what: &'static str, value: &str) -> Result<(), IdentifierError> {
@@ -40,7 +40,7 @@ pub fn check(what: &'static str, value: &str) -> Result<(), IdentifierError> {
     if value.len() > MAX_LENGTH {
         return Err(IdentifierError::TooLong { what, length: value.len() });
     }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-');
     if !first.is_ascii_alphanumeric() || !value.chars().all(allowed) {
         return Err(IdentifierError::Malformed { what, value: value.to_owned() });
     }
@@ -57,6 +57,7 @@ mod tests {
             "a",
             "redis-1",
             "k8s.io",
+            "my_container-1.2+x",
             "moby",
             "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
         ] {
@@ -66,7 +67,8 @@ mod tests {
 
     #[test]
     fn check_refuses_what_could_leave_a_directory() {
-        for id in ["", ".", "..", "../x", "a/b", "-x", "a b", "a\0", "é"] {
+        for id in ["", ".", "..", ".x", "../x", "/etc", "a/b", "-x", "_x", "+x", "a b", "a\0", "é"]
+        {
             assert!(check("id", id).is_err(), "{id:?}");
         }
         assert!(check("id", &"a".repeat(129)).is_err());
