@@ -9,7 +9,7 @@
 //! ```
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 
@@ -17,8 +17,8 @@ use anyhow::{Context, Result, anyhow};
 use kata_linux::mount::{DetachedMount, enter_mount_namespace};
 use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
 
-/// Mounts the directory at `path` at the same path of another mount namespace, a file in `/proc`, unless it is there already.
-pub(crate) fn mount(path: &Path, namespace: &Path) -> Result<()> {
+/// Mounts the directory at `path` at the same path of another mount namespace, an open file of `/proc`, unless it is there already.
+pub(crate) fn mount(path: &Path, namespace: BorrowedFd<'_>) -> Result<()> {
     let failed = || format!("cannot hand {} over to the sandbox", path.display());
     let path = fs::canonicalize(path).with_context(failed)?;
     let ours = open(&path).with_context(failed)?;
@@ -48,6 +48,7 @@ fn open(path: &Path) -> std::io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::sync::mpsc;
 
     use kata_linux::mount::{make_private, mounts_below, unshare_mount_namespace};
@@ -79,8 +80,9 @@ mod tests {
             tmpfs(&rootfs);
             fs::write(rootfs.join("file"), "").unwrap();
             let namespace = format!("/proc/self/task/{}/ns/mnt", tid.as_raw_nonzero());
+            let namespace = fs::File::open(namespace).unwrap();
             for _ in 0..2 {
-                mount(&rootfs, Path::new(&namespace)).unwrap();
+                mount(&rootfs, namespace.as_fd()).unwrap();
             }
             tell.send(()).unwrap();
             let (exists, mounts) = proxy.join().unwrap();

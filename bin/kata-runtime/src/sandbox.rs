@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -82,10 +83,10 @@ impl Sandbox {
 
     /// Lets the proxy see the root file system of one more container, which lies at `rootfs` for this process.
     pub(crate) fn show(&self, rootfs: &Path) -> Result<()> {
-        let proxy = proxy_of(&self.dir)
-            .filter(ProcessIdentity::is_alive)
+        let namespace = proxy_of(&self.dir)
+            .and_then(|proxy| mount_namespace(&proxy))
             .with_context(|| format!("the proxy of sandbox {} has ended", self.id))?;
-        handover::mount(rootfs, &PathBuf::from(format!("/proc/{}/ns/mnt", proxy.pid)))
+        handover::mount(rootfs, namespace.as_fd())
     }
 
     /// Asks the task service.
@@ -185,6 +186,13 @@ fn clear(id: &str, dir: &Path) -> Result<()> {
     }
 }
 
+/// A process's mount namespace; `None` if it has ended. It is looked at after the file was opened: another process with its id would have
+/// started by then, so what is open would be seen to be that one's.
+fn mount_namespace(process: &ProcessIdentity) -> Option<fs::File> {
+    let namespace = fs::File::open(format!("/proc/{}/ns/mnt", process.pid)).ok()?;
+    process.is_alive().then_some(namespace)
+}
+
 fn proxy_of(dir: &Path) -> Option<ProcessIdentity> {
     serde_json::from_slice(&fs::read(dir.join(PROXY)).ok()?).ok()
 }
@@ -192,6 +200,14 @@ fn proxy_of(dir: &Path) -> Option<ProcessIdentity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mount_namespace_is_that_of_the_process_and_not_of_another_with_its_id() {
+        let own = ProcessIdentity::of(std::process::id()).unwrap();
+        assert!(mount_namespace(&own).is_some());
+        let earlier = ProcessIdentity { start_time: own.start_time - 1, ..own };
+        assert!(mount_namespace(&earlier).is_none());
+    }
 
     #[test]
     fn a_sandbox_goes_when_its_first_container_is_gone_and_nothing_outside_ever_does() {

@@ -10,7 +10,6 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -39,7 +38,7 @@ impl EnginesView {
 
     /// Moves the calling thread there for good.
     fn enter(&self) -> Result<(), mount::MountError> {
-        mount::enter_mount_namespace(Path::new(&format!("/proc/self/fd/{}", self.0.as_raw_fd())))
+        mount::enter_mount_namespace(&self.0)
     }
 }
 

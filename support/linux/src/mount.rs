@@ -197,18 +197,18 @@ pub fn pivot_to_working_directory() -> Result<(), MountError> {
     rustix::process::chdir("/").map_err(failed("change to"))
 }
 
-/// Moves the calling thread, and no other of its process, into the mount namespace at `namespace`, like `/proc/<pid>/ns/mnt`. Its root and
+/// Moves the calling thread, and no other of its process, into a mount namespace: an open file like `/proc/<pid>/ns/mnt`. Its root and
 /// working directory are that namespace's root from then on. Needs CAP_SYS_ADMIN.
-pub fn enter_mount_namespace(namespace: &Path) -> Result<(), MountError> {
+pub fn enter_mount_namespace(namespace: impl AsFd) -> Result<(), MountError> {
+    let namespace = namespace.as_fd();
     let entered = || -> rustix::io::Result<()> {
-        let opened = rustix::fs::open(namespace, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         // Threads that share root and working directory must be in one namespace (setns(2)).
         unshare(CloneFlags::CLONE_FS).map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
-        move_into_link_name_space(opened.as_fd(), Some(LinkNameSpaceType::Mount))
+        move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount))
     };
     entered().map_err(|errno| MountError::Io {
         action: "enter the mount namespace",
-        path: namespace.to_owned(),
+        path: format!("/proc/self/fd/{}", namespace.as_raw_fd()).into(),
         source: errno.into(),
     })
 }
