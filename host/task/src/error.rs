@@ -40,7 +40,7 @@ impl Failure {
         Self::new(Code::NOT_FOUND, "the sandbox has no container: not found")
     }
 
-    /// A container that names no sandbox was sent to one.
+    /// A container that names no sandbox, or another one, was sent to one.
     pub(crate) fn second_sandbox(id: &str) -> Self {
         let message =
             format!("container {id} does not belong to the sandbox that this shim serves");

@@ -47,13 +47,21 @@ struct First<'a> {
     rootfs_mounts: &'a [RootfsMount],
 }
 
+/// A sandbox that was booted.
+struct Up {
+    /// That of its first container.
+    id: String,
+    runtime: Runtime,
+    sandbox: Sandbox,
+}
+
 /// The state behind one task service.
 pub(crate) struct Owner {
     namespace: String,
     pub(crate) events: Arc<TaskEvents>,
     times: Recorder,
     view: EnginesView,
-    sandbox: OnceLock<(Runtime, Sandbox)>,
+    sandbox: OnceLock<Up>,
     /// Held while the sandbox boots, so that it boots once and a shutdown waits for it.
     booting: tokio::sync::Mutex<()>,
     // A mutex and not a channel: a look-up that is never held over an await.
@@ -88,7 +96,7 @@ impl Owner {
 
     /// The sandbox; before there is one, every process is unknown.
     pub(crate) fn sandbox(&self) -> Result<&Sandbox, Failure> {
-        self.sandbox.get().map(|(_, sandbox)| sandbox).ok_or_else(Failure::no_sandbox)
+        self.sandbox.get().map(|up| &up.sandbox).ok_or_else(Failure::no_sandbox)
     }
 
     /// What the engine told of a process.
@@ -125,7 +133,7 @@ impl Owner {
         let rootfs_mounts: Vec<_> = req.rootfs.iter().map(rootfs_mount).collect();
 
         let first = First { id: &req.id, spec: &spec, role: &role, rootfs_mounts: &rootfs_mounts };
-        let (runtime, sandbox) = self.sandbox_for(first, &options).await?;
+        let Up { runtime, sandbox, .. } = self.sandbox_for(first, &options).await?;
         let made = async {
             if let Some(hooks) = &record.hooks {
                 hooks.before(&self.view, sandbox.pid()).await?;
@@ -151,14 +159,17 @@ impl Owner {
         &self,
         container: First<'_>,
         options: &RuntimeOptions,
-    ) -> Result<&(Runtime, Sandbox), Failure> {
+    ) -> Result<&Up, Failure> {
         let First { id, spec, role, rootfs_mounts } = container;
         let _booting = self.booting.lock().await;
         if let Some(up) = self.sandbox.get() {
             return match role {
-                ContainerRole::PodMember(_) => Ok(up),
+                ContainerRole::PodMember(sandbox) if *sandbox == up.id => Ok(up),
                 _ => Err(Failure::second_sandbox(id)),
             };
+        }
+        if role.sandbox_of(id) != id {
+            return Err(Failure::second_sandbox(id));
         }
         let config =
             Some(options.config_path.as_str()).filter(|path| !path.is_empty()).map(Path::new);
@@ -171,7 +182,7 @@ impl Owner {
         let times = self.times.clone();
         let sandbox = Sandbox::boot(plan, runtime.hypervisor(), events, times).await?;
         self.events.set_pid(sandbox.pid());
-        Ok(self.sandbox.get_or_init(|| (runtime, sandbox)))
+        Ok(self.sandbox.get_or_init(|| Up { id: id.to_owned(), runtime, sandbox }))
     }
 
     /// Starts a process that was created or registered.
@@ -218,7 +229,7 @@ impl Owner {
     /// Ends the service if no container is left, and the sandbox with it.
     pub(crate) async fn shut_down(&self) {
         let _booting = self.booting.lock().await;
-        if let Some((_, sandbox)) = self.sandbox.get() {
+        if let Some(Up { sandbox, .. }) = self.sandbox.get() {
             if !sandbox.is_empty() {
                 return;
             }
@@ -230,7 +241,7 @@ impl Owner {
     /// Ends the sandbox whatever runs in it.
     pub(crate) async fn stop(&self, reason: &str) {
         let _booting = self.booting.lock().await;
-        if let Some((_, sandbox)) = self.sandbox.get() {
+        if let Some(Up { sandbox, .. }) = self.sandbox.get() {
             sandbox.stop(reason).await;
         }
     }
