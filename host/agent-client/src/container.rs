@@ -86,12 +86,12 @@ impl AgentClient {
         request!(self, agent.update_container, "UpdateContainer", message).map(drop)
     }
 
-    /// Reads a container's cgroup counters. They are the guest's word.
+    /// Reads a container's cgroup counters. They are the guest's word, and only their number and the length of their names are checked.
     pub async fn stats_container(&self, id: &str) -> Result<ContainerStats, AgentError> {
         let message =
             agent::StatsContainerRequest { container_id: id.to_owned(), ..Default::default() };
         let answer = request!(self, agent.stats_container, "StatsContainer", message)?;
-        Ok(answer.cgroup_stats.unwrap_or_default().into())
+        ContainerStats::read(answer.cgroup_stats.unwrap_or_default())
     }
 
     /// Freezes all processes of a container.

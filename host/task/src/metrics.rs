@@ -7,7 +7,7 @@ mod legacy;
 mod unified;
 
 use kata_linux::cgroup;
-use kata_sandbox::{BlockIoStatsEntry, ContainerStats, MemoryStats};
+use kata_sandbox::{ContainerStats, MemoryStats};
 use kata_shim_api::{Any, metrics};
 
 /// The metrics of a container, as version 2 where the host has nothing else, and as version 1 otherwise.
@@ -22,16 +22,6 @@ pub(crate) fn to_any(stats: &ContainerStats) -> Any {
 /// An entry of `memory.stat` under the first of `names` that there is; 0 if there is none.
 fn entry(memory: &MemoryStats, names: &[&str]) -> u64 {
     names.iter().find_map(|name| memory.stat.get(*name)).copied().unwrap_or(0)
-}
-
-/// The counter of `device` for operation `name`; 0 if it is not counted.
-fn operation(entries: &[BlockIoStatsEntry], device: (u64, u64), name: &str) -> u64 {
-    entries
-        .iter()
-        .find(|entry| {
-            (entry.major, entry.minor) == device && entry.operation.eq_ignore_ascii_case(name)
-        })
-        .map_or(0, |entry| entry.value)
 }
 
 #[cfg(test)]

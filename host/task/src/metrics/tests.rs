@@ -1,5 +1,6 @@
 use kata_sandbox::{
-    BlockIoStats, CpuStats, HugePageStats, MemoryUsage, PidsStats, ThrottlingStats,
+    BlockIoStats, BlockIoStatsEntry, CpuStats, HugePageStats, MemoryUsage, PidsStats,
+    ThrottlingStats,
 };
 
 use super::*;

@@ -1,13 +1,13 @@
 //! `io.containerd.cgroups.v2.Metrics`.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use kata_sandbox::{BlockIoStats, ContainerStats, CpuStats, MemoryStats};
 use kata_shim_api::metrics::v2::{
     CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat, RdmaStat,
 };
 
-use super::{entry, operation};
+use super::entry;
 
 pub(super) fn metrics(stats: &ContainerStats) -> Metrics {
     Metrics {
@@ -102,16 +102,23 @@ fn memory(memory: &MemoryStats) -> MemoryStat {
 
 /// One entry per device, where the agent has one per device and operation.
 fn io(io: &BlockIoStats) -> IOStat {
-    let all = io.service_bytes.iter().chain(&io.serviced);
-    let devices: BTreeSet<(u64, u64)> = all.map(|entry| (entry.major, entry.minor)).collect();
-    let usage = devices.into_iter().map(|device| IOEntry {
-        major: device.0,
-        minor: device.1,
-        rbytes: operation(&io.service_bytes, device, "read"),
-        wbytes: operation(&io.service_bytes, device, "write"),
-        rios: operation(&io.serviced, device, "read"),
-        wios: operation(&io.serviced, device, "write"),
-        ..IOEntry::default()
-    });
-    IOStat { usage: usage.collect(), ..IOStat::default() }
+    let mut devices: BTreeMap<(u64, u64), IOEntry> = BTreeMap::new();
+    let kinds = [(&io.service_bytes, true), (&io.serviced, false)];
+    for (entries, are_bytes) in kinds {
+        for entry in entries {
+            let device = devices.entry((entry.major, entry.minor)).or_insert_with(|| IOEntry {
+                major: entry.major,
+                minor: entry.minor,
+                ..IOEntry::default()
+            });
+            match (entry.operation.to_ascii_lowercase().as_str(), are_bytes) {
+                ("read", true) => device.rbytes = entry.value,
+                ("write", true) => device.wbytes = entry.value,
+                ("read", false) => device.rios = entry.value,
+                ("write", false) => device.wios = entry.value,
+                _ => {}
+            }
+        }
+    }
+    IOStat { usage: devices.into_values().collect(), ..IOStat::default() }
 }
