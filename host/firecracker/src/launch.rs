@@ -78,7 +78,7 @@ pub(crate) async fn launch(
     let Some(control) = connected.map_err(setup("the control socket"))? else {
         return Err(HypervisorError::of_death(program, &child).await);
     };
-    let words = Console::new();
+    let words = Console::of_vmm();
     log.listen(log_into(words.clone(), spec.sandbox.clone()));
     metrics.listen(watch_metrics(spec.sandbox.clone()));
     let dialer = HybridVsock::new(cell.directory.clone(), VSOCK, settings.dial_again, child);

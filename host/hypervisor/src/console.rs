@@ -22,7 +22,8 @@ pub struct Console {
     ring: Arc<Mutex<VecDeque<u8>>>,
     /// How many bytes the guest has written in all; changed only with the ring locked.
     written: Arc<watch::Sender<u64>>,
-    kernel_up: Arc<watch::Sender<bool>>,
+    /// `None` where no kernel writes.
+    kernel_up: Option<Arc<watch::Sender<bool>>>,
 }
 
 impl Default for Console {
@@ -30,7 +31,7 @@ impl Default for Console {
         Self {
             ring: Arc::default(),
             written: Arc::new(watch::Sender::new(0)),
-            kernel_up: Arc::new(watch::Sender::new(false)),
+            kernel_up: Some(Arc::new(watch::Sender::new(false))),
         }
     }
 }
@@ -42,6 +43,12 @@ impl Console {
         Self::default()
     }
 
+    /// An empty ring for the VMM's own words, in which nothing tells of a kernel.
+    #[must_use]
+    pub fn of_vmm() -> Self {
+        Self { kernel_up: None, ..Self::default() }
+    }
+
     /// Appends what the guest has written, dropping the oldest bytes beyond the capacity.
     pub fn push(&self, bytes: &[u8]) {
         let newest = &bytes[bytes.len().saturating_sub(CONSOLE_CAPACITY)..];
@@ -50,10 +57,12 @@ impl Console {
         ring.drain(..overflow);
         ring.extend(newest);
         self.written.send_modify(|written| *written += bytes.len() as u64);
-        if !*self.kernel_up.borrow() {
-            let seen = ring.make_contiguous();
-            if seen.windows(AGENT_GREETING.len()).any(|window| window == AGENT_GREETING) {
-                self.kernel_up.send_replace(true);
+        if let Some(up) = self.kernel_up.as_ref().filter(|up| !*up.borrow()) {
+            // The greeting's beginning may have come before.
+            let unseen = newest.len() + AGENT_GREETING.len() - 1;
+            let from = ring.len().saturating_sub(unseen);
+            if contains_greeting(&ring.make_contiguous()[from..]) {
+                up.send_replace(true);
             }
         }
     }
@@ -61,15 +70,17 @@ impl Console {
     /// Whether the agent's first line has been seen.
     #[must_use]
     pub fn kernel_is_up(&self) -> bool {
-        *self.kernel_up.borrow()
+        self.kernel_up.as_ref().is_some_and(|up| *up.borrow())
     }
 
     /// Resolves once the agent's first line has been seen; at once if it was. Never resolves when the guest never gets there.
     pub async fn kernel_up(&self) {
-        let mut up = self.kernel_up.subscribe();
-        if up.wait_for(|up| *up).await.is_err() {
-            std::future::pending::<()>().await;
+        if let Some(up) = &self.kernel_up
+            && up.subscribe().wait_for(|up| *up).await.is_ok()
+        {
+            return;
         }
+        std::future::pending::<()>().await;
     }
 
     /// What the guest has written from its byte number `from` on, as far as that is still remembered, and the number of the byte that comes
@@ -109,6 +120,10 @@ impl Console {
         lines.reverse();
         lines
     }
+}
+
+fn contains_greeting(bytes: &[u8]) -> bool {
+    bytes.windows(AGENT_GREETING.len()).any(|window| window == AGENT_GREETING)
 }
 
 fn printable(byte: u8) -> char {
@@ -169,5 +184,31 @@ mod tests {
         assert!(!console.kernel_is_up());
         console.push(b"gent 0.1.0 started\n");
         assert!(console.kernel_is_up());
+    }
+
+    #[test]
+    fn greeting_is_seen_in_a_full_ring_byte_by_byte_and_at_the_end_of_a_flood() {
+        let full = || {
+            let console = Console::new();
+            console.push(&vec![b'x'; CONSOLE_CAPACITY]);
+            console
+        };
+        let console = full();
+        for byte in AGENT_GREETING {
+            assert!(!console.kernel_is_up());
+            console.push(&[*byte]);
+        }
+        assert!(console.kernel_is_up());
+        let console = full();
+        console.push(&[vec![b'x'; 2 * CONSOLE_CAPACITY], AGENT_GREETING.to_vec()].concat());
+        assert!(console.kernel_is_up());
+    }
+
+    #[test]
+    fn words_of_a_vmm_tell_of_no_kernel() {
+        let console = Console::of_vmm();
+        console.push(AGENT_GREETING);
+        assert!(!console.kernel_is_up());
+        assert_eq!(console.last_lines(1), ["kata-agent "]);
     }
 }
