@@ -3,14 +3,12 @@
 //! Copies are what they were when the container was made: nobody's changes are seen on the other side. They are kept in the guest's memory,
 //! and therefore small.
 
-use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::FileType;
 
+use crate::tree::{Found, Tree};
 use crate::{HostBind, StorageError};
 
 /// Most that is copied for all mounts of a container, in bytes and in files.
@@ -65,16 +63,15 @@ impl CopyBudget {
     /// [`StorageError::Unsupported`] when it is too much, or when there is something that has no copy: a socket, a fifo, a device.
     pub fn read(&mut self, bind: &HostBind) -> Result<Vec<CopiedFile>, StorageError> {
         let mut copies = Vec::new();
-        let top = self.copy(bind, Path::new(""), &mut copies)?;
-        let mut directories: Vec<PathBuf> = top.is_dir().then(PathBuf::new).into_iter().collect();
+        let tree = Tree::at_resolved(&bind.source).map_err(failed(&bind.source))?;
+        let top = self.copy(bind, &tree, Path::new(""), &mut copies)?;
+        let mut directories: Vec<PathBuf> = top.is_some().then(PathBuf::new).into_iter().collect();
         while let Some(directory) = directories.pop() {
-            let path = bind.source.join(&directory);
-            let listed = fs::read_dir(&path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-            for entry in listed.map_err(failed(&path))? {
-                let below = directory.join(entry.file_name());
-                let metadata = self.copy(bind, &below, &mut copies)?;
-                let is_mount = metadata.dev() != top.dev();
-                if metadata.is_dir() && (bind.recursive || !is_mount) {
+            let listed = tree.find(&directory).and_then(|found| found.names());
+            for name in listed.map_err(failed(&tree.path(&directory)))? {
+                let below = directory.join(name);
+                let device = self.copy(bind, &tree, &below, &mut copies)?;
+                if device.is_some() && (bind.recursive || device == top) {
                     directories.push(below);
                 }
             }
@@ -82,35 +79,34 @@ impl CopyBudget {
         Ok(copies)
     }
 
+    /// Takes one file. Returns the file system of a directory, and `None` for everything else.
     fn copy(
         &mut self,
         bind: &HostBind,
+        tree: &Tree,
         below: &Path,
         copies: &mut Vec<CopiedFile>,
-    ) -> Result<Metadata, StorageError> {
-        // Joining nothing would add a slash.
-        let path =
-            if below == Path::new("") { bind.source.clone() } else { bind.source.join(below) };
-        let metadata = fs::symlink_metadata(&path).map_err(failed(&path))?;
+    ) -> Result<Option<u64>, StorageError> {
+        let path = tree.path(below);
+        let found = tree.find(below).map_err(failed(&path))?;
         let refused = |reason: String| StorageError::Unsupported {
             destination: bind.destination.clone(),
             reason,
         };
-        let kind = metadata.file_type();
-        let content = if kind.is_dir() {
-            CopiedContent::Directory
-        } else if kind.is_symlink() {
-            let target = fs::read_link(&path).map_err(failed(&path))?;
-            CopiedContent::Symlink(target.into_os_string().into_vec())
-        } else if kind.is_file() {
-            let content = read_at_most(&path, self.bytes).map_err(failed(&path))?;
-            CopiedContent::Regular(content.ok_or_else(|| refused(self.too_much(bind)))?)
-        } else {
-            return Err(refused(format!(
-                "{} is a socket, fifo or device, and this hypervisor has no shared file system, only copies; choose another with \
-                 `hypervisor_name` in the section runtime",
-                path.display()
-            )));
+        let content = match found.kind() {
+            FileType::Directory => CopiedContent::Directory,
+            FileType::Symlink => CopiedContent::Symlink(found.target().map_err(failed(&path))?),
+            FileType::RegularFile => {
+                let content = read_at_most(&found, self.bytes).map_err(failed(&path))?;
+                CopiedContent::Regular(content.ok_or_else(|| refused(self.too_much(bind)))?)
+            }
+            _ => {
+                return Err(refused(format!(
+                    "{} is a socket, fifo or device, and this hypervisor has no shared file system, only copies; choose another with \
+                     `hypervisor_name` in the section runtime",
+                    path.display()
+                )));
+            }
         };
         if let CopiedContent::Regular(bytes) = &content {
             self.bytes -= bytes.len() as u64;
@@ -122,14 +118,15 @@ impl CopyBudget {
                 path.display()
             ))
         })?;
+        let stat = found.stat();
         copies.push(CopiedFile {
             path: name.to_owned(),
-            mode: metadata.mode() & 0o7777,
-            uid: metadata.uid(),
-            gid: metadata.gid(),
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
             content,
         });
-        Ok(metadata)
+        Ok((found.kind() == FileType::Directory).then_some(stat.st_dev))
     }
 
     fn too_much(&self, bind: &HostBind) -> String {
@@ -143,12 +140,9 @@ impl CopyBudget {
 }
 
 /// The file's content; `None` if it is longer than `most`.
-fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
-    // Whatever it has become since it was looked at, it is neither followed nor waited for.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
+fn read_at_most(found: &Found, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut content = Vec::new();
-    let length = file.take(most + 1).read_to_end(&mut content)? as u64;
+    let length = found.open()?.take(most + 1).read_to_end(&mut content)? as u64;
     Ok((length <= most).then_some(content))
 }
 
@@ -159,6 +153,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> StorageError + use<> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 
@@ -191,6 +186,16 @@ mod tests {
         assert_eq!(found[2], ("sub", &CopiedContent::Directory));
         assert_eq!(found[3], ("sub/file", &CopiedContent::Regular(b"text".to_vec())));
         assert_eq!(copies[3].mode, 0o4711);
+    }
+
+    #[test]
+    fn way_to_the_source_that_became_a_link_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("real")).unwrap();
+        fs::write(directory.path().join("real/file"), "text").unwrap();
+        symlink("real", directory.path().join("way")).unwrap();
+        let error = CopyBudget::default().read(&bind(&directory.path().join("way/file")));
+        assert!(error.unwrap_err().to_string().contains("way/file"));
     }
 
     #[test]

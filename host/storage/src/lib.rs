@@ -26,6 +26,7 @@ mod rootfs;
 mod server;
 mod share;
 mod source;
+mod tree;
 
 pub use block::BlockRoot;
 pub use copy::{CopiedContent, CopiedFile, CopyBudget, MAX_COPIED_BYTES, MAX_COPIED_FILES};

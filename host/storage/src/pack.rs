@@ -1,18 +1,19 @@
 //! A root file system as one read-only image, for guests that no directory can be shared with.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use kata_erofs::{Attribute, Image, Kind, Node, NodeId};
 use rustix::buffer::spare_capacity;
-use rustix::fs::{OFlags, lgetxattr, llistxattr, major, minor};
+use rustix::fs::{FileType, getxattr, listxattr, major, minor};
 use rustix::io::Errno;
 
 use crate::StorageError;
+use crate::tree::{Found, Tree};
 
 /// Attributes of an overlay that mean something to its own layers only.
 const OF_OVERLAYS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -33,14 +34,15 @@ pub fn pack(root: &Path, image: &Path) -> Result<u64, StorageError> {
         path: path.to_owned(),
         source,
     };
-    let metadata = fs::symlink_metadata(root).map_err(|error| failed(root, error))?;
-    let top = node(root, &metadata).map_err(|error| failed(root, error))?;
-    let mut packed = Packed { image: Image::new(top), files: HashMap::new(), seen: HashMap::new() };
-    let mut directories = vec![(root.to_owned(), Image::ROOT)];
+    let tree = Tree::of_directory(root).map_err(|error| failed(root, error))?;
+    let top = tree.find(Path::new("")).and_then(|found| node(&found));
+    let top = top.map_err(|error| failed(root, error))?;
+    let (files, seen) = (HashMap::new(), HashMap::new());
+    let mut packed = Packed { tree, image: Image::new(top), files, seen };
+    let mut directories = vec![(PathBuf::new(), Image::ROOT)];
     while let Some((directory, id)) = directories.pop() {
-        packed
-            .add_directory(&directory, id, &mut directories)
-            .map_err(|(path, error)| failed(&path, error))?;
+        let added = packed.add_directory(&directory, id, &mut directories);
+        added.map_err(|(below, error)| failed(&packed.tree.path(&below), error))?;
     }
     let written = File::options()
         .write(true)
@@ -56,13 +58,15 @@ pub fn pack(root: &Path, image: &Path) -> Result<u64, StorageError> {
 
 /// An image in the making.
 struct Packed {
+    tree: Tree,
     image: Image,
-    /// Where regular files come from.
-    files: HashMap<NodeId, PathBuf>,
-    /// Files with several names, by device and inode.
+    /// Where regular files come from, and which they are.
+    files: HashMap<NodeId, (PathBuf, (u64, u64))>,
+    /// Files with several names, by their identity.
     seen: HashMap<(u64, u64), NodeId>,
 }
 
+/// Where in the tree, and why.
 type Failure = (PathBuf, io::Error);
 
 impl Packed {
@@ -73,77 +77,76 @@ impl Packed {
         id: NodeId,
         directories: &mut Vec<(PathBuf, NodeId)>,
     ) -> Result<(), Failure> {
-        let listed = fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        let mut entries = listed.map_err(|error| (directory.to_owned(), error))?;
+        let listed = self.tree.find(directory).and_then(|found| found.names());
+        let mut names = listed.map_err(|error| (directory.to_owned(), error))?;
         // For the same tree the same image.
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let path = entry.path();
-            let added = self.add(&path, entry.file_name().as_bytes(), id);
-            if let Some(below) = added.map_err(|error| (path.clone(), error))? {
-                directories.push((path, below));
+        names.sort();
+        for name in names {
+            let below = directory.join(&name);
+            let added = self.add(&below, name.as_bytes(), id);
+            if let Some(directory) = added.map_err(|error| (below.clone(), error))? {
+                directories.push((below, directory));
             }
         }
         Ok(())
     }
 
     /// Adds a file; its number, if it is a directory.
-    fn add(&mut self, path: &Path, name: &[u8], parent: NodeId) -> io::Result<Option<NodeId>> {
-        let metadata = fs::symlink_metadata(path)?;
-        let key = (metadata.dev(), metadata.ino());
-        let has_names = metadata.nlink() > 1 && !metadata.is_dir();
-        if let Some(&first) = self.seen.get(&key).filter(|_| has_names) {
+    fn add(&mut self, below: &Path, name: &[u8], parent: NodeId) -> io::Result<Option<NodeId>> {
+        let found = self.tree.find(below)?;
+        let is_directory = found.kind() == FileType::Directory;
+        let has_names = found.stat().st_nlink > 1 && !is_directory;
+        if let Some(&first) = self.seen.get(&found.identity()).filter(|_| has_names) {
             self.image.link(parent, name, first)?;
             return Ok(None);
         }
-        let id = self.image.add(parent, name, node(path, &metadata)?)?;
+        let id = self.image.add(parent, name, node(&found)?)?;
         if has_names {
-            self.seen.insert(key, id);
+            self.seen.insert(found.identity(), id);
         }
-        if metadata.is_file() {
-            self.files.insert(id, path.to_owned());
+        if found.kind() == FileType::RegularFile {
+            self.files.insert(id, (below.to_owned(), found.identity()));
         }
-        Ok(metadata.is_dir().then_some(id))
+        Ok(is_directory.then_some(id))
     }
 
     fn open(&self, id: NodeId) -> io::Result<File> {
-        let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
-        File::options().read(true).custom_flags(no_follow).open(&self.files[&id])
+        let (below, identity) = &self.files[&id];
+        let found = self.tree.find(below)?;
+        if found.identity() != *identity {
+            let what = format!("{} was replaced meanwhile", self.tree.path(below).display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        found.open()
     }
 }
 
-fn node(path: &Path, metadata: &Metadata) -> io::Result<Node> {
-    let kind = metadata.file_type();
-    let device = (major(metadata.rdev()), minor(metadata.rdev()));
-    let kind = if kind.is_dir() {
-        Kind::Directory
-    } else if kind.is_symlink() {
-        Kind::Symlink(fs::read_link(path)?.as_os_str().as_bytes().to_vec())
-    } else if kind.is_char_device() {
-        Kind::CharDevice(device.0, device.1)
-    } else if kind.is_block_device() {
-        Kind::BlockDevice(device.0, device.1)
-    } else if kind.is_fifo() {
-        Kind::Fifo
-    } else if kind.is_socket() {
-        Kind::Socket
-    } else {
-        Kind::File(metadata.len())
+fn node(found: &Found) -> io::Result<Node> {
+    let stat = found.stat();
+    let device = (major(stat.st_rdev), minor(stat.st_rdev));
+    let kind = match found.kind() {
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Symlink(found.target()?),
+        FileType::CharacterDevice => Kind::CharDevice(device.0, device.1),
+        FileType::BlockDevice => Kind::BlockDevice(device.0, device.1),
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket => Kind::Socket,
+        _ => Kind::File(stat.st_size.cast_unsigned()),
     };
     Ok(Node {
-        mode: u16::try_from(metadata.mode() & 0o7777).expect("twelve bits"),
-        uid: metadata.uid(),
-        gid: metadata.gid(),
-        mtime: metadata.mtime(),
+        mode: u16::try_from(stat.st_mode & 0o7777).expect("twelve bits"),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: stat.st_mtime,
         kind,
-        attributes: attributes(path)?,
+        attributes: attributes(&found.own_path())?,
     })
 }
 
-/// The extended attributes that mean something in a guest, too.
+/// The extended attributes that mean something in a guest, too. The path leads to the file itself, also where that is a symbolic link.
 fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
     let mut names = Vec::with_capacity(XATTR_SIZE_MAX);
-    match llistxattr(path, spare_capacity(&mut names)) {
+    match listxattr(path, spare_capacity(&mut names)) {
         Ok(_) => {}
         Err(Errno::NOTSUP) => return Ok(Vec::new()),
         Err(errno) => return Err(errno.into()),
@@ -154,7 +157,7 @@ fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
             continue;
         }
         let mut value = Vec::with_capacity(XATTR_SIZE_MAX);
-        lgetxattr(path, name, spare_capacity(&mut value))?;
+        getxattr(path, name, spare_capacity(&mut value))?;
         value.shrink_to_fit();
         attributes.extend(Attribute::new(name, value));
     }
@@ -190,6 +193,25 @@ mod tests {
         assert_eq!(fs::read(out.join("usr/bin/twin")).unwrap(), vec![7; 9000]);
         assert_eq!(fs::read_link(out.join("link")).unwrap(), Path::new("/etc/passwd"));
         assert_eq!(fs::metadata(out.join("empty")).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn file_that_was_replaced_while_it_was_packed_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file"), "mine").unwrap();
+        fs::write(directory.path().join("other"), "other").unwrap();
+        let tree = Tree::of_directory(directory.path()).unwrap();
+        let top = node(&tree.find(Path::new("")).unwrap()).unwrap();
+        let (files, seen) = (HashMap::new(), HashMap::new());
+        let mut packed = Packed { tree, image: Image::new(top), files, seen };
+        packed.add(Path::new("file"), b"file", Image::ROOT).unwrap();
+        let id = *packed.files.keys().next().unwrap();
+        packed.open(id).unwrap();
+        fs::rename(directory.path().join("other"), directory.path().join("file")).unwrap();
+        assert!(packed.open(id).unwrap_err().to_string().contains("was replaced"));
+        fs::remove_file(directory.path().join("file")).unwrap();
+        symlink("/etc/passwd", directory.path().join("file")).unwrap();
+        assert!(packed.open(id).is_err());
     }
 
     #[test]
