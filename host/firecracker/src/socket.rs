@@ -15,7 +15,7 @@ pub(crate) async fn connect(
 ) -> io::Result<UnixStream> {
     let watch = DirectoryWatch::open(directory.path(".").as_ref())?;
     loop {
-        match UnixStream::connect(directory.path(name)).await {
+        match directory.connect(name).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => watch.next().await?,
             // Between bind(2) and listen(2), for which there is no event.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {

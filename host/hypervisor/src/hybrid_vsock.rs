@@ -38,9 +38,8 @@ impl HybridVsock {
     /// Connects; until somebody in the guest has listened, again and again: the VMM closes such a connection at once, and has no event
     /// that would tell when to try next. Before the guest's driver is up the VMM lets the connection wait.
     pub async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
-        let path = self.directory.path(self.socket);
         loop {
-            match self.attempt(&path, port).await {
+            match self.attempt(port).await {
                 _ if self.vmm.exit().is_some() => return Err(HypervisorError::ChannelClosed),
                 Ok(stream) => {
                     self.reached.store(true, Ordering::Relaxed);
@@ -58,8 +57,8 @@ impl HybridVsock {
         }
     }
 
-    async fn attempt(&self, path: &str, port: u32) -> io::Result<UnixStream> {
-        let mut stream = UnixStream::connect(path).await?;
+    async fn attempt(&self, port: u32) -> io::Result<UnixStream> {
+        let mut stream = self.directory.connect(self.socket).await?;
         match handshake::open(&mut stream, port).await {
             Ok(()) => Ok(stream),
             Err(ChannelError::Io { source, .. }) => Err(source),

@@ -21,6 +21,7 @@ mod spec;
 mod version;
 mod vm;
 mod vmm_dir;
+mod vmm_socket;
 
 pub use check::{Finding, Outcome};
 pub use console::{CONSOLE_CAPACITY, Console};
@@ -35,3 +36,4 @@ pub use spec::{
 pub use version::OldestVersion;
 pub use vm::{Hypervisor, HypervisorError, Vm, VmExit};
 pub use vmm_dir::VmmDir;
+pub use vmm_socket::connect_in;

@@ -9,6 +9,9 @@ use std::path::Path;
 use kata_linux::mount::{DetachedMount, MountAttributes, Propagation};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, unlinkat};
 use rustix::io::Errno;
+use tokio::net::UnixStream;
+
+use crate::connect_in;
 
 /// A directory in the sandbox's own. It is held open: paths into it are then short enough for a socket's address (unix(7)), whatever the
 /// sandbox's id.
@@ -31,10 +34,16 @@ impl VmmDir {
         }
     }
 
-    /// A path to a file in it, for this process and as long as this value lives.
+    /// A path to a file in it, for this process and as long as this value lives. What the VMM has made is not to be reached by it: there may
+    /// be a link instead.
     #[must_use]
     pub fn path(&self, name: &str) -> String {
         format!("/proc/self/fd/{}/{name}", self.0.as_raw_fd())
+    }
+
+    /// Connects to a socket that the VMM has made in it, as [`connect_in`] does.
+    pub async fn connect(&self, name: &str) -> io::Result<UnixStream> {
+        connect_in(&self.0, name).await
     }
 
     /// The directory through a mount of its own, which holds nothing else and leads nowhere else: a VMM in a strict jail, whose file

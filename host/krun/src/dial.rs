@@ -1,7 +1,7 @@
 //! Reaching a port of the guest through the VMM's socket for it.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,8 +19,7 @@ pub(crate) struct Dialer(Arc<Sockets>);
 
 #[derive(Debug)]
 struct Sockets {
-    /// Where the VMM makes them. Held open: a path into it is then short enough for a socket's address (unix(7)), whatever the
-    /// sandbox's id.
+    /// Where the VMM makes them.
     directory: OwnedFd,
     ports: Vec<u32>,
     again: Duration,
@@ -67,12 +66,12 @@ impl Dialer {
     }
 
     async fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let path = format!("/proc/self/fd/{}/{port}", self.0.directory.as_raw_fd());
+        let name = port.to_string();
         loop {
             if self.0.vmm.exit().is_some() {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            match UnixStream::connect(&path).await {
+            match kata_hypervisor::connect_in(&self.0.directory, &name).await {
                 Err(error) if is_early(&error) => tokio::time::sleep(self.0.again).await,
                 connected => return connected,
             }
