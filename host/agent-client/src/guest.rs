@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use kata_agent_api::agent;
 use kata_agent_api::health::CheckRequest;
 use kata_agent_api::health::health_check_response::ServingStatus;
+use kata_linux::identifier;
 
 use crate::client::request;
 use crate::{AgentClient, AgentError, text};
@@ -94,7 +95,7 @@ impl AgentClient {
     pub async fn get_oom_event(&self) -> Result<String, AgentError> {
         let message = agent::GetOOMEventRequest::new();
         let answer = request!(self, agent.get_oom_event, "GetOOMEvent", message, forever)?;
-        if !text::is_id(&answer.container_id) {
+        if identifier::check("container id", &answer.container_id).is_err() {
             return Err(AgentError::hostile("GetOOMEvent", "a name that is no container's id"));
         }
         Ok(answer.container_id)

@@ -5,6 +5,7 @@
 mod chain;
 mod fifo;
 mod file;
+mod hidden;
 mod line;
 
 use std::path::Path;
@@ -19,6 +20,7 @@ use tracing_subscriber::{Registry, registry, reload};
 pub use chain::chain;
 use fifo::LogFifo;
 use file::LogFile;
+pub use hidden::is_hidden;
 pub use line::now;
 
 /// What a process that has started to log can still change about it.

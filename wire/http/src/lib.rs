@@ -144,8 +144,9 @@ fn reason(response: &Response) -> String {
         Ok(document) => collect_texts(document, &mut texts),
         Err(_) => texts.push(String::from_utf8_lossy(&response.body).into_owned()),
     }
+    let text = texts.join(": ");
     let readable: String =
-        texts.join(": ").chars().filter(|char| !char.is_control()).take(MAX_REASON).collect();
+        text.chars().filter(|char| !kata_log::is_hidden(*char)).take(MAX_REASON).collect();
     if readable.is_empty() { format!("HTTP status {}", response.status) } else { readable }
 }
 

@@ -156,17 +156,13 @@ impl Printer {
     }
 }
 
-/// Text that no terminal obeys: control characters, and what is no text, by their numbers. A tab stays.
+/// Text that no terminal obeys: what it would not show, and what is no text, by their numbers. A tab stays.
 fn harmless(line: &[u8]) -> String {
     let mut text = String::with_capacity(line.len());
     for character in String::from_utf8_lossy(line).chars() {
         match character {
             '\t' => text.push('\t'),
-            // Marks that turn the direction of what follows can show another text than the one that is there.
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                text.extend(character.escape_unicode());
-            }
-            control if control.is_control() => text.extend(control.escape_default()),
+            hidden if kata_log::is_hidden(hidden) => text.extend(hidden.escape_default()),
             other => text.push(other),
         }
     }
@@ -196,7 +192,7 @@ mod tests {
     fn terminal_obeys_nothing_of_the_guests() {
         let text = printed(&[b"\x1b[2J\x1b]0;title\x07 \xff tab\there \xc2\x9b31m"], true);
         assert_eq!(text, "guest: \\u{1b}[2J\\u{1b}]0;title\\u{7} \u{fffd} tab\there \\u{9b}31m\n");
-        assert_eq!(harmless("a\u{202e}b".as_bytes()), "a\\u{202e}b");
+        assert_eq!(harmless("a\u{202e}b\u{2028}".as_bytes()), "a\\u{202e}b\\u{2028}");
         assert_eq!(harmless(b"carriage\rreturn"), "carriage\\rreturn");
     }
 
