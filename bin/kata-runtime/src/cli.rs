@@ -252,14 +252,44 @@ pub(crate) struct ExecArgs {
 }
 
 impl ExecArgs {
-    /// Whether nothing is said of a process.
+    /// Whether there is a process to add.
+    pub(crate) fn has_a_process(&self) -> bool {
+        self.process.is_some() || !self.command.is_empty()
+    }
+
+    /// Whether nothing is said of a process, so that the guest's console is meant.
     pub(crate) fn names_only_a_sandbox(&self) -> bool {
-        let about_a_process = self.detach
-            || self.tty
-            || self.process.is_some()
-            || self.console_socket.is_some()
-            || self.pid_file.is_some();
-        self.command.is_empty() && !about_a_process
+        // All of them by name: a further one is not forgotten here.
+        let Self {
+            id: _,
+            command,
+            process,
+            console_socket,
+            pid_file,
+            pidfd_socket,
+            detach,
+            tty,
+            user,
+            cwd,
+            env,
+            cap,
+            additional_gids,
+            no_new_privs,
+            ignore_paused,
+            apparmor,
+            process_label,
+            cgroup,
+            preserve_fds,
+            no_subreaper,
+        } = self;
+        let says_a_file = [process, console_socket, pid_file, pidfd_socket, cwd]
+            .iter()
+            .any(|file| file.is_some());
+        let says_a_text = [user, apparmor, process_label].iter().any(|text| text.is_some());
+        let says_several = [command, env, cap, cgroup].iter().any(|all| !all.is_empty());
+        let says_that = *detach || *tty || *no_new_privs || *ignore_paused || *no_subreaper;
+        let says_a_number = *preserve_fds > 0 || !additional_gids.is_empty();
+        !(says_a_file || says_a_text || says_several || says_that || says_a_number)
     }
 }
 
@@ -405,4 +435,43 @@ pub(crate) struct UpdateArgs {
     /// Weight of the container's block I/O.
     #[arg(long, value_name = "N")]
     pub(crate) blkio_weight: Option<u16>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exec(words: &[&str]) -> ExecArgs {
+        let words = [&["kata-runtime", "exec"], words].concat();
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Exec(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_a_bare_id_means_the_console_of_a_guest() {
+        assert!(exec(&["s1"]).names_only_a_sandbox());
+        for option in [
+            "--user=1000",
+            "-e=A=B",
+            "--cwd=/",
+            "--cap=CAP_KILL",
+            "-g=5",
+            "--no-new-privs",
+            "--ignore-paused",
+            "--tty",
+            "--detach",
+            "--pid-file=/f",
+            "--pidfd-socket=/s",
+            "--preserve-fds=1",
+            "--cgroup=/c",
+            "--apparmor=p",
+        ] {
+            let args = exec(&[option, "s1"]);
+            assert!(!args.names_only_a_sandbox() && !args.has_a_process(), "{option}");
+        }
+        assert!(exec(&["s1", "true"]).has_a_process());
+        assert!(exec(&["--process=/p", "s1"]).has_a_process());
+    }
 }

@@ -123,6 +123,9 @@ impl Registry {
     /// A container's directory, whether it exists or not.
     pub(crate) fn dir(&self, id: &str) -> Result<PathBuf> {
         // runc's words, which engines look for.
+        if id.is_empty() {
+            bail!("container id cannot be empty");
+        }
         identifier::check("id", id).context("invalid container ID format")?;
         Ok(self.root.join(id))
     }
@@ -312,7 +315,9 @@ mod tests {
     #[test]
     fn ids_that_are_no_plain_names_are_refused() {
         let registry = Registry::new(Path::new("/nonexistent")).unwrap();
-        for id in ["", ".", "..", ".sandboxes", "/etc", "a/b", "a b", "ü"] {
+        let empty = registry.find("").unwrap_err().to_string();
+        assert_eq!(empty, "container id cannot be empty");
+        for id in [".", "..", ".sandboxes", "/etc", "a/b", "a b", "ü"] {
             let error = registry.find(id).unwrap_err().to_string();
             assert!(error.starts_with("invalid container ID format"), "{id}: {error}");
             assert!(registry.sandbox_dir(id).is_err(), "{id}");

@@ -32,6 +32,11 @@ fn carry_out(host: &Host, args: &ExecArgs) -> Result<u8> {
     if args.names_only_a_sandbox() {
         return console::run(host, &args.id);
     }
+    if !args.has_a_process() {
+        bail!(
+            "exec needs a command, or a process with --process; only without any option of a process it opens the guest's console"
+        );
+    }
     let container = host.registry.load(&args.id)?;
     match container.status() {
         Status::Stopped => bail!("cannot exec in a stopped container"),
@@ -145,9 +150,6 @@ fn process(args: &ExecArgs, container: &Container) -> Result<Process> {
         let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         return serde_json::from_slice(&text)
             .with_context(|| format!("cannot understand {}", path.display()));
-    }
-    if args.command.is_empty() {
-        bail!("exec needs a command, or a process with --process");
     }
     let spec = Spec::load(container.bundle.join("config.json"))
         .context("cannot read the container's config.json")?;
