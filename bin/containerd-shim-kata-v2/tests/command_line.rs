@@ -123,6 +123,11 @@ fn a_server_is_started_found_by_its_pod_and_ended() {
     fs::write(member.join("config.json"), config).unwrap();
     assert!(complaint(start(&member, "c2")).contains("is not running"));
 
+    let stranger = bundle("stranger");
+    let config = r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"/etc"}}"#;
+    fs::write(stranger.join("config.json"), config).unwrap();
+    assert!(complaint(start(&stranger, "c3")).contains(r#"the sandbox id "/etc""#));
+
     let result = BootstrapResult::parse_from_bytes(answer(&start(&first, &sandbox))).unwrap();
     assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
     let socket = result.address.strip_prefix("unix://").unwrap();

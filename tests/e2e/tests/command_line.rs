@@ -185,6 +185,37 @@ fn failed_hook_of_the_creation_is_quoted_and_poststop_follows() -> Result<()> {
 }
 
 #[test]
+fn sandbox_that_is_a_path_is_refused_and_what_is_there_stays() -> Result<()> {
+    if !only_a_vm("a sandbox that others join") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let theirs = host.file("theirs");
+        fs::create_dir(&theirs)?;
+        let bundle = host.bundle("c", "true", |spec| {
+            spec.set("/annotations", json!({ "io.kubernetes.cri.sandbox-id": theirs }))
+        })?;
+        let (id, bundle) = (host.id("c"), bundle.display().to_string());
+        let said = host.call(&["create", "--bundle", &bundle, &id])?.failure()?;
+        assert!(said.contains("io.kubernetes.cri.sandbox-id: the sandbox id"), "{said}");
+        assert!(theirs.exists());
+        assert!(host.call(&["state", &id])?.failure()?.contains("does not exist"));
+        Ok(())
+    })
+}
+
+#[test]
+fn exec_with_options_and_without_a_command_is_an_error() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        host.create("c", &bundle)?;
+        let id = host.id("c");
+        host.call(&["exec", "--user", "1000", &id])?.failure()?;
+        host.succeed(&["delete", "--force", &id]).map(drop)
+    })
+}
+
+#[test]
 fn state_is_quick_and_the_stand_in_small() -> Result<()> {
     if !only_a_vm("a stand-in") {
         return Ok(());
