@@ -18,7 +18,7 @@ use kata_guest_setup::cmdline::{self, Options, ServerAddress};
 use kata_guest_setup::network::Network;
 use kata_guest_setup::reaper::Reaper;
 use kata_guest_setup::serial::SerialPort;
-use kata_guest_setup::{boot, modules, mounts, power, root};
+use kata_guest_setup::{boot, modules, mounts, open_files, power, root};
 
 /// Overrides `agent.server_addr`.
 const SERVER_ADDRESS: &str = "KATA_AGENT_SERVER_ADDR";
@@ -70,6 +70,9 @@ fn run(is_init: bool, options: &Options, started: Clocks) -> anyhow::Result<()> 
     let log = Log::start(options.log);
     for warning in &options.warnings {
         tracing::warn!("{warning}");
+    }
+    if let Err(error) = open_files::raise_limit() {
+        tracing::warn!(%error, "containers can have few files open");
     }
     if is_init {
         modules::load_all(Path::new(modules::LIST))?;

@@ -13,6 +13,7 @@ pub mod hotplug;
 pub mod modules;
 pub mod mounts;
 pub mod network;
+pub mod open_files;
 pub mod power;
 pub mod reaper;
 pub mod root;

@@ -12,6 +12,7 @@ fn containers_run_and_tell_how_they_ended() -> Result<()> {
     booted(First::Agent, async |guest| {
         lifecycle(guest).await.context("lifecycle")?;
         environment(guest).await.context("environment")?;
+        open_files(guest).await.context("open files")?;
         command_errors(guest).await.context("command errors")?;
         exec(guest).await.context("exec")?;
         terminal(guest).await.context("terminal")?;
@@ -59,6 +60,24 @@ async fn environment(guest: &Guest) -> Result<()> {
         ensure!(text.contains(expected), "no {expected:?} in {text}");
     }
     Ok(())
+}
+
+/// As from an engine whose own limit is high, unless the specification has one.
+async fn open_files(guest: &Guest) -> Result<()> {
+    let limits = "ulimit -Sn; ulimit -Hn";
+    let output = guest.run("files", sh(limits)).await?;
+    ensure!(output.text() == "1048576\n1048576\n", "{}", output.text());
+
+    let mut few = sh("ulimit -Sn; ulimit -Hn; read line");
+    few["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]);
+    guest.create("few", few).await?;
+    guest.start("few").await?;
+    let exec = guest.exec_output("few", "x", &["sh", "-c", limits]).await?;
+    ensure!(exec.text() == "1048576\n1048576\n", "{}", exec.text());
+    guest.write("few", "few", b"").await?;
+    let output = guest.output("few", "few").await?;
+    ensure!(output.text() == "100\n200\n", "{}", output.text());
+    guest.remove("few").await
 }
 
 async fn command_errors(guest: &Guest) -> Result<()> {
