@@ -3,6 +3,7 @@
 //! As PID 1 it sets the machine up and ends it; as a service it leaves both to the system. Run by
 //! hand with `KATA_AGENT_SERVER_ADDR=unix:///path`, it serves on that socket.
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -121,7 +122,7 @@ async fn serve(settings: Settings, options: &Options, log: Log) -> anyhow::Resul
         });
     }
     tokio::select! {
-        result = listen(&services, &options.server) => result,
+        result = listen(&services, options) => result.map(|never| match never {}),
         () = agent.destroyed() => {
             flush().await;
             Ok(())
@@ -130,8 +131,8 @@ async fn serve(settings: Settings, options: &Options, log: Log) -> anyhow::Resul
 }
 
 /// Serves whoever comes by the way that was asked for. Ends only on errors.
-async fn listen(services: &Arc<Services>, server: &ServerAddress) -> anyhow::Result<()> {
-    match server {
+async fn listen(services: &Arc<Services>, options: &Options) -> anyhow::Result<Infallible> {
+    match &options.server {
         ServerAddress::Unix(path) => {
             services.unix(path).await.with_context(|| format!("cannot serve on {}", path.display()))
         }
@@ -146,7 +147,10 @@ async fn listen(services: &Arc<Services>, server: &ServerAddress) -> anyhow::Res
                     services.serial(SerialListener::new(port)).await;
                 }
                 Channel::Vsock { .. } => {
-                    return services.vsock(AGENT_PORT).await.context("cannot serve on vsock");
+                    return services
+                        .vsock(AGENT_PORT)
+                        .await
+                        .context("cannot serve on vsock");
                 }
             }
         },

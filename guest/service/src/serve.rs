@@ -1,9 +1,11 @@
 //! Where the host's connections come from, and who gets them.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream;
 use kata_agent_api::{agent_ttrpc, health_ttrpc};
@@ -25,6 +27,10 @@ use crate::shell;
 
 /// Connections that wait to be taken by the server.
 const BACKLOG: usize = 16;
+
+/// The time after a connection that could not be taken until the next try: nothing tells when a descriptor is free again. A poll at once
+/// would find the same connection and turn in circles.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the host's connections by their port.
 #[derive(Debug)]
@@ -140,26 +146,22 @@ impl Services {
     ///
     /// # Errors
     ///
-    /// Fails when a port is taken, or when accepting does.
-    pub async fn vsock(self: &Arc<Self>, agent_port: u32) -> io::Result<()> {
+    /// Fails when a port is taken.
+    pub async fn vsock(self: &Arc<Self>, agent_port: u32) -> io::Result<Infallible> {
         let others =
             [Some(DNS_RELAY_PORT), Some(PORT_FORWARD_PORT), self.log_port, self.shell_port];
         for port in others.into_iter().flatten().filter(|port| self.has(*port)) {
             let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
             let services = Arc::clone(self);
-            tokio::spawn(async move {
-                if let Err(error) = services.accept(listener, port).await {
-                    tracing::warn!(%error, port, "a vsock port is not served any more");
-                }
-            });
+            tokio::spawn(async move { services.accept(&listener, port).await });
         }
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, agent_port))?;
-        self.accept(listener, AGENT_PORT).await
+        Ok(self.accept(&listener, AGENT_PORT).await)
     }
 
-    async fn accept(&self, listener: VsockListener, port: u32) -> io::Result<()> {
+    async fn accept(&self, listener: &VsockListener, port: u32) -> Infallible {
         loop {
-            let (stream, _) = listener.accept().await?;
+            let (stream, _) = next(|| listener.accept()).await;
             self.connect(port, Box::new(stream)).await;
         }
     }
@@ -168,12 +170,12 @@ impl Services {
     ///
     /// # Errors
     ///
-    /// Fails when the socket cannot be made, or when accepting does.
-    pub async fn unix(&self, path: &Path) -> io::Result<()> {
+    /// Fails when the socket cannot be made.
+    pub async fn unix(&self, path: &Path) -> io::Result<Infallible> {
         let _ = std::fs::remove_file(path);
         let listener = UnixListener::bind(path)?;
         loop {
-            let (stream, _) = listener.accept().await?;
+            let (stream, _) = next(|| listener.accept()).await;
             self.connect(AGENT_PORT, Box::new(stream)).await;
         }
     }
@@ -185,5 +187,44 @@ impl Services {
     /// Fails without a console.
     pub fn shell_on_console(&self) -> io::Result<()> {
         if shell::exists() { shell::on_console() } else { Ok(()) }
+    }
+}
+
+/// The next connection. One that cannot be taken, because too many files are open or memory is short, ends nothing: it waits in the
+/// listener meanwhile, and the host could not make the guest listen anew.
+async fn next<T, F: Future<Output = io::Result<T>>>(accept: impl Fn() -> F) -> T {
+    loop {
+        match accept().await {
+            Ok(connection) => return connection,
+            Err(error) => {
+                tracing::warn!(%error, "a connection is not taken yet");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn listening_goes_on_after_a_connection_that_could_not_be_taken() {
+        let begin = Instant::now();
+        let tries = Cell::new(0);
+        let connection = next(async || {
+            tries.set(tries.get() + 1);
+            if tries.get() < 3 {
+                Err(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()))
+            } else {
+                Ok(7)
+            }
+        });
+        assert_eq!(connection.await, 7);
+        assert_eq!(tries.get(), 3);
+        assert!(begin.elapsed() >= 2 * PAUSE);
     }
 }
