@@ -132,13 +132,14 @@ async fn serve(settings: Settings, options: &Options, log: Log) -> anyhow::Resul
 
 /// Serves whoever comes by the way that was asked for. Ends only on errors.
 async fn listen(services: &Arc<Services>, options: &Options) -> anyhow::Result<Infallible> {
+    let peers = options.vsock_peers;
     match &options.server {
         ServerAddress::Unix(path) => {
             services.unix(path).await.with_context(|| format!("cannot serve on {}", path.display()))
         }
         ServerAddress::Vsock(port) => {
             channel::find(Accept::Vsock).await?;
-            services.vsock(*port).await.context("cannot serve on vsock")
+            services.vsock(*port, peers).await.context("cannot serve on vsock")
         }
         ServerAddress::Any => loop {
             match channel::find(Accept::Any).await? {
@@ -148,7 +149,7 @@ async fn listen(services: &Arc<Services>, options: &Options) -> anyhow::Result<I
                 }
                 Channel::Vsock { .. } => {
                     return services
-                        .vsock(AGENT_PORT)
+                        .vsock(AGENT_PORT, peers)
                         .await
                         .context("cannot serve on vsock");
                 }

@@ -11,6 +11,7 @@ use futures::stream;
 use kata_agent_api::{agent_ttrpc, health_ttrpc};
 use kata_channel::{AGENT_PORT, ChannelStream, DNS_RELAY_PORT, PORT_FORWARD_PORT, SerialListener};
 use kata_guest_setup::reaper::Reaper;
+use kata_guest_setup::vsock_peers::VsockPeers;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
@@ -142,27 +143,38 @@ impl Services {
         }
     }
 
-    /// Serves connections to this guest's vsock ports.
+    /// Serves the connections of `peers` to this guest's vsock ports.
     ///
     /// # Errors
     ///
     /// Fails when a port is taken.
-    pub async fn vsock(self: &Arc<Self>, agent_port: u32) -> io::Result<Infallible> {
+    pub async fn vsock(
+        self: &Arc<Self>,
+        agent_port: u32,
+        peers: VsockPeers,
+    ) -> io::Result<Infallible> {
         let others =
             [Some(DNS_RELAY_PORT), Some(PORT_FORWARD_PORT), self.log_port, self.shell_port];
         for port in others.into_iter().flatten().filter(|port| self.has(*port)) {
             let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
             let services = Arc::clone(self);
-            tokio::spawn(async move { services.accept(&listener, port).await });
+            tokio::spawn(async move { services.accept(&listener, port, peers).await });
         }
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, agent_port))?;
-        Ok(self.accept(&listener, AGENT_PORT).await)
+        Ok(self.accept(&listener, AGENT_PORT, peers).await)
     }
 
-    async fn accept(&self, listener: &VsockListener, port: u32) -> Infallible {
+    async fn accept(&self, listener: &VsockListener, port: u32, peers: VsockPeers) -> Infallible {
+        let mut refused = false;
         loop {
-            let (stream, _) = next(|| listener.accept()).await;
-            self.connect(port, Box::new(stream)).await;
+            let (stream, peer) = next(|| listener.accept()).await;
+            if peers.admit(peer.cid(), peer.port()) {
+                self.connect(port, Box::new(stream)).await;
+            } else if !refused {
+                // Once: whoever is refused must not fill the log either.
+                tracing::warn!(port, %peer, "connections without privileges on the host are refused");
+                refused = true;
+            }
         }
     }
 

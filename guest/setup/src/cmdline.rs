@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::power::PowerOff;
+use crate::vsock_peers::VsockPeers;
 
 /// The largest pipe buffer that the agent will ask for: what an unprivileged process may have by
 /// default is 1 MiB (`/proc/sys/fs/pipe-max-size`), and more only costs guest memory.
@@ -59,6 +60,8 @@ pub struct Options {
     pub hotplug_timeout: Duration,
     /// `agent.power`: how the machine ends; our own parameter, see [`PowerOff`].
     pub power: PowerOff,
+    /// `agent.vsock_peers`: who may connect over vsock; our own parameter, set by the driver that dials accordingly.
+    pub vsock_peers: VsockPeers,
     /// What was not understood, one sentence each, for the log once there is one.
     pub warnings: Vec<String>,
 }
@@ -74,6 +77,7 @@ impl Default for Options {
             container_pipe_size: None,
             hotplug_timeout: Duration::from_secs(3),
             power: PowerOff::Off,
+            vsock_peers: VsockPeers::Any,
             warnings: Vec::new(),
         }
     }
@@ -108,6 +112,7 @@ impl Options {
             "container_pipe_size" => self.container_pipe_size = pipe_size(value)?,
             "hotplug_timeout" => self.hotplug_timeout = seconds(value)?,
             "power" => self.power = power(value)?,
+            "vsock_peers" => self.vsock_peers = vsock_peers(value)?,
             // Understood by upstream's agent; they switch on what this one does not have.
             "devmode" | "trace" | "passfd_listener_port" | "unified_cgroup_hierarchy" => {
                 return Err("this agent does not have what it switches on");
@@ -183,6 +188,14 @@ fn power(value: Option<&str>) -> Result<PowerOff, &'static str> {
     }
 }
 
+fn vsock_peers(value: Option<&str>) -> Result<VsockPeers, &'static str> {
+    match value {
+        Some("any") => Ok(VsockPeers::Any),
+        Some("privileged") => Ok(VsockPeers::Privileged),
+        _ => Err("expected any or privileged"),
+    }
+}
+
 fn seconds(value: Option<&str>) -> Result<Duration, &'static str> {
     value
         .and_then(|value| value.strip_suffix('s').unwrap_or(value).parse::<u32>().ok())
@@ -221,6 +234,14 @@ mod tests {
             ServerAddress::Unix("/tmp/a.sock".into())
         );
         assert_eq!(server("agent.server_addr=unix://relative"), ServerAddress::Any);
+    }
+
+    #[test]
+    fn parse_vsock_peers_are_any_unless_said() {
+        let peers = |line: &str| Options::parse(line).vsock_peers;
+        assert_eq!(peers("quiet"), VsockPeers::Any);
+        assert_eq!(peers("agent.vsock_peers=privileged"), VsockPeers::Privileged);
+        assert_eq!(peers("agent.vsock_peers=privileged agent.vsock_peers=any"), VsockPeers::Any);
     }
 
     #[test]

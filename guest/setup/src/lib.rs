@@ -19,3 +19,4 @@ pub mod reaper;
 pub mod root;
 pub mod serial;
 pub mod uevent;
+pub mod vsock_peers;

@@ -1,4 +1,4 @@
-//! The channel to the agent: vsock where the host has it, else a serial port.
+//! The channel to the agent: vsock where the host has it and lets this process guard it, else a serial port.
 
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -39,6 +39,11 @@ impl Channel {
                 Ok((Self::Serial(SerialDialer::new(ours)), device))
             }
         }
+    }
+
+    /// Whether others of the host may dial the guest too.
+    pub(crate) fn is_vsock(&self) -> bool {
+        matches!(self, Self::Vsock(_))
     }
 
     pub(crate) async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {

@@ -72,6 +72,10 @@ fn channel() -> Finding {
     const PROBE: &str = "vsock";
     match vsock::reserve_cid() {
         Ok(Some(_)) => Finding::good(PROBE, "the agent is reached through /dev/vhost-vsock"),
+        Ok(None) if !vsock::may_dial() => Finding::good(
+            PROBE,
+            "reserved ports take CAP_NET_BIND_SERVICE in the first user namespace, so the agent is reached through a serial port",
+        ),
         Ok(None) => Finding::good(
             PROBE,
             "the host has none (module vhost_vsock), so the agent is reached through a serial port",

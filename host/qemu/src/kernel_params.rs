@@ -4,6 +4,7 @@ use kata_hypervisor::kernel_command_line;
 
 use crate::accelerator::Accelerator;
 use crate::machine::Machine;
+use crate::vsock;
 
 /// One tick is a nanosecond: QEMU, hw/intc/apic.c.
 const LAPIC_TIMER_HZ: u32 = 1_000_000_000;
@@ -16,6 +17,8 @@ pub(crate) struct Circumstances<'a> {
     /// Frequency of the host's time stamp counter, where it is known.
     pub(crate) tsc_khz: Option<u32>,
     pub(crate) debug: bool,
+    /// Whether the agent is reached by vsock.
+    pub(crate) vsock: bool,
     /// Whether memory may come later.
     pub(crate) more_memory: bool,
     /// The plan's own, which come last: of two that contradict each other the kernel takes the later one.
@@ -24,7 +27,8 @@ pub(crate) struct Circumstances<'a> {
 
 /// The kernel's command line.
 pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
-    let Circumstances { machine, accelerator, tsc_khz, debug, more_memory, extra } = *circumstances;
+    let Circumstances { machine, accelerator, tsc_khz, debug, vsock, more_memory, extra } =
+        *circumstances;
     let mut params: Vec<String> = [
         "console=ttyS0",
         // A guest that panics or reboots ends its VM: by a triple fault, which takes no device, and QEMU does not reboot.
@@ -36,6 +40,9 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
     if machine == Machine::MicrovmPci {
         // Its ACPI describes the PCI bus too sparsely for the kernel to ask for what it needs to see new devices.
         params.push("pcie_ports=native".into());
+    }
+    if vsock {
+        params.push(vsock::AGENT_PARAMETER.into());
     }
     if more_memory {
         // Used at once, and of a kind that can be given back, as far as the kernel's own memory has to be of the other.
@@ -84,6 +91,7 @@ mod tests {
             accelerator,
             tsc_khz: Some(2_600_123),
             debug: false,
+            vsock: false,
             more_memory: false,
             extra: &[],
         }
@@ -102,6 +110,13 @@ mod tests {
         ] {
             assert!(line.split(' ').any(|word| word == param), "{param} is missing in: {line}");
         }
+    }
+
+    #[test]
+    fn agent_is_told_whom_to_take_only_where_there_is_vsock() {
+        let with = Circumstances { vsock: true, ..circumstances(Accelerator::Kvm) };
+        assert!(command_line(&with).contains("agent.vsock_peers=privileged"));
+        assert!(!command_line(&circumstances(Accelerator::Kvm)).contains("agent."));
     }
 
     #[test]

@@ -71,6 +71,7 @@ pub(crate) async fn launch(
             accelerator: host.accelerator,
             tsc_khz: host.tsc_khz,
             debug: spec.debug,
+            vsock: channel.is_vsock(),
             more_memory: spec.most_memory_mib.is_some(),
             extra: &extra,
         }),

@@ -1,10 +1,20 @@
-//! What the machine has to speed a sandbox up is used: KVM and vhost-vsock, on each machine that QEMU emulates.
+//! What the machine has to speed a sandbox up is used: KVM and vhost-vsock, on each machine that QEMU emulates. Nobody else gets into a
+//! guest by it.
 
 use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kata_e2e::{Containerd, Input, Part, Scenario, only_a_vm, parts_of};
 use kata_hypervisor::kvm_obstacle;
+use vsock::VsockStream;
+
+/// What the agent serves: requests, its log, the debug console, names, forwarded ports.
+const PORTS_OF_THE_AGENT: [u32; 5] = [1024, 1025, 1026, 1053, 1080];
+
+/// More than the agent takes to look at who it is.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn opens(device: &str) -> bool {
     File::options().read(true).write(true).open(device).is_ok()
@@ -20,7 +30,10 @@ fn everything_is_used(machine: &str) -> Result<()> {
     fs::write(&file, format!("[hypervisor.qemu]\nmachine_type = '{machine}'\n"))?;
     Scenario::new().configuration(&file).run(|containerd| {
         let container = containerd.run(["sleep", "1000"]).start()?;
-        vmm_is_told(containerd, machine)?;
+        let vmm = vmm_is_told(containerd, machine)?;
+        if let Some(cid) = word_after(&vmm, "guest-cid=") {
+            strangers_are_refused(cid.parse()?)?;
+        }
         let clock = ["cat", "/sys/devices/system/clocksource/clocksource0/available_clocksource"];
         let clocks = container.exec(clock).output()?.success()?;
         assert_eq!(
@@ -40,7 +53,8 @@ fn everything_is_used(machine: &str) -> Result<()> {
     })
 }
 
-fn vmm_is_told(containerd: &Containerd, machine: &str) -> Result<()> {
+/// Checks what the VMM was told, and gives its command line.
+fn vmm_is_told(containerd: &Containerd, machine: &str) -> Result<String> {
     let vmms = parts_of(containerd.mark(), Part::Vmm)?;
     let [vmm] = vmms.as_slice() else { anyhow::bail!("not exactly one VMM: {vmms:?}") };
     let line = vmm.command_line.join(" ");
@@ -49,6 +63,32 @@ fn vmm_is_told(containerd: &Containerd, machine: &str) -> Result<()> {
         if opens("/dev/vhost-vsock") { "-device vhost-vsock-" } else { "-device virtio-serial-" };
     for part in [&format!("-machine {machine},"), accelerator, channel] {
         ensure!(line.contains(part), "{part:?} is not in: {line}");
+    }
+    Ok(line)
+}
+
+/// What follows `key` up to the next comma or space.
+fn word_after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_once(key)?.1.split([',', ' ']).next()
+}
+
+/// Whoever is on the host may dial a guest. This does it as an ordinary user would: from any port that is free.
+fn strangers_are_refused(cid: u32) -> Result<()> {
+    for port in PORTS_OF_THE_AGENT {
+        let said = VsockStream::connect_with_cid_port(cid, port).and_then(|mut stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.read(&mut [0])
+        });
+        match said {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            said => {
+                return said
+                    .map(drop)
+                    .context("waiting for the agent")
+                    .and_then(|()| anyhow::bail!("the agent talks to anybody on port {port}"));
+            }
+        }
     }
     Ok(())
 }
