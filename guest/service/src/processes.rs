@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use kata_agent_api::agent::{
     CreateContainerRequest, ExecProcessRequest, RemoveContainerRequest, StringUser,
 };
@@ -235,18 +236,24 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes every container away, and what the sandbox has mounted.
+    /// Takes every container away, and what the sandbox has mounted, and writes out what is cached: the host may stop the machine as
+    /// soon as it is told that this is done.
     pub(crate) async fn take_all_away(&self) {
         let containers = self.sandbox().containers();
-        for container in containers {
-            if let Err(error) = self.take_away(&container, REMOVAL).await {
+        // Each kills first and then waits, so that all are killed before any is waited for, and one patience is enough for all.
+        let removals = containers.iter().map(|container| async {
+            if let Err(error) = self.take_away(container, REMOVAL).await {
                 tracing::warn!(container = container.id, %error, "a container is left");
             }
+        });
+        join_all(removals).await;
+        {
+            let mut sandbox = self.sandbox();
+            let mounted: Vec<PathBuf> = std::mem::take(&mut sandbox.own_storages);
+            sandbox.storages.release(&mounted);
+            sandbox.namespaces.unpin();
         }
-        let mut sandbox = self.sandbox();
-        let mounted: Vec<PathBuf> = std::mem::take(&mut sandbox.own_storages);
-        sandbox.storages.release(&mounted);
-        sandbox.namespaces.unpin();
+        rustix::fs::sync();
     }
 
     /// Freezes or thaws a container.

@@ -27,7 +27,8 @@ fn limits_hold_and_nothing_of_a_stream_is_lost() -> Result<()> {
         devices(guest).await.context("devices")?;
         out_of_memory(guest).await.context("out of memory")?;
         streams(guest).await.context("streams")?;
-        many_at_once(guest).await.context("many at once")
+        many_at_once(guest).await.context("many at once")?;
+        left_to_the_sandbox(guest).await.context("left to the sandbox")
     })
 }
 
@@ -327,4 +328,17 @@ async fn many_at_once(guest: &Guest) -> Result<()> {
     let signals = guest.exec_output("m", "sig", &["grep", "Sig", "/proc/self/status"]).await?;
     ensure!(signals.text().contains("SigIgn:\t0000000000000000"), "{}", signals.text());
     guest.remove("m").await
+}
+
+/// With its sandbox every container ends, in whatever state it is: the machine must end by itself afterwards.
+async fn left_to_the_sandbox(guest: &Guest) -> Result<()> {
+    for id in ["created", "running", "paused"] {
+        guest.create(id, sh("trap '' TERM; sleep 1000")).await?;
+        if id != "created" {
+            guest.start(id).await?;
+        }
+    }
+    let pause = PauseContainerRequest { container_id: "paused".into(), ..Default::default() };
+    guest.agent.pause_container(context(), &pause).await?;
+    Ok(())
 }
