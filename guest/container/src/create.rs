@@ -207,13 +207,15 @@ impl Maker<'_> {
     /// In the child.
     fn make(&self) -> Result<(i32, OwnedFd), String> {
         // The agent's own groups are not the container's; libcontainer only ever adds.
-        nix::unistd::setgroups(&[]).map_err(|errno| errno.to_string())?;
+        nix::unistd::setgroups(&[])
+            .map_err(|errno| format!("cannot leave the agent's groups: {errno}"))?;
         if !self.plan.rootfs.is_dir() {
             let rootfs = self.plan.rootfs.display();
             return Err(format!("the container's root file system {rootfs} is not in the guest"));
         }
         let mounts = self.plan.spec.mounts().as_deref().unwrap_or_default();
-        let process = self.plan.spec.process().as_ref().ok_or("no process")?;
+        let process = self.plan.spec.process().as_ref();
+        let process = process.ok_or("the container's specification has no process")?;
         cwd::prepare(&self.plan.rootfs, mounts, process.cwd()).map_err(|error| {
             format!("cannot make working directory {}: {error}", process.cwd().display())
         })?;
@@ -221,9 +223,13 @@ impl Maker<'_> {
         let container = self.build().map_err(|error| innermost(&error))?;
         // Init is this process's child, so it cannot have been reaped yet.
         let pid = container.pid().map_or(0, |pid| pid.as_raw());
-        let pidfd = Pid::from_raw(pid).ok_or("init has no pid".to_owned()).and_then(|pid| {
-            rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| errno.to_string())
-        })?;
+        let pidfd = Pid::from_raw(pid)
+            .ok_or("libcontainer tells no pid of the container's init".to_owned())
+            .and_then(|pid| {
+                rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
+                    format!("cannot open a descriptor of the container's init: {errno}")
+                })
+            })?;
         Ok((pid, pidfd))
     }
 
@@ -335,7 +341,7 @@ pub fn start(id: &str) -> Result<(), CreateError> {
 }
 
 /// Takes away what is left of container `id` after its last process has ended: its group, its state
-/// and its bundle. What is gone already is no error, and what cannot be removed is logged.
+/// and its bundle, but for what is mounted in there. What is gone already is no error, and what cannot be removed is logged.
 pub fn remove(id: &str, plan: &Plan) {
     if let Err(error) = plan.cgroup.remove() {
         tracing::warn!(
@@ -344,12 +350,27 @@ pub fn remove(id: &str, plan: &Plan) {
             "a cgroup is left"
         );
     }
-    let _ = fs::remove_dir_all(Path::new(STATES).join(id));
+    let state = Path::new(STATES).join(id);
+    tell_if_left(id, &state, fs::remove_dir_all(&state));
     let bundle = Path::new(BUNDLES).join(id);
+    for file in ["config.json", "console.sock"].map(|name| bundle.join(name)) {
+        tell_if_left(id, &file, fs::remove_file(&file));
+    }
     // Not the whole tree: a storage may be mounted in there.
-    let _ = fs::remove_file(bundle.join("config.json"));
-    let _ = fs::remove_file(bundle.join("console.sock"));
-    let _ = fs::remove_dir(bundle);
+    match fs::remove_dir(&bundle) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        removed => tell_if_left(id, &bundle, removed),
+    }
+}
+
+/// Logs what is left though it was to be removed.
+fn tell_if_left(id: &str, path: &Path, removed: io::Result<()>) {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(container = id, path = %path.display(), %error, "it is left");
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]
