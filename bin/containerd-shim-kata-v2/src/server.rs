@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use kata_linux::descriptors;
+use kata_linux::{descriptors, open_files};
 use kata_task::{Moment, ServeOptions};
 
 use crate::flags::Flags;
@@ -25,6 +25,9 @@ pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
     env::set_current_dir("/").context("cannot leave the bundle")?;
     if let Err(error) = be_killed_before_containerd() {
         tracing::warn!("cannot raise oom_score_adj: {error}");
+    }
+    if let Err(error) = open_files::raise_limit() {
+        tracing::warn!("cannot raise the limit of open files: {error}");
     }
     let socket = PathBuf::from(&flags.socket);
     let served = serve(flags, listener, socket.clone());

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use kata_linux::descriptors;
+use kata_linux::{descriptors, open_files};
 use kata_task::ServeOptions;
 use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setsid};
@@ -57,6 +57,7 @@ fn run(command_line: CommandLine) -> anyhow::Result<()> {
     let parent = Pid::from_raw(command_line.parent);
     ensure!(getppid() == parent, "the caller has gone away already");
     env::set_current_dir("/").context("cannot leave the bundle")?;
+    open_files::raise_limit().context("cannot raise the limit of open files")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use kata_linux::open_files;
 use oci_spec::runtime::{Hook, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -184,6 +185,7 @@ fn spawn(hook: &Hook, state: &HookState<'_>, output: &File) -> io::Result<Child>
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
         command.env(name, value);
     }
+    open_files::give_back_limit(&mut command);
     command.spawn()
 }
 

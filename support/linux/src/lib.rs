@@ -15,6 +15,7 @@ mod last_words;
 pub mod memory;
 pub mod mount;
 pub mod netns;
+pub mod open_files;
 pub mod pidfd;
 pub mod process;
 pub mod program;

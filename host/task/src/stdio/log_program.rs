@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use kata_linux::open_files;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
@@ -95,6 +96,7 @@ fn spawn(path: &Path, args: &[String], ids: &StdioIds) -> io::Result<Spawned> {
         .zip(3..)
         .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.collect()).map_err(io::Error::other)?;
+    open_files::give_back_limit(&mut command);
     // The command owns the program's ends: they must not outlive this function, or the end of one would never be seen.
     let child = Command::from(command).spawn()?;
     let sender = |end: io::PipeWriter| pipe::Sender::from_owned_fd(end.into());
