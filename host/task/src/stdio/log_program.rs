@@ -22,11 +22,13 @@ const READY: Duration = Duration::from_secs(10);
 /// wait as long.
 const FINISH: Duration = Duration::from_secs(12);
 
-/// A running log program.
+/// A running log program. It is killed when this is dropped before there was anything to log.
 #[derive(Debug)]
 pub(super) struct LogProgram {
     path: PathBuf,
     child: Child,
+    /// Whether it is to go on for as long as there is output, even when this process ends before.
+    needed: bool,
 }
 
 impl LogProgram {
@@ -58,6 +60,7 @@ impl LogProgram {
 
     /// Waits until `done` is closed, and then for the program to end; if it does not, it is made to.
     pub(super) async fn finish(mut self, mut done: watch::Receiver<()>) {
+        self.needed = true;
         while done.changed().await.is_ok() {}
         for signal in [Signal::TERM, Signal::KILL] {
             if tokio::time::timeout(FINISH, self.child.wait()).await.is_ok() {
@@ -72,6 +75,15 @@ impl LogProgram {
             }
         }
         let _ = self.child.wait().await;
+    }
+}
+
+impl Drop for LogProgram {
+    fn drop(&mut self) {
+        if !self.needed {
+            // One that has ended already is as good; the runtime reaps it.
+            let _ = self.child.start_kill();
+        }
     }
 }
 
@@ -100,10 +112,44 @@ fn spawn(path: &Path, args: &[String], ids: &StdioIds) -> io::Result<Spawned> {
     // The command owns the program's ends: they must not outlive this function, or the end of one would never be seen.
     let child = Command::from(command).spawn()?;
     let sender = |end: io::PipeWriter| pipe::Sender::from_owned_fd(end.into());
-    let program = LogProgram { path: path.to_owned(), child };
+    let program = LogProgram { path: path.to_owned(), child, needed: false };
     Ok((
         program,
         [sender(to_stdout)?, sender(to_stderr)?],
         pipe::Receiver::from_owned_fd(ready.into())?,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_linux::identity::ProcessIdentity;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    async fn started() -> (LogProgram, ProcessIdentity) {
+        let args = ["-c", "exec 5>&-; read line <&3; exec sleep 60"].map(str::to_owned);
+        let ids = StdioIds { id: "c1".to_owned(), namespace: "test".to_owned() };
+        let (program, _stdout, _stderr) =
+            LogProgram::start(Path::new("/bin/sh"), &args, &ids).await.unwrap();
+        let identity = ProcessIdentity::of(program.child.id().unwrap()).unwrap();
+        (program, identity)
+    }
+
+    #[tokio::test]
+    async fn program_for_which_there_is_nothing_to_log_is_killed() {
+        let (program, identity) = started().await;
+        drop(program);
+        assert!(identity.wait(PATIENCE));
+    }
+
+    #[tokio::test]
+    async fn program_that_is_needed_outlives_whoever_waits_for_it() {
+        let (program, identity) = started().await;
+        let (_copying, done) = watch::channel(());
+        assert!(tokio::time::timeout(Duration::ZERO, program.finish(done)).await.is_err());
+        assert!(identity.is_alive());
+        assert!(identity.kill_and_wait(PATIENCE));
+    }
 }
