@@ -21,6 +21,9 @@ use super::Shared;
 /// Visitors at a time.
 const MAX_VISITORS: usize = 16;
 
+/// The time after a visitor who could not be let in until the next one is.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a visitor may take to say what it wants.
 const ASKING: Duration = Duration::from_secs(5);
 
@@ -50,9 +53,11 @@ async fn serve(shared: Arc<Shared>, listener: UnixListener) {
         };
         let visitor = match accepted {
             Ok((visitor, _)) => visitor,
+            // Too many files are open, or the visitor has gone: the next one may fare better.
             Err(error) => {
-                tracing::warn!("sandbox {}: the socket for people is closed: {error}", shared.id);
-                return;
+                tracing::warn!("sandbox {}: a visitor is not let in: {error}", shared.id);
+                tokio::time::sleep(PAUSE).await;
+                continue;
             }
         };
         // The directory's mode keeps others out; this holds whatever is done to it.
