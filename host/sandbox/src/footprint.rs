@@ -6,25 +6,24 @@
 //! record: the directory `/run/kata/<id>`, the one with images of root file systems, the cgroup, and, against processes that are slow to die,
 //! their ids.
 
+mod record;
+mod sweep;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use kata_linux::cgroup::{CgroupError, HostCgroup, Membership};
 use kata_linux::identity::ProcessIdentity;
 use kata_linux::mount;
-use kata_network::{Namespace, NamespaceId, NetworkError};
-use serde::{Deserialize, Serialize};
+use kata_network::{Namespace, NetworkError};
 use thiserror::Error;
 
-/// The record's name in the sandbox's directory.
-const RECORD: &str = "footprint.json";
+use record::{NetworkRecord, Record};
 
-/// How long a sweep waits for a killed process to be gone.
-const DEATH: Duration = Duration::from_secs(2);
+pub use sweep::{sweep, sweep_of};
 
 /// Why the sandbox's traces could not be made or removed.
 #[derive(Debug, Error)]
@@ -74,28 +73,6 @@ pub enum FootprintError {
     Mount(#[from] mount::MountError),
 }
 
-/// The record on disk.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Record {
-    /// The owner first, then its children.
-    processes: Vec<ProcessIdentity>,
-    cgroups: Vec<PathBuf>,
-    /// The engine's network namespace, if the sandbox has one.
-    network: Option<NetworkRecord>,
-    /// The directory with images of root file systems, if there is one.
-    #[serde(default)]
-    images: Option<PathBuf>,
-}
-
-/// A network namespace that a sandbox uses.
-#[derive(Debug, Serialize, Deserialize)]
-struct NetworkRecord {
-    path: PathBuf,
-    id: NamespaceId,
-    /// The numbers of the interfaces that were, or were about to be, joined to the VM.
-    interfaces: Vec<u32>,
-}
-
 /// The traces of a living sandbox, held by its owner.
 #[derive(Debug)]
 pub struct Footprint {
@@ -107,26 +84,31 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// Makes the sandbox's directory (mode 0700) and cgroup, and moves the calling process into the cgroup, so that its
-    /// children are born there. Traces of a dead sandbox with the same id are swept away first; a living one is an error.
+    /// Makes the sandbox's directory (mode 0700) and a cgroup of its own, at `cgroup` or, where that exists, within it, and moves the calling process
+    /// into the cgroup, so that its children are born there. Traces of dead sandboxes are swept away first, and those with the same id must go; a living
+    /// one with it is an error.
     pub fn make(id: &str, dir: &Path, cgroup: &str) -> Result<Self, FootprintError> {
-        if let Some(record) = read(dir)
-            && let Some(owner) = record.processes.first().filter(|owner| owner.is_alive())
-        {
+        if let Some(owner) = Record::read(dir).and_then(|record| record.living_owner()) {
             return Err(FootprintError::InUse { id: id.to_owned(), pid: owner.pid });
         }
         sweep(dir)?;
+        sweep::sweep_abandoned(dir);
         let failed = |source| FootprintError::Io { action: "create", path: dir.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let before = Membership::of_this_process()?;
-        let cgroup = HostCgroup::create(cgroup)?;
-        let record = Record { cgroups: cgroup.dirs().to_vec(), ..Record::default() };
+        let mut record = Record::of_this_process();
+        let cgroup = match make_cgroup(id, dir, cgroup, &mut record) {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                // What was made so far goes too; the first error is the one to tell.
+                let _ = sweep::take_away(dir, record);
+                return Err(error);
+            }
+        };
         let footprint = Self { dir: dir.to_owned(), cgroup, before, record: Mutex::new(record) };
-        let entered = footprint.record(&[]).and_then(|()| Ok(footprint.cgroup.enter()?));
-        if let Err(error) = entered {
-            // What was made so far goes too; the first error is the one to tell.
+        if let Err(error) = footprint.cgroup.enter() {
             let _ = footprint.remove();
-            return Err(error);
+            return Err(error.into());
         }
         Ok(footprint)
     }
@@ -147,7 +129,7 @@ impl Footprint {
         };
         // First the claim, then the look: of two sandboxes at once none, or one, gets it.
         self.write(|record| record.network = Some(claim))?;
-        let Some((id, pid)) = other_user(&self.dir, namespace.id()) else { return Ok(()) };
+        let Some((id, pid)) = sweep::other_user(&self.dir, namespace.id()) else { return Ok(()) };
         self.write(|record| record.network = None)?;
         Err(FootprintError::NetworkInUse { namespace: namespace.path().to_owned(), id, pid })
     }
@@ -155,7 +137,7 @@ impl Footprint {
     /// Makes a directory (mode 0700) for images of root file systems. One that is there is a dead sandbox's, and emptied.
     pub fn make_images(&self, dir: &Path) -> Result<(), FootprintError> {
         self.write(|record| record.images = Some(dir.to_owned()))?;
-        remove_dir(dir)?;
+        sweep::remove_dir(dir)?;
         let failed = |source| FootprintError::Io { action: "create", path: dir.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)
     }
@@ -173,95 +155,36 @@ impl Footprint {
     fn write(&self, change: impl FnOnce(&mut Record)) -> Result<(), FootprintError> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut record);
-        let text = serde_json::to_vec(&*record).expect("plain numbers and paths are always JSON");
-        let path = self.dir.join(RECORD);
-        let fresh = self.dir.join("footprint.new");
-        fs::write(&fresh, text)
-            .and_then(|()| fs::rename(&fresh, &path))
-            .map_err(|source| FootprintError::Io { action: "write", path, source })
+        record.write(&self.dir)
     }
 
-    /// Moves the calling process back to where it was, and removes cgroup and directory. The children must be gone.
+    /// Moves the calling process back to where it was, and removes images, cgroup and directory. The children must be gone. Every step is tried, and
+    /// what fails stays written down for a sweep; the first error is told.
     pub fn remove(&self) -> Result<(), FootprintError> {
-        self.before.restore()?;
-        self.cgroup.remove()?;
-        let images = self.record.lock().unwrap_or_else(PoisonError::into_inner).images.take();
-        images.map_or(Ok(()), |images| remove_dir(&images))?;
-        remove_dir(&self.dir)
+        let restored = self.before.restore();
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // It has left the network itself.
+        record.network = None;
+        let removed = sweep::take_away(&self.dir, record);
+        restored.map_err(FootprintError::from).and(removed)
     }
 }
 
-/// Removes what a dead sandbox left at `dir`: kills the processes that it recorded and that still are the same ones, waits for
-/// their end, removes its cgroup and the directory. Nothing there is fine. May be repeated.
-pub fn sweep(dir: &Path) -> Result<(), FootprintError> {
-    let Some(record) = read(dir) else { return remove_dir(dir) };
-    let cgroup = HostCgroup::from_dirs(record.cgroups);
-    let inside = cgroup.processes().into_iter().filter_map(ProcessIdentity::of);
-    for identity in record.processes.into_iter().chain(inside) {
-        if identity.pid != std::process::id() && !identity.kill_and_wait(DEATH) {
-            tracing::warn!("process {} of the dead sandbox does not die", identity.pid);
+/// Makes a cgroup in which there is nobody else, and writes it down before.
+fn make_cgroup(
+    id: &str,
+    dir: &Path,
+    path: &str,
+    record: &mut Record,
+) -> Result<HostCgroup, FootprintError> {
+    loop {
+        let plan = HostCgroup::plan(path, &format!("kata_{id}"))?;
+        (record.cgroups, record.cgroups_around) = (plan.dirs(), plan.around());
+        record.write(dir)?;
+        // Another sandbox may have made it meanwhile, and then it is there for the next plan.
+        if let Some(cgroup) = plan.make()? {
+            return Ok(cgroup);
         }
-    }
-    cgroup.remove()?;
-    if let Some(network) = record.network {
-        clean(&network)?;
-    }
-    if let Some(images) = record.images {
-        remove_dir(&images)?;
-    }
-    remove_dir(dir)
-}
-
-/// Takes away what a dead sandbox left in the engine's network namespace. A namespace that is gone took it along.
-fn clean(network: &NetworkRecord) -> Result<(), FootprintError> {
-    if network.interfaces.is_empty() {
-        return Ok(());
-    }
-    match Namespace::reopen(&network.path) {
-        Ok(namespace) if namespace.id() == network.id => {
-            Ok(kata_network::leave_blocking(&namespace, &network.interfaces)?)
-        }
-        _ => Ok(()),
-    }
-}
-
-/// As [`sweep`], if the sandbox belonged to `owner`; whatever else is at `dir` is left alone.
-pub fn sweep_of(dir: &Path, owner: ProcessIdentity) -> Result<(), FootprintError> {
-    match read(dir) {
-        Some(record) if record.processes.first() == Some(&owner) => sweep(dir),
-        _ => Ok(()),
-    }
-}
-
-/// Another sandbox beside `dir` that lives and uses the namespace: its id and its owner.
-fn other_user(dir: &Path, namespace: NamespaceId) -> Option<(String, u32)> {
-    for entry in fs::read_dir(dir.parent()?).ok()?.flatten() {
-        let other = entry.path();
-        if other == dir {
-            continue;
-        }
-        let Some(record) = read(&other) else { continue };
-        let uses = record.network.is_some_and(|network| network.id == namespace);
-        let owner = record.processes.first().filter(|owner| uses && owner.is_alive());
-        if let Some(owner) = owner {
-            return Some((entry.file_name().to_string_lossy().into_owned(), owner.pid));
-        }
-    }
-    None
-}
-
-fn read(dir: &Path) -> Option<Record> {
-    serde_json::from_slice(&fs::read(dir.join(RECORD)).ok()?).ok()
-}
-
-/// Whatever is mounted below goes first: removing files must never reach through a mount into what belongs to somebody else.
-fn remove_dir(dir: &Path) -> Result<(), FootprintError> {
-    mount::unmount_tree(dir)?;
-    match fs::remove_dir_all(dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(FootprintError::Io { action: "remove", path: dir.to_owned(), source })
-        }
-        _ => Ok(()),
     }
 }
 
@@ -319,5 +242,68 @@ mod tests {
         assert!(matches!(error, FootprintError::InUse { .. }), "{error}");
         footprint.remove().unwrap();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn what_a_sweep_could_not_remove_is_left_to_another_sandboxs() {
+        let _here = CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, images) = (parent.path().join("sandbox"), parent.path().join("images"));
+        let cgroup = |name: &str| format!("/kata-test-{name}-{}", std::process::id());
+        let footprint = Footprint::make("s", &dir, &cgroup("left")).unwrap();
+        footprint.make_images(&images).unwrap();
+        fs::write(dir.join("timeline.json"), "").unwrap();
+        footprint.write(|record| record.processes.clear()).unwrap();
+        // This process is still in the cgroup, like a VMM that does not die.
+        let error = sweep(&dir).unwrap_err();
+        assert!(matches!(error, FootprintError::Cgroup(_)), "{error}");
+        assert!(!images.exists() && !dir.join("timeline.json").exists() && dir.exists());
+
+        footprint.before.restore().unwrap();
+        let other = Footprint::make("t", &parent.path().join("other"), &cgroup("other")).unwrap();
+        assert!(!dir.exists() && footprint.cgroup.dirs().iter().all(|dir| !dir.exists()));
+        other.remove().unwrap();
+    }
+
+    #[test]
+    fn what_may_be_anothers_is_not_swept() {
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, other) = (parent.path().join("sandbox"), parent.path().join("other"));
+        fs::create_dir(&other).unwrap();
+        for namespace in [None, Some(1)] {
+            let record = Record { pid_namespace: namespace, ..Record::default() };
+            record.write(&other).unwrap();
+            sweep::sweep_abandoned(&dir);
+            assert!(other.exists(), "{namespace:?}");
+        }
+        Record::of_this_process().write(&other).unwrap();
+        sweep::sweep_abandoned(&dir);
+        assert!(other.exists(), "it lives");
+        let dead = Record { processes: Vec::new(), ..Record::of_this_process() };
+        dead.write(&other).unwrap();
+        sweep::sweep_abandoned(&dir);
+        assert!(!other.exists());
+    }
+
+    #[test]
+    fn sweeping_one_of_two_in_the_same_cgroup_spares_the_other() {
+        let _here = CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
+        let (parent, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let cgroup = format!("/kata-test-shared-{}", std::process::id());
+        let first = Footprint::make("a", &parent.path().join("a"), &cgroup).unwrap();
+        let second = Footprint::make("b", &other.path().join("b"), &cgroup).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+
+        first.write(|record| record.processes.clear()).unwrap();
+        sweep(&first.dir).unwrap();
+        assert!(!first.dir.exists());
+        assert!(child.try_wait().unwrap().is_none(), "a child of the other sandbox was killed");
+
+        // The last one takes the cgroup around its own along.
+        first.before.restore().unwrap();
+        second.write(|record| record.processes.clear()).unwrap();
+        sweep(&second.dir).unwrap();
+        child.wait().unwrap();
+        assert!(first.cgroup.dirs().iter().all(|dir| !dir.exists()));
     }
 }

@@ -6,9 +6,12 @@
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
+
+/// How long a cgroup may stay busy after its last process has ended.
+const EMPTIED: Duration = Duration::from_millis(500);
 
 /// Why a cgroup could not be used.
 #[derive(Debug, Error)]
@@ -52,9 +55,20 @@ impl HostCgroup {
         let relative = relative_path(path)?;
         let dirs = hierarchies()?
             .into_iter()
-            .map(|one| make(&one, &relative))
+            .map(|one| make(&one, &relative, Leaf::Any))
             .collect::<Result<_, _>>()?;
         Ok(Self { dirs })
+    }
+
+    /// Where a cgroup of one's own would be: `path`, as for [`HostCgroup::create`], where there is none yet; else `name` within it, for whoever is
+    /// in the one that exists is somebody else's. Makes nothing.
+    pub fn plan(path: &str, name: &str) -> Result<PlannedCgroup, CgroupError> {
+        let relative = relative_path(path)?;
+        let place = |hierarchy: Hierarchy| match hierarchy.mount_point.join(&relative).exists() {
+            true => Place { hierarchy, relative: relative.join(name), leaf: Leaf::Any },
+            false => Place { hierarchy, relative: relative.clone(), leaf: Leaf::New },
+        };
+        Ok(PlannedCgroup(hierarchies()?.into_iter().map(place).collect()))
     }
 
     /// The cgroup whose directories are already known, to enter or remove it; they need not exist.
@@ -74,12 +88,13 @@ impl HostCgroup {
         self.dirs.iter().try_for_each(|dir| join(dir))
     }
 
-    /// Removes the cgroup from every hierarchy. One that is gone already is fine; one that still has processes is an
-    /// error, after the others have been removed.
+    /// Removes the cgroup from every hierarchy. One that is gone already is fine, and one in which others have made theirs is left to them; one
+    /// that still has processes is an error, after the others have been removed. Takes half a second at most.
     pub fn remove(&self) -> Result<(), CgroupError> {
+        let deadline = Instant::now() + EMPTIED;
         let mut result = Ok(());
         for dir in &self.dirs {
-            match remove_emptied(dir) {
+            match remove_emptied(dir, deadline) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     result = Err(CgroupError::Io { action: "remove", path: dir.clone(), source });
                 }
@@ -104,9 +119,59 @@ impl HostCgroup {
     }
 }
 
-/// Where a process was before it entered another cgroup.
+/// A cgroup that is to be made ([`HostCgroup::plan`]), so that it can be written down before.
+#[derive(Debug)]
+pub struct PlannedCgroup(Vec<Place>);
+
+/// One directory of it.
+#[derive(Debug)]
+struct Place {
+    hierarchy: Hierarchy,
+    relative: PathBuf,
+    leaf: Leaf,
+}
+
+/// Whether a cgroup may be there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaf {
+    Any,
+    New,
+}
+
+impl PlannedCgroup {
+    /// Its directories to be, one a hierarchy.
+    #[must_use]
+    pub fn dirs(&self) -> Vec<PathBuf> {
+        self.0.iter().map(|place| place.hierarchy.mount_point.join(&place.relative)).collect()
+    }
+
+    /// The cgroups that were there already, within which some of its directories will be.
+    #[must_use]
+    pub fn around(&self) -> Vec<PathBuf> {
+        let within = self.0.iter().filter(|place| place.leaf == Leaf::Any);
+        let dirs = within.map(|place| place.hierarchy.mount_point.join(&place.relative));
+        dirs.filter_map(|dir| dir.parent().map(Path::to_owned)).collect()
+    }
+
+    /// Makes them, with their parents; `None` when somebody else has made one meanwhile: plan anew.
+    pub fn make(&self) -> Result<Option<HostCgroup>, CgroupError> {
+        for Place { hierarchy, relative, leaf } in &self.0 {
+            match make(hierarchy, relative, *leaf) {
+                Err(CgroupError::Io { source, .. })
+                    if source.kind() == io::ErrorKind::AlreadyExists =>
+                {
+                    return Ok(None);
+                }
+                made => made?,
+            };
+        }
+        Ok(Some(HostCgroup { dirs: self.dirs() }))
+    }
+}
+
+/// Where a process was before it entered another cgroup: directories, each with the root of its hierarchy.
 #[derive(Debug, Clone)]
-pub struct Membership(Vec<PathBuf>);
+pub struct Membership(Vec<(PathBuf, PathBuf)>);
 
 impl Membership {
     /// The cgroups of the calling process now.
@@ -120,9 +185,18 @@ impl Membership {
         Ok(Self(membership_dirs(&text, &hierarchies()?)))
     }
 
-    /// Moves the calling process back there.
+    /// Moves the calling process back there; to the root of a hierarchy whose cgroup has been removed since. All hierarchies are tried, and the
+    /// first error is told.
     pub fn restore(&self) -> Result<(), CgroupError> {
-        self.0.iter().try_for_each(|dir| join(dir))
+        let mut result = Ok(());
+        for (dir, root) in &self.0 {
+            let moved = match join(dir) {
+                Err(_) if !dir.exists() => join(root),
+                moved => moved,
+            };
+            result = result.and(moved);
+        }
+        result
     }
 }
 
@@ -146,18 +220,27 @@ pub fn hierarchies_in_words() -> Result<&'static str, CgroupError> {
 
 /// A process leaves its cgroups a moment after its end has been told, and no event says when. So a group without processes that is
 /// still busy gets a few moments; one with processes does not.
-fn remove_emptied(dir: &Path) -> io::Result<()> {
-    const MOMENTS: u32 = 50;
+fn remove_emptied(dir: &Path, deadline: Instant) -> io::Result<()> {
     const MOMENT: Duration = Duration::from_millis(10);
-    for _ in 0..MOMENTS {
+    loop {
         match fs::remove_dir(dir) {
             Err(busy) if busy.kind() == io::ErrorKind::ResourceBusy && is_empty(dir) => {
+                if has_children(dir) {
+                    return Ok(());
+                }
+                if Instant::now() >= deadline {
+                    return Err(busy);
+                }
                 std::thread::sleep(MOMENT);
             }
             result => return result,
         }
     }
-    fs::remove_dir(dir)
+}
+
+fn has_children(dir: &Path) -> bool {
+    let is_dir = |entry: fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(is_dir))
 }
 
 fn is_empty(dir: &Path) -> bool {
@@ -169,14 +252,16 @@ fn join(dir: &Path) -> Result<(), CgroupError> {
     fs::write(&path, "0").map_err(|source| CgroupError::Io { action: "join", path, source })
 }
 
-fn make(hierarchy: &Hierarchy, relative: &Path) -> Result<PathBuf, CgroupError> {
+fn make(hierarchy: &Hierarchy, relative: &Path, leaf: Leaf) -> Result<PathBuf, CgroupError> {
     let is_cpuset = hierarchy.controllers.iter().any(|name| name == "cpuset");
+    let wanted = hierarchy.mount_point.join(relative);
     let mut dir = hierarchy.mount_point.clone();
     for component in relative.components() {
         let parent = dir.clone();
         dir.push(component);
+        let may_exist = leaf == Leaf::Any || dir != wanted;
         match fs::create_dir(&dir) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists || !may_exist => {
                 return Err(CgroupError::Io { action: "create", path: dir, source });
             }
             _ => {}
@@ -255,8 +340,8 @@ fn controllers_of(options: &str) -> Vec<String> {
     controllers
 }
 
-/// The directories that a `/proc/PID/cgroup` text names (cgroups(7)), as far as they are mounted.
-fn membership_dirs(text: &str, hierarchies: &[Hierarchy]) -> Vec<PathBuf> {
+/// The directories that a `/proc/PID/cgroup` text names (cgroups(7)), as far as they are mounted, each with its hierarchy's root.
+fn membership_dirs(text: &str, hierarchies: &[Hierarchy]) -> Vec<(PathBuf, PathBuf)> {
     text.lines()
         .filter_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -265,7 +350,8 @@ fn membership_dirs(text: &str, hierarchies: &[Hierarchy]) -> Vec<PathBuf> {
                 controllers.split(',').filter(|name| !name.is_empty()).collect();
             controllers.sort_unstable();
             let hierarchy = hierarchies.iter().find(|one| one.controllers == controllers)?;
-            Some(hierarchy.mount_point.join(path.trim_start_matches('/')))
+            let root = &hierarchy.mount_point;
+            Some((root.join(path.trim_start_matches('/')), root.clone()))
         })
         .collect()
 }
@@ -337,13 +423,16 @@ mod tests {
             "3:cpu,cpuacct:/a\n2:memory:/\n0::/b/c\n9:pids:/x",
             &parse_hierarchies(HYBRID),
         );
-        let dirs: Vec<_> = dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
+        let dirs: Vec<_> = dirs
+            .iter()
+            .map(|(dir, root)| (dir.to_str().unwrap(), root.to_str().unwrap()))
+            .collect();
         assert_eq!(
             dirs,
             [
-                "/sys/fs/cgroup/cpu,cpuacct/a",
-                "/sys/fs/cgroup/memory/",
-                "/sys/fs/cgroup/unified/b/c"
+                ("/sys/fs/cgroup/cpu,cpuacct/a", "/sys/fs/cgroup/cpu,cpuacct"),
+                ("/sys/fs/cgroup/memory/", "/sys/fs/cgroup/memory"),
+                ("/sys/fs/cgroup/unified/b/c", "/sys/fs/cgroup/unified")
             ]
         );
     }

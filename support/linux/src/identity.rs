@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::io;
-use std::time::Duration;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -51,21 +52,44 @@ impl ProcessIdentity {
         self.signal_and_wait(None, patience)
     }
 
+    /// As [`ProcessIdentity::kill_and_wait`] for several: all are killed before any is waited for, and `patience` is for all together. Returns
+    /// those that are still there.
+    #[must_use]
+    pub fn kill_all_and_wait(all: &[Self], patience: Duration) -> Vec<Self> {
+        let deadline = Instant::now() + patience;
+        let pinned: Vec<_> =
+            all.iter().filter_map(|one| Some((*one, one.pin(Some(Signal::KILL))?))).collect();
+        let left = |(_, pidfd): &(Self, OwnedFd)| {
+            !has_ended(pidfd, deadline.saturating_duration_since(Instant::now()))
+        };
+        pinned.into_iter().filter(left).map(|(identity, _)| identity).collect()
+    }
+
     fn signal_and_wait(&self, signal: Option<Signal>, patience: Duration) -> bool {
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return true };
+        self.pin(signal).is_none_or(|pidfd| has_ended(&pidfd, patience))
+    }
+
+    /// A descriptor of the process, which gets `signal`; `None` when it is gone.
+    fn pin(&self, signal: Option<Signal>) -> Option<OwnedFd> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw)?;
         // The descriptor pins the id; only then is the comparison worth something.
-        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         if Self::of(self.pid) != Some(*self) {
-            return true;
+            return None;
         }
         if let Some(signal) = signal {
             let _ = pidfd_send_signal(&pidfd, signal);
         }
-        // Readable when the last thread has ended; the first one may be a zombie long before that.
-        let timeout = Timespec::try_from(patience).ok();
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        matches!(retry(|| poll(&mut fds, timeout.as_ref())), Ok(ready) if ready > 0)
+        Some(pidfd)
     }
+}
+
+/// Waits for a process's end and says whether it has come. The descriptor is readable when the last thread has ended; the first one may be a
+/// zombie long before that.
+fn has_ended(pidfd: &OwnedFd, patience: Duration) -> bool {
+    let timeout = Timespec::try_from(patience).ok();
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    matches!(retry(|| poll(&mut fds, timeout.as_ref())), Ok(ready) if ready > 0)
 }
 
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
@@ -107,5 +131,19 @@ mod tests {
         assert!(identity.kill_and_wait(Duration::from_secs(10)));
         child.wait().unwrap();
         assert!(!identity.is_alive());
+    }
+
+    #[test]
+    fn several_are_killed_at_once_and_those_that_stay_are_told() {
+        let mut children: Vec<_> = (0..3)
+            .map(|_| std::process::Command::new("sleep").arg("60").spawn().unwrap())
+            .collect();
+        let all: Vec<_> =
+            children.iter().map(|child| ProcessIdentity::of(child.id()).unwrap()).collect();
+        assert_eq!(ProcessIdentity::kill_all_and_wait(&all, Duration::from_secs(10)), []);
+        for child in &mut children {
+            child.wait().unwrap();
+        }
+        assert_eq!(ProcessIdentity::kill_all_and_wait(&all, Duration::ZERO), []);
     }
 }
