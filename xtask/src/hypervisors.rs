@@ -29,6 +29,16 @@ A sandbox that needs what its hypervisor lacks is rejected with an error before 
 
 ";
 
+const TAIL: &str = "
+## Who may talk to the agent
+
+The host's root, whatever the hypervisor. A unix socket in a directory of root's is the way to the guests of `clh`, `firecracker` and `krun`. QEMU's are
+reached by vsock where the host has `/dev/vhost-vsock`, which any user may dial; there the agent takes only connections from the host's ports below 1024, for
+which one needs `CAP_NET_BIND_SERVICE` in the first user namespace (`agent.vsock_peers=privileged` on the guest's kernel command line). The host has 1023 of
+these, one for each connection. A runtime without that capability, as in a nested user namespace, reaches its guests by a serial port, and so does one on a host
+without vsock; `kata-runtime check` tells which way it is.
+";
+
 /// What is said of a driver in one row.
 type Row = (&'static str, fn(&Capabilities) -> String);
 
@@ -67,7 +77,7 @@ fn yes_or_no(can: bool) -> String {
 /// The page. The same on every machine.
 pub(crate) fn page() -> String {
     let drivers = hypervisors(Path::new("/usr/local"));
-    format!("{HEAD}{}", table(&drivers))
+    format!("{HEAD}{}{TAIL}", table(&drivers))
 }
 
 fn table(drivers: &[Box<dyn Hypervisor>]) -> String {
