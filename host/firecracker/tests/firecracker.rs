@@ -9,14 +9,13 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kata_channel::AGENT_PORT;
 use kata_firecracker::{Firecracker, FirecrackerSettings};
 use kata_hypervisor::{
     DiskSpec, GuestRoot, Hypervisor, HypervisorError, LaterDisks, Vm, VmSpec, kvm_obstacle,
 };
-use kata_linux::pidfd::Pidfd;
 use kata_log::chain;
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -98,57 +97,6 @@ async fn reach_agent(vm: &dyn Vm, within: Duration) {
             vm.stderr(),
             vm.console().last_lines(60)
         ),
-    }
-}
-
-fn is_gone(pid: u32) -> bool {
-    !Path::new(&format!("/proc/{pid}")).exists()
-}
-
-fn assert_nothing_is_mounted_in(directory: &Path) {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let below = mounts.lines().find(|line| line.contains(directory.to_str().unwrap()));
-    assert_eq!(below, None);
-}
-
-async fn lives(settings: FirecrackerSettings) {
-    let bench = bench("life");
-    let started = Instant::now();
-    let vm = boot(settings, &bench.spec).await;
-    reach_agent(&*vm, BOOT).await;
-    println!("agent reached after {:?}", started.elapsed());
-    assert!(vm.console().kernel_is_up(), "{:?}", vm.console().last_lines(20));
-
-    vm.pause().await.unwrap();
-    let silent = timeout(Duration::from_millis(300), vm.dial(AGENT_PORT)).await;
-    assert!(silent.is_err(), "a guest whose CPUs stand still has answered");
-    vm.resume().await.unwrap();
-    reach_agent(&*vm, SOON).await;
-
-    let pid = vm.pid();
-    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
-    assert!(command.contains("test-life"), "{command}");
-    vm.stop().await;
-    assert!(is_gone(pid));
-    vm.stop().await;
-    assert_eq!(vm.exited().await.to_string(), "was killed by signal 9");
-    assert!(vm.dial(AGENT_PORT).await.is_err() && vm.pause().await.is_err());
-    assert_nothing_is_mounted_in(bench.directory.path());
-}
-
-#[tokio::test]
-async fn vm_boots_reaches_its_agent_pauses_and_stops() {
-    let name = "vm_boots_reaches_its_agent_pauses_and_stops";
-    if let Some(settings) = settings(name, &["firecracker"]) {
-        lives(settings).await;
-    }
-}
-
-#[tokio::test]
-async fn vm_in_the_jailers_cell_lives_like_any_other() {
-    let name = "vm_in_the_jailers_cell_lives_like_any_other";
-    if let Some(settings) = settings(name, &["firecracker", "jailer"]) {
-        lives(settings).await;
     }
 }
 
@@ -255,19 +203,6 @@ async fn disks_come_and_go_in_the_jailers_cell() {
 }
 
 #[tokio::test]
-async fn panic_of_the_guest_ends_its_vm_and_is_its_last_word() {
-    let name = "panic_of_the_guest_ends_its_vm_and_is_its_last_word";
-    let Some(settings) = settings(name, &["firecracker"]) else { return };
-    let mut bench = bench("panic");
-    bench.spec.kernel_params.push("rdinit=/no/such/program".into());
-    let vm = boot(settings, &bench.spec).await;
-    let exit = timeout(BOOT, vm.exited()).await.unwrap();
-    let console = vm.console().last_lines(60).join("\n");
-    assert!(console.contains("Kernel panic"), "{exit}; {console}");
-    assert_eq!(exit.to_string(), "exited with status 0 (guest-reset)");
-}
-
-#[tokio::test]
 async fn guest_that_powers_off_ends_its_vm() {
     let name = "guest_that_powers_off_ends_its_vm";
     let Some(settings) = settings(name, &["firecracker"]) else { return };
@@ -282,30 +217,6 @@ async fn guest_that_powers_off_ends_its_vm() {
     assert_eq!(exit.to_string(), "exited with status 0 (guest-reset)");
     let console = vm.console().last_lines(20).join("\n");
     assert!(console.contains("cannot go on"), "{console}");
-}
-
-#[tokio::test]
-async fn killed_vmm_is_an_event() {
-    let Some(settings) = settings("killed_vmm_is_an_event", &["firecracker"]) else { return };
-    let bench = bench("kill");
-    let vm = boot(settings, &bench.spec).await;
-    let pid = rustix::process::Pid::from_raw(vm.pid().try_into().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    let exit = timeout(SOON, vm.exited()).await.unwrap();
-    assert_eq!(exit.to_string(), "was killed by signal 9");
-}
-
-#[tokio::test]
-async fn dropped_vm_leaves_neither_process_nor_mount() {
-    let name = "dropped_vm_leaves_neither_process_nor_mount";
-    let Some(settings) = settings(name, &["firecracker", "jailer"]) else { return };
-    let bench = bench("drop");
-    let vm = boot(settings, &bench.spec).await;
-    let pid = rustix::process::Pid::from_raw(vm.pid().try_into().unwrap()).unwrap();
-    let process = Pidfd::open(pid).unwrap();
-    drop(vm);
-    timeout(SOON, process.ended()).await.unwrap();
-    assert_nothing_is_mounted_in(bench.directory.path());
 }
 
 #[tokio::test]

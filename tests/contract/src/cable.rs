@@ -5,12 +5,13 @@
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use kata_agent_client::{GuestAddress, GuestInterface};
-use kata_hypervisor::{NicSpec, Tap, Vm};
+use kata_hypervisor::{Capabilities, NicSpec, Tap, Vm, VmSpec};
 use kata_network::{Model, Namespace};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -26,12 +27,15 @@ pub(crate) struct Cable {
     name: String,
     /// The device, once: a tap goes only when nobody holds it.
     pub(crate) nic: Option<NicSpec>,
+    /// Where a VMM lives that opens the tap itself; `None` for others.
+    inside: Option<Arc<OwnedFd>>,
 }
 
 impl Cable {
-    /// Makes the namespace, and a tap that is joined to what is in it.
-    pub(crate) async fn new() -> Result<Self> {
-        let mut cable = Self { name: format!("contract-{}", std::process::id()), nic: None };
+    /// Makes the namespace, and a tap that is joined to what is in it, as a driver takes it that can do this.
+    pub(crate) async fn new(can: Capabilities) -> Result<Self> {
+        let name = format!("contract-{}", std::process::id());
+        let mut cable = Self { name, nic: None, inside: None };
         ip(&["netns", "add", &cable.name]).await?;
         let commands = [
             "link add w0 type veth peer name eth0",
@@ -50,14 +54,23 @@ impl Cable {
         let mut nics =
             kata_network::join(&namespace, &plan.interfaces, Model::TcFilter, false).await?;
         let nic = nics.pop().context("eth0 was not joined")?;
-        cable.nic = Some(NicSpec {
-            id: nic.index.to_string(),
-            mac: nic.mac.to_string(),
-            mtu: nic.mtu,
-            tap: Tap::Open(Arc::new(nic.tap)),
-            vhost: None,
-        });
+        let (id, mac, mtu) = (nic.index.to_string(), nic.mac.to_string(), nic.mtu);
+        cable.inside = can.named_taps.map(|_| namespace.descriptor());
+        let tap = match can.named_taps {
+            Some(owner) => Tap::Named(kata_network::leave_tap(nic, owner)?),
+            None => Tap::Open(Arc::new(nic.tap)),
+        };
+        cable.nic = Some(NicSpec { id, mac, mtu, tap, vhost: None });
         Ok(cable)
+    }
+
+    /// Gives the device to a VM that is not booted yet. Returns what its agent is to be told.
+    pub(crate) fn plug_into(&mut self, spec: &mut VmSpec) -> Result<GuestInterface> {
+        let nic = self.nic.take().context("the device has been taken")?;
+        let interface = Self::interface(&nic);
+        spec.network_namespace.clone_from(&self.inside);
+        spec.nics.push(nic);
+        Ok(interface)
     }
 
     /// What the guest's agent is told of the device.

@@ -17,7 +17,7 @@ mod subject;
 mod traces;
 
 pub use fake::Fake;
-pub use subject::Subject;
+pub use subject::{Subject, program_on_path};
 
 /// Makes a test of every promise for the driver that `$subject`, a `fn() -> Result<Subject, String>`, makes; where it cannot, the tests say
 /// why and are skipped.

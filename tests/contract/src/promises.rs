@@ -69,7 +69,7 @@ pub async fn paused_guest_stands_still_until_it_is_resumed(subject: Subject) -> 
 /// After the stop, which may be repeated, the end is told, all requests fail, and nothing is left.
 pub async fn stop_leaves_nothing(subject: Subject) -> Result<()> {
     let mut bench = Bench::new(subject, "stop").await?;
-    let traces = Traces::before(&bench.spec.sandbox)?;
+    let traces = Traces::before(&bench.spec.sandbox, bench.directory.path())?;
     let shares = bench.subject.hypervisor.capabilities().shared_file_system;
     let server = if shares == SharedFileSystem::None { None } else { bench.share()? };
     let (vm, agent) = bench.boot_to_agent().await?;
@@ -86,17 +86,13 @@ pub async fn stop_leaves_nothing(subject: Subject) -> Result<()> {
         timeout(SOON, server.exited()).await.context("the file server goes on without the VM")?;
     }
     drop((vm, agent));
-    traces.vanish().await?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
-    let directory = bench.directory.path().display().to_string();
-    ensure!(!mounts.contains(&directory), "something is mounted in {directory}: {mounts}");
-    Ok(())
+    traces.vanish().await
 }
 
 /// A VMM that is killed is told of, with the signal, and what it was doing fails.
 pub async fn death_of_the_vmm_is_an_event(subject: Subject) -> Result<()> {
     let bench = Bench::new(subject, "kill").await?;
-    let traces = Traces::before(&bench.spec.sandbox)?;
+    let traces = Traces::before(&bench.spec.sandbox, bench.directory.path())?;
     let (vm, agent) = bench.boot_to_agent().await?;
     let pid = Pid::from_raw(vm.pid().try_into()?).context("it has a process id")?;
     kill_process(pid, Signal::KILL)?;
@@ -110,7 +106,7 @@ pub async fn death_of_the_vmm_is_an_event(subject: Subject) -> Result<()> {
 /// A VM that nobody has stopped ends with its handle, also before its guest is up.
 pub async fn vm_that_is_dropped_leaves_nothing(subject: Subject) -> Result<()> {
     let bench = Bench::new(subject, "drop").await?;
-    let traces = Traces::before(&bench.spec.sandbox)?;
+    let traces = Traces::before(&bench.spec.sandbox, bench.directory.path())?;
     drop(bench.boot().await?);
     traces.vanish().await
 }
@@ -248,10 +244,8 @@ pub async fn frames_pass_through_a_network_device(subject: Subject) -> Result<()
         return Ok(());
     }
     let mut bench = Bench::new(subject, "nic").await?;
-    let mut cable = Cable::new().await?;
-    let nic = cable.nic.take().context("the cable is new")?;
-    let interface = Cable::interface(&nic);
-    bench.spec.nics.push(nic);
+    let mut cable = Cable::new(bench.subject.hypervisor.capabilities()).await?;
+    let interface = cable.plug_into(&mut bench.spec)?;
     let (vm, agent) = bench.boot_to_agent().await?;
     agent.create_sandbox(&sandbox(false)).await?;
     agent.update_interface(&interface).await.with_context(|| last_words(vm.as_ref()))?;
@@ -264,7 +258,7 @@ pub async fn frames_pass_through_a_network_device(subject: Subject) -> Result<()
 /// refused.
 pub async fn network_device_may_come_late(subject: Subject) -> Result<()> {
     let mut bench = Bench::new(subject, "hotplug").await?;
-    let mut cable = Cable::new().await?;
+    let mut cable = Cable::new(bench.subject.hypervisor.capabilities()).await?;
     let nic = cable.nic.take().context("the cable is new")?;
     let (vm, _agent) = bench.boot_to_agent().await?;
     match vm.add_nic(&nic).await {

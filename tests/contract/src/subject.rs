@@ -1,5 +1,6 @@
 //! What is tested: a driver, and what it boots.
 
+use std::env;
 use std::path::PathBuf;
 
 use kata_e2e::Installation;
@@ -43,4 +44,11 @@ impl Subject {
         self.guest.has_kernel = false;
         self
     }
+}
+
+/// A VMM's program, or another of its maker's, where `PATH` leads to it; else a sentence that says so.
+pub fn program_on_path(name: &str) -> Result<PathBuf, String> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut programs = env::split_paths(&path).map(|directory| directory.join(name));
+    programs.find(|program| program.is_file()).ok_or_else(|| format!("no `{name}` on PATH"))
 }

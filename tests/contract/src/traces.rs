@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::RawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tokio::time::timeout;
@@ -14,16 +14,18 @@ use crate::bench::SOON;
 #[derive(Debug)]
 pub(crate) struct Traces {
     sandbox: String,
+    directory: PathBuf,
     descriptors: BTreeSet<String>,
 }
 
 impl Traces {
-    /// Before the VM of this sandbox.
-    pub(crate) fn before(sandbox: &str) -> Result<Self> {
-        Ok(Self { sandbox: sandbox.to_owned(), descriptors: descriptors()? })
+    /// Before the VM of this sandbox, all of whose files are in `directory`.
+    pub(crate) fn before(sandbox: &str, directory: &Path) -> Result<Self> {
+        let directory = directory.to_owned();
+        Ok(Self { sandbox: sandbox.to_owned(), directory, descriptors: descriptors()? })
     }
 
-    /// Waits until nothing more than before is there: no process of the VM's and no descriptor of this process's.
+    /// Waits until nothing more than before is there: no process of the VM's, no descriptor of this process's, and nothing mounted for it.
     pub(crate) async fn vanish(&self) -> Result<()> {
         let gone = async {
             // Whoever reaps the VMM closes descriptors in threads of its own, and nothing tells of one that is closed.
@@ -41,6 +43,9 @@ impl Traces {
     fn left(&self) -> Result<Vec<String>> {
         let mut left: Vec<String> = descriptors()?.difference(&self.descriptors).cloned().collect();
         left.extend(processes_of(&self.sandbox)?);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+        let directory = self.directory.display().to_string();
+        left.extend(mounts.lines().filter(|mount| mount.contains(&directory)).map(str::to_owned));
         Ok(left)
     }
 }

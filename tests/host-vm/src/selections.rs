@@ -61,6 +61,8 @@ pub(crate) const CLOUD_HYPERVISOR: &[Selection] = &[
 const IMAGES: &[&str] = &["checked_image_boots", "image_that_was_tampered_with"];
 
 pub(crate) const FIRECRACKER: &[Selection] = &[
+    // Also in the jailer's cell, where that is there.
+    ("fc", &[]),
     ("copies", &[]),
     ("block", &["blockfile_becomes_a_disk"]),
     (
