@@ -155,9 +155,15 @@ fn cell(settings: &FirecrackerSettings, spec: &VmSpec) -> io::Result<(Cell, Spaw
         inside.base.clone().into_os_string(),
         "--".into(),
     ];
-    // It makes mounts itself. The cgroup is the sandbox's already.
-    let jail =
-        Jail { network, mounts: Mounts::Shared, capabilities: Some(JAILER), ..Jail::strict() };
+    // It makes mounts itself, and becomes the VMM's user. The cgroup is the sandbox's already.
+    let jail = Jail {
+        network,
+        mounts: Mounts::Shared,
+        own_pids: false,
+        changes_user: true,
+        capabilities: Some(JAILER),
+        ..Jail::strict()
+    };
     Ok((cell, Spawn::new(jailer).jail(jail).args(arguments)))
 }
 

@@ -77,6 +77,10 @@ pub struct Jail {
     pub capabilities: Option<CapabilitySet>,
     /// Whom the child becomes; `None` leaves it its parent's user and groups.
     pub user: Option<Nobody>,
+    /// Whether the program becomes somebody else by itself, as jailers do. With the user it would lose its tie to its parent (prctl(2),
+    /// `PR_SET_PDEATHSIG`), so its stdin is another one: a pipe whose other end only the parent has. Not with `own_pids`: no signal from
+    /// inside or outside but one of its parent's ends process 1.
+    pub changes_user: bool,
     /// Upper bounds, soft and hard (setrlimit(2)). Only lowering needs no privilege.
     pub limits: Vec<(Resource, u64)>,
 }
@@ -92,6 +96,7 @@ impl Jail {
             own_pids: true,
             capabilities: Some(CapabilitySet::empty()),
             user: None,
+            changes_user: false,
             limits: vec![(Resource::Core, 0)],
         }
     }
@@ -165,7 +170,29 @@ fn tie_to(parent: &Parent) -> Result<(), Failure> {
     }
 }
 
+/// asm-generic/fcntl.h; libc has no name for it.
+const F_SETSIG: libc::c_int = 10;
+
+/// Has the kernel kill this process when nobody can write to its stdin, a pipe, any more. It is root that orders this, so it holds for
+/// whomever the process becomes (fcntl(2), `F_SETOWN`).
+fn tie_by_stdin() -> Result<(), Failure> {
+    let orders = [
+        (libc::F_SETOWN, getpid().as_raw_nonzero().get()),
+        (F_SETSIG, libc::SIGKILL),
+        (libc::F_SETFL, libc::O_ASYNC),
+    ];
+    for (order, value) in orders {
+        // SAFETY: these take a number, and stdin is open in every child.
+        let result = unsafe { libc::fcntl(libc::STDIN_FILENO, order, value) };
+        check(result.into()).step("tie its life to its stdin")?;
+    }
+    Ok(())
+}
+
 fn enter(jail: &Jail, parent: &Parent) -> Result<(), Failure> {
+    if jail.changes_user {
+        tie_by_stdin()?;
+    }
     tie_to(parent)?;
     enter_namespaces(jail)?;
     if jail.mounts == Mounts::ReadOnly {

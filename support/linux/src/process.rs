@@ -11,7 +11,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::io::{self, PipeReader, Read};
+use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -158,7 +158,10 @@ impl Spawn {
         let watch_error = |source| SpawnError::Watch { program: program.clone(), source };
         let own_pids = self.jail.own_pids;
         let (words, stderr) = io::pipe().map_err(watch_error)?;
-        let mut command = self.command(stderr).map_err(watch_error)?;
+        let tie = self.jail.changes_user.then(io::pipe).transpose().map_err(watch_error)?;
+        let (stdin, tie) = tie.unzip();
+        let stdin = stdin.map_or_else(Stdio::null, Stdio::from);
+        let mut command = self.command(stdin, stderr).map_err(watch_error)?;
         let child = jail::spawn(&mut command, own_pids);
         let executed = Instant::now();
         // Closes our ends of the pipe and of what was passed.
@@ -172,17 +175,17 @@ impl Spawn {
         let last_words = LastWords::default();
         let (report, exit) = watch::channel(None);
         tokio::spawn(watch_over(reaper, stderr, last_words.clone(), report));
-        Ok(Child { pid: child.id(), executed, pidfd, exit, last_words })
+        Ok(Child { pid: child.id(), executed, pidfd, exit, last_words, _tie: tie })
     }
 
-    fn command(self, stderr: io::PipeWriter) -> io::Result<Command> {
+    fn command(self, stdin: Stdio, stderr: PipeWriter) -> io::Result<Command> {
         let mut command = Command::new(&self.program);
         if let Some(title) = &self.title {
             command.arg0(title);
         }
         command.args(&self.args).env_clear().env("PATH", SEARCH_PATH);
         let stdout = self.stdout.map_or_else(Stdio::null, Stdio::from);
-        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
         // The jail marks all descriptors to be closed at exec; the mapping comes after it and unmarks the passed ones.
         jail::install(&mut command, self.jail)?;
         let mappings = self.fds.into_iter().zip(FIRST_PASSED_FD..);
@@ -209,6 +212,8 @@ pub struct Child {
     pidfd: Arc<Pidfd>,
     exit: watch::Receiver<Option<Exit>>,
     last_words: LastWords,
+    /// Closed by the kernel at the latest when this process ends; see [`Jail::changes_user`].
+    _tie: Option<PipeWriter>,
 }
 
 impl Child {

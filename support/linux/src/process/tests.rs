@@ -56,6 +56,22 @@ async fn child_dies_with_the_thread_that_spawned_it() {
 }
 
 #[tokio::test]
+async fn child_that_becomes_somebody_else_dies_with_its_parent_all_the_same() {
+    let jail = Jail { changes_user: true, ..Jail::default() };
+    let spawn = Spawn::new("setpriv").jail(jail);
+    let script = "id -u >&2; exec sleep 1000";
+    let args = ["--reuid=12345", "--regid=12345", "--clear-groups", "sh", "-c", script];
+    let mut child = spawn.args(args).spawn().unwrap();
+    while child.stderr().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(child.stderr(), ["12345"]);
+    // As the kernel does for a parent that ends.
+    drop(child._tie.take());
+    assert_eq!(child.exited().await, Exit::Signal(9));
+}
+
+#[tokio::test]
 async fn only_passed_descriptors_arrive() {
     let leaked = fs::File::open("/dev/null").unwrap();
     rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).unwrap();
