@@ -31,6 +31,9 @@ const JAIL: &str = "jail";
 /// Most that the jailer's file system holds: a copy of the VMM's program, and little else.
 const JAIL_SIZE: &str = "size=64m";
 
+/// The right of everybody to read a file (inode(7)).
+const READABLE_BY_ALL: u32 = 0o004;
+
 /// What stands in for a disk that is not there. A disk has at least one sector.
 const PLACEHOLDER: &str = "nothing";
 const SECTOR: u64 = 512;
@@ -128,6 +131,12 @@ impl Cell {
             mknodat(CWD, &target, FileType::BlockDevice, mode, metadata.rdev())?;
             chown(&target, Some(jail.user), Some(jail.user))?;
         } else {
+            if metadata.mode() & READABLE_BY_ALL == 0 {
+                let file = file.display();
+                return Err(io::Error::other(format!(
+                    "{file} is not for everybody to read, so the jailer's user cannot; allow it (chmod o+r), or set `jailer_path` to \"\""
+                )));
+            }
             File::create(&target)?;
             bind(file, &target)?;
         }

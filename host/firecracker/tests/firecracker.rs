@@ -7,7 +7,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -236,6 +236,20 @@ async fn what_is_wrong_is_told_in_the_vmms_words() {
     let settings = FirecrackerSettings { program: "/no/such/vmm".into(), ..settings };
     let text = failure(settings, &bench.spec).await;
     assert!(text.contains("/no/such/vmm") && text.contains("No such file"), "{text}");
+}
+
+#[tokio::test]
+async fn file_that_the_jailers_user_may_not_read_is_named() {
+    let name = "file_that_the_jailers_user_may_not_read_is_named";
+    let Some(settings) = settings(name, &["firecracker", "jailer"]) else { return };
+    let mut bench = bench("secret");
+    let secret = bench.directory.path().join("kernel");
+    fs::copy(&bench.spec.kernel, &secret).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    bench.spec.kernel.clone_from(&secret);
+    let text = failure(settings, &bench.spec).await;
+    let named = text.contains(secret.to_str().unwrap());
+    assert!(named && text.contains("jailer_path"), "{text}");
 }
 
 /// The one test that needs no Firecracker.

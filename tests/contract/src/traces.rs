@@ -43,7 +43,8 @@ impl Traces {
     fn left(&self) -> Result<Vec<String>> {
         let mut left: Vec<String> = descriptors()?.difference(&self.descriptors).cloned().collect();
         left.extend(processes_of(&self.sandbox)?);
-        let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+        let mounts =
+            fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
         let directory = self.directory.display().to_string();
         left.extend(mounts.lines().filter(|mount| mount.contains(&directory)).map(str::to_owned));
         Ok(left)

@@ -17,7 +17,7 @@ use crate::watch::{Watch, until};
 /// The parts of a sandbox on the host that can be killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// The virtual machine monitor.
+    /// The virtual machine monitor, or the jailer that becomes one.
     Vmm,
     /// The virtio-fs server.
     FileServer,
@@ -38,7 +38,9 @@ impl Part {
     #[must_use]
     pub fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Vmm => &["qemu-system-", "kata-krun", "cloud-hypervisor", "firecracker"],
+            Self::Vmm => {
+                &["qemu-system-", "kata-krun", "cloud-hypervisor", "jailer", "firecracker"]
+            }
             Self::FileServer => &["kata-virtiofsd"],
             Self::Shim => &["containerd-shim-"],
             Self::Proxy => &["kata-proxy"],
