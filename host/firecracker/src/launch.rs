@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use kata_hypervisor::{
@@ -49,10 +50,11 @@ pub(crate) async fn launch(
 ) -> Result<FirecrackerVm, HypervisorError> {
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let program = settings.program.display().to_string();
+    let initrd = machine::initrd(spec)?;
     need_kvm()?;
     let (console_output, stdout) = pipe_from_vmm().map_err(setup("the console"))?;
     let (cell, mut spawn) = cell(settings, spec).map_err(setup("a place for the VMM"))?;
-    let seen = admit(&cell, &mut spawn, spec).map_err(setup("the VMM's files"))?;
+    let seen = admit(&cell, &mut spawn, spec, initrd).map_err(setup("the VMM's files"))?;
     let disks = Disks::of(spec);
     let machine = Machine::of(spec, settings, disks.drives(), &seen)?;
     for name in [API, VSOCK] {
@@ -84,9 +86,12 @@ pub(crate) async fn launch(
     let dialer = HybridVsock::new(cell.directory.clone(), VSOCK, settings.dial_again, child);
     let client = Client::new(control);
     // From here on whatever returns early drops it, which kills the VMM.
-    let vm = FirecrackerVm { vmm, client, dialer, cell, disks, log: words };
+    let mut vm = FirecrackerVm { vmm, client, dialer, cell, disks, log: words, resumes: true };
     match start(&vm.client, &machine).await {
-        Ok(()) => Ok(vm),
+        Ok(version) => {
+            vm.resumes = resumes(&version);
+            Ok(vm)
+        }
         // A VMM that closes its control socket is about to exit, and its stderr says why.
         Err(Failure::Api(ApiError::Broken { .. })) => {
             Err(HypervisorError::of_death(program, vm.vmm.child()).await)
@@ -107,7 +112,8 @@ impl From<ApiError> for Failure {
     }
 }
 
-async fn start(client: &Client, machine: &Machine) -> Result<(), Failure> {
+/// Describes the machine and starts it. Returns the VMM's version.
+async fn start(client: &Client, machine: &Machine) -> Result<String, Failure> {
     let hello = client.info().await?;
     OLDEST.check(&hello.vmm_version).map_err(Failure::Version)?;
     client.machine_config(&machine.config).await?;
@@ -121,7 +127,14 @@ async fn start(client: &Client, machine: &Machine) -> Result<(), Failure> {
     client.vsock(&machine.vsock).await?;
     client.entropy(EntropyDevice {}).await?;
     client.act(ActionType::InstanceStart).await?;
-    Ok(())
+    Ok(hello.vmm_version)
+}
+
+/// Whether a guest of this version can be reached again after a pause. Those of 1.16 wait on resuming for an answer to a message that only
+/// snapshots send, and until then, for ever, pass nothing on to the guest's sockets (firecracker-microvm/firecracker#6100).
+fn resumes(version: &str) -> bool {
+    let version = version.trim_start_matches('v');
+    version != "1.16" && !version.starts_with("1.16.")
 }
 
 /// Where the VMM is to live, and the child that goes there, whose first arguments say so to the jailer.
@@ -168,8 +181,7 @@ fn cell(settings: &FirecrackerSettings, spec: &VmSpec) -> io::Result<(Cell, Spaw
 }
 
 /// Lets the VMM see all the files that its machine is made of.
-fn admit(cell: &Cell, spawn: &mut Spawn, spec: &VmSpec) -> io::Result<Seen> {
-    let initrd = machine::initrd(spec).map_err(io::Error::other)?;
+fn admit(cell: &Cell, spawn: &mut Spawn, spec: &VmSpec, initrd: &Path) -> io::Result<Seen> {
     let mut disks = Vec::new();
     for (number, disk) in spec.disks.iter().enumerate() {
         disks.push(match writable_file(disk)? {
@@ -241,4 +253,25 @@ async fn connect(
 fn vm_id(sandbox: &str) -> String {
     let plain = |char: char| if char.is_ascii_alphanumeric() { char } else { '-' };
     sandbox.chars().map(plain).take(MAX_ID).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_version_that_does_not_resume_is_not_paused() {
+        for version in ["1.16.0", "v1.16.1", "1.16.1-dirty", "1.16"] {
+            assert!(!resumes(version), "{version}");
+        }
+        for version in ["1.15.1", "1.17.0", "v1.160.0", "1.1.16", "2.16.0"] {
+            assert!(resumes(version), "{version}");
+        }
+    }
+
+    #[test]
+    fn id_is_the_sandboxes_in_the_vmms_letters() {
+        assert_eq!(vm_id("web_1.a"), "web-1-a");
+        assert_eq!(vm_id(&"x".repeat(100)).len(), MAX_ID);
+    }
 }

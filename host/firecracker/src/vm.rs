@@ -26,6 +26,8 @@ pub(crate) struct FirecrackerVm {
     pub(crate) disks: Disks,
     /// What the VMM logged.
     pub(crate) log: Console,
+    /// Whether the VMM can let a paused guest go on.
+    pub(crate) resumes: bool,
 }
 
 #[async_trait]
@@ -52,6 +54,10 @@ impl Vm for FirecrackerVm {
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {
+        if !self.resumes {
+            let what = "pausing with version 1.16, which would never be reached again; install another version of Firecracker";
+            return Err(HypervisorError::Unsupported { driver: NAME, what });
+        }
         Ok(self.client.go(TargetState::Paused).await?)
     }
 
