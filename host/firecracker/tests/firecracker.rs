@@ -156,6 +156,10 @@ async fn vmm_of_the_jailers_is_a_user_without_a_name_in_a_root_of_its_own() {
     facts.assert_own_namespaces(&["mnt", "net", "ipc"]);
     let user = fs::metadata(&facts.proc).unwrap().uid();
     assert_eq!(user, kata_linux::user::of_this_process());
+    // The VMM has left the order to kill it as it was: its stdin still tells by a signal (O_ASYNC).
+    let stdin = fs::read_to_string(facts.proc.join("fdinfo/0")).unwrap();
+    let flags = stdin.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+    assert_ne!(u32::from_str_radix(flags.trim(), 8).unwrap() & 0o20000, 0, "{stdin}");
     let mut seen: Vec<_> = fs::read_dir(facts.proc.join("root"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
