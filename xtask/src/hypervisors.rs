@@ -19,7 +19,7 @@ Otherwise (`\"auto\"`) each sandbox gets krun or QEMU, and the shim's log says w
 - KVM works;
 - the guest kernel is the small one;
 - the sandbox's network interfaces are there when it is created;
-- nothing of its first container becomes a disk;
+- it is no pod whose root file systems are on disks;
 - nothing is set for QEMU that is not set for krun, too.
 
 The runtime `io.containerd.kata-NAME.v2` reads `configuration-NAME.toml`, which chooses NAME; `firecracker` goes by the shorter `fc` there.

@@ -6,12 +6,14 @@
 //!     dev/{kvm,null,urandom}
 //!     proc              of this PID namespace: the VMM alone
 //!     boot/{kernel,initrd,image}    read-only, as far as there are such
+//!     disk/N            in the order of the options
 //!     share/N           what the guest may mount; mounts that the host makes below it later appear here too
 //!     vsock             where the sockets for the guest's ports are made
 //! ```
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -25,7 +27,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, Signal, getpid};
 
-use crate::options::Options;
+use crate::options::{Disk, Options};
 
 /// The devices that a VMM needs.
 const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/null", "/dev/urandom"];
@@ -36,6 +38,8 @@ pub(crate) struct Inside {
     pub(crate) kernel: PathBuf,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) image: Option<PathBuf>,
+    /// In the order of the options.
+    pub(crate) disks: Vec<PathBuf>,
     pub(crate) vsock_dir: PathBuf,
     /// In the order of the options.
     pub(crate) shares: Vec<PathBuf>,
@@ -71,13 +75,18 @@ pub(crate) fn enter(options: &Options) -> anyhow::Result<Inside> {
     };
     let initrd = add(&options.initrd, "/boot/initrd")?;
     let image = add(&options.image, "/boot/image")?;
+    let mut disks = Vec::new();
+    for (number, disk) in options.disks.iter().enumerate() {
+        let access = Access::of_disk(disk)?;
+        disks.push(root.add_file(&disk.file, &format!("/disk/{number}"), access)?);
+    }
     let mut shares = Vec::new();
     for (number, share) in options.shares.iter().enumerate() {
         shares.push(root.add_directory(&share.directory, &format!("/share/{number}"))?);
     }
     let vsock_dir = root.add_sockets()?;
     root.become_root()?;
-    Ok(Inside { kernel, initrd, image, vsock_dir, shares })
+    Ok(Inside { kernel, initrd, image, disks, vsock_dir, shares })
 }
 
 /// Leaves the process, and whatever it may become, with nothing but the capabilities of a file server and without supplementary groups.
@@ -91,7 +100,22 @@ pub(crate) fn drop_capabilities() -> anyhow::Result<()> {
 #[derive(Debug, Clone, Copy)]
 enum Access {
     Read,
+    Write,
     Device,
+}
+
+impl Access {
+    fn of_disk(disk: &Disk) -> anyhow::Result<Self> {
+        let kind = fs::metadata(&disk.file)
+            .with_context(|| format!("cannot look at {}", disk.file.display()))?
+            .file_type();
+        match (kind.is_block_device(), kind.is_file(), disk.readonly) {
+            (true, _, _) => Ok(Self::Device),
+            (_, true, true) => Ok(Self::Read),
+            (_, true, false) => Ok(Self::Write),
+            _ => bail!("{} is neither a block device nor a regular file", disk.file.display()),
+        }
+    }
 }
 
 /// The root directory to be, mounted on the one directory that is known to be the VMM's own.
@@ -119,7 +143,7 @@ impl Root {
     fn add_file(&self, source: &Path, path: &str, access: Access) -> anyhow::Result<PathBuf> {
         let is_device = matches!(access, Access::Device);
         let attributes = MountAttributes {
-            readonly: !is_device,
+            readonly: matches!(access, Access::Read),
             nosuid: true,
             nodev: !is_device,
             noexec: true,

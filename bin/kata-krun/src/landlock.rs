@@ -7,6 +7,7 @@ use ::landlock::{
 use anyhow::{Context, Result};
 
 use crate::jail::Inside;
+use crate::options::Options;
 
 /// The version whose rights are meant. An older kernel that lacks some of them enforces the others.
 const VERSION: ABI = ABI::V6;
@@ -15,7 +16,7 @@ const VERSION: ABI = ABI::V6;
 const LEAST: u32 = 2;
 
 /// Shuts the calling thread, and all that it will start, in; does nothing where the kernel has no landlock that would do.
-pub(crate) fn restrict(inside: &Inside) -> Result<()> {
+pub(crate) fn restrict(options: &Options, inside: &Inside) -> Result<()> {
     if kata_linux::landlock::version().is_none_or(|version| version < LEAST) {
         return Ok(());
     }
@@ -33,6 +34,12 @@ pub(crate) fn restrict(inside: &Inside) -> Result<()> {
     ];
     let files = inside.initrd.iter().chain(&inside.image);
     rules.extend(files.map(|file| (file.as_path(), AccessFs::ReadFile.into())));
+    rules.extend(options.disks.iter().zip(&inside.disks).map(|(disk, file)| {
+        // Of a device its size is asked for.
+        let read = AccessFs::ReadFile | AccessFs::IoctlDev;
+        let access = if disk.readonly { read } else { read | AccessFs::WriteFile };
+        (file.as_path(), access)
+    }));
     rules.extend(inside.shares.iter().map(|directory| (directory.as_path(), share)));
 
     let mut ruleset = Ruleset::default()

@@ -31,6 +31,8 @@ const NO_ENVIRONMENT: u32 = 1;
 const NO_IMPERSONATION: u32 = 0;
 /// `KRUN_DISK_FORMAT_RAW`: stated, for a disk must not be able to say that it is something else.
 const RAW: u32 = 0;
+/// The serial number of the guest's root file system.
+const IMAGE: &str = "image";
 /// No window through which the guest would see the host's page cache.
 const NO_WINDOW: u64 = 0;
 
@@ -79,8 +81,12 @@ impl Machine {
         )?;
         machine.add_kernel(inside, &options.append)?;
         machine.add_console(options.console_fd)?;
+        // The guest counts its disks in this order, and looks for the image by its place.
         if let Some(image) = &inside.image {
-            machine.add_image(image)?;
+            machine.add_disk(IMAGE, image, true)?;
+        }
+        for (disk, file) in options.disks.iter().zip(&inside.disks) {
+            machine.add_disk(&disk.serial, file, disk.readonly)?;
         }
         for (nic, socket) in options.nics.iter().zip(nics) {
             machine.add_nic(nic, socket)?;
@@ -117,13 +123,12 @@ impl Machine {
         })
     }
 
-    /// The guest's `vda`.
-    fn add_image(&self, file: &Path) -> anyhow::Result<()> {
+    fn add_disk(&self, serial: &str, file: &Path, readonly: bool) -> anyhow::Result<()> {
+        let serial = CString::new(serial).context("the disk's serial number has a NUL in it")?;
         let file = c_path(file)?;
-        let read_only = true;
         // SAFETY: both are C strings that live until the call returns, which copies them.
         check("add a disk", unsafe {
-            krun::krun_add_disk2(self.context, c"image".as_ptr(), file.as_ptr(), RAW, read_only)
+            krun::krun_add_disk2(self.context, serial.as_ptr(), file.as_ptr(), RAW, readonly)
         })
     }
 

@@ -40,7 +40,7 @@ fn run(options: &Options) -> anyhow::Result<std::convert::Infallible> {
     // No thread has been started yet, and all that will be inherit this.
     jail::drop_capabilities()?;
     let machine = machine::Machine::configure(options, &inside, sockets)?;
-    landlock::restrict(&inside).context("cannot restrict itself to its files")?;
+    landlock::restrict(options, &inside).context("cannot restrict itself to its files")?;
     seccomp::filter(options.seccomp)?;
     for nic in nics {
         nic.carry()?;

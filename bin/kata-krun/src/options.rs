@@ -34,6 +34,16 @@ pub(crate) struct Share {
     pub(crate) directory: PathBuf,
 }
 
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// Its serial number, by which the guest finds it.
+    pub(crate) serial: String,
+    pub(crate) readonly: bool,
+    /// A regular file or a block device.
+    pub(crate) file: PathBuf,
+}
+
 /// A network device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Nic {
@@ -71,6 +81,10 @@ pub(crate) struct Options {
     /// A raw disk that the guest may read and not write
     #[arg(long, value_name = "FILE")]
     pub(crate) image: Option<PathBuf>,
+
+    /// A raw disk or block device with a serial number for the guest, which may read it (ro) or write it, too (rw); may be repeated
+    #[arg(long = "disk", value_name = "SERIAL,ro|rw,FILE", value_parser = parse_disk)]
+    pub(crate) disks: Vec<Disk>,
 
     /// A network device on an inherited tap with IFF_VNET_HDR; may be repeated
     #[arg(long = "nic", value_name = "FD,MAC,MTU", value_parser = nic::parse)]
@@ -129,9 +143,40 @@ fn parse_share(text: &str) -> Result<Share, String> {
     }
 }
 
+/// Virtio 1.2 §5.2.6: a serial number has room for 20 bytes.
+fn parse_disk(text: &str) -> Result<Disk, String> {
+    let mut parts = text.splitn(3, ',');
+    let (Some(serial), Some(access), Some(file)) = (parts.next(), parts.next(), parts.next())
+    else {
+        return Err("write it as SERIAL,ro,FILE or SERIAL,rw,FILE".to_owned());
+    };
+    let is_plain = serial.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if !is_plain || !(1..=20).contains(&serial.len()) {
+        return Err("a serial number is made of 1 to 20 letters and digits".to_owned());
+    }
+    let readonly = match access {
+        "ro" => true,
+        "rw" => false,
+        other => return Err(format!("the access is `ro` or `rw`, not `{other}`")),
+    };
+    Ok(Disk { serial: serial.to_owned(), readonly, file: file.into() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disk_is_a_serial_number_what_may_be_done_and_a_file() {
+        let disk = parse_disk("root,rw,/a,b").unwrap();
+        assert_eq!((disk.serial.as_str(), disk.readonly), ("root", false));
+        assert_eq!(disk.file, PathBuf::from("/a,b"));
+        assert!(parse_disk("device0,ro,/a").unwrap().readonly);
+        let long = format!("{},ro,/a", "s".repeat(21));
+        for wrong in ["", "root", "root,rw", "root,w,/a", ",ro,/a", "a/b,ro,/a", &long] {
+            assert!(parse_disk(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn share_is_a_tag_and_a_directory() {

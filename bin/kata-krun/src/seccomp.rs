@@ -52,6 +52,9 @@ const CALLS: &[libc::c_long] = &[
 /// All of KVM's requests have this in their second byte (linux/kvm.h).
 const KVM_TYPE: u64 = 0xae << 8;
 
+/// The size of a block device in bytes (linux/fs.h, `BLKGETSIZE64`).
+const DEVICE_SIZE: u64 = 0x8008_1272;
+
 /// Shuts the calling thread, and all that it will start, in. `no_new_privs` must be set.
 pub(crate) fn filter(seccomp: Seccomp) -> Result<()> {
     let otherwise = match seccomp {
@@ -86,8 +89,9 @@ fn rules(otherwise: ScmpAction) -> Result<ScmpFilterContext> {
         allow(call, &[equal(0, libc::AF_UNIX as u64)])?;
     }
     allow(libc::SYS_ioctl, &[masked(1, 0xff00, KVM_TYPE)])?;
-    // Whether something is a terminal; and how a descriptor waits.
-    for request in [libc::TCGETS, libc::TIOCGWINSZ, libc::FIONBIO, libc::FIOCLEX] {
+    // Whether something is a terminal; how a descriptor waits; how large a disk and its sectors are.
+    let asked = [libc::TCGETS, libc::TIOCGWINSZ, libc::FIONBIO, libc::FIOCLEX, libc::BLKSSZGET];
+    for request in asked.into_iter().chain([DEVICE_SIZE]) {
         allow(libc::SYS_ioctl, &[masked(1, u64::from(u32::MAX), request)])?;
     }
     // Its arguments are behind a pointer. The C library takes the older call then.

@@ -6,14 +6,15 @@
 //!
 //! Nothing of it is on disk but the socket for the guest's ports, in a directory that is all the VMM can write to.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kata_hypervisor::{
-    HybridVsock, HypervisorError, NicSpec, VmSpec, Vmm, VmmDir, need_kvm, pipe_from_vmm,
+    DiskSpec, HybridVsock, HypervisorError, NicSpec, VmSpec, Vmm, VmmDir, need_kvm, pipe_from_vmm,
 };
 use kata_linux::jail::{Jail, Network};
 use kata_linux::process::Spawn;
@@ -61,6 +62,7 @@ pub(crate) async fn launch(
     ];
     let writable = directory.writable_alone().map_err(setup("a mount for the VMM's socket"))?;
     let vsock = format!("/proc/self/fd/{}/{SOCKET}", spawn.pass_fd(writable)).into();
+    let disks = disks(&mut spawn, &spec.disks).map_err(setup("a disk"))?;
     if spec.debug {
         arguments.push("-v".to_owned());
     }
@@ -77,8 +79,10 @@ pub(crate) async fn launch(
     // From here on whatever returns early drops it, which kills the VMM.
     let vmm = Vmm::new(child, console_output);
     let hot_plug = spec.hot_plug;
-    let vm = CloudVm { vmm, hot_plug, client, dialer, reason };
-    let around = Surroundings { vsock, entropy_source: settings.entropy_source.clone(), landlock };
+    let ids = spec.disks.iter().map(|disk| disk.id.clone()).collect();
+    let vm = CloudVm { vmm, hot_plug, disks: ids, client, dialer, reason };
+    let entropy_source = settings.entropy_source.clone();
+    let around = Surroundings { vsock, disks, entropy_source, landlock };
     let taps = taps(&spec.nics)?;
     match start(&vm.client, &machine::config(spec, around)?, taps).await {
         Ok(()) => Ok(vm),
@@ -102,6 +106,19 @@ impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
         Self::Api(error)
     }
+}
+
+/// The disks' files as the VMM can open them. It sees the host's own read-only, but what it was passed as it was opened here.
+fn disks(spawn: &mut Spawn, disks: &[DiskSpec]) -> io::Result<Vec<PathBuf>> {
+    let named = |disk: &DiskSpec, error: &io::Error| {
+        io::Error::new(error.kind(), format!("{}: {error}", disk.path.display()))
+    };
+    let open = |disk: &DiskSpec| {
+        let file = File::options().read(true).write(!disk.readonly).open(&disk.path);
+        let fd = spawn.pass_fd(file.map_err(|error| named(disk, &error))?);
+        Ok(PathBuf::from(format!("/proc/self/fd/{fd}")))
+    };
+    disks.iter().map(open).collect()
 }
 
 /// Each network device with a tap of its own, for a request closes it.

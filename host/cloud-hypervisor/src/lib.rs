@@ -72,7 +72,7 @@ impl Hypervisor for CloudHypervisor {
             emulation: false,
             image: true,
             shared_file_system: SharedFileSystem::Server,
-            disks: Disks::None,
+            disks: Disks::AtBoot,
             max_vcpus: MAX_VCPUS,
             pause: true,
             vhost_net: false,

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use kata_hypervisor::{GuestImage, HypervisorError, NicSpec, ShareSource, ShareSpec, VmSpec};
+use kata_hypervisor::{
+    DiskSpec, GuestImage, HypervisorError, NicSpec, ShareSource, ShareSpec, VmSpec,
+};
 
 use crate::api::{
     ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, ImageType, MemoryConfig,
@@ -21,6 +23,8 @@ const SHARE_QUEUE: u32 = 1024;
 pub(crate) struct Surroundings {
     /// Where the VMM makes the socket for the guest's ports, as it sees it.
     pub(crate) vsock: PathBuf,
+    /// The files of the spec's disks, as it sees them, in their order.
+    pub(crate) disks: Vec<PathBuf>,
     /// The file that random numbers come from.
     pub(crate) entropy_source: PathBuf,
     /// Whether the VMM can shut itself in.
@@ -37,10 +41,13 @@ pub(crate) fn nic(nic: &NicSpec) -> NetConfig {
 
 /// The configuration of the machine without its network devices: their taps go with requests of their own.
 pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, HypervisorError> {
-    spec.refuse_disks(NAME)?;
+    spec.refuse_later_disks(NAME)?;
     spec.refuse_more_memory(NAME)?;
     let fs = spec.shares.iter().enumerate().map(|(number, share)| file_share(number, share));
     let fs = fs.collect::<Result<_, _>>()?;
+    // The guest looks for the image by its place.
+    let image = spec.root.image().map(image);
+    let disks = spec.disks.iter().zip(around.disks).map(|(spec, file)| disk(spec, file));
     Ok(VmConfig {
         cpus: CpusConfig { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
         memory: MemoryConfig {
@@ -53,7 +60,7 @@ pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, Hy
             cmdline: kernel_params::command_line(spec),
             initramfs: spec.root.initrd().map(Path::to_path_buf),
         },
-        disks: spec.root.image().map(image).into_iter().collect(),
+        disks: image.into_iter().chain(disks).collect(),
         rng: RngConfig { src: around.entropy_source },
         fs,
         serial: ConsoleConfig { mode: ConsoleMode::Tty },
@@ -70,6 +77,17 @@ fn image(image: &GuestImage) -> DiskConfig {
         path: image.file.clone(),
         readonly: true,
         image_type: ImageType::Raw,
+        serial: None,
+    }
+}
+
+fn disk(disk: &DiskSpec, path: PathBuf) -> DiskConfig {
+    DiskConfig {
+        id: format!("disk-{}", disk.id),
+        path,
+        readonly: disk.readonly,
+        image_type: ImageType::Raw,
+        serial: Some(disk.id.clone()),
     }
 }
 
@@ -89,7 +107,7 @@ fn file_share(number: usize, share: &ShareSpec) -> Result<FsConfig, HypervisorEr
 
 #[cfg(test)]
 mod tests {
-    use kata_hypervisor::GuestRoot;
+    use kata_hypervisor::{GuestRoot, LaterDisks};
 
     use super::*;
 
@@ -113,6 +131,7 @@ mod tests {
     fn rendered(spec: &VmSpec) -> serde_json::Value {
         let around = Surroundings {
             vsock: "/proc/self/fd/5/vsock".into(),
+            disks: vec!["/proc/self/fd/6".into()],
             entropy_source: "/dev/urandom".into(),
             landlock: true,
         };
@@ -135,6 +154,33 @@ mod tests {
         assert!(rendered["payload"].get("initramfs").is_none());
         let cmdline = rendered["payload"]["cmdline"].as_str().unwrap();
         assert!(cmdline.ends_with(" root=/dev/vda1 agent.log=debug"), "{cmdline}");
+    }
+
+    #[test]
+    fn disks_come_after_the_image_and_later_ones_are_refused() {
+        let image = GuestImage {
+            file: "/image".into(),
+            file_system: "ext4".into(),
+            verity: None,
+            drivers: None,
+        };
+        let root = DiskSpec { id: "root".into(), path: "/dev/dm-1".into(), readonly: false };
+        let with_both = VmSpec { root: GuestRoot::Image(image), disks: vec![root], ..spec() };
+        let disks = rendered(&with_both)["disks"].take();
+        assert_eq!(disks[0]["path"], "/image");
+        let disk = serde_json::json!({
+            "id": "disk-root", "path": "/proc/self/fd/6", "readonly": false, "image_type": "Raw", "serial": "root"
+        });
+        assert_eq!(disks[1], disk);
+        let later_disks = LaterDisks { readonly: 1, writable: 0 };
+        let around = Surroundings {
+            vsock: PathBuf::new(),
+            disks: Vec::new(),
+            entropy_source: PathBuf::new(),
+            landlock: false,
+        };
+        let refused = config(&VmSpec { later_disks, ..spec() }, around).unwrap_err();
+        assert!(refused.to_string().contains("disks that come after the boot"), "{refused}");
     }
 
     #[test]

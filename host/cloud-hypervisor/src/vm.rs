@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{HybridVsock, HypervisorError, NicSpec, Vm, VmExit, Vmm};
+use kata_hypervisor::{GuestDisk, HybridVsock, HypervisorError, NicSpec, Vm, VmExit, Vmm};
 
 use crate::NAME;
 use crate::api::Client;
@@ -16,6 +16,8 @@ pub(crate) struct CloudVm {
     pub(crate) vmm: Vmm,
     /// Whether network devices may come later.
     pub(crate) hot_plug: bool,
+    /// The ids of its disks, which are their serial numbers.
+    pub(crate) disks: Vec<String>,
     pub(crate) client: Client,
     pub(crate) dialer: HybridVsock,
     pub(crate) reason: Reason,
@@ -59,6 +61,10 @@ impl Vm for CloudVm {
         let tap =
             tap.map_err(|source| HypervisorError::Setup { what: "a network device", source })?;
         self.client.add_net(&machine::nic(nic), vec![tap]).await.map_err(HypervisorError::from)
+    }
+
+    fn disk(&self, id: &str) -> Option<GuestDisk> {
+        self.disks.iter().any(|one| one == id).then(|| GuestDisk::with_serial(id))
     }
 }
 

@@ -147,6 +147,7 @@ fn disk() -> DiskConfig {
         path: "/dev/dm-0".into(),
         readonly: true,
         image_type: ImageType::Raw,
+        serial: Some("root".into()),
     }
 }
 

@@ -136,10 +136,17 @@ impl VmSpec {
 
     /// For drivers that take no disks: refuses a spec with one, or with room for one.
     pub fn refuse_disks(&self, driver: &'static str) -> Result<(), HypervisorError> {
-        if self.disks.is_empty() && self.later_disks == LaterDisks::default() {
-            return Ok(());
+        if !self.disks.is_empty() {
+            return Err(HypervisorError::Unsupported { driver, what: "disks" });
         }
-        Err(HypervisorError::Unsupported { driver, what: "disks" })
+        self.refuse_later_disks(driver)
+    }
+
+    /// For drivers whose machines have the disks that they boot with: refuses a spec that wants room for more.
+    pub fn refuse_later_disks(&self, driver: &'static str) -> Result<(), HypervisorError> {
+        let what = "disks that come after the boot";
+        let refused = self.later_disks != LaterDisks::default();
+        if refused { Err(HypervisorError::Unsupported { driver, what }) } else { Ok(()) }
     }
 }
 
@@ -219,6 +226,14 @@ pub struct GuestDisk {
     pub driver: &'static str,
     /// The address: slots joined by `/` in hexadecimal, or a path below `/dev`.
     pub address: String,
+}
+
+impl GuestDisk {
+    /// The virtio disk with this serial number, wherever it is. No two disks of a VM may have the same.
+    #[must_use]
+    pub fn with_serial(serial: &str) -> Self {
+        Self { driver: "blk", address: format!("/dev/disk/by-id/virtio-{serial}") }
+    }
 }
 
 /// When a driver takes disks.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use kata_hypervisor::{HypervisorError, ShareSource, VmSpec};
+use kata_hypervisor::{DiskSpec, HypervisorError, ShareSource, VmSpec};
 
 use crate::{KrunSettings, NAME, kernel_params};
 
@@ -28,7 +28,7 @@ pub(crate) fn of(
 ) -> Result<Vec<OsString>, HypervisorError> {
     spec.refuse_hot_plug(NAME)?;
     spec.refuse_more_memory(NAME)?;
-    spec.refuse_disks(NAME)?;
+    spec.refuse_later_disks(NAME)?;
     let mut arguments = vec![
         // Nothing reads it but people, who look for the sandbox in a list of processes.
         option("--name", format!("sandbox-{}", spec.sandbox)),
@@ -43,6 +43,7 @@ pub(crate) fn of(
     ];
     arguments.extend(spec.root.initrd().map(|initrd| option("--initrd", initrd)));
     arguments.extend(spec.root.image().map(|image| option("--image", &image.file)));
+    arguments.extend(spec.disks.iter().map(disk));
     for (nic, tap) in spec.nics.iter().zip(inherited.taps) {
         arguments.push(option("--nic", format!("{tap},{},{}", nic.mac, nic.mtu)));
     }
@@ -62,6 +63,13 @@ pub(crate) fn of(
     Ok(arguments)
 }
 
+fn disk(disk: &DiskSpec) -> OsString {
+    let access = if disk.readonly { "ro" } else { "rw" };
+    let mut value = OsString::from(format!("{},{access},", disk.id));
+    value.push(&disk.path);
+    option("--disk", value)
+}
+
 fn option(name: &str, value: impl Into<OsString>) -> OsString {
     let mut word = OsString::from(name);
     word.push("=");
@@ -73,7 +81,7 @@ fn option(name: &str, value: impl Into<OsString>) -> OsString {
 mod tests {
     use std::sync::Arc;
 
-    use kata_hypervisor::{GuestImage, GuestRoot, NicSpec, ShareSpec, Tap};
+    use kata_hypervisor::{GuestImage, GuestRoot, LaterDisks, NicSpec, ShareSpec, Tap};
 
     use super::*;
 
@@ -147,6 +155,25 @@ mod tests {
         let line = render_spec(&VmSpec { root: GuestRoot::Image(image), ..plain }).unwrap();
         assert!(line.contains(" --image=/image ") && !line.contains("--initrd"), "{line}");
         assert!(line.contains(" rootfstype=erofs ro root=/dev/vda1 agent.log=info "), "{line}");
+    }
+
+    #[test]
+    fn disks_at_boot_are_told_and_room_for_later_ones_refused() {
+        let plain = spec(ShareSource::Directory("/run/x/shared".into()));
+        let disk = |id: &str, path: &str, readonly| DiskSpec {
+            id: id.into(),
+            path: path.into(),
+            readonly,
+        };
+        let disks = vec![disk("root", "/dev/a,b", false), disk("device0", "/file", true)];
+        let line = render_spec(&VmSpec { disks, ..plain.clone() }).unwrap();
+        assert!(line.contains(" --disk=root,rw,/dev/a,b --disk=device0,ro,/file "), "{line}");
+        let later_disks = LaterDisks { readonly: 0, writable: 1 };
+        let error = render_spec(&VmSpec { later_disks, ..plain }).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the krun driver does not support disks that come after the boot"
+        );
     }
 
     #[test]

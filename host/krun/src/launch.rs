@@ -65,7 +65,8 @@ pub(crate) async fn launch(
     let vmm = Vmm::new(Arc::clone(&child), console_output);
     greet(&program, &child, ready_output).await?;
     let dialer = Dialer::new(sockets, settings.ports.clone(), settings.dial_again, child);
-    Ok(KrunVm { vmm, dialer })
+    let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
+    Ok(KrunVm { vmm, dialer, disks })
 }
 
 /// Empty, for nobody else, and open.

@@ -109,7 +109,7 @@ impl Hypervisor for Krun {
             emulation: false,
             image: true,
             shared_file_system: SharedFileSystem::Inline,
-            disks: Disks::None,
+            disks: Disks::AtBoot,
             max_vcpus: MAX_VCPUS,
             pause: true,
             vhost_net: false,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{HypervisorError, NicSpec, Vm, VmExit, Vmm};
+use kata_hypervisor::{GuestDisk, HypervisorError, NicSpec, Vm, VmExit, Vmm};
 use rustix::process::Signal;
 
 use crate::NAME;
@@ -15,6 +15,8 @@ use crate::launch::{signal_error, to_vm_exit};
 pub(crate) struct KrunVm {
     pub(crate) vmm: Vmm,
     pub(crate) dialer: Dialer,
+    /// The ids of its disks, which are their serial numbers.
+    pub(crate) disks: Vec<String>,
 }
 
 impl KrunVm {
@@ -55,6 +57,10 @@ impl Vm for KrunVm {
             driver: NAME,
             what: "network devices that come after the boot",
         })
+    }
+
+    fn disk(&self, id: &str) -> Option<GuestDisk> {
+        self.disks.iter().any(|one| one == id).then(|| GuestDisk::with_serial(id))
     }
 }
 

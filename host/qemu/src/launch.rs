@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use kata_hypervisor::{DiskSpec, HypervisorError, LaterDisks, NicSpec, ShareSource, VmSpec, Vmm};
+use kata_hypervisor::{DiskSpec, HypervisorError, NicSpec, ShareSource, VmSpec, Vmm};
 use kata_linux::jail::{DeviceNode, Jail, Network, Nobody};
 use kata_linux::process::{Child, Spawn, SpawnError};
 use kata_linux::user;
@@ -161,10 +161,7 @@ async fn devices_of(
 
 /// The spec's disks.
 fn disks(spawn: &mut Spawn, spec: &VmSpec) -> Result<Vec<Device>, HypervisorError> {
-    if spec.later_disks != LaterDisks::default() {
-        let what = "disks that come after the boot";
-        return Err(HypervisorError::Unsupported { driver: "qemu", what });
-    }
+    spec.refuse_later_disks("qemu")?;
     let disks = spec.disks.iter().map(|disk| Ok(Device::Disk(pass_disk(spawn, disk)?)));
     disks
         .collect::<io::Result<_>>()

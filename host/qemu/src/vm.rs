@@ -82,8 +82,7 @@ impl Vm for QemuVm {
     }
 
     fn disk(&self, id: &str) -> Option<GuestDisk> {
-        let address = format!("/dev/disk/by-id/virtio-{id}");
-        self.disks.iter().any(|one| one == id).then_some(GuestDisk { driver: "blk", address })
+        self.disks.iter().any(|one| one == id).then(|| GuestDisk::with_serial(id))
     }
 }
 

@@ -6,9 +6,9 @@ use kata_config::{HostConfig, HypervisorName, InternetworkingModel};
 use kata_hypervisor::Outcome;
 use kata_network::{Namespace, scan_blocking};
 use kata_storage::BlockRoot;
-use oci_spec::runtime::{LinuxDeviceType, Spec};
+use oci_spec::runtime::Spec;
 
-use crate::{FirstContainer, driver, guest_spec};
+use crate::{ContainerRole, FirstContainer, driver, guest_spec, role_of};
 
 /// Puts the name of a hypervisor in place of "auto": QEMU's for no sandbox in particular.
 pub(crate) fn settle(config: &mut HostConfig, first: Option<FirstContainer<'_>>, prefix: &Path) {
@@ -49,15 +49,17 @@ fn obstacle(config: &HostConfig, first: FirstContainer<'_>, prefix: &Path) -> Op
         .or_else(|| network_obstacle(config, first.spec))
 }
 
-/// krun takes no disks of containers.
+/// krun takes disks at boot only, and where the root file system of a pod's first container is on one, those of the others are, too.
 fn disk_obstacle(FirstContainer { spec, rootfs_mounts }: FirstContainer<'_>) -> Option<String> {
-    let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
-    if devices.into_iter().flatten().any(|device| device.typ() == LinuxDeviceType::B) {
-        return Some("a block device is passed to the container".to_owned());
+    // Whatever is wrong with either is told when the container is planned.
+    if role_of(spec.annotations().as_ref()).ok()? == ContainerRole::Single {
+        return None;
     }
-    // Whatever is wrong with it is told when the container is planned.
     let root = BlockRoot::of(rootfs_mounts).ok().flatten()?;
-    Some(format!("the root file system is on {}, a disk", root.source.display()))
+    Some(format!(
+        "root file systems of the pod are on disks, the first on {}",
+        root.source.display()
+    ))
 }
 
 /// Engines fill a namespace before or after they have the sandbox made, and krun takes no network devices after. One that is empty may stay
@@ -79,17 +81,15 @@ mod tests {
 
     use super::*;
 
-    fn disk_obstacle_of(devices: &str, rootfs_mounts: &[RootfsMount]) -> Option<String> {
-        let text = format!(r#"{{"ociVersion":"1.0.2","linux":{{"devices":[{devices}]}}}}"#);
+    fn disk_obstacle_of(kind: &str, rootfs_mounts: &[RootfsMount]) -> Option<String> {
+        let annotations = format!(r#"{{"io.kubernetes.cri.container-type":"{kind}"}}"#);
+        let text = format!(r#"{{"ociVersion":"1.0.2","annotations":{annotations}}}"#);
         let spec: Spec = serde_json::from_str(&text).unwrap();
         disk_obstacle(FirstContainer { spec: &spec, rootfs_mounts })
     }
 
     #[test]
-    fn what_becomes_a_disk_speaks_against_krun() {
-        let device = |kind| format!(r#"{{"path":"/dev/x","type":"{kind}","major":7,"minor":1}}"#);
-        assert_eq!(disk_obstacle_of(&device("c"), &[]), None);
-        assert!(disk_obstacle_of(&device("b"), &[]).unwrap().contains("block device"));
+    fn disks_of_a_pod_speak_against_krun() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mount = |option: &str| RootfsMount {
             fstype: "ext4".to_owned(),
@@ -97,7 +97,8 @@ mod tests {
             target: String::new(),
             options: vec![option.to_owned()],
         };
-        assert_eq!(disk_obstacle_of("", &[mount("ro")]), None);
-        assert!(disk_obstacle_of("", &[mount("loop")]).unwrap().contains("a disk"));
+        assert_eq!(disk_obstacle_of("sandbox", &[mount("ro")]), None);
+        assert!(disk_obstacle_of("sandbox", &[mount("loop")]).unwrap().contains("on disks"));
+        assert_eq!(disk_obstacle_of("", &[mount("loop")]), None);
     }
 }

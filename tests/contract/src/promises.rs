@@ -1,14 +1,16 @@
 //! What a driver promises; each fails with the reason why it is not kept.
 
-use std::fs::{self, File};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use kata_agent_client::{AgentClient, FileContent, GuestFile};
+use kata_agent_client::{AgentClient, FileContent, GuestFile, GuestSandbox, GuestStorage};
 use kata_channel::{AGENT_PORT, DEBUG_CONSOLE_PORT};
 use kata_hypervisor::{
-    DiskSpec, Disks, GuestImage, GuestRoot, HypervisorError, LaterDisks, ShareSource, ShareSpec,
-    SharedFileSystem, Vm,
+    DiskSpec, Disks, GuestDisk, GuestImage, GuestRoot, HypervisorError, LaterDisks, ShareSource,
+    ShareSpec, SharedFileSystem, Vm,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt;
@@ -202,24 +204,38 @@ pub async fn disks_are_taken_as_the_capabilities_say(subject: Subject) -> Result
     let takes = bench.subject.hypervisor.capabilities().disks;
     let disk = |id: &str| {
         let path = bench.directory.path().join(id);
-        File::create(&path).and_then(|file| file.set_len(DISK))?;
+        // Whatever is there, for there has to be a file system on it.
+        kata_storage::pack(&bench.spec.run_dir, &path)?;
         anyhow::Ok(DiskSpec { id: id.to_owned(), path, readonly: true })
     };
-    let (early, late) = (disk("early")?, disk("late")?);
-    let room = LaterDisks { readonly: 1, writable: 0 };
+    let (early, late, other) = (disk("early")?, disk("late")?, disk("other")?);
+    let room = LaterDisks { readonly: 2, writable: 0 };
     if takes != Disks::None {
         bench.spec.disks.push(early.clone());
         bench.spec.later_disks = if takes == Disks::Later { room } else { LaterDisks::default() };
-        let (vm, _agent) = bench.boot_to_agent().await?;
-        ensure!(vm.disk("early").is_some() && vm.disk("late").is_none(), "{:?}", vm.disk("early"));
+        let (vm, agent) = bench.boot_to_agent().await?;
+        ensure!(vm.disk("late").is_none(), "it has {:?}", vm.disk("late"));
+        let found = vm.disk("early").context("it is nowhere")?;
+        ensure!(has_open(vm.pid(), &early.path)?, "the VMM does not have what it was given");
+        let mut storages = vec![mounted(found, "early")];
         if takes == Disks::Later {
             let found = vm.attach_disk(&late).await?;
             ensure!(vm.disk("late").as_ref() == Some(&found), "it is not at {found:?}");
-            vm.detach_disk("late").await?;
-            vm.detach_disk("late").await?;
+            storages.push(mounted(found, "late"));
+            vm.attach_disk(&other).await?;
+            let full = vm.attach_disk(&DiskSpec { id: "more".to_owned(), ..other.clone() }).await;
+            ensure!(matches!(full, Err(HypervisorError::NoDisk { .. })), "{full:?}");
+            ensure!(has_open(vm.pid(), &other.path)?, "the VMM does not have what it was given");
+            vm.detach_disk("other").await?;
+            vm.detach_disk("other").await?;
+            ensure!(!has_open(vm.pid(), &other.path)?, "the VMM keeps what was taken away");
+            ensure!(vm.disk("other").is_none(), "it has {:?}", vm.disk("other"));
+            vm.attach_disk(&other).await?;
         } else {
             ensure!(vm.attach_disk(&late).await.is_err(), "a disk came that is not supported");
         }
+        let guest = GuestSandbox { storages, ..sandbox(false) };
+        agent.create_sandbox(&guest).await.with_context(|| last_words(vm.as_ref()))?;
         vm.stop().await;
     }
     if takes == Disks::None {
@@ -234,8 +250,31 @@ pub async fn disks_are_taken_as_the_capabilities_say(subject: Subject) -> Result
     Ok(())
 }
 
-/// Bytes of a disk.
-const DISK: u64 = 1 << 20;
+/// What has the guest mount a disk with an image.
+fn mounted(disk: GuestDisk, name: &str) -> GuestStorage {
+    GuestStorage {
+        driver: disk.driver.to_owned(),
+        source: disk.address,
+        fstype: kata_storage::IMAGE_TYPE.to_owned(),
+        options: vec!["ro".to_owned()],
+        mount_point: format!("/run/kata-containers/sandbox/disks/{name}"),
+        ..GuestStorage::default()
+    }
+}
+
+/// Whether a process has a file open, by whatever name.
+fn has_open(pid: u32, file: &Path) -> Result<bool> {
+    let number = |file: &fs::Metadata| (file.dev(), file.ino());
+    let wanted = number(&fs::metadata(file)?);
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).context("cannot see what is open")? {
+        // What is closed by now is not open.
+        let open = fs::metadata(entry.context("cannot see what is open")?.path());
+        if open.is_ok_and(|open| number(&open) == wanted) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 /// A network device that is there at boot has its address and carries frames both ways.
 pub async fn frames_pass_through_a_network_device(subject: Subject) -> Result<()> {

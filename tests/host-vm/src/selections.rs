@@ -39,6 +39,7 @@ pub(crate) const KRUN: &[Selection] = &[
     ("assets", IMAGES),
     ("mounts", &["bind_mounts_are_shared_both_ways"]),
     ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
+    ("block", &[]),
     (
         "kill",
         &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
@@ -54,6 +55,7 @@ pub(crate) const CLOUD_HYPERVISOR: &[Selection] = &[
     ("integrity", &["stream_through_exec_comes_back_whole"]),
     ("network", &["container_has_the_network_of_its_namespace", "interface_that_comes_before"]),
     ("assets", IMAGES),
+    ("block", &[]),
     ("kill", &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots"]),
     ("program", &[]),
 ];

@@ -77,6 +77,9 @@ pub struct DiskConfig {
     pub readonly: bool,
     /// The format. Stated, for a guest could write what a guess falls for.
     pub image_type: ImageType,
+    /// Its serial number, by which the guest finds it, at most 20 bytes; `None` has the VMM make one up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
 }
 
 /// A disk's format (`ImageType`).
