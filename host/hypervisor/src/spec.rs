@@ -219,6 +219,14 @@ pub struct LaterDisks {
     pub writable: usize,
 }
 
+impl LaterDisks {
+    /// All of them.
+    #[must_use]
+    pub fn count(self) -> usize {
+        self.readonly + self.writable
+    }
+}
+
 /// Where the guest finds a disk, in the agent's words (the agent protocol's storages and devices).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestDisk {

@@ -21,9 +21,10 @@ use crate::file::{self, FdSet};
 use crate::hot_plug::HotPlug;
 use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
+use crate::later_disks::LaterDisks;
 use crate::machine::{Machine, Needs, Refusal};
 use crate::memory::Memory;
-use crate::qmp::Qmp;
+use crate::qmp::{Deleted, Qmp};
 use crate::vm::QemuVm;
 use crate::{Host, KVM, MachineChoice, QemuSettings};
 
@@ -51,7 +52,7 @@ pub(crate) async fn launch(
     let control_fd = spawn.pass_fd(their_control);
     let console_fd = spawn.pass_fd(their_console);
     let (channel, agent_port) = Channel::open(&mut spawn, settings.dial_again)?;
-    let hot_plug = HotPlug::of(machine, spec.hot_plug);
+    let hot_plug = Arc::new(HotPlug::of(machine, spec));
     let mut devices = vec![agent_port];
     devices.extend(devices_of(settings, spec, &mut spawn, &hot_plug).await?);
     let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
@@ -88,10 +89,13 @@ pub(crate) async fn launch(
         .map_err(|error| not_spawned(program.clone(), error, host.root))?;
 
     let vmm = Vmm::new(Arc::new(child), console_output);
-    let qmp = greet(&program, vmm.child(), control).await?;
+    let later_disks = Arc::new(LaterDisks::of(spec, Arc::clone(&hot_plug)));
+    let told = Arc::clone(&later_disks);
+    let deleted = move |device: &str| told.deleted(device);
+    let qmp = greet(&program, vmm.child(), control, Box::new(deleted)).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     let memory = Memory::of(spec);
-    Ok(QemuVm { vmm, hot_plug, memory, disks, qmp, channel })
+    Ok(QemuVm { vmm, hot_plug, memory, disks, later_disks, qmp, channel })
 }
 
 /// The walls around QEMU.
@@ -161,7 +165,6 @@ async fn devices_of(
 
 /// The spec's disks.
 fn disks(spawn: &mut Spawn, spec: &VmSpec) -> Result<Vec<Device>, HypervisorError> {
-    spec.refuse_later_disks("qemu")?;
     let disks = spec.disks.iter().map(|disk| Ok(Device::Disk(pass_disk(spawn, disk)?)));
     disks
         .collect::<io::Result<_>>()
@@ -192,6 +195,7 @@ fn pass_nic(spawn: &mut Spawn, nic: &NicSpec, tap: &OwnedFd) -> io::Result<Nic> 
 pub(crate) struct Wishes {
     hot_plug: bool,
     disks: bool,
+    later_disks: usize,
     more_memory: bool,
 }
 
@@ -200,6 +204,7 @@ impl Wishes {
         Self {
             hot_plug: spec.hot_plug,
             disks: !spec.disks.is_empty(),
+            later_disks: spec.later_disks.count(),
             more_memory: spec.most_memory_mib.is_some(),
         }
     }
@@ -214,8 +219,8 @@ pub(crate) fn choose_machine(
 ) -> Result<Machine, HypervisorError> {
     let unbootable = |source| HypervisorError::Setup { what: "the guest kernel", source };
     let image = KernelImage::of(kernel).map_err(unbootable)?;
-    let Wishes { hot_plug, disks, more_memory } = wishes;
-    let needs = Needs { kernel: image, accelerator, hot_plug, disks, more_memory };
+    let Wishes { hot_plug, disks, later_disks, more_memory } = wishes;
+    let needs = Needs { kernel: image, accelerator, hot_plug, disks, later_disks, more_memory };
     Machine::choose(choice, needs).map_err(|refusal| match refusal {
         Refusal::CompressedKernel => unbootable(io::Error::other(format!(
             "{} is compressed and microvm boots an uncompressed one (vmlinux) only; use that, or set `machine_type` to q35",
@@ -233,8 +238,13 @@ pub(crate) fn choose_machine(
 }
 
 /// Waits for QEMU's first words, or for its last.
-async fn greet(program: &str, child: &Child, control: UnixStream) -> Result<Qmp, HypervisorError> {
-    match Qmp::connect(control).await {
+async fn greet(
+    program: &str,
+    child: &Child,
+    control: UnixStream,
+    deleted: Deleted,
+) -> Result<Qmp, HypervisorError> {
+    match Qmp::connect(control, deleted).await {
         Ok(qmp) => Ok(qmp),
         // A QEMU that closes its control socket is about to exit, and its stderr says why.
         Err(_) => Err(HypervisorError::of_death(program.to_owned(), child).await),

@@ -24,6 +24,7 @@ mod file;
 mod hot_plug;
 mod kernel_image;
 mod kernel_params;
+mod later_disks;
 mod launch;
 mod machine;
 mod memory;
@@ -117,7 +118,7 @@ impl Hypervisor for Qemu {
             emulation: true,
             image: true,
             shared_file_system: SharedFileSystem::Server,
-            disks: Disks::AtBoot,
+            disks: Disks::Later,
             max_vcpus: MAX_VCPUS,
             pause: true,
             vhost_net: true,

@@ -13,6 +13,9 @@ pub(crate) const MEMORY: &str = "ram";
 /// them uses them for every copy. Without them a boot takes 15 % less time.
 const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
 
+/// How many disks may come later before a q35 is taken, whose one bridge has places for all: a microvm has a port for each.
+const MOST_PORTS: usize = 4;
+
 /// A microvm's firmware, which every QEMU since 5.0 brings. The one that is taken without a choice is, where a distribution has it (Debian 13 has),
 /// SeaBIOS, and does not go together with this machine: it puts the ACPI tables where QEMU puts the end of the initial ramdisk, which then replaces
 /// them; and it leaves the interrupt controller of a PC's on, whose first tick of the timer the kernel takes for a division by zero.
@@ -34,10 +37,12 @@ pub(crate) enum Machine {
 pub(crate) struct Needs {
     pub(crate) kernel: KernelImage,
     pub(crate) accelerator: Accelerator,
-    /// A place for devices that come later.
+    /// A place for network devices that come later.
     pub(crate) hot_plug: bool,
-    /// Places for disks of containers.
+    /// Places for disks of containers from the start.
     pub(crate) disks: bool,
+    /// Places for as many disks that come later.
+    pub(crate) later_disks: usize,
     /// Room for more memory.
     pub(crate) more_memory: bool,
 }
@@ -60,7 +65,8 @@ impl Machine {
     /// Under KVM a microvm is what nobody gets who has not asked for it: under nested KVM its guests were seen to hang in the first
     /// second, with and without ports, where those of a q35 never do.
     pub(crate) fn choose(choice: MachineChoice, needs: Needs) -> Result<Self, Refusal> {
-        let Needs { kernel, accelerator, hot_plug, disks, more_memory } = needs;
+        let Needs { kernel, accelerator, hot_plug, disks, later_disks, more_memory } = needs;
+        let late = hot_plug || later_disks > 0;
         let emulated = accelerator == Accelerator::Tcg;
         let boots = kernel == KernelImage::Elf;
         match choice {
@@ -69,7 +75,8 @@ impl Machine {
             MachineChoice::Microvm if more_memory => Err(Refusal::MoreMemory),
             MachineChoice::Q35 => Ok(Self::Q35),
             MachineChoice::Auto if !emulated || !boots || disks || more_memory => Ok(Self::Q35),
-            MachineChoice::Auto | MachineChoice::Microvm if hot_plug && emulated => {
+            MachineChoice::Auto if later_disks > MOST_PORTS => Ok(Self::Q35),
+            MachineChoice::Auto | MachineChoice::Microvm if late && emulated => {
                 Ok(Self::MicrovmPci)
             }
             MachineChoice::Auto | MachineChoice::Microvm => Ok(Self::Microvm),
@@ -170,6 +177,7 @@ mod tests {
         accelerator: Accelerator::Tcg,
         hot_plug: false,
         disks: false,
+        later_disks: 0,
         more_memory: false,
     };
 
@@ -180,6 +188,11 @@ mod tests {
         let late = Needs { hot_plug: true, ..PLAIN };
         assert_eq!(Machine::choose(Auto, late), Ok(Machine::MicrovmPci));
         assert_eq!(Machine::choose(Microvm, late), Ok(Machine::MicrovmPci));
+        let late = Needs { later_disks: 4, ..PLAIN };
+        assert_eq!(Machine::choose(Auto, late), Ok(Machine::MicrovmPci));
+        let many = Needs { later_disks: 12, ..PLAIN };
+        assert_eq!(Machine::choose(Auto, many), Ok(Machine::Q35));
+        assert_eq!(Machine::choose(Microvm, many), Ok(Machine::MicrovmPci));
         let compressed = Needs { kernel: KernelImage::BzImage, ..PLAIN };
         assert_eq!(Machine::choose(Auto, compressed), Ok(Machine::Q35));
         let disks = Needs { disks: true, ..PLAIN };

@@ -33,6 +33,9 @@ struct Request {
 /// The outcome of a command, with the number that it told if it did.
 type Answer = Result<Option<u64>, String>;
 
+/// Is told the name of each device that the guest has let go of. It must not wait.
+pub(crate) type Deleted = Box<dyn Fn(&str) + Send + Sync>;
+
 /// A connection to a QEMU that has said hello.
 #[derive(Debug)]
 pub(crate) struct Qmp {
@@ -42,7 +45,11 @@ pub(crate) struct Qmp {
 
 impl Qmp {
     /// Waits for the greeting, and leaves the negotiation mode in which QEMU begins.
-    pub(crate) async fn connect(socket: UnixStream) -> Result<Self, HypervisorError> {
+    /// `deleted` is told of devices that the guest has let go of.
+    pub(crate) async fn connect(
+        socket: UnixStream,
+        deleted: Deleted,
+    ) -> Result<Self, HypervisorError> {
         let (read, write) = socket.into_split();
         let mut lines = Lines::new(read);
         let command = Command::QmpCapabilities;
@@ -55,7 +62,7 @@ impl Qmp {
         }
         let (requests, queue) = mpsc::channel(1);
         let (report, reason) = watch::channel(None);
-        tokio::spawn(Owner { lines, write, report }.run(queue));
+        tokio::spawn(Owner { lines, write, report, deleted }.run(queue));
         let qmp = Self { requests, reason };
         qmp.execute(command).await?;
         Ok(qmp)
@@ -80,6 +87,15 @@ impl Qmp {
     ) -> Result<(), HypervisorError> {
         let command = Command::GetFd(name.to_owned());
         self.request(command, Some(Arc::clone(descriptor))).await.map(drop)
+    }
+
+    /// Hands QEMU a copy of a descriptor, which it then has as `/dev/fdset/SET`.
+    pub(crate) async fn add_fd(
+        &self,
+        set: u64,
+        descriptor: &Arc<OwnedFd>,
+    ) -> Result<(), HypervisorError> {
+        self.request(Command::AddFd(set), Some(Arc::clone(descriptor))).await.map(drop)
     }
 
     async fn request(
@@ -112,6 +128,7 @@ struct Owner {
     lines: Lines,
     write: OwnedWriteHalf,
     report: watch::Sender<Option<String>>,
+    deleted: Deleted,
 }
 
 impl Owner {
@@ -129,6 +146,7 @@ impl Owner {
                         }
                     }
                     Some(Incoming::End(reason)) => self.report_end(reason),
+                    Some(Incoming::Deleted(device)) => (self.deleted)(&device),
                     Some(Incoming::Greeting | Incoming::Other) => {}
                 },
                 Some(request) = requests.recv(), if waiting.is_none() => {

@@ -1,26 +1,29 @@
 //! A running QEMU.
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{GuestDisk, HypervisorError, NicSpec, Vm, VmExit, Vmm};
+use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, NicSpec, Vm, VmExit, Vmm};
 use serde_json::{Map, Value};
 
 use crate::channel::Channel;
 use crate::device::{Nic, Transport};
 use crate::hot_plug::HotPlug;
+use crate::later_disks::LaterDisks;
 use crate::memory::Memory;
 use crate::qmp::{Command, Qmp};
 
 /// A virtual machine of QEMU's. Dropping it kills it.
 pub(crate) struct QemuVm {
     pub(crate) vmm: Vmm,
-    pub(crate) hot_plug: HotPlug,
+    pub(crate) hot_plug: Arc<HotPlug>,
     /// `None` if it stays as it is.
     pub(crate) memory: Option<Memory>,
-    /// The ids of its disks, which are their serial numbers.
+    /// The ids of the disks that it has had since its boot, which are their serial numbers.
     pub(crate) disks: Vec<String>,
+    pub(crate) later_disks: Arc<LaterDisks>,
     pub(crate) qmp: Qmp,
     pub(crate) channel: Channel,
 }
@@ -53,7 +56,9 @@ impl Vm for QemuVm {
     }
 
     async fn add_nic(&self, nic: &NicSpec) -> Result<(), HypervisorError> {
-        let bus = self.hot_plug.take()?;
+        let what = self.hot_plug.no_nic();
+        let bus = self.hot_plug.take();
+        let bus = bus.ok_or(HypervisorError::Unsupported { driver: "qemu", what })?;
         let fd_name = |what: &str| format!("{what}-{}", nic.id);
         let device = Nic {
             id: nic.id.clone(),
@@ -82,7 +87,16 @@ impl Vm for QemuVm {
     }
 
     fn disk(&self, id: &str) -> Option<GuestDisk> {
-        self.disks.iter().any(|one| one == id).then(|| GuestDisk::with_serial(id))
+        let has = self.disks.iter().any(|one| one == id) || self.later_disks.has(id);
+        has.then(|| GuestDisk::with_serial(id))
+    }
+
+    async fn attach_disk(&self, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
+        self.later_disks.attach(&self.qmp, disk).await
+    }
+
+    async fn detach_disk(&self, id: &str) -> Result<(), HypervisorError> {
+        self.later_disks.detach(&self.qmp, id).await
     }
 }
 

@@ -16,7 +16,10 @@ use crate::{ContainerRole, Runtime, RuntimeError, SpecError};
 const ROOT_DISK: &str = "root";
 
 /// How many containers with root file systems on disks a pod has room for at a time, its pause container among them.
-const POD_DISKS: usize = 8;
+const POD_ROOTS: usize = 8;
+
+/// How many block devices the containers of a pod may use at a time.
+const POD_DEVICES: usize = 4;
 
 /// The container's root file system, if it is on a device and the driver takes that as a disk: one that takes them at boot only does so from a
 /// container that is alone.
@@ -40,29 +43,40 @@ pub(crate) fn at_boot(disk: DiskRoot) -> Option<DiskSpec> {
     Some(DiskSpec { id: disk.id?, path: source, readonly })
 }
 
-/// The room that a sandbox needs for disks of containers that come after its boot: as its first one is, the others are, too.
-pub(crate) fn later(role: &ContainerRole, root: Option<&DiskRoot>, packs: bool) -> LaterDisks {
+/// The room that a sandbox needs for disks of containers that come after its boot: as its first one's root file system is, those of the others
+/// are, too; which devices they will use nobody knows.
+pub(crate) fn later(
+    takes: Disks,
+    role: &ContainerRole,
+    root: Option<&DiskRoot>,
+    packs: bool,
+) -> LaterDisks {
     let none = LaterDisks::default();
+    if takes != Disks::Later {
+        return none;
+    }
     match (role, root) {
-        (ContainerRole::Single, Some(_)) => none,
         (ContainerRole::Single, None) if packs => LaterDisks { readonly: 1, ..none },
-        (_, Some(_)) => LaterDisks { writable: POD_DISKS, ..none },
-        (_, None) if packs => LaterDisks { readonly: POD_DISKS, ..none },
-        (_, None) => none,
+        (ContainerRole::Single, _) => none,
+        (_, Some(_)) => LaterDisks { writable: POD_ROOTS + POD_DEVICES, ..none },
+        (_, None) if packs => LaterDisks { readonly: POD_ROOTS, writable: POD_DEVICES },
+        (_, None) => LaterDisks { writable: POD_DEVICES, ..none },
     }
 }
 
-/// A block device that a container uses as such.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Device {
-    pub(crate) disk: DiskSpec,
-    pub(crate) device: DiskDevice,
+/// Whether block devices of a container's spec become disks. A driver that takes them at boot only does so from a container that is alone.
+pub(crate) fn takes_devices(runtime: &Runtime, role: &ContainerRole) -> bool {
+    match runtime.hypervisor().capabilities().disks {
+        Disks::None => false,
+        Disks::AtBoot => *role == ContainerRole::Single,
+        Disks::Later => true,
+    }
 }
 
-/// Whether block devices of a container's spec become disks: where the driver takes disks, for a container that is alone, since they have
-/// to be there when the VM boots.
-pub(crate) fn at_boot_for(runtime: &Runtime, role: &ContainerRole) -> bool {
-    runtime.hypervisor().capabilities().disks != Disks::None && *role == ContainerRole::Single
+/// The disk that the VM boots with for a device, if it is there at boot.
+pub(crate) fn device_at_boot(device: DiskDevice) -> Option<DiskSpec> {
+    let DiskDevice { id, path, readonly, .. } = device;
+    Some(DiskSpec { id: id?, path, readonly })
 }
 
 /// The block devices of the spec, where they become disks.
@@ -70,8 +84,8 @@ pub(crate) fn devices(
     runtime: &Runtime,
     role: &ContainerRole,
     spec: &Spec,
-) -> Result<Vec<Device>, RuntimeError> {
-    if !at_boot_for(runtime, role) {
+) -> Result<Vec<DiskDevice>, RuntimeError> {
+    if !takes_devices(runtime, role) {
         return Ok(Vec::new());
     }
     let linux = spec.linux().as_ref();
@@ -79,13 +93,12 @@ pub(crate) fn devices(
     let blocks = devices.filter(|device| device.typ() == LinuxDeviceType::B).enumerate();
     blocks
         .map(|(number, device)| {
-            let id = format!("device{number}");
-            let path = host_node(device)?;
-            let readonly = !may_write(spec, device);
-            let container_path = device.path().clone();
-            Ok(Device {
-                disk: DiskSpec { id: id.clone(), path, readonly },
-                device: DiskDevice { id, container_path },
+            let is_alone = *role == ContainerRole::Single;
+            Ok(DiskDevice {
+                id: is_alone.then(|| format!("device{number}")),
+                path: host_node(device)?,
+                readonly: !may_write(spec, device),
+                container_path: device.path().clone(),
             })
         })
         .collect()
@@ -135,6 +148,31 @@ mod tests {
         let spec: Spec = serde_json::from_str(&text).unwrap();
         let device = spec.linux().as_ref().unwrap().devices().as_ref().unwrap()[0].clone();
         (spec, device)
+    }
+
+    #[test]
+    fn pods_have_room_for_disks_where_the_driver_takes_them_later() {
+        let root = DiskRoot {
+            root: BlockRoot {
+                source: "/dev/dm-1".into(),
+                fstype: "ext4".into(),
+                options: Vec::new(),
+                readonly: false,
+            },
+            id: None,
+        };
+        let room = |takes, role, root, packs| {
+            let LaterDisks { readonly, writable } = later(takes, &role, root, packs);
+            (readonly, writable)
+        };
+        let (single, pod) = (ContainerRole::Single, ContainerRole::PodSandbox);
+        assert_eq!(room(Disks::AtBoot, pod.clone(), Some(&root), false), (0, 0));
+        assert_eq!(room(Disks::Later, single.clone(), Some(&root), false), (0, 0));
+        assert_eq!(room(Disks::Later, single.clone(), None, false), (0, 0));
+        assert_eq!(room(Disks::Later, single, None, true), (1, 0));
+        assert_eq!(room(Disks::Later, pod.clone(), None, false), (0, 4));
+        assert_eq!(room(Disks::Later, pod.clone(), None, true), (8, 4));
+        assert_eq!(room(Disks::Later, pod, Some(&root), false), (0, 12));
     }
 
     #[test]

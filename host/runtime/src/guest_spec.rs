@@ -53,6 +53,12 @@ pub enum SpecError {
         "the device {0} of the host cannot be given to a VM in this version; remove it from the container"
     )]
     Device(PathBuf),
+    /// A block device for a container of a pod, under a hypervisor that takes disks at boot only.
+    #[error(
+        "the block device {0} cannot be given to a container of a pod with this hypervisor; choose qemu or firecracker with `hypervisor_name` in \
+         the section runtime"
+    )]
+    LateDevice(PathBuf),
     /// A block device that the host does not have.
     #[error(
         "the host has no block device {major}:{minor}, which the container is to have as {path}"
@@ -195,7 +201,9 @@ fn guest_devices(linux: &mut Linux, disks: bool) -> Result<(), SpecError> {
     };
     let devices = linux.devices().clone().unwrap_or_default();
     if let Some(foreign) = devices.iter().find(|device| !is_guests(device)) {
-        return Err(SpecError::Device(foreign.path().clone()));
+        let path = foreign.path().clone();
+        let is_block = foreign.typ() == LinuxDeviceType::B;
+        return Err(if is_block { SpecError::LateDevice(path) } else { SpecError::Device(path) });
     }
     linux.set_devices(Some(devices));
     Ok(())

@@ -66,11 +66,12 @@ pub(crate) fn sandbox(
     }
     let root = disks::root(runtime, &role, rootfs_mounts)?;
     let devices = disks::devices(runtime, &role, spec)?;
-    let later_disks = disks::later(&role, root.as_ref(), images.is_some());
+    let takes = runtime.hypervisor().capabilities().disks;
+    let later_disks = disks::later(takes, &role, root.as_ref(), images.is_some());
     let disks = root
         .into_iter()
         .filter_map(disks::at_boot)
-        .chain(devices.into_iter().map(|one| one.disk))
+        .chain(devices.into_iter().filter_map(disks::device_at_boot))
         .collect();
     let vm = config.vm();
     let size = kata_config::sandbox_size(config, limits(spec, &role), host(runtime)?)?;
@@ -134,7 +135,7 @@ pub(crate) fn container(
     let mounts = kata_storage::plan_mounts(&spec, bundle)?;
     let policy = GuestPolicy {
         drop_seccomp: runtime.config.runtime.disable_guest_seccomp,
-        disks: disks::at_boot_for(runtime, &role),
+        disks: disks::takes_devices(runtime, &role),
     };
     let spec = guest_spec::for_guest(spec, id, policy)?;
     Ok(ContainerPlan {
@@ -143,7 +144,7 @@ pub(crate) fn container(
         rootfs_mounts,
         rootfs,
         disk,
-        devices: devices.into_iter().map(|one| one.device).collect(),
+        devices,
         readonly_rootfs,
         mounts,
         shared_pid_namespace,

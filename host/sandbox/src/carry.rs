@@ -1,5 +1,5 @@
-//! Root file systems on disks. For guests that no directory can be shared with each is packed into an image, and the image given to the VM as
-//! a disk; what is on a block device becomes a disk as it is.
+//! Disks of containers. For guests that no directory can be shared with each is packed into an image, and the image given to the VM as
+//! a disk; a root file system on a block device becomes a disk as it is, and so does a block device that a container uses as such.
 //!
 //! ```text
 //!   host: rootfs ──pack──▶ <images>/<n> ──attach_disk──▶ guest: /dev/vdX ──▶ image   (read-only) ─┐
@@ -10,12 +10,14 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kata_agent_client::GuestStorage;
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, Vm};
 use kata_storage::{BlockRoot, GUEST_SHARE};
+use tokio::time::timeout;
 
-use crate::{ContainerPlan, DiskRoot, SandboxError};
+use crate::{ContainerPlan, DiskDevice, DiskRoot, SandboxError};
 
 /// What the agent is told of directories that an overlay needs (the agent protocol's `driver_options`).
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
@@ -23,32 +25,47 @@ const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_direct
 /// Where the guest mounts root file systems that are on block devices: not in the shared directory, in which it can make nothing.
 const GUEST_DISKS: &str = "/run/kata-containers/sandbox/disks";
 
+/// How long a VMM may take to take a disk, or to give one back. One that a guest has taken over may never answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Keeps the disks that one sandbox's VM gets while it runs.
 #[derive(Debug)]
 pub(crate) struct Carrier {
     /// Where images go; `None` where there are none.
     directory: Option<PathBuf>,
     // Locked for a look or a change, never while something is awaited.
-    images: Mutex<Images>,
+    disks: Mutex<Disks>,
+    /// One device comes at a time, so that whoever shares it finds it there.
+    devices: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct Images {
+struct Disks {
     made: u64,
-    by_container: HashMap<String, Image>,
+    by_container: HashMap<String, Vec<Disk>>,
 }
 
 #[derive(Debug, Clone)]
-struct Image {
-    disk: String,
-    /// What goes with it.
-    file: Option<PathBuf>,
+struct Disk {
+    id: String,
+    what: What,
+}
+
+/// What becomes a disk while the VM runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum What {
+    /// An image that was made for a container, and goes with it.
+    Image(PathBuf),
+    /// A block device with a container's root file system, or a file that is one's image.
+    Root,
+    /// A block device that a container uses as such; all that use it in the same way share the disk.
+    Device { path: PathBuf, readonly: bool },
 }
 
 impl Carrier {
     /// Images go to `directory`, which is there; without one the guest gets what it mounts through the shared directory.
     pub(crate) fn new(directory: Option<PathBuf>) -> Self {
-        Self { directory, images: Mutex::default() }
+        Self { directory, disks: Mutex::default(), devices: tokio::sync::Mutex::default() }
     }
 
     /// Where root file systems are packed into images; `None` where directories are shared.
@@ -68,9 +85,9 @@ impl Carrier {
         let found = match &disk.id {
             Some(id) => vm.disk(id).ok_or_else(|| HypervisorError::NoDisk { id: id.clone() })?,
             None => {
-                let id = self.place(container, None).disk;
+                let id = self.note(container, |_| What::Root).id;
                 let disk = DiskSpec { id, path: source.clone(), readonly: *readonly };
-                vm.attach_disk(&disk).await?
+                attach(vm, &disk).await?
             }
         };
         Ok(vec![GuestStorage {
@@ -83,6 +100,30 @@ impl Carrier {
         }])
     }
 
+    /// Gives the VM the disk that is a device of the container's, unless it has it. Whatever fails, [`Carrier::forget`] takes away.
+    pub(crate) async fn bring_device(
+        &self,
+        vm: &dyn Vm,
+        container: &str,
+        device: &DiskDevice,
+    ) -> Result<GuestDisk, SandboxError> {
+        let find = |id: &str| {
+            let found = vm.disk(id);
+            found.ok_or_else(|| HypervisorError::NoDisk { id: id.to_owned() }.into())
+        };
+        if let Some(id) = &device.id {
+            return find(id);
+        }
+        let _turn = self.devices.lock().await;
+        let what = What::Device { path: device.path.clone(), readonly: device.readonly };
+        if let Some(id) = self.share(container, &what) {
+            return find(&id);
+        }
+        let id = self.note(container, |_| what).id;
+        let disk = DiskSpec { id, path: device.path.clone(), readonly: device.readonly };
+        Ok(attach(vm, &disk).await?)
+    }
+
     /// Packs the container's root file system, gives it to the VM, and tells what the guest is to mount. Whatever fails,
     /// [`Carrier::forget`] takes away.
     pub(crate) async fn bring_root(
@@ -91,8 +132,11 @@ impl Carrier {
         plan: &ContainerPlan,
         directory: &Path,
     ) -> Result<Vec<GuestStorage>, SandboxError> {
-        let place = self.place(&plan.id, Some(directory));
-        let image = place.file.expect("it was asked for");
+        let mut image = PathBuf::new();
+        let disk = self.note(&plan.id, |number| {
+            image = directory.join(number.to_string());
+            What::Image(image.clone())
+        });
         if !plan.rootfs_mounts.is_empty() {
             kata_storage::mount_rootfs(&plan.rootfs_mounts, &plan.rootfs)?;
         }
@@ -108,42 +152,73 @@ impl Carrier {
         }
         let size = packed.expect("packing neither panics nor is cancelled")?;
         tracing::debug!("the root file system of {} is an image of {size} bytes", plan.id);
-        let disk = DiskSpec { id: place.disk, path: image, readonly: true };
-        let found = vm.attach_disk(&disk).await?;
+        let disk = DiskSpec { id: disk.id, path: image, readonly: true };
+        let found = attach(vm, &disk).await?;
         Ok(root_storages(&plan.id, found))
     }
 
-    /// Takes the container's image away from the VM, and then away altogether. The guest must not use it any more. A container without one
-    /// is fine.
+    /// Takes the container's disks away from the VM, and its image away altogether. The guest must not use them any more. A container without
+    /// any is fine.
     pub(crate) async fn forget(&self, vm: &dyn Vm, container: &str) {
-        let Some(image) = self.images().by_container.remove(container) else { return };
-        // A VM that is gone has no disks.
-        if let Err(error) = vm.detach_disk(&image.disk).await {
-            tracing::debug!("while container {container} went: {error}");
-        }
-        let Some(file) = image.file else { return };
-        match std::fs::remove_file(&file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!("{} stays: {error}", file.display());
+        let _turn = self.devices.lock().await;
+        for disk in self.take(container) {
+            // A VM that is gone has no disks.
+            match timeout(PATIENCE, vm.detach_disk(&disk.id)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!("while container {container} went: {error}"),
+                Err(_) => tracing::warn!(
+                    "the hypervisor keeps a disk of container {container}: it does not answer within {PATIENCE:?}"
+                ),
             }
-            _ => {}
+            let What::Image(file) = disk.what else { continue };
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!("{} stays: {error}", file.display());
+                }
+                _ => {}
+            }
         }
     }
 
-    /// A place that no image had before.
-    fn place(&self, container: &str, directory: Option<&Path>) -> Image {
-        let mut images = self.images();
-        images.made += 1;
-        let number = images.made;
-        let file = directory.map(|directory| directory.join(number.to_string()));
-        let image = Image { disk: format!("later{number}"), file };
-        images.by_container.insert(container.to_owned(), image.clone());
-        image
+    /// One more disk of a container's. Its id is one that no disk had before, and `what` is told its number.
+    fn note(&self, container: &str, what: impl FnOnce(u64) -> What) -> Disk {
+        let mut disks = self.disks();
+        disks.made += 1;
+        let number = disks.made;
+        let disk = Disk { id: format!("later{number}"), what: what(number) };
+        disks.by_container.entry(container.to_owned()).or_default().push(disk.clone());
+        disk
     }
 
-    fn images(&self) -> MutexGuard<'_, Images> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The disk that is the same device already, from now on this container's, too.
+    fn share(&self, container: &str, what: &What) -> Option<String> {
+        let mut disks = self.disks();
+        let all = disks.by_container.values().flatten();
+        let disk = all.into_iter().find(|disk| disk.what == *what)?.clone();
+        let id = disk.id.clone();
+        disks.by_container.entry(container.to_owned()).or_default().push(disk);
+        Some(id)
     }
+
+    /// Forgets a container. Returns those of its disks that no other one uses.
+    fn take(&self, container: &str) -> Vec<Disk> {
+        let mut disks = self.disks();
+        let mut taken = disks.by_container.remove(container).unwrap_or_default();
+        taken
+            .retain(|disk| !disks.by_container.values().flatten().any(|other| other.id == disk.id));
+        taken
+    }
+
+    fn disks(&self) -> MutexGuard<'_, Disks> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives the VM a disk, if its VMM does that in time.
+async fn attach(vm: &dyn Vm, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
+    let reason = || format!("it does not answer within {PATIENCE:?}");
+    let late = |_| HypervisorError::Control { command: "attach a disk", reason: reason() };
+    timeout(PATIENCE, vm.attach_disk(disk)).await.map_err(late)?
 }
 
 /// Where the guest has what belongs to a container.
@@ -207,8 +282,24 @@ mod tests {
     #[test]
     fn no_two_images_have_one_place() {
         let carrier = Carrier::new(Some("/images".into()));
-        let place = || carrier.place("c1", carrier.directory.as_deref());
-        let (one, other) = (place(), place());
-        assert!(one.disk != other.disk && one.file != other.file);
+        let note = || carrier.note("c1", |number| What::Image(format!("/images/{number}").into()));
+        let (one, other) = (note(), note());
+        assert!(one.id != other.id && one.what != other.what);
+        assert_eq!(carrier.take("c1").len(), 2);
+        assert!(carrier.take("c1").is_empty());
+    }
+
+    #[test]
+    fn device_goes_with_the_last_container_that_uses_it() {
+        let carrier = Carrier::new(None);
+        let device = |readonly| What::Device { path: "/dev/dm-1".into(), readonly };
+        assert_eq!(carrier.share("c1", &device(false)), None);
+        let disk = carrier.note("c1", |_| device(false));
+        assert_eq!(carrier.share("c2", &device(true)), None);
+        assert_eq!(carrier.share("c2", &device(false)), Some(disk.id.clone()));
+        assert!(carrier.take("c1").is_empty());
+        assert_eq!(carrier.share("c3", &device(false)), Some(disk.id.clone()));
+        assert!(carrier.take("c2").is_empty());
+        assert_eq!(carrier.take("c3").len(), 1);
     }
 }

@@ -113,8 +113,12 @@ pub struct DiskRoot {
 /// A block device of the host that a container uses as such.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskDevice {
-    /// The disk among those that the VM has had since its boot ([`VmSpec::disks`]).
-    pub id: String,
+    /// The disk among those that the VM has had since its boot ([`VmSpec::disks`]); `None` if it gets it now.
+    pub id: Option<String>,
+    /// Its node on the host.
+    pub path: PathBuf,
+    /// The container cannot write to it.
+    pub readonly: bool,
     /// Its node in the container, of which the spec has the host's numbers.
     pub container_path: PathBuf,
 }

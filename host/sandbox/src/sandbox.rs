@@ -173,7 +173,7 @@ impl Sandbox {
         let mut storages = self.shared.bring_files(&mut plan).await?;
         self.shared.timing.times.stamp(Stage::StorageShared);
         storages.extend(plan.mounts.shared_memory.iter().map(memory_storage));
-        let devices = self.shared.devices(&plan.devices)?;
+        let devices = self.shared.bring_devices(&plan.id, &plan.devices).await?;
         let container = GuestContainer {
             id: plan.id,
             spec: plan.spec,

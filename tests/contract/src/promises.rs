@@ -230,7 +230,7 @@ pub async fn disks_are_taken_as_the_capabilities_say(subject: Subject) -> Result
             vm.detach_disk("other").await?;
             ensure!(!has_open(vm.pid(), &other.path)?, "the VMM keeps what was taken away");
             ensure!(vm.disk("other").is_none(), "it has {:?}", vm.disk("other"));
-            vm.attach_disk(&other).await?;
+            vm.attach_disk(&DiskSpec { id: "again".to_owned(), ..other.clone() }).await?;
         } else {
             ensure!(vm.attach_disk(&late).await.is_err(), "a disk came that is not supported");
         }

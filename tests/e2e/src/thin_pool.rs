@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
 use crate::client;
@@ -42,10 +42,23 @@ impl LoopDevice {
     pub fn node(&self) -> &str {
         &self.0
     }
+
+    /// Detaches it from its file at once; fails where somebody has it open or has it mounted.
+    pub fn is_released(&self) -> Result<()> {
+        // A device that is in use is detached only when it is not any more, and looks the same until then.
+        run("losetup", &["--detach", &self.0])?;
+        let left = run("losetup", &["--list", "--noheadings", "--output", "NAME"])?;
+        ensure!(!left.lines().any(|name| name.trim() == self.0), "{} is in use", self.0);
+        Ok(())
+    }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
+        let listed = run("losetup", &["--list", "--noheadings", "--output", "NAME"]);
+        if !listed.is_ok_and(|names| names.lines().any(|name| name.trim() == self.0)) {
+            return;
+        }
         if let Err(error) = run("losetup", &["--detach", &self.0]) {
             eprintln!("the loop device {} stays: {error:#}", self.0);
         }

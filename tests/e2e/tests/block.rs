@@ -1,11 +1,17 @@
-//! Root file systems on block devices: containerd's snapshotters blockfile and devicemapper. The VM gets the device as a disk; the host does not
-//! even mount it.
+//! Root file systems on block devices (containerd's snapshotters blockfile and devicemapper), and block devices that a container uses as such, of
+//! containers that are alone and of those of a pod. The VM gets the device as a disk; the host does not even mount it.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
-use kata_e2e::{Containerd, LoopDevice, Scenario, ThinPool, has_loop_devices, only_a_vm, scenario};
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{
+    Container, Containerd, LoopDevice, Part, Run, Scenario, ThinPool, has_loop_devices,
+    hypervisor_under_test, only_a_vm, parts_of, scenario,
+};
+use rustix::process::Signal;
 
 const BLOCKFILE: &str = "
 [plugins.'io.containerd.snapshotter.v1.blockfile']
@@ -103,10 +109,18 @@ fn device_mappers_thin_device_becomes_a_disk() -> Result<()> {
     Scenario::new().plugins(&tables).run(|containerd| is_a_disk(containerd, "devmapper"))
 }
 
+/// Whether there can be block devices, and a guest to have them.
+fn can_pass_devices() -> bool {
+    let can = has_loop_devices();
+    if !can {
+        eprintln!("left out, for this machine has no loop devices: devices of containers");
+    }
+    can && only_a_vm("a disk in place of the host's device")
+}
+
 #[test]
 fn block_device_that_is_named_reaches_the_container() -> Result<()> {
-    if !has_loop_devices() || !only_a_vm("a disk in place of the host's device") {
-        eprintln!("left out, for this machine has no loop devices: devices of a container");
+    if !can_pass_devices() {
         return Ok(());
     }
     scenario(|containerd| {
@@ -124,6 +138,175 @@ fn block_device_that_is_named_reaches_the_container() -> Result<()> {
         // What is not named as a device is none: neither is a bind mount.
         let bound = containerd.shell("true").bind(node.as_ref(), "/disk", "rbind:rw").output()?;
         ensure!(bound.failure()?.contains("pass it as a device"), "a bind mount of a device");
-        Ok(())
+        device.is_released()
+    })
+}
+
+const KIND: &str = "io.kubernetes.cri.container-type";
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// As CRI makes a pod: the sandbox's container first.
+fn pod(run: Run<'_>) -> Run<'_> {
+    run.option("--annotation", &format!("{KIND}=sandbox"))
+}
+
+/// A container for a pod that exists.
+fn member<'a>(run: Run<'a>, pod: &Container<'_>) -> Run<'a> {
+    run.option("--annotation", &format!("{KIND}=container"))
+        .option("--annotation", &format!("{SANDBOX}={}", pod.id()))
+}
+
+/// Whether the hypervisor under test takes disks while its VM runs; a member of a pod with a disk is refused elsewhere.
+fn takes_disks_later() -> Result<bool> {
+    Ok(["qemu", "firecracker"].contains(&hypervisor_under_test()?.as_str()))
+}
+
+/// A block device in a file of a megabyte that begins with these words.
+fn device(containerd: &Containerd, name: &str, words: &str) -> Result<LoopDevice> {
+    let file = containerd.directory().join(name);
+    fs::write(&file, [words.as_bytes(), &vec![0; 1 << 20]].concat())?;
+    LoopDevice::of(&file)
+}
+
+/// What the VMM has open.
+fn open_files(containerd: &Containerd) -> Result<Vec<PathBuf>> {
+    let mut open = Vec::new();
+    for vmm in parts_of(containerd.mark(), Part::Vmm)? {
+        let entries = fs::read_dir(format!("/proc/{}/fd", vmm.pid))?;
+        // What is closed by now is not open.
+        open.extend(entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()));
+    }
+    Ok(open)
+}
+
+#[test]
+fn containers_of_a_pod_share_a_device_that_goes_with_the_last_of_them() -> Result<()> {
+    if !can_pass_devices() {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let pod = pod(containerd.run(["sleep", "1000"])).start()?;
+        let device = device(containerd, "disk", "from the host\n")?;
+        let node = device.node();
+        let with_device =
+            || member(containerd.run(["sleep", "2000"]), &pod).option("--device", node);
+        if !takes_disks_later()? {
+            let refused = with_device().output()?.failure()?;
+            ensure!(refused.contains("choose qemu or firecracker"), "{refused}");
+            return pod.remove();
+        }
+        let (one, other) = (with_device().start()?, with_device().start()?);
+        let reads = format!("head -c 14 {node}");
+        assert_eq!(one.shell(&reads).output()?.success()?, "from the host\n");
+        let writes = format!("printf 'from the guest' | dd of={node} conv=notrunc 2>/dev/null");
+        one.shell(&writes).output()?.success()?;
+        assert_eq!(other.shell(&reads).output()?.success()?, "from the guest");
+        pod.shell(&reads).output()?.failure().context("who was not given it has it")?;
+        end(one)?;
+        assert_eq!(other.shell(&reads).output()?.success()?, "from the guest");
+        let has_it = || Ok::<_, anyhow::Error>(open_files(containerd)?.contains(&node.into()));
+        ensure!(has_it()?, "the VMM has not opened what its guest reads");
+        end(other)?;
+        ensure!(!has_it()?, "the VMM keeps what was taken away");
+        assert_eq!(&fs::read(containerd.directory().join("disk"))?[..14], b"from the guest");
+        device.is_released()?;
+        pod.remove()
+    })
+}
+
+/// Kills and removes a container.
+fn end(container: Container<'_>) -> Result<()> {
+    container.kill("KILL")?;
+    assert_eq!(container.wait()?, 137);
+    container.remove()
+}
+
+#[test]
+fn devices_come_and_go_as_often_as_wanted_but_not_too_many_at_a_time() -> Result<()> {
+    if !can_pass_devices() || !takes_disks_later()? {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let pod = pod(containerd.run(["sleep", "1000"])).start()?;
+        for round in 0..6 {
+            let words = format!("disk number {round}\n");
+            let device = device(containerd, &format!("disk{round}"), &words)?;
+            let reads = containerd.shell(&format!("head -c 14 {}", device.node()));
+            let output = member(reads, &pod).option("--device", device.node()).output()?;
+            assert_eq!(output.success()?, words);
+            device.is_released()?;
+        }
+        let devices = ["a", "b", "c", "d", "e"].map(|name| device(containerd, name, name));
+        let devices = devices.into_iter().collect::<Result<Vec<_>>>()?;
+        let all = |devices: &[LoopDevice]| {
+            devices.iter().fold(member(containerd.run(["true"]), &pod), |run, device| {
+                run.option("--device", device.node())
+            })
+        };
+        let refused = all(&devices).output()?.failure()?;
+        ensure!(refused.contains("no room for the disk"), "{refused}");
+        all(&devices[..4]).output()?.success()?;
+        devices.iter().try_for_each(LoopDevice::is_released)?;
+        pod.remove()
+    })
+}
+
+#[test]
+fn device_is_free_when_vmm_or_shim_was_killed() -> Result<()> {
+    if !can_pass_devices() || !takes_disks_later()? {
+        return Ok(());
+    }
+    for part in [Part::Vmm, Part::Shim] {
+        scenario(|containerd| {
+            let pod = pod(containerd.run(["sleep", "1000"])).start()?;
+            let device = device(containerd, "disk", "from the host\n")?;
+            let busy = format!("while :; do cat {} >/dev/null; done", device.node());
+            let busy = member(containerd.shell(&busy), &pod).option("--device", device.node());
+            let busy = busy.start()?;
+            for victim in parts_of(containerd.mark(), part)? {
+                victim.signal(Signal::KILL)?;
+            }
+            busy.wait()?;
+            busy.remove()?;
+            pod.remove()?;
+            device.is_released()
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn members_of_a_pod_have_root_file_systems_on_disks_of_their_own() -> Result<()> {
+    with_blockfile(|containerd| {
+        let on_disk = |script: &str| containerd.shell(script).snapshotter("blockfile");
+        if hypervisor_under_test()? != "qemu" {
+            let pod = pod(containerd.run(["sleep", "1000"])).start()?;
+            let refused = member(on_disk("true"), &pod).output()?.failure()?;
+            let words = ["loop device", "as the blockfile snapshotter has them, in pods"];
+            ensure!(words.iter().any(|words| refused.contains(words)), "{refused}");
+            return pod.remove();
+        }
+        let pod = pod(on_disk("exec sleep 1000")).start()?;
+        let root = "grep -E '^/dev/vd[a-z]+ / ext4 ' /proc/mounts | cut -d ' ' -f 1";
+        let first = member(on_disk("echo first > /file; exec sleep 1000"), &pod).start()?;
+        let second = member(on_disk("echo second > /file; exec sleep 1000"), &pod).start()?;
+        let disk = |container: &Container<'_>| container.shell(root).output()?.success();
+        ensure!(disk(&first)? != disk(&second)? && disk(&first)? != disk(&pod)?);
+        for (container, word) in [(&first, "first\n"), (&second, "second\n")] {
+            assert_eq!(container.shell("cat /file").output()?.success()?, word);
+        }
+        let roots = containerd.directory().join("blockfile");
+        let open = || {
+            let open: BTreeSet<_> = open_files(containerd)?.into_iter().collect();
+            anyhow::Ok(open.into_iter().filter(|file| file.starts_with(&roots)).count())
+        };
+        assert_eq!(open()?, 3);
+        end(first)?;
+        assert_eq!(open()?, 2);
+        let third = member(on_disk("cat /etc/hostname; ls /file"), &pod).output()?;
+        assert_eq!(third.text(), "image\n", "{third}");
+        assert_eq!(second.shell("cat /file").output()?.success()?, "second\n");
+        end(second)?;
+        pod.remove()
     })
 }

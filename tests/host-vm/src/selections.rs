@@ -13,7 +13,16 @@ pub(crate) const QEMU: &[Selection] = &[
     ("hypervisors", &[]),
     ("lifecycle", &["detached_container_lives_until_it_is_killed"]),
     ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
-    ("block", &[]),
+    (
+        "block",
+        &[
+            "becomes_a_disk",
+            "read_only_root_on_a_disk",
+            "block_device_that_is_named",
+            "containers_of_a_pod_share_a_device",
+            "members_of_a_pod_have_root_file_systems",
+        ],
+    ),
     ("users", &["every_vmm_is_a_nobody_of_its_own"]),
     ("memory", &["update_of_a_limit_makes_the_vm_larger_and_smaller"]),
     ("kill", &["vmm_is_killed_while_busy"]),
@@ -39,7 +48,7 @@ pub(crate) const KRUN: &[Selection] = &[
     ("assets", IMAGES),
     ("mounts", &["bind_mounts_are_shared_both_ways"]),
     ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
-    ("block", &[]),
+    ("block", DISKS_AT_BOOT),
     (
         "kill",
         &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
@@ -55,10 +64,14 @@ pub(crate) const CLOUD_HYPERVISOR: &[Selection] = &[
     ("integrity", &["stream_through_exec_comes_back_whole"]),
     ("network", &["container_has_the_network_of_its_namespace", "interface_that_comes_before"]),
     ("assets", IMAGES),
-    ("block", &[]),
+    ("block", DISKS_AT_BOOT),
     ("kill", &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots"]),
     ("program", &[]),
 ];
+
+/// What is refused of the pods' ones takes a boot, too.
+const DISKS_AT_BOOT: &[&str] =
+    &["becomes_a_disk", "block_device_that_is_named", "containers_of_a_pod_share_a_device"];
 
 const IMAGES: &[&str] = &["checked_image_boots", "image_that_was_tampered_with"];
 
@@ -66,7 +79,7 @@ pub(crate) const FIRECRACKER: &[Selection] = &[
     // Also in the jailer's cell, where that is there.
     ("fc", &[]),
     ("copies", &[]),
-    ("block", &["blockfile_becomes_a_disk"]),
+    ("block", &["blockfile_becomes_a_disk", "containers_of_a_pod_share_a_device"]),
     (
         "lifecycle",
         &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],

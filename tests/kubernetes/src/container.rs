@@ -8,9 +8,10 @@ use kata_e2e::{Deadline, Image};
 use crate::messages::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
     ContainerStatsResponse, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse,
-    CreateContainerRequest, CreateContainerResponse, ExecSyncRequest, ExecSyncResponse, ImageSpec,
-    LinuxContainerResources, LinuxContainerSecurityContext, Mount, Nothing, RemoveContainerRequest,
-    StartContainerRequest, StopContainerRequest, UpdateContainerResourcesRequest,
+    CreateContainerRequest, CreateContainerResponse, Device, ExecSyncRequest, ExecSyncResponse,
+    ImageSpec, LinuxContainerResources, LinuxContainerSecurityContext, Mount, Nothing,
+    RemoveContainerRequest, StartContainerRequest, StopContainerRequest,
+    UpdateContainerResourcesRequest,
 };
 use crate::pod::Pod;
 
@@ -57,6 +58,17 @@ impl<'a> ContainerPlan<'a> {
             container_path,
             host_path,
             readonly,
+            ..Default::default()
+        });
+        self
+    }
+
+    /// With a block device of the host, as a kubelet has it passed for `volumeDevices`.
+    pub fn device(mut self, host: &str, container: &str, readonly: bool) -> Self {
+        self.config.devices.push(Device {
+            container_path: container.to_owned(),
+            host_path: host.to_owned(),
+            permissions: if readonly { "r" } else { "mrw" }.to_owned(),
             ..Default::default()
         });
         self

@@ -18,7 +18,7 @@ mod pod;
 
 pub use container::{Container, ContainerPlan, Said};
 pub use forward::Forward;
-pub use node::{Node, node, node_with};
+pub use node::{Node, node, node_under, node_with};
 pub use pod::{Pod, PodPlan};
 
 /// The messages of CRI, described where CRI is.

@@ -4,7 +4,9 @@ use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Containerd, Daemon, Deadline, Image, Installation, Runtime, Scenario};
+use kata_e2e::{
+    Configuration, Containerd, Daemon, Deadline, Image, Installation, Runtime, Scenario,
+};
 use protobuf::Message;
 use serde_json::json;
 
@@ -56,6 +58,22 @@ pub fn node(test: impl FnOnce(&Node<'_>) -> Result<()>) -> Result<()> {
 
 /// As [`node`], with another release of containerd.
 pub fn node_with(daemon: Daemon, test: impl FnOnce(&Node<'_>) -> Result<()>) -> Result<()> {
+    node_of(Scenario::new(), daemon, test)
+}
+
+/// As [`node`], whose pods all have this hypervisor.
+pub fn node_under(hypervisor: &str, test: impl FnOnce(&Node<'_>) -> Result<()>) -> Result<()> {
+    let chosen = format!("[runtime]\nhypervisor_name = \"{hypervisor}\"\n");
+    let configuration = Configuration::with(&chosen)?;
+    let scenario = Scenario::new().configuration(&configuration.file());
+    node_of(scenario, Daemon::of_this_machine(), test)
+}
+
+fn node_of(
+    scenario: Scenario,
+    daemon: Daemon,
+    test: impl FnOnce(&Node<'_>) -> Result<()>,
+) -> Result<()> {
     let (plugins, example) = if daemon.version()?.contains(" 1.") {
         (PLUGIN, "containerd-1.toml")
     } else {
@@ -66,7 +84,7 @@ pub fn node_with(daemon: Daemon, test: impl FnOnce(&Node<'_>) -> Result<()>) -> 
         .with_context(|| format!("cannot read {}", example.display()))?;
     // The fixture says the version, too.
     let tables: Vec<_> = example.lines().filter(|line| !line.starts_with("version")).collect();
-    let scenario = Scenario::new().daemon(daemon).for_kubernetes();
+    let scenario = scenario.daemon(daemon).for_kubernetes();
     scenario.plugins(plugins).plugins(&tables.join("\n")).run(|containerd| {
         let pause = json!(["sleep", "100000"]);
         containerd.import(&Image::busybox_with("pause", &[("Cmd", pause)]))?;

@@ -9,9 +9,11 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Client, Deadline, Input, PackageRoot, Part, Suite, only_a_vm};
+use kata_e2e::{
+    Client, Deadline, Input, LoopDevice, PackageRoot, Part, Suite, has_loop_devices, only_a_vm,
+};
 use kata_kubernetes::messages::{Capability, Int64Value, LinuxContainerResources, NamespaceMode};
-use kata_kubernetes::{Container, Node, Pod, node, node_with};
+use kata_kubernetes::{Container, Node, Pod, node, node_under, node_with};
 
 /// Stays until it is asked to end, and says so.
 const SERVER: &str =
@@ -303,6 +305,46 @@ fn privileged_container_is_fenced() -> Result<()> {
                 "{name} of the host"
             );
         }
+        pod.remove()
+    })
+}
+
+#[test]
+fn volumes_that_are_block_devices_reach_containers_as_such() -> Result<()> {
+    if !has_loop_devices() || !only_a_vm("disks in place of the host's devices") {
+        eprintln!("left out, for this machine has no loop devices: `volumeDevices`");
+        return Ok(());
+    }
+    // What is chosen without a choice may take disks at boot only.
+    node_under("qemu", |node| {
+        let volume = |name: &str| {
+            let file = node.containerd().directory().join(name);
+            fs::write(&file, [b"of the host\n".as_slice(), &vec![0; 1 << 20]].concat())?;
+            LoopDevice::of(&file)
+        };
+        let (data, fixed) = (volume("data")?, volume("fixed")?);
+        let pod = node.pod("volumes").start()?;
+        let container = |name: &str, attempt| {
+            let container = pod.shell(name, SERVER).attempt(attempt);
+            container
+                .device(data.node(), "/dev/data", false)
+                .device(fixed.node(), "/dev/fixed", true)
+                .start()
+        };
+        let first = container("server", 0)?;
+        for device in ["/dev/data", "/dev/fixed"] {
+            assert_eq!(first.says(&format!("head -n 1 {device}"))?, "of the host");
+        }
+        first.says("printf 'of the pod_\\n' | dd of=/dev/data conv=notrunc 2>/dev/null")?;
+        assert_eq!(first.exec("echo no > /dev/fixed", 0)?.code, 1);
+        assert_eq!(first.stop(10)?, 7);
+        first.remove()?;
+        let second = container("server", 1)?;
+        assert_eq!(second.says("head -n 1 /dev/data")?, "of the pod_");
+        assert_eq!(second.stop(10)?, 7);
+        second.remove()?;
+        data.is_released()?;
+        fixed.is_released()?;
         pod.remove()
     })
 }

@@ -18,10 +18,22 @@ pub(crate) enum Command {
     Cont,
     /// Keep the descriptor that comes with this command under a name.
     GetFd(String),
+    /// Keep the descriptor that comes with this command in the set of this number.
+    AddFd(u64),
+    /// Give up the set of descriptors of this number.
+    RemoveFd(u64),
+    /// Add a node of a disk with these options.
+    BlockdevAdd(Value),
+    /// Give a node of a disk these options.
+    BlockdevReopen(Value),
+    /// Remove the node of a disk of this name, which nothing may use.
+    BlockdevDel(String),
     /// Add a network back end with these arguments.
     NetdevAdd(Value),
     /// Add a device with these arguments.
     DeviceAdd(Value),
+    /// Have the guest let go of the device of this name.
+    DeviceDel(String),
     /// Set a number of an object.
     QomSet { path: &'static str, property: &'static str, value: u64 },
     /// Tell a number of an object.
@@ -36,8 +48,14 @@ impl Command {
             Self::Stop => "stop",
             Self::Cont => "cont",
             Self::GetFd(_) => "getfd",
+            Self::AddFd(_) => "add-fd",
+            Self::RemoveFd(_) => "remove-fd",
+            Self::BlockdevAdd(_) => "blockdev-add",
+            Self::BlockdevReopen(_) => "blockdev-reopen",
+            Self::BlockdevDel(_) => "blockdev-del",
             Self::NetdevAdd(_) => "netdev_add",
             Self::DeviceAdd(_) => "device_add",
+            Self::DeviceDel(_) => "device_del",
             Self::QomSet { .. } => "qom-set",
             Self::QomGet { .. } => "qom-get",
         }
@@ -47,7 +65,13 @@ impl Command {
         match self {
             Self::QmpCapabilities | Self::Stop | Self::Cont => None,
             Self::GetFd(name) => Some(json!({ "fdname": name })),
-            Self::NetdevAdd(arguments) | Self::DeviceAdd(arguments) => Some(arguments.clone()),
+            Self::AddFd(set) | Self::RemoveFd(set) => Some(json!({ "fdset-id": set })),
+            Self::BlockdevAdd(arguments)
+            | Self::NetdevAdd(arguments)
+            | Self::DeviceAdd(arguments) => Some(arguments.clone()),
+            Self::BlockdevReopen(options) => Some(json!({ "options": [options] })),
+            Self::BlockdevDel(node) => Some(json!({ "node-name": node })),
+            Self::DeviceDel(name) => Some(json!({ "id": name })),
             Self::QomSet { path, property, value } => {
                 Some(json!({ "path": path, "property": property, "value": value }))
             }
@@ -74,6 +98,8 @@ pub(super) enum Incoming {
     Answer(Result<Option<u64>, String>),
     /// The guest is at its end, for this reason.
     End(String),
+    /// The device of this name is not there any more.
+    Deleted(String),
     /// Anything else, which later versions may add to.
     Other,
 }
@@ -97,6 +123,7 @@ struct Refusal {
 #[derive(Deserialize)]
 struct EventData {
     reason: Option<String>,
+    device: Option<String>,
 }
 
 /// What a line says. One that is no message of the protocol says nothing.
@@ -111,12 +138,13 @@ pub(super) fn parse(line: &[u8]) -> Incoming {
     if let Some(refusal) = message.error {
         return Incoming::Answer(Err(readable(&refusal.desc)));
     }
-    let reason = message.data.and_then(|data| data.reason);
-    match message.event.as_deref() {
-        Some("SHUTDOWN" | "RESET") => {
+    let (reason, device) = message.data.map_or((None, None), |data| (data.reason, data.device));
+    match (message.event.as_deref(), device) {
+        (Some("SHUTDOWN" | "RESET"), _) => {
             Incoming::End(readable(reason.as_deref().unwrap_or("guest-shutdown")))
         }
-        Some("GUEST_PANICKED") => Incoming::End("guest-panic".to_owned()),
+        (Some("GUEST_PANICKED"), _) => Incoming::End("guest-panic".to_owned()),
+        (Some("DEVICE_DELETED"), Some(device)) => Incoming::Deleted(device),
         _ => Incoming::Other,
     }
 }
@@ -147,6 +175,10 @@ mod tests {
             Incoming::End("guest-reset".into())
         );
         assert_eq!(parse(br#"{"event": "STOP"}"#), Incoming::Other);
+        let deleted = br#"{"event": "DEVICE_DELETED", "data": {"device": "disk-later1", "path": "/machine/peripheral/disk-later1"}}"#;
+        assert_eq!(parse(deleted), Incoming::Deleted("disk-later1".into()));
+        let part = br#"{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/disk-later1/virtio-backend"}}"#;
+        assert_eq!(parse(part), Incoming::Other);
         assert_eq!(
             parse(br#"{"event": "GUEST_PANICKED", "data": {"action": "pause"}}"#),
             Incoming::End("guest-panic".into())

@@ -22,6 +22,10 @@ impl Peer {
 }
 
 async fn connected() -> (Qmp, Peer) {
+    connected_with(Box::new(|_| {})).await
+}
+
+async fn connected_with(deleted: Deleted) -> (Qmp, Peer) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut peer = Peer(theirs);
     let greet = async {
@@ -29,7 +33,7 @@ async fn connected() -> (Qmp, Peer) {
         assert_eq!(peer.hear().await, r#"{"execute":"qmp_capabilities"}"#);
         peer.say(r#"{"return": {}}"#).await;
     };
-    let (qmp, ()) = tokio::join!(Qmp::connect(ours), greet);
+    let (qmp, ()) = tokio::join!(Qmp::connect(ours, deleted), greet);
     (qmp.unwrap(), peer)
 }
 

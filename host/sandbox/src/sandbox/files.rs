@@ -9,7 +9,6 @@
 use std::path::PathBuf;
 
 use kata_agent_client::{FileContent, GuestDevice, GuestFile, GuestStorage};
-use kata_hypervisor::HypervisorError;
 use kata_storage::{CopiedContent, CopiedFile, CopyBudget, HostBind, Share};
 use oci_spec::runtime::Mount;
 
@@ -53,18 +52,22 @@ impl Shared {
         Ok(storages)
     }
 
-    /// Where the guest finds the disks that a container uses as devices.
-    pub(super) fn devices(&self, devices: &[DiskDevice]) -> Result<Vec<GuestDevice>, SandboxError> {
-        let devices = devices.iter().map(|device| {
-            let found = self.vm.disk(&device.id);
-            let found = found.ok_or_else(|| HypervisorError::NoDisk { id: device.id.clone() })?;
-            Ok(GuestDevice {
-                driver: found.driver.to_owned(),
-                address: found.address,
+    /// Gives the VM the disks that a container uses as devices, unless it has them, and tells where the guest finds them.
+    pub(super) async fn bring_devices(
+        &self,
+        container: &str,
+        devices: &[DiskDevice],
+    ) -> Result<Vec<GuestDevice>, SandboxError> {
+        let mut found = Vec::new();
+        for device in devices {
+            let disk = self.carrier.bring_device(self.vm.as_ref(), container, device).await?;
+            found.push(GuestDevice {
+                driver: disk.driver.to_owned(),
+                address: disk.address,
                 container_path: device.container_path.display().to_string(),
-            })
-        });
-        devices.collect()
+            });
+        }
+        Ok(found)
     }
 
     /// Copies what is mounted, and returns the mounts as the guest is to make them.
