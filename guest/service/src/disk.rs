@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A disk of so many sectors of 512 bytes holds no file system: it stands in for one that is still to come.
 const PLACEHOLDER: u64 = 1;
 
+const NODES: &str = "/dev";
 const BLOCK: &str = "/sys/class/block";
 const BY_SERIAL: &str = "/dev/disk/by-id/virtio-";
 const PCI: &str = "/sys/bus/pci/devices";
@@ -75,7 +76,7 @@ impl Disk {
     /// Its node, once it is there.
     pub(crate) fn node(&self) -> io::Result<PathBuf> {
         let name = self.address.name().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Path::new("/dev").join(name))
+        Ok(Path::new(NODES).join(name))
     }
 }
 
@@ -115,7 +116,7 @@ impl Address {
     }
 
     fn is_there(&self) -> bool {
-        self.name().is_some_and(|name| sectors(&name).is_some_and(|count| count > PLACEHOLDER))
+        self.name().is_some_and(|name| is_whole(Path::new(BLOCK), Path::new(NODES), &name))
     }
 }
 
@@ -123,8 +124,11 @@ fn is_plain(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-fn sectors(name: &str) -> Option<u64> {
-    fs::read_to_string(Path::new(BLOCK).join(name).join("size")).ok()?.trim().parse().ok()
+/// Whether a disk has its size and its node. The kernel shows a disk a moment before it has made its node, and tells of it only then.
+fn is_whole(disks: &Path, nodes: &Path, name: &str) -> bool {
+    let size = fs::read_to_string(disks.join(name).join("size")).unwrap_or_default();
+    let sectors: u64 = size.trim().parse().unwrap_or_default();
+    sectors > PLACEHOLDER && nodes.join(name).exists()
 }
 
 /// The disk that says it has this serial number.
@@ -199,6 +203,20 @@ mod tests {
         fs::create_dir(disks.path().join("loop0")).unwrap();
         assert_eq!(with_serial(disks.path(), "root").as_deref(), Some("vdb"));
         assert_eq!(with_serial(disks.path(), "none"), None);
+    }
+
+    #[test]
+    fn disk_is_there_when_it_has_its_size_and_its_node() {
+        let (disks, nodes) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let is_there = || is_whole(disks.path(), nodes.path(), "vda");
+        assert!(!is_there());
+        fs::create_dir(disks.path().join("vda")).unwrap();
+        fs::write(disks.path().join("vda/size"), "2048\n").unwrap();
+        assert!(!is_there());
+        fs::write(nodes.path().join("vda"), "").unwrap();
+        assert!(is_there());
+        fs::write(disks.path().join("vda/size"), "1\n").unwrap();
+        assert!(!is_there());
     }
 
     #[test]
