@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::future::Future;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kata_agent_api::agent_ttrpc::AgentServiceClient;
 use kata_agent_api::health_ttrpc::HealthClient;
 use kata_channel::ChannelStream;
+use oci_spec::runtime::Process;
 use protobuf::Message;
 use tokio::time::Instant;
 use ttrpc::asynchronous::Client;
@@ -28,6 +30,8 @@ pub struct AgentClient {
     pub(crate) agent: AgentServiceClient,
     pub(crate) health: HealthClient,
     deadline: Duration,
+    /// Set once the agent has shown that it knows what this project adds to the protocol.
+    knows_additions: Arc<OnceLock<()>>,
 }
 
 impl fmt::Debug for AgentClient {
@@ -79,6 +83,30 @@ impl AgentClient {
             agent: AgentServiceClient::new(client.clone()),
             health: HealthClient::new(client),
             deadline: request_deadline.min(LONGEST),
+            knows_additions: Arc::default(),
+        }
+    }
+
+    /// From now on the agent is trusted to know this project's additions to the protocol.
+    pub(crate) fn knows_additions(&self) {
+        self.knows_additions.get_or_init(|| ());
+    }
+
+    /// Refuses a process with a umask where the agent would not read it: the process would share its files with more than it says.
+    pub(crate) fn check_umask(
+        &self,
+        method: &'static str,
+        process: &Process,
+    ) -> Result<(), AgentError> {
+        match process.user().umask() {
+            Some(mask) if self.knows_additions.get().is_none() => {
+                let message = format!(
+                    "the guest's agent does not set a umask ({mask:03o} is asked for, process.user.umask); \
+                     use the guest image of this version, or leave the umask at 022"
+                );
+                Err(AgentError::InvalidArgument { method, message })
+            }
+            _ => Ok(()),
         }
     }
 

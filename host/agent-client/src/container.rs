@@ -41,8 +41,12 @@ impl AgentClient {
     ///
     /// # Errors
     ///
-    /// [`AgentError::Convert`] when the specification says what the protocol cannot carry.
+    /// [`AgentError::Convert`] when the specification says what the protocol cannot carry, [`AgentError::InvalidArgument`] when its process
+    /// has a umask and the agent is another project's.
     pub async fn create_container(&self, container: &GuestContainer) -> Result<(), AgentError> {
+        if let Some(process) = container.spec.process() {
+            self.check_umask("CreateContainer", process)?;
+        }
         let message = agent::CreateContainerRequest {
             container_id: container.id.clone(),
             exec_id: container.id.clone(),

@@ -35,9 +35,11 @@ impl AgentClient {
     ///
     /// # Errors
     ///
-    /// [`AgentError::Convert`] when the process says what the protocol cannot carry.
+    /// [`AgentError::Convert`] when the process says what the protocol cannot carry, [`AgentError::InvalidArgument`] when it has a umask
+    /// and the agent is another project's.
     pub async fn exec_process(&self, id: &ProcessId, process: &Process) -> Result<(), AgentError> {
         let (container_id, exec_id) = id.parts();
+        self.check_umask("ExecProcess", process)?;
         let process = Some(convert::process_to_wire(process)?).into();
         let message =
             agent::ExecProcessRequest { container_id, exec_id, process, ..Default::default() };

@@ -73,7 +73,11 @@ impl AgentClient {
             ..Default::default()
         };
         let answer = request!(self, agent.create_sandbox, "CreateSandbox", message)?;
-        Ok(BootStamps::of_answer(&answer))
+        let stamps = BootStamps::of_answer(&answer);
+        if stamps.is_some() {
+            self.knows_additions();
+        }
+        Ok(stamps)
     }
 
     /// Ends the sandbox. The guest stops by itself afterwards; it may do so before it answers,

@@ -11,7 +11,7 @@ use kata_agent_api::empty::Empty;
 use kata_agent_api::health::{CheckRequest, HealthCheckResponse, health_check_response};
 use kata_agent_api::health_ttrpc::{Health, create_health};
 use kata_agent_api::types;
-use oci_spec::runtime::{LinuxBuilder, LinuxPersonality, SpecBuilder};
+use oci_spec::runtime::{LinuxBuilder, LinuxPersonality, Process, SpecBuilder, UserBuilder};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use ttrpc::Code;
@@ -165,6 +165,12 @@ async fn what_cannot_be_carried_is_not_sent() {
     let error = guest.client.create_container(&container).await.unwrap_err();
     assert!(error.to_string().contains("linux.personality"), "{error}");
     assert!(guest.created.try_recv().is_err());
+
+    // An agent that has not shown itself to be ours would not read it.
+    let mut careful = Process::default();
+    careful.set_user(UserBuilder::default().umask(0o077_u32).build().unwrap());
+    let error = guest.client.exec_process(&process("1"), &careful).await.unwrap_err();
+    assert!(error.to_string().contains("does not set a umask (077"), "{error}");
 
     let data = vec![0; 5 << 20];
     let error = guest.client.write_stdin(&process("1"), data).await.unwrap_err();

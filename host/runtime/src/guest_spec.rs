@@ -101,7 +101,7 @@ pub fn process_for_guest(process: &mut Process) {
     // Neither is known to the guest's kernel.
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
-    // The protocol has no umask; the usual one is the guest's own.
+    // Other agents know no umask; the usual one is the guest's own.
     let mut user = process.user().clone();
     if user.umask() == Some(USUAL_UMASK) {
         user.set_umask(None);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime as spec;
+use protobuf::UnknownValueRef;
 
 use super::{
     ConvertError, bad_value, list_from_wire, name, number, or_empty, path_to_wire, refuse,
@@ -10,11 +11,15 @@ use super::{
 };
 use crate::oci;
 
+/// A field of `User` that the protocol does not have and other agents skip: the umask (runtime-spec, `process.user.umask`). Who sends one
+/// has to know its agent.
+const UMASK: u32 = 20001;
+
 /// A process as the agent reads it, for a container or for an execution in one.
 ///
 /// # Errors
 ///
-/// When the process says what the protocol cannot carry, e.g. a umask or a scheduler.
+/// When the process says what the protocol cannot carry, e.g. a scheduler.
 pub fn process_to_wire(process: &spec::Process) -> Result<oci::Process, ConvertError> {
     refuse("process.commandLine", process.command_line().is_some())?;
     refuse("process.ioPriority", process.io_priority().is_some())?;
@@ -23,7 +28,7 @@ pub fn process_to_wire(process: &spec::Process) -> Result<oci::Process, ConvertE
     Ok(oci::Process {
         Terminal: process.terminal().unwrap_or_default(),
         ConsoleSize: process.console_size().map(console_size_to_wire).transpose()?.into(),
-        User: Some(user_to_wire(process.user())?).into(),
+        User: Some(user_to_wire(process.user())).into(),
         Args: or_empty(process.args()),
         Env: or_empty(process.env()),
         Cwd: path_to_wire("process.cwd", process.cwd())?,
@@ -49,7 +54,7 @@ pub fn process_from_wire(wire: oci::Process) -> Result<spec::Process, ConvertErr
     process
         .set_terminal(unless_empty(wire.Terminal))
         .set_console_size(wire.ConsoleSize.as_ref().map(console_size_from_wire))
-        .set_user(user_from_wire(wire.User.unwrap_or_default()))
+        .set_user(user_from_wire(wire.User.unwrap_or_default())?)
         .set_args(unless_empty(wire.Args))
         .set_env(unless_empty(wire.Env))
         .set_cwd(PathBuf::from(wire.Cwd))
@@ -78,24 +83,32 @@ fn console_size_from_wire(wire: &oci::Box) -> spec::Box {
         .expect("every field of a box has a default")
 }
 
-fn user_to_wire(user: &spec::User) -> Result<oci::User, ConvertError> {
-    refuse("process.user.umask", user.umask().is_some())?;
-    Ok(oci::User {
+fn user_to_wire(user: &spec::User) -> oci::User {
+    let mut wire = oci::User {
         UID: user.uid(),
         GID: user.gid(),
         AdditionalGids: or_empty(user.additional_gids()),
         Username: or_empty(user.username()),
         ..Default::default()
-    })
+    };
+    if let Some(mask) = user.umask() {
+        wire.special_fields.mut_unknown_fields().add_varint(UMASK, mask.into());
+    }
+    wire
 }
 
-fn user_from_wire(wire: oci::User) -> spec::User {
+fn user_from_wire(wire: oci::User) -> Result<spec::User, ConvertError> {
+    let umask = match wire.special_fields.unknown_fields().get(UMASK) {
+        Some(UnknownValueRef::Varint(mask)) => Some(number("process.user.umask", mask)?),
+        _ => None,
+    };
     let mut user = spec::User::default();
     user.set_uid(wire.UID)
         .set_gid(wire.GID)
         .set_additional_gids(unless_empty(wire.AdditionalGids))
-        .set_username(unless_empty(wire.Username));
-    user
+        .set_username(unless_empty(wire.Username))
+        .set_umask(umask);
+    Ok(user)
 }
 
 fn capabilities_to_wire(capabilities: &spec::LinuxCapabilities) -> oci::LinuxCapabilities {

@@ -97,7 +97,6 @@ pub(super) fn not_carried() -> Vec<(&'static str, Value)> {
                 { "destination": "/m", "uidMappings": mapping, "gidMappings": mapping }
             ]}),
         ),
-        ("process.user.umask", process("user", json!({ "umask": 0o22 }))),
         ("process.scheduler", process("scheduler", json!({ "policy": "SCHED_FIFO" }))),
         ("process.ioPriority", process("ioPriority", json!({ "class": "IOPRIO_CLASS_IDLE" }))),
         ("process.execCPUAffinity", process("execCPUAffinity", json!({ "initial": "0-1" }))),

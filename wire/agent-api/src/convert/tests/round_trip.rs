@@ -82,9 +82,10 @@ fn capabilities() -> Values {
 fn process() -> Values {
     const LIMITS: &[&str] = &["RLIMIT_NOFILE", "RLIMIT_CORE", "RLIMIT_AS", "RLIMIT_RTTIME"];
     let any32 = || any::<u32>().prop_map(Value::from).boxed();
+    let umask = (0..=0o777).prop_map(Value::from).boxed();
     let user = with(
         vec![("uid", any32()), ("gid", any32())],
-        vec![("additionalGids", list(any32())), ("username", text())],
+        vec![("additionalGids", list(any32())), ("username", text()), ("umask", umask)],
     );
     let any64 = || any::<u64>().prop_map(Value::from).boxed();
     let limit = with(vec![("type", one_of(LIMITS)), ("hard", any64()), ("soft", any64())], vec![]);
