@@ -231,7 +231,7 @@ pub(crate) struct ExecArgs {
     /// Without ever gaining privileges.
     #[arg(long)]
     pub(crate) no_new_privs: bool,
-    /// Also in a container that is frozen.
+    /// Accepted for callers of runc; a container that is frozen takes no process.
     #[arg(long)]
     pub(crate) ignore_paused: bool,
     /// Accepted for callers of runc; the guest has no AppArmor.
@@ -343,6 +343,9 @@ pub(crate) struct SpecArgs {
     /// The directory to write it to.
     #[arg(long, short, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
+    /// Not supported: virtual machines need root.
+    #[arg(long)]
+    pub(crate) rootless: bool,
 }
 
 #[derive(Debug, Args)]
@@ -420,15 +423,15 @@ pub(crate) struct UpdateArgs {
     /// Memory nodes to use.
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_mems: Option<String>,
-    /// The most memory in bytes.
+    /// The most memory, in bytes or like `64m`; -1 for as much as there is.
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory: Option<i64>,
+    pub(crate) memory: Option<String>,
     /// Memory that is left alone when it gets short.
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory_reservation: Option<i64>,
+    pub(crate) memory_reservation: Option<String>,
     /// The most memory and swap together.
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory_swap: Option<i64>,
+    pub(crate) memory_swap: Option<String>,
     /// The most processes.
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) pids_limit: Option<i64>,

@@ -18,12 +18,14 @@ mod registry;
 mod report;
 mod sandbox;
 mod signal;
+mod size;
 mod terminal;
 mod timeline;
 mod words;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
 use cli::Cli;
@@ -78,5 +80,10 @@ fn run(cli: &Cli) -> Result<u8, Failure> {
 fn usage(error: &clap::Error) -> ExitCode {
     // Neither can be told to anybody else.
     let _ = error.print();
-    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    match error.kind() {
+        // runc's, by its command line's library.
+        ErrorKind::InvalidSubcommand => ExitCode::from(3),
+        _ if error.use_stderr() => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
 }

@@ -89,8 +89,8 @@ impl Container {
         match self.stage {
             _ if !self.stand_in.is_alive() => Status::Stopped,
             Stage::Creating => Status::Creating,
+            Stage::Created | Stage::Started if self.paused => Status::Paused,
             Stage::Created => Status::Created,
-            Stage::Started if self.paused => Status::Paused,
             Stage::Started => Status::Running,
         }
     }

@@ -10,7 +10,11 @@ use kata_guest_container::spec::Plan;
 /// Where a container is in its life.
 ///
 /// ```text
-///  Created ──StartContainer──▶ Running ◀──Pause/Resume──▶ Paused
+///  Created ──StartContainer──▶ Running
+///     ▲                           ▲
+///     │ Pause/Resume              │ Pause/Resume
+///     ▼                           ▼
+///  Paused { started: false }   Paused { started: true }
 /// ```
 ///
 /// That its init has ended is not a phase: the init's status says it.
@@ -21,7 +25,10 @@ pub(crate) enum Phase {
     /// Its init runs, or has run.
     Running,
     /// All its processes are frozen.
-    Paused,
+    Paused {
+        /// Whether its init had been let run before.
+        started: bool,
+    },
 }
 
 /// A container. Its parts that change sit behind a mutex because several requests at a time look at

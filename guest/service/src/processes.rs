@@ -100,7 +100,7 @@ impl Agent {
     pub(crate) fn start_container(&self, id: &str) -> ttrpc::Result<()> {
         let container = self.container(id)?;
         if container.phase() != Phase::Created {
-            let text = format!("container {id:?} has been started already");
+            let text = format!("container {id:?} has been started already, or is paused");
             return Err(refuse(Code::FAILED_PRECONDITION, text));
         }
         self.watch_oom(&container);
@@ -132,8 +132,9 @@ impl Agent {
         let process = process.ok_or_else(|| invalid("the request has no process"))?;
         let process = process_from_wire(process).map_err(Tell::tell)?;
         match container.phase() {
-            Phase::Running if container.init.status().is_none() => {}
-            Phase::Paused => {
+            // One that waits to be started has its namespaces and files already, and runc enters it, too.
+            Phase::Created | Phase::Running if container.init.status().is_none() => {}
+            Phase::Paused { .. } => {
                 let text = "cannot exec in a paused container (use --ignore-paused to override)";
                 return Err(refuse(Code::FAILED_PRECONDITION, text));
             }
@@ -259,15 +260,17 @@ impl Agent {
     /// Freezes or thaws a container.
     pub(crate) async fn set_paused(&self, id: &str, paused: bool) -> ttrpc::Result<()> {
         let container = self.container(id)?;
-        let (wanted, words) = match paused {
-            true => (Phase::Running, "container not running"),
-            false => (Phase::Paused, "container not paused"),
+        let after = match (container.phase(), paused) {
+            (Phase::Created, true) => Ok(Phase::Paused { started: false }),
+            (Phase::Running, true) => Ok(Phase::Paused { started: true }),
+            (Phase::Paused { started: false }, false) => Ok(Phase::Created),
+            (Phase::Paused { started: true }, false) => Ok(Phase::Running),
+            (Phase::Paused { .. }, true) => Err("container not running"),
+            (Phase::Created | Phase::Running, false) => Err("container not paused"),
         };
-        if container.phase() != wanted {
-            return Err(refuse(Code::FAILED_PRECONDITION, words));
-        }
+        let after = after.map_err(|words| refuse(Code::FAILED_PRECONDITION, words))?;
         container.plan.cgroup.freeze(paused).await.map_err(Tell::tell)?;
-        container.set_phase(if paused { Phase::Paused } else { Phase::Running });
+        container.set_phase(after);
         Ok(())
     }
 
@@ -310,7 +313,7 @@ fn kill_with_init(container: &Container) {
 /// Frozen processes make no more of their kind, so nobody is missed.
 async fn signal_all(container: &Container, signal: i32) -> ttrpc::Result<()> {
     let cgroup = &container.plan.cgroup;
-    let thaw = container.phase() != Phase::Paused;
+    let thaw = !matches!(container.phase(), Phase::Paused { .. });
     cgroup.freeze(true).await.map_err(Tell::tell)?;
     for pid in cgroup.processes() {
         // A frozen process cannot end, so its id is its own.

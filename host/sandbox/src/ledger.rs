@@ -127,6 +127,11 @@ impl Phase {
         }
     }
 
+    /// Of an init: whether its container can be frozen, and take more processes. Before it is started it can, too, as with runc.
+    fn takes_more(self) -> bool {
+        matches!(self, Self::Created | Self::Running)
+    }
+
     fn is_alive(self) -> bool {
         matches!(self, Self::Starting | Self::Running)
     }
@@ -178,7 +183,7 @@ impl Ledger {
         if container.execs.contains_key(exec) {
             return Err(Refusal::AlreadyExists(key.clone()));
         }
-        if container.init != Phase::Running || container.paused {
+        if !container.init.takes_more() || container.paused {
             let state = if container.paused { "paused" } else { container.init.word() };
             let key = ProcessKey::init(&key.container);
             return Err(Refusal::WrongState { action: "exec in", key, state });
@@ -196,7 +201,11 @@ impl Ledger {
 
     /// Asks whether the process may be started, and marks it as being started.
     pub fn begin_start(&mut self, key: &ProcessKey) -> Result<(), Refusal> {
+        let paused = self.container(key)?.paused;
         match self.phase_mut(key)? {
+            _ if paused => {
+                Err(Refusal::WrongState { action: "start", key: key.clone(), state: "paused" })
+            }
             phase @ Phase::Created => {
                 *phase = Phase::Starting;
                 Ok(())
@@ -275,12 +284,12 @@ impl Ledger {
 
     /// Asks whether the container may be frozen.
     pub fn may_pause(&self, container: &str) -> Result<(), Refusal> {
-        self.expect_running(container, false, "pause")
+        self.expect_alive(container, false, "pause")
     }
 
     /// Asks whether the container may be thawed.
     pub fn may_resume(&self, container: &str) -> Result<(), Refusal> {
-        self.expect_running(container, true, "resume")
+        self.expect_alive(container, true, "resume")
     }
 
     /// The guest has frozen or thawed the container.
@@ -344,8 +353,8 @@ impl Ledger {
     pub fn status(&self, key: &ProcessKey) -> Result<Status, Refusal> {
         let paused = self.container(key)?.paused;
         Ok(match self.phase(key)? {
+            Phase::Created | Phase::Running | Phase::Ending(_) if paused => Status::Paused,
             Phase::Creating | Phase::Created | Phase::Starting | Phase::Failed => Status::Created,
-            Phase::Running | Phase::Ending(_) if paused => Status::Paused,
             Phase::Running | Phase::Ending(_) => Status::Running,
             Phase::Stopped(exit) => Status::Stopped(exit),
         })
@@ -393,15 +402,10 @@ impl Ledger {
         released
     }
 
-    fn expect_running(
-        &self,
-        name: &str,
-        paused: bool,
-        action: &'static str,
-    ) -> Result<(), Refusal> {
+    fn expect_alive(&self, name: &str, paused: bool, action: &'static str) -> Result<(), Refusal> {
         let key = ProcessKey::init(name);
         let container = self.container(&key)?;
-        if container.init == Phase::Running && container.paused == paused {
+        if container.init.takes_more() && container.paused == paused {
             return Ok(());
         }
         let state = if container.paused { "paused" } else { container.init.word() };

@@ -15,16 +15,28 @@ use crate::client::{self, Client, Input, Output};
 use crate::deadline::Deadline;
 use crate::image::Image;
 use crate::mark::Mark;
-use crate::process::{Process, marked};
+use crate::process::{Part, Process, await_part, marked};
 use crate::pty;
 use crate::runtime::{Installation, Runtime};
 use crate::spec::Spec;
 use crate::watch::{Watch, until};
 
+/// Starts crun where its cgroups are of one kind: it refuses a host that has both, and takes one where the second kind is not mounted.
+const CRUN: [&str; 5] =
+    ["--mount", "sh", "-c", "umount /sys/fs/cgroup/unified 2> /dev/null; exec crun \"$@\"", "crun"];
+
+/// Whose command line it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    Runtime(Runtime),
+    /// Another reference, which differs from runc here and there.
+    Crun,
+}
+
 /// One runtime with a directory of its own for bundles and state. What carries its mark must be gone in the end.
 #[derive(Debug)]
 pub struct CommandLine {
-    runtime: Runtime,
+    caller: Caller,
     mark: Mark,
     directory: TempDir,
     /// The runtime's own configuration; `None` for what it finds.
@@ -34,20 +46,25 @@ pub struct CommandLine {
 impl CommandLine {
     /// Runs `test`, and checks that no process, mount, cgroup or state is left.
     pub fn scenario(runtime: Runtime, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
-        Self::run(runtime, None, test)
+        Self::run(Caller::Runtime(runtime), None, test)
     }
 
     /// The same with Kata, which reads this configuration file.
     pub fn configured(file: &Path, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
-        Self::run(Runtime::Kata, Some(file), test)
+        Self::run(Caller::Runtime(Runtime::Kata), Some(file), test)
+    }
+
+    /// The same with crun.
+    pub fn of_crun(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        Self::run(Caller::Crun, None, test)
     }
 
     fn run(
-        runtime: Runtime,
+        caller: Caller,
         configuration: Option<&Path>,
         test: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<()> {
-        if runtime == Runtime::Kata {
+        if caller == Caller::Runtime(Runtime::Kata) {
             Installation::under_test().check()?;
         }
         let mark = Mark::unique();
@@ -57,7 +74,7 @@ impl CommandLine {
             .context("cannot make a directory")?;
         Image::unpack(&directory.path().join("rootfs"))?;
         let configuration = configuration.map(Path::to_owned);
-        let host = Self { runtime, mark, directory, configuration };
+        let host = Self { caller, mark, directory, configuration };
         test(&host)?;
         host.nothing_is_left()
     }
@@ -95,11 +112,17 @@ impl CommandLine {
     /// The runtime with these arguments, its root before them.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
-        let program = match self.runtime {
-            Runtime::Kata => Installation::under_test().bin().join("kata-runtime"),
-            Runtime::Runc => "runc".into(),
+        let mut command = match self.caller {
+            Caller::Runtime(Runtime::Kata) => {
+                Command::new(Installation::under_test().bin().join("kata-runtime"))
+            }
+            Caller::Runtime(Runtime::Runc) => Command::new("runc"),
+            Caller::Crun => {
+                let mut command = Command::new("unshare");
+                command.args(CRUN);
+                command
+            }
         };
-        let mut command = Command::new(program);
         command.arg("--root").arg(self.file("state")).args(args);
         if let Some(file) = &self.configuration {
             command.env("KATA_CONF_FILE", file);
@@ -190,6 +213,11 @@ impl CommandLine {
     /// Starts it with its streams in the test's hands.
     pub fn attach(&self, args: &[&str], input: Input) -> Result<Client> {
         Client::spawn(self.command(args), input)
+    }
+
+    /// Waits for the first process of one part of any of its sandboxes, which may still be on its way.
+    pub fn await_part(&self, part: Part) -> Result<Process> {
+        await_part(&self.mark, part, Deadline::for_command())
     }
 
     /// The processes of its sandboxes.

@@ -13,67 +13,6 @@ use serde_json::{Value, json};
 
 const SLEEP: &str = "echo up; exec sleep 1000";
 
-/// What both runtimes do in every order of commands: the exit code, and the words that callers look for.
-fn orders(host: &CommandLine) -> Result<Vec<(String, i32, String)>> {
-    let id = host.id("c");
-    let bundle = host.bundle("c", SLEEP, |spec| spec)?;
-    let mut seen = Vec::new();
-    let mut call = |args: &[&str]| -> Result<()> {
-        let output = host.call(args)?;
-        let said = output.error_text();
-        let message = said.split("msg=").last().unwrap_or_default().trim().replace(&id, "ID");
-        seen.push((args[0].to_owned(), output.code, message.trim_matches('"').to_owned()));
-        Ok(())
-    };
-    call(&["state", &id])?;
-    call(&["delete", &id])?;
-    call(&["delete", "--force", &id])?;
-    call(&["kill", &id, "KILL"])?;
-    host.create("c", &bundle)?;
-    call(&["start", &id])?;
-    call(&["delete", &id])?;
-    call(&["resume", &id])?;
-    call(&["exec", &id, "sh", "-c", "exit 7"])?;
-    call(&["kill", &id, "NONSENSE"])?;
-    call(&["kill", &id, "9"])?;
-    host.ends("c")?;
-    assert_eq!(host.status("c")?, "stopped");
-    call(&["kill", &id, "15"])?;
-    call(&["kill", "--all", &id, "9"])?;
-    call(&["pause", &id])?;
-    call(&["delete", &id])?;
-    call(&["state", &id])?;
-    Ok(seen)
-}
-
-#[test]
-fn every_order_of_commands_ends_as_with_runc() -> Result<()> {
-    let of = |runtime| {
-        let mut seen = Vec::new();
-        CommandLine::scenario(runtime, |host| {
-            seen = orders(host)?;
-            Ok(())
-        })?;
-        Ok::<_, anyhow::Error>(seen)
-    };
-    let (kata, runc) = (of(Runtime::Kata)?, of(Runtime::Runc)?);
-    for (kata, runc) in kata.iter().zip(&runc) {
-        assert_eq!((&kata.0, kata.1), (&runc.0, runc.1), "{} / {}", kata.2, runc.2);
-    }
-    // The words that engines look for.
-    for (ours, theirs) in kata.iter().zip(&runc) {
-        for words in [
-            "does not exist",
-            "container not running",
-            "that is not stopped",
-            "container not paused",
-        ] {
-            assert_eq!(ours.2.contains(words), theirs.2.contains(words), "{ours:?} / {theirs:?}");
-        }
-    }
-    Ok(())
-}
-
 #[test]
 fn errors_are_one_object_in_a_json_log() -> Result<()> {
     CommandLine::scenario(Runtime::under_test(), |host| {
@@ -301,4 +240,70 @@ fn who_looks_into_the_pid_finds_the_container_and_not_the_host() -> Result<()> {
         assert_eq!(read, "from outside\nshared\n");
         host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
     })
+}
+
+/// Podman's `--umask`, and the engines that tell it with each process.
+#[test]
+fn umask_is_the_specs_for_the_first_process_and_for_others() -> Result<()> {
+    let said_by = |runtime| {
+        let mut said = Vec::new();
+        CommandLine::scenario(runtime, |host| {
+            let touches = "umask; rm -f /file; touch /file; stat -c %a /file";
+            let script = format!("{touches}; exec sleep 1000");
+            let umask = |mask: u32| json!({ "uid": 0, "gid": 0, "umask": mask });
+            let bundle =
+                host.bundle("c", &script, |spec| spec.set("/process/user", umask(0o077)))?;
+            host.create("c", &bundle)?;
+            host.succeed(&["start", &host.id("c")])?;
+            host.says("c", "00\n")?;
+            said.push(host.output_of("c"));
+            let process = json!({
+                "user": umask(0o027), "cwd": "/", "env": ["PATH=/bin:/usr/bin"],
+                "args": ["sh", "-c", touches],
+            });
+            let file = host.file("process.json");
+            fs::write(&file, process.to_string())?;
+            let file = file.display().to_string();
+            said.push(host.succeed(&["exec", "--process", &file, &host.id("c")])?);
+            host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+        })?;
+        Ok::<_, anyhow::Error>(said)
+    };
+    let kata = said_by(Runtime::Kata)?;
+    assert_eq!(kata, ["0077\n600\n", "0027\n640\n"]);
+    // runc gives the others the first one's.
+    assert_eq!(kata[0], said_by(Runtime::Runc)?[0]);
+    Ok(())
+}
+
+/// A creation whose parts die fails, and says why; what there was of it is gone, and the id is free.
+#[test]
+fn whichever_part_is_killed_while_a_container_is_made_its_creation_fails() -> Result<()> {
+    if !only_a_vm("parts that can be killed") {
+        return Ok(());
+    }
+    for part in [Part::Vmm, Part::Proxy, Part::StandIn, Part::CommandLine] {
+        CommandLine::scenario(Runtime::Kata, |host| {
+            let bundle = host.bundle("c", SLEEP, |spec| spec)?.display().to_string();
+            let id = host.id("c");
+            let creation = host.attach(&["create", "--bundle", &bundle, &id], Input::Nothing)?;
+            // The VMM is the last to come, and with it the creation is in its midst.
+            let vmm = host.await_part(Part::Vmm)?;
+            let victim = if part == Part::Vmm { vmm } else { host.await_part(part)? };
+            victim.signal(Signal::KILL)?;
+            let output = creation.wait()?;
+            assert_ne!(output.code, 0, "{output}");
+            if part != Part::CommandLine {
+                assert!(!output.stderr.is_empty(), "there is no reason");
+                assert_eq!(host.status("c")?, "gone");
+            }
+            for process in host.processes()? {
+                let ended = process.ends(Deadline::after(Duration::from_secs(20)))?;
+                assert!(ended, "this lives on: {}", process.describe());
+            }
+            host.succeed(&["delete", "--force", &id]).map(drop)
+        })
+        .with_context(|| format!("{part:?}"))?;
+    }
+    Ok(())
 }

@@ -16,6 +16,7 @@ use crate::cli::ExecArgs;
 use crate::foreground::Foreground;
 use crate::launch::{Fifos, StandIn};
 use crate::registry::{Container, Status, exec_record_path, write_whole};
+use crate::report::Report;
 use crate::sandbox::{Sandbox, plain};
 use crate::terminal::{self, RawTerminal};
 
@@ -40,7 +41,11 @@ fn carry_out(host: &Host, args: &ExecArgs) -> Result<u8> {
     let container = host.registry.load(&args.id)?;
     match container.status() {
         Status::Stopped => bail!("cannot exec in a stopped container"),
-        Status::Paused if !args.ignore_paused => {
+        // With runc the process exists at once and waits, too.
+        Status::Paused if args.ignore_paused => {
+            bail!("cannot exec in a paused container: its VM begins no process; resume it first")
+        }
+        Status::Paused => {
             bail!("cannot exec in a paused container (use --ignore-paused to override)")
         }
         _ => {}
@@ -48,7 +53,7 @@ fn carry_out(host: &Host, args: &ExecArgs) -> Result<u8> {
     if args.preserve_fds > 0 {
         bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
     }
-    let process = process(args, &container)?;
+    let process = process(&host.report, args, &container)?;
     let terminal = terminal::kind(
         process.terminal().unwrap_or_default(),
         args.detach,
@@ -145,7 +150,7 @@ impl Execution<'_> {
 }
 
 /// The process that is asked for: a file's, or the container's own with another command.
-fn process(args: &ExecArgs, container: &Container) -> Result<Process> {
+fn process(report: &Report, args: &ExecArgs, container: &Container) -> Result<Process> {
     if let Some(path) = &args.process {
         let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         return serde_json::from_slice(&text)
@@ -158,6 +163,9 @@ fn process(args: &ExecArgs, container: &Container) -> Result<Process> {
     process.set_args(Some(args.command.clone()));
     process.set_terminal(Some(args.tty));
     if let Some(cwd) = &args.cwd {
+        if !cwd.is_absolute() {
+            bail!("Cwd must be an absolute path");
+        }
         process.set_cwd(cwd.clone());
     }
     if args.no_new_privs {
@@ -173,7 +181,13 @@ fn process(args: &ExecArgs, container: &Container) -> Result<Process> {
         process.set_user(user);
     }
     if !args.cap.is_empty() {
-        let all = with_capabilities(process.capabilities().clone().unwrap_or_default(), &args.cap)?;
+        let (known, unknown) = capabilities(&args.cap);
+        if !unknown.is_empty() {
+            // As runc does: who asks for more than there is gets less, and may want to know.
+            let names = unknown.join(" ");
+            report.warning(&format!("ignoring unknown or unavailable capabilities: [{names}]"));
+        }
+        let all = with_capabilities(process.capabilities().clone().unwrap_or_default(), &known);
         process.set_capabilities(Some(all));
     }
     Ok(process)
@@ -198,12 +212,22 @@ fn user(args: &ExecArgs, mut user: User) -> Result<User> {
     Ok(user)
 }
 
-/// As runc does: more of what it may and what it has, and with an inheritable set also of what children get.
-fn with_capabilities(mut all: LinuxCapabilities, names: &[String]) -> Result<LinuxCapabilities> {
+/// The capabilities of these names, and the names that are none's.
+fn capabilities(names: &[String]) -> (Vec<Capability>, Vec<&str>) {
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
     for name in names {
         let short = name.trim_start_matches("CAP_");
-        let capability: Capability = serde_json::from_value(format!("CAP_{short}").into())
-            .with_context(|| format!("unknown capability {name:?}"))?;
+        match serde_json::from_value(format!("CAP_{short}").into()) {
+            Ok(capability) => known.push(capability),
+            Err(_) => unknown.push(name.as_str()),
+        }
+    }
+    (known, unknown)
+}
+
+/// As runc does: more of what it may and what it has, and with an inheritable set also of what children get.
+fn with_capabilities(mut all: LinuxCapabilities, more: &[Capability]) -> LinuxCapabilities {
+    for capability in more.iter().copied() {
         let with = |set: &Option<std::collections::HashSet<Capability>>| {
             let mut set = set.clone().unwrap_or_default();
             set.insert(capability);
@@ -215,7 +239,7 @@ fn with_capabilities(mut all: LinuxCapabilities, names: &[String]) -> Result<Lin
         all.set_effective(effective);
         all.set_permitted(permitted);
     }
-    Ok(all)
+    all
 }
 
 /// An id that no other process of the container has.

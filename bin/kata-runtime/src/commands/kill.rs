@@ -19,6 +19,7 @@ pub(super) fn run(host: &Host, args: &KillArgs) -> Result<()> {
         // Nothing is left that the signal could miss.
         Status::Stopped if args.all => Ok(()),
         Status::Stopped => bail!(NOT_RUNNING),
+        _ if signal == 0 => Ok(()),
         _ => send(host, &container, signal, args.all),
     }
 }

@@ -10,7 +10,8 @@ use crate::sandbox::{Sandbox, plain};
 pub(super) fn pause(host: &Host, id: &str) -> Result<()> {
     let locked = host.registry.lock(id)?.context(UNKNOWN)?;
     let mut container = locked.load()?.context(UNKNOWN)?;
-    if container.status() != Status::Running {
+    // One that waits to be started can be frozen like one that runs, with runc, too.
+    if !matches!(container.status(), Status::Created | Status::Running) {
         bail!("container not running");
     }
     let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;

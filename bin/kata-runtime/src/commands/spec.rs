@@ -9,6 +9,11 @@ use oci_spec::runtime::Spec;
 use crate::cli::SpecArgs;
 
 pub(super) fn run(args: &SpecArgs) -> Result<()> {
+    if args.rootless {
+        bail!(
+            "virtual machines need root, so there is no bundle for somebody else; run without --rootless"
+        );
+    }
     let path = args.bundle.join("config.json");
     let mut file = match OpenOptions::new().write(true).create_new(true).open(&path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {

@@ -15,7 +15,8 @@ pub(super) fn run(host: &Host, id: &str) -> Result<()> {
         Status::Created => {}
         Status::Stopped => bail!("cannot start a container that has stopped"),
         Status::Creating => bail!("cannot start a container that is being created"),
-        Status::Running | Status::Paused => bail!("cannot start an already running container"),
+        Status::Running => bail!("cannot start an already running container"),
+        Status::Paused => bail!("cannot start a container in the paused state"),
     }
     let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
     let request = api::StartRequest { id: id.to_owned(), ..Default::default() };

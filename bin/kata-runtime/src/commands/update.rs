@@ -14,6 +14,7 @@ use super::Host;
 use crate::cli::UpdateArgs;
 use crate::registry::{Status, UNKNOWN};
 use crate::sandbox::{Sandbox, plain};
+use crate::size;
 
 /// More than any container's limits need.
 const LARGEST: u64 = 1 << 20;
@@ -49,6 +50,10 @@ fn resources(args: &UpdateArgs) -> Result<LinuxResources> {
         .with_context(|| format!("cannot understand the resources from {shown}"))
 }
 
+fn bytes(flag: &str, text: Option<&str>) -> Result<Option<i64>> {
+    text.map(size::parse).transpose().with_context(|| format!("invalid value for {flag}"))
+}
+
 fn from_flags(args: &UpdateArgs) -> Result<LinuxResources> {
     let mut cpu = LinuxCpuBuilder::default().build()?;
     cpu.set_period(args.cpu_period)
@@ -58,9 +63,9 @@ fn from_flags(args: &UpdateArgs) -> Result<LinuxResources> {
         .set_mems(args.cpuset_mems.clone());
     let mut memory = LinuxMemoryBuilder::default().build()?;
     memory
-        .set_limit(args.memory)
-        .set_reservation(args.memory_reservation)
-        .set_swap(args.memory_swap);
+        .set_limit(bytes("memory", args.memory.as_deref())?)
+        .set_reservation(bytes("memory-reservation", args.memory_reservation.as_deref())?)
+        .set_swap(bytes("memory-swap", args.memory_swap.as_deref())?);
     let mut resources = LinuxResources::default();
     resources.set_devices(None);
     resources.set_cpu(Some(cpu));

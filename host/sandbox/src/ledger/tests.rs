@@ -85,6 +85,25 @@ fn last_of_two_that_are_deleted_at_once_empties_the_sandbox() {
     assert!(ledger.begin_delete(&one).unwrap().empties_sandbox);
 }
 
+#[test]
+fn created_container_is_frozen_and_entered_but_not_started_while_frozen() {
+    let mut ledger = Ledger::default();
+    let (init, exec) = (ProcessKey::init("c"), ProcessKey::exec("c", "e"));
+    ledger.add(&init).unwrap();
+    assert!(ledger.may_pause("c").is_err(), "it is being created");
+    ledger.created(&init);
+    running(&mut ledger, &exec);
+    ledger.may_pause("c").unwrap();
+    ledger.set_paused("c", true);
+    assert_eq!(ledger.status(&init).unwrap(), Status::Paused);
+    let refusal = ledger.begin_start(&init).unwrap_err();
+    assert_eq!(refusal.to_string(), "cannot start container c: it is paused");
+    ledger.may_resume("c").unwrap();
+    ledger.set_paused("c", false);
+    assert_eq!(ledger.status(&init).unwrap(), Status::Created);
+    ledger.begin_start(&init).unwrap();
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Add(u8, u8),

@@ -1,0 +1,152 @@
+//! What callers of an OCI runtime trip over: descriptors, children, and flags of runc's.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{CommandLine, Input, Part, Process, Runtime, only_a_vm};
+use serde_json::{Value, json};
+
+const SLEEP: &str = "echo up; exec sleep 1000";
+
+/// Engines wait for the end of pipes that they have given to the runtime, and of descriptors that they forgot to close.
+#[test]
+fn descriptors_of_the_caller_are_held_by_nobody() -> Result<()> {
+    if !only_a_vm("processes that live on beside the container's") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?.display().to_string();
+        let (open, id) = (host.file("open-in-the-caller"), host.id("c"));
+        File::create(&open)?;
+        let create = host.command(&["create", "--bundle", &bundle, &id]);
+        let exec = host.command(&["exec", "--detach", &id, "sleep", "1000"]);
+        let start = host.command(&["start", &id]);
+        for command in [create, start, exec] {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "exec 9< \"$0\"; exec \"$@\""]).arg(&open);
+            shell.arg(command.get_program()).args(command.get_args());
+            shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            ensure!(shell.status()?.success(), "{command:?} has failed");
+        }
+        let processes = host.processes()?;
+        ensure!(processes.iter().any(|one| one.is(Part::Vmm)), "there is no VMM");
+        for process in &processes {
+            for entry in fs::read_dir(format!("/proc/{}/fd", process.pid))?.flatten() {
+                let target = fs::read_link(entry.path()).unwrap_or_default();
+                ensure!(target != open, "{} has it open", process.describe());
+            }
+        }
+        host.succeed(&["delete", "--force", &id]).map(drop)
+    })
+}
+
+/// Those of the sandbox's processes whose parent is none of them: children of whoever reaps for the caller.
+fn orphans(processes: &[Process]) -> Result<Vec<&Process>> {
+    let ours: BTreeSet<u32> = processes.iter().map(|process| process.pid).collect();
+    let mut orphans = Vec::new();
+    for process in processes {
+        let status = fs::read_to_string(format!("/proc/{}/status", process.pid))?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        if !ours.contains(&parent.context("there is no parent")?.trim().parse()?) {
+            orphans.push(process);
+        }
+    }
+    Ok(orphans)
+}
+
+/// conmon and containerd's shim wait for whatever they inherit: for each process of a container that is the one in its pid file.
+#[test]
+fn caller_inherits_one_child_for_each_process() -> Result<()> {
+    if !only_a_vm("processes beside the container's") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        host.create("c", &bundle)?;
+        let processes = host.processes()?;
+        let all: Vec<u32> = orphans(&processes)?.iter().map(|process| process.pid).collect();
+        assert_eq!(all, [host.pid("c")?]);
+        assert!(processes.len() > 2, "{processes:?}");
+        host.succeed(&["start", &host.id("c")])?;
+
+        let file = host.file("exec.pid");
+        let mut exec = host.command(&["exec", "--detach", "--pid-file"]);
+        exec.arg(&file).args([&host.id("c"), "sleep", "1000"]);
+        exec.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        ensure!(exec.status()?.success(), "exec has failed");
+        // Read as callers in Go do, who take nothing beside the number.
+        let pid: u32 = fs::read_to_string(&file)?.parse().context("the pid file")?;
+        let processes = host.processes()?;
+        let all: BTreeSet<u32> = orphans(&processes)?.iter().map(|process| process.pid).collect();
+        assert_eq!(all, [host.pid("c")?, pid].into());
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+#[test]
+fn run_can_keep_what_has_ended() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle = host.bundle("c", "exit 5", |spec| spec)?.display().to_string();
+        let id = host.id("c");
+        let flags = ["run", "--keep", "--no-pivot", "--no-new-keyring", "--no-subreaper"];
+        let args = [&flags[..], &["--bundle", &bundle, &id]].concat();
+        assert_eq!(host.attach(&args, Input::Nothing)?.wait()?.code, 5);
+        assert_eq!(host.status("c")?, "stopped");
+        host.succeed(&["delete", &id]).map(drop)
+    })
+}
+
+#[test]
+fn what_a_vm_cannot_do_is_refused_in_one_sentence() -> Result<()> {
+    if !only_a_vm("what it cannot do") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let path = bundle.display().to_string();
+        let id = host.id("c");
+        let refusals: [(&[&str], &str); 5] = [
+            (
+                &["create", "--preserve-fds", "1", "--bundle", &path, &id],
+                "cannot be passed into a VM",
+            ),
+            (&["checkpoint", "--leave-running", "--image-path", "/tmp/x", &id], "be checkpointed"),
+            (&["restore", "--detach", "--bundle", &path, &id], "be restored"),
+            (&["spec", "--rootless", "--bundle", "/tmp"], "need root"),
+            (&["exec", "--preserve-fds", "1", &id, "true"], "cannot be passed into a VM"),
+        ];
+        host.create("c", &bundle)?;
+        for (args, words) in refusals {
+            // The first one is refused before anybody asks for the container's id.
+            let said = host.call(args)?.failure()?;
+            assert!(said.contains(words) && said.trim().lines().count() == 1, "{args:?}: {said}");
+        }
+        host.succeed(&["delete", "--force", &id]).map(drop)
+    })
+}
+
+#[test]
+fn written_specification_runs_and_features_are_told_without_a_root() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle = host.bundle("c", "true", |spec| spec)?;
+        let config = bundle.join("config.json");
+        fs::remove_file(&config)?;
+        let path = bundle.display().to_string();
+        host.succeed(&["spec", "--bundle", &path])?;
+        assert!(host.call(&["spec", "--bundle", &path])?.failure()?.contains("Remove it first"));
+        let mut spec: Value = serde_json::from_str(&fs::read_to_string(&config)?)?;
+        spec["process"]["args"] = json!(["echo", "from a new bundle"]);
+        spec["process"]["terminal"] = false.into();
+        spec["root"]["path"] = host.file("rootfs").display().to_string().into();
+        fs::write(&config, spec.to_string())?;
+        let said = host.succeed(&["run", "--bundle", &path, &host.id("c")])?;
+        assert_eq!(said, "from a new bundle\n");
+        let features: Value = serde_json::from_str(&host.succeed(&["features"])?)?;
+        for name in ["ociVersionMin", "ociVersionMax", "hooks", "mountOptions"] {
+            assert!(!features[name].is_null(), "{name}: {features}");
+        }
+        Ok(())
+    })
+}
