@@ -3,6 +3,7 @@
 //!
 //! It is small on purpose, since there is one for each process: threads that block, and nothing else.
 
+mod out_of_memory;
 mod output;
 mod preparation;
 mod session;
@@ -32,6 +33,11 @@ fn main() -> ExitCode {
     if env::args().nth(1).is_some_and(|word| word.trim_start_matches('-') == "version") {
         println!("kata-shim version {}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
+    }
+    if let Some(group) = out_of_memory::asked_for(env::args_os().skip(1)) {
+        // Whoever has started it sees by its end whether it came to what it is for.
+        let _ = out_of_memory::run_out_in(&group);
+        return ExitCode::FAILURE;
     }
     match run() {
         // Not by returning: threads that wait for input are not to be waited for.

@@ -22,6 +22,8 @@ pub(crate) struct Prepared {
     pub(crate) proxy: u32,
     /// Where this process was before it entered the container's cgroup.
     pub(crate) before: Option<Membership>,
+    /// The container's cgroup, if it has one.
+    pub(crate) cgroup: Option<HostCgroup>,
 }
 
 /// The fifos between the proxy and this process.
@@ -60,7 +62,7 @@ pub(crate) fn prepare(order: &Order) -> anyhow::Result<Prepared> {
         // Signals of the caller's terminal are the caller's business.
         Terminal::None => drop(setsid()),
     }
-    let before = enter_cgroup(order)?;
+    let (before, cgroup) = enter_cgroup(order)?.unzip();
     match &order.network {
         NetworkNamespace::Callers => {}
         NetworkNamespace::New => {
@@ -69,7 +71,7 @@ pub(crate) fn prepare(order: &Order) -> anyhow::Result<Prepared> {
         NetworkNamespace::At(path) => netns::enter(path)
             .with_context(|| format!("cannot enter the network namespace {}", path.display()))?,
     }
-    Ok(Prepared { socket, signals, streams, proxy, before })
+    Ok(Prepared { socket, signals, streams, proxy, before, cgroup })
 }
 
 fn start_proxy(order: &Order, program: &std::path::Path, listener: OwnedFd) -> anyhow::Result<u32> {
@@ -88,11 +90,12 @@ fn start_proxy(order: &Order, program: &std::path::Path, listener: OwnedFd) -> a
     Ok(proxy.id())
 }
 
-fn enter_cgroup(order: &Order) -> anyhow::Result<Option<Membership>> {
+fn enter_cgroup(order: &Order) -> anyhow::Result<Option<(Membership, HostCgroup)>> {
     if order.cgroup.is_empty() {
         return Ok(None);
     }
     let before = Membership::of_this_process()?;
-    HostCgroup::create(&order.cgroup)?.enter()?;
-    Ok(Some(before))
+    let cgroup = HostCgroup::create(&order.cgroup)?;
+    cgroup.enter()?;
+    Ok(Some((before, cgroup)))
 }

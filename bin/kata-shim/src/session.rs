@@ -9,11 +9,12 @@ use std::thread;
 
 use kata_shim_api::blocking::TaskSocket;
 use kata_shim_api::stand_in::{Order, Terminal};
-use kata_shim_api::{api, metadata};
+use kata_shim_api::{api, metadata, stand_in};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::termios::tcgetwinsize;
 
 use crate::KILLED;
+use crate::out_of_memory;
 use crate::output;
 use crate::preparation::Prepared;
 use crate::signals::{Heard, Signals};
@@ -29,6 +30,13 @@ pub(crate) struct Process {
     socket: TaskSocket,
     container: String,
     exec: String,
+}
+
+/// How the process has ended.
+struct End {
+    status: u32,
+    /// Whether the guest's kernel has killed a process of the container for want of memory; never of a process that was added to one.
+    out_of_memory: bool,
 }
 
 impl Process {
@@ -73,8 +81,8 @@ impl Process {
         self.call("ResizePty", &request);
     }
 
-    /// Waits for the end and returns the status.
-    fn wait(&self) -> u32 {
+    /// Waits for the end.
+    fn wait(&self) -> End {
         let request = api::WaitRequest {
             id: self.container.clone(),
             exec_id: self.exec.clone(),
@@ -82,7 +90,10 @@ impl Process {
         };
         let stand_in = [(metadata::STAND_IN, "")];
         let answer = self.socket.call::<api::WaitResponse>("Wait", &request, &stand_in);
-        answer.map_or(KILLED, |exit| exit.exit_status)
+        answer.map_or(End { status: KILLED, out_of_memory: false }, |exit| End {
+            status: exit.exit_status,
+            out_of_memory: stand_in::is_out_of_memory(&exit),
+        })
     }
 
     /// Deletes what has ended, and with the last container the sandbox.
@@ -100,7 +111,7 @@ impl Process {
 
 /// Stands for the process until it has ended and all that it has written is delivered. Returns its status.
 pub(crate) fn stand(order: &Order, prepared: Prepared) -> u8 {
-    let Prepared { socket, signals, streams, before, .. } = prepared;
+    let Prepared { socket, signals, streams, before, cgroup, .. } = prepared;
     let process =
         Arc::new(Process { socket, container: order.container.clone(), exec: order.exec.clone() });
     let has_terminal = order.terminal != Terminal::None;
@@ -113,10 +124,14 @@ pub(crate) fn stand(order: &Order, prepared: Prepared) -> u8 {
         streams.stdout.map(|fifo| start("stdout", move || output::copy(fifo, &io::stdout()))),
         streams.stderr.map(|fifo| start("stderr", move || output::copy(fifo, &io::stderr()))),
     ];
-    let status = process.wait();
+    let end = process.wait();
     for thread in outputs.into_iter().flatten().flatten() {
         // A thread that panicked has delivered what it could.
         let _ = thread.join();
+    }
+    if let Some(cgroup) = cgroup.filter(|_| end.out_of_memory) {
+        // Without it the engine lacks a word, and there is nobody else to tell.
+        let _ = out_of_memory::tell_in(&cgroup);
     }
     if let Some(before) = before {
         // The sandbox's end removes the cgroup, which has to be empty.
@@ -126,7 +141,7 @@ pub(crate) fn stand(order: &Order, prepared: Prepared) -> u8 {
         let _ = fs::remove_file(record);
     }
     process.delete();
-    status.to_le_bytes()[0]
+    end.status.to_le_bytes()[0]
 }
 
 /// Takes back what may have been made for nobody.

@@ -31,6 +31,15 @@ pub(crate) enum Phase {
     },
 }
 
+/// How a process has ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    /// Its exit code, or 128 and the number of the signal that killed it.
+    pub(crate) status: i32,
+    /// Whether it was a container's init, and the kernel had killed a process of the container for want of memory.
+    pub(crate) out_of_memory: bool,
+}
+
 /// A container. Its parts that change sit behind a mutex because several requests at a time look at
 /// them; it is never held across an await, and the agent has one thread, so it is never contended.
 #[derive(Debug)]

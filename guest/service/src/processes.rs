@@ -16,7 +16,7 @@ use kata_guest_container::spec::Plan;
 use ttrpc::Code;
 
 use crate::agent::Agent;
-use crate::container::{Container, Phase};
+use crate::container::{Container, Ended, Phase};
 use crate::status::{Tell, invalid, not_found, refuse};
 use crate::storage;
 use crate::{devices, id};
@@ -191,18 +191,22 @@ impl Agent {
         signal_all(&container, signal).await
     }
 
-    /// Waits for a process to end and yields its status.
+    /// Waits for a process to end and yields how it did.
     pub(crate) async fn wait_process(
         &self,
         container_id: &str,
         exec_id: &str,
-    ) -> ttrpc::Result<i32> {
+    ) -> ttrpc::Result<Ended> {
         let container = self.container(container_id)?;
         let process = self.process(&container, exec_id)?;
         let status = process.wait().await;
         tracing::debug!(container = container_id, id = exec_id, ?status, "a process has ended");
         container.waited(exec_id);
-        status.ok_or_else(|| refuse(Code::INTERNAL, "the process's status was lost"))
+        let status =
+            status.ok_or_else(|| refuse(Code::INTERNAL, "the process's status was lost"))?;
+        // A group without a memory controller kills nobody.
+        let killed = || container.plan.cgroup.oom_kills().unwrap_or(0);
+        Ok(Ended { status, out_of_memory: container.is_init(exec_id) && killed() > 0 })
     }
 
     /// Kills what is left of a container and takes it away.

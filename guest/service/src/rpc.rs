@@ -6,13 +6,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kata_agent_api::BootStamps;
 use kata_agent_api::agent::*;
 use kata_agent_api::agent_ttrpc::AgentService;
 use kata_agent_api::convert::resources_from_wire;
 use kata_agent_api::csi::VolumeStatsResponse;
 use kata_agent_api::empty::Empty;
 use kata_agent_api::types;
+use kata_agent_api::{BootStamps, say_out_of_memory};
 use kata_guest_container::cgroup::DeviceRules;
 use kata_guest_container::stdio::Output;
 use kata_guest_setup::boot::Clocks;
@@ -111,7 +111,11 @@ impl AgentService for Service {
         request: WaitProcessRequest,
     ) -> ttrpc::Result<WaitProcessResponse> {
         let mut response = WaitProcessResponse::new();
-        response.status = self.agent.wait_process(&request.container_id, &request.exec_id).await?;
+        let ended = self.agent.wait_process(&request.container_id, &request.exec_id).await?;
+        response.status = ended.status;
+        if ended.out_of_memory {
+            say_out_of_memory(&mut response);
+        }
         Ok(response)
     }
 

@@ -30,7 +30,7 @@ pub use file::{FileContent, GuestFile};
 pub use guest::{AgentVersion, GuestDetails};
 pub use kata_agent_api::BootStamps;
 pub use network::{GuestAddress, GuestInterface, GuestNeighbour, GuestRoute, IpFamily};
-pub use process::ProcessId;
+pub use process::{ProcessEnd, ProcessId};
 pub use sandbox::{GuestSandbox, GuestStorage, GuestStorageGroup};
 pub use stats::{
     BlockIoStats, BlockIoStatsEntry, ContainerStats, CpuStats, HugePageStats, MemoryStats,

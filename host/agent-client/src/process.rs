@@ -1,6 +1,6 @@
 //! Processes and their streams.
 
-use kata_agent_api::{agent, convert};
+use kata_agent_api::{agent, convert, says_out_of_memory};
 use oci_spec::runtime::Process;
 
 use crate::client::request;
@@ -28,6 +28,16 @@ impl ProcessId {
     fn parts(&self) -> (String, String) {
         (self.container.clone(), self.exec.clone())
     }
+}
+
+/// How a process has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessEnd {
+    /// The exit code, or 128 and the number of the signal that killed it: from 0 to 255.
+    pub status: u8,
+    /// Whether the kernel had killed a process of the container for want of memory by then. Only told with a container's init process,
+    /// and not by every agent.
+    pub out_of_memory: bool,
 }
 
 impl AgentClient {
@@ -60,14 +70,16 @@ impl AgentClient {
         self.signal_process(&everyone, signal).await
     }
 
-    /// Waits, without a deadline, until the process has ended; the agent forgets it then. The
-    /// answer is its exit code, or 128 and the number of the signal that killed it: from 0 to
-    /// 255, as which everything else is read.
-    pub async fn wait_process(&self, id: &ProcessId) -> Result<i32, AgentError> {
+    /// Waits, without a deadline, until the process has ended; the agent forgets it then. A status
+    /// that is no byte is read as 255.
+    pub async fn wait_process(&self, id: &ProcessId) -> Result<ProcessEnd, AgentError> {
         let (container_id, exec_id) = id.parts();
         let message = agent::WaitProcessRequest { container_id, exec_id, ..Default::default() };
         let answer = request!(self, agent.wait_process, "WaitProcess", message, forever)?;
-        Ok(u8::try_from(answer.status).unwrap_or(u8::MAX).into())
+        Ok(ProcessEnd {
+            status: u8::try_from(answer.status).unwrap_or(u8::MAX),
+            out_of_memory: says_out_of_memory(&answer),
+        })
     }
 
     /// Writes to the process's standard input, without a deadline, as it may not be reading.

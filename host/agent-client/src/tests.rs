@@ -18,7 +18,7 @@ use ttrpc::Code;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
-use crate::{AgentClient, AgentError, GuestContainer, ProcessId};
+use crate::{AgentClient, AgentError, GuestContainer, ProcessEnd, ProcessId};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -223,8 +223,9 @@ async fn hostile_answers_are_refused() {
 #[tokio::test]
 async fn an_exit_status_is_a_byte() {
     let guest = guest(4096, DEADLINE).await;
-    for (told, read) in [("0", 0), ("137", 137), ("-1", 255), ("70000", 255)] {
-        assert_eq!(guest.client.wait_process(&process(told)).await.unwrap(), read);
+    for (told, status) in [("0", 0), ("137", 137), ("-1", 255), ("70000", 255)] {
+        let end = guest.client.wait_process(&process(told)).await.unwrap();
+        assert_eq!(end, ProcessEnd { status, out_of_memory: false });
     }
 }
 

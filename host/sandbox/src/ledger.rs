@@ -143,6 +143,8 @@ struct Container {
     paused: bool,
     /// Somebody deletes it.
     leaves: bool,
+    /// Whether the guest has told that memory was wanting.
+    out_of_memory: bool,
     execs: BTreeMap<String, Phase>,
 }
 
@@ -174,6 +176,7 @@ impl Ledger {
                 init: Phase::Creating,
                 paused: false,
                 leaves: false,
+                out_of_memory: false,
                 execs: BTreeMap::new(),
             };
             self.containers.insert(key.container.clone(), container);
@@ -297,6 +300,20 @@ impl Ledger {
         if let Some(container) = self.containers.get_mut(container) {
             container.paused = paused;
         }
+    }
+
+    /// Enters that the guest's kernel has killed a process of the container for want of memory. False when that is no news: the container
+    /// is unknown, or has ended with it known.
+    pub fn ran_out_of_memory(&mut self, container: &str) -> bool {
+        let Some(container) = self.containers.get_mut(container) else { return false };
+        let is_first = !std::mem::replace(&mut container.out_of_memory, true);
+        is_first || !matches!(container.init, Phase::Ending(_) | Phase::Stopped(_))
+    }
+
+    /// Whether the guest's kernel has killed a process of the container for want of memory.
+    #[must_use]
+    pub fn is_out_of_memory(&self, container: &str) -> bool {
+        self.containers.get(container).is_some_and(|container| container.out_of_memory)
     }
 
     /// Asks whether the process can get a signal now.

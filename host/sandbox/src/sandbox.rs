@@ -293,6 +293,13 @@ impl Sandbox {
         exit.ok_or_else(|| Refusal::NotFound(key.clone()).into())
     }
 
+    /// Whether the guest's kernel has killed a process of the container for want of memory, as far as the guest has told. What is told with
+    /// the end of its init is known when [`Sandbox::wait`] returns.
+    #[must_use]
+    pub fn is_out_of_memory(&self, container: &str) -> bool {
+        self.shared.processes().ledger.is_out_of_memory(container)
+    }
+
     /// Deletes a process that has ended or never ran; with an init everything of its container, and with the last container
     /// the sandbox. Returns how the process ended; `None` when it never ran.
     pub async fn delete(&self, key: &ProcessKey) -> Result<Option<Exit>, SandboxError> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use kata_host_runtime::{RuntimeError, process_for_guest};
 use kata_sandbox::{ProcessKey, Status};
 use kata_shim_api::api::{self, Empty};
-use kata_shim_api::{Task, metadata, timestamp};
+use kata_shim_api::{Task, metadata, stand_in, timestamp};
 use oci_spec::runtime::{LinuxResources, Process};
 use protobuf::MessageField;
 use ttrpc::r#async::TtrpcContext;
@@ -142,15 +142,20 @@ impl Task for TaskService {
             .contains_key(metadata::STAND_IN)
             .then(|| StandIn::new(Arc::clone(&self.owner), key.clone()));
         let exit = sandbox.wait(&key).await;
+        let is_stand_in = stand_in.is_some();
         if let Some(stand_in) = stand_in {
             stand_in.done();
         }
         let exit = exit.map_err(Failure::from)?;
-        Ok(api::WaitResponse {
+        let mut answer = api::WaitResponse {
             exit_status: exit.status,
             exited_at: MessageField::some(timestamp(exit.at)),
             ..Default::default()
-        })
+        };
+        if is_stand_in && key.exec.is_none() && sandbox.is_out_of_memory(&key.container) {
+            stand_in::set_out_of_memory(&mut answer);
+        }
+        Ok(answer)
     }
 
     async fn delete(

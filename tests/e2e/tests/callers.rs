@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, Input, Part, Process, Runtime, only_a_vm};
+use kata_e2e::{CommandLine, Input, Installation, Part, Process, Runtime, only_a_vm};
 use serde_json::{Value, json};
 
 const SLEEP: &str = "echo up; exec sleep 1000";
@@ -147,6 +148,35 @@ fn written_specification_runs_and_features_are_told_without_a_root() -> Result<(
         for name in ["ociVersionMin", "ociVersionMax", "hooks", "mountOptions"] {
             assert!(!features[name].is_null(), "{name}: {features}");
         }
+        Ok(())
+    })
+}
+
+/// How kata-shim tells engines of a guest that ran out of memory, where the host's cgroups are of the second version: a guest is such a host.
+#[test]
+fn killer_of_a_second_version_cgroup_takes_the_stand_ins_victim() -> Result<()> {
+    if !only_a_vm("a stand-in") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let script = "mkdir /cg/own /cg/told && echo 0 > /cg/own/cgroup.procs && \
+            echo +memory > /cg/cgroup.subtree_control && \
+            /libexec/kata-shim --run-out-of-memory-in /cg/told; echo $?; \
+            grep -w oom_kill /cg/told/memory.events";
+        let bind = |source: &Path, target: &str| json!({ "destination": target, "type": "bind", "source": source, "options": ["rbind", "ro"] });
+        let libexec = Installation::under_test().libexec();
+        let bundle = host.bundle("c", script, |spec| {
+            let cgroups =
+                json!({ "destination": "/cg", "type": "cgroup2", "source": "cgroup2", "options": ["rw"] });
+            let libraries = Path::new("/lib").join(format!("{}-linux-gnu", std::env::consts::ARCH));
+            let spec = spec.push("/mounts", cgroups).push("/mounts", bind(&libexec, "/libexec"));
+            let target = libraries.display().to_string();
+            spec.push("/mounts", bind(&libraries, &target))
+                .push("/mounts", bind(Path::new("/lib64"), "/lib64"))
+        })?;
+        let output =
+            host.call(&["run", "--bundle", &bundle.display().to_string(), &host.id("c")])?;
+        assert!(output.text().starts_with("137\noom_kill 1\n"), "{output}");
         Ok(())
     })
 }

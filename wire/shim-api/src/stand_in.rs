@@ -16,6 +16,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use protobuf::UnknownValueRef;
+
+use crate::api::WaitResponse;
+
 /// The connection to kata-runtime.
 pub const CONTROL: i32 = 3;
 /// Input goes in here. Absent when the process has none.
@@ -29,6 +33,24 @@ pub const LISTENER: i32 = 7;
 
 /// The task service's socket in a sandbox's directory.
 pub const SOCKET: &str = "proxy.sock";
+
+/// A field of the answer to `Wait` that only a stand-in gets: 1 when the guest's kernel has killed a process of the container for want of
+/// memory.
+const OUT_OF_MEMORY: u32 = 20001;
+
+/// Has an answer say that memory was wanting.
+pub fn set_out_of_memory(answer: &mut WaitResponse) {
+    answer.special_fields.mut_unknown_fields().add_varint(OUT_OF_MEMORY, 1);
+}
+
+/// Whether an answer says that memory was wanting.
+#[must_use]
+pub fn is_out_of_memory(answer: &WaitResponse) -> bool {
+    matches!(
+        answer.special_fields.unknown_fields().get(OUT_OF_MEMORY),
+        Some(UnknownValueRef::Varint(1))
+    )
+}
 
 /// Whose terminal the standard streams are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -180,6 +202,8 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
+    use protobuf::Message;
+
     use super::*;
 
     #[test]
@@ -204,6 +228,16 @@ mod tests {
         for order in [plain, full, new] {
             assert_eq!(Order::parse(order.to_args()), Ok(order));
         }
+    }
+
+    #[test]
+    fn answer_says_beside_the_status_that_memory_was_wanting() {
+        let mut answer = WaitResponse { exit_status: 137, ..Default::default() };
+        assert!(!is_out_of_memory(&answer));
+        set_out_of_memory(&mut answer);
+        let bytes = answer.write_to_bytes().unwrap();
+        let answer = WaitResponse::parse_from_bytes(&bytes).unwrap();
+        assert_eq!((answer.exit_status, is_out_of_memory(&answer)), (137, true));
     }
 
     #[test]

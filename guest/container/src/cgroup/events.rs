@@ -85,7 +85,12 @@ impl Cgroup {
         Ok(OomWatch { cgroup: self.clone(), watch, killed: self.oom_kills()? })
     }
 
-    fn oom_kills(&self) -> Result<u64, CgroupError> {
+    /// How many processes of the group and of those below it the kernel has killed because a memory limit was reached.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the group is gone, or has no memory controller.
+    pub fn oom_kills(&self) -> Result<u64, CgroupError> {
         Ok(value_of(&self.read("memory.events")?, "oom_kill").unwrap_or(0))
     }
 

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use kata_agent_client::AgentError;
+use kata_agent_client::{AgentError, ProcessEnd};
 
 use super::{SIGKILL, Shared, guest_id};
 use crate::boot;
 use crate::{Delivery, Exit, ProcessKey, SandboxError, SandboxEvent};
 
-/// The status of a process whose own cannot be learned, as containerd has it.
-const UNKNOWN_STATUS: i32 = 255;
+/// The end of a process whose own cannot be learned; its status as containerd has it.
+const UNKNOWN_END: ProcessEnd = ProcessEnd { status: 255, out_of_memory: false };
 
 /// How long the VM's death may take to explain a broken connection. Less than those wait whose requests it has cost.
 const EXPLANATION: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ pub(super) async fn watch_agent(shared: Arc<Shared>) {
                 let is_known =
                     shared.processes().ledger.status(&ProcessKey::init(&container)).is_ok();
                 if is_known && told.may_tell(&container, Instant::now()) {
-                    shared.events.emit(SandboxEvent::OutOfMemory { container });
+                    ran_out_of_memory(&shared, &container);
                 }
             }
             Err(AgentError::Disconnected { .. }) => break,
@@ -72,6 +72,17 @@ pub(super) async fn watch_agent(shared: Arc<Shared>) {
         let reason = "the connection to its guest's agent broke";
         tracing::error!("sandbox {}: {reason}", shared.id);
         shared.take_down(reason, false).await;
+    }
+}
+
+/// Tells that the guest's kernel has killed a process of the container for want of memory.
+fn ran_out_of_memory(shared: &Shared, container: &str) {
+    let is_news = shared.processes().ledger.ran_out_of_memory(container);
+    if is_news {
+        tracing::warn!(
+            "container {container} ran out of memory: the guest's kernel has killed a process of it"
+        );
+        shared.events.emit(SandboxEvent::OutOfMemory { container: container.to_owned() });
     }
 }
 
@@ -93,13 +104,13 @@ impl Paced {
 
 /// Follows one running process to its end, and its output to the last byte.
 pub(super) async fn watch_process(shared: Arc<Shared>, key: ProcessKey) {
-    let status = match shared.unless_gone(shared.agent.wait_process(&guest_id(&key))).await {
-        Ok(status) => status,
+    let end = match shared.unless_gone(shared.agent.wait_process(&guest_id(&key))).await {
+        Ok(end) => end,
         // The take-down tells the end of everything.
         Err(SandboxError::Gone { .. }) => return,
         Err(error) => {
             tracing::error!("the end of {key} cannot be learned, so it counts as failed: {error}");
-            UNKNOWN_STATUS
+            UNKNOWN_END
         }
     };
     let attached = shared.processes().attached(&key);
@@ -107,9 +118,14 @@ pub(super) async fn watch_process(shared: Arc<Shared>, key: ProcessKey) {
         Some(stdio) => stdio.drained().await,
         None => Delivery::Whole,
     };
-    // The guest is not trusted with more than the eight bits that a status has.
-    let exit = Exit { status: u32::from(status.to_le_bytes()[0]), at: SystemTime::now() };
-    shared.exited(&key, exit);
+    // The event of its own may come later than the end, and whoever asks for the end asks for both.
+    let is_news = end.out_of_memory
+        && key.exec.is_none()
+        && !shared.processes().ledger.is_out_of_memory(&key.container);
+    if is_news {
+        ran_out_of_memory(&shared, &key.container);
+    }
+    shared.exited(&key, Exit { status: end.status.into(), at: SystemTime::now() });
     if key.exec.is_none() {
         end_container(&shared, &key, delivery).await;
     }

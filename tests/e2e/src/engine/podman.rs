@@ -49,6 +49,8 @@ runc = ["/usr/sbin/runc", "/usr/bin/runc"]
 
 pub(super) fn command(engine: &Engine) -> Command {
     let mut command = engine.network().command("podman");
+    // Older conmons leave a file where Podman was started.
+    command.current_dir(engine.directory());
     command.arg("--root").arg(engine.file("storage"));
     command.arg("--runroot").arg(engine.file("run"));
     command.arg("--tmpdir").arg(engine.file("tmp"));

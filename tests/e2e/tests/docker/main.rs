@@ -202,11 +202,10 @@ fn limits_hold_in_the_guest() -> Result<()> {
     if !only_a_vm("a cgroup of the second version whatever the host has") {
         return Ok(());
     }
-    docker(|docker| holds_limits(docker).map(drop))
+    docker(holds_limits)
 }
 
-/// Returns whether Docker has learned that memory was wanting.
-fn holds_limits(docker: &Engine) -> Result<bool> {
+fn holds_limits(docker: &Engine) -> Result<()> {
     let flags = "--network none --memory 100m --cpus 0.5 --pids-limit 40";
     let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; \
         (i=0; while [ $i -lt 60 ]; do sleep 1000 & i=$((i + 1)); done) 2> /dev/null; cat pids.current";
@@ -215,10 +214,36 @@ fn holds_limits(docker: &Engine) -> Result<bool> {
     assert_eq!(said, "104857600\n50000 100000\n40\n39\n");
     let greedy = docker.run("--name greedy --network none --memory 64m", "exec tail /dev/zero");
     assert_eq!(greedy.output()?.code, 137);
-    assert_eq!(docker.inspect("greedy", "{{.State.ExitCode}}")?, "137");
-    let was_told = docker.inspect("greedy", "{{.State.OOMKilled}}")? == "true";
-    docker.succeed("rm greedy")?;
-    Ok(was_told)
+    assert_eq!(docker.inspect("greedy", "{{.State.ExitCode}} {{.State.OOMKilled}}")?, "137 true");
+    docker.succeed("rm greedy").map(drop)
+}
+
+#[test]
+fn health_is_checked_and_failures_are_started_again() -> Result<()> {
+    docker(looks_after_containers)
+}
+
+fn looks_after_containers(docker: &Engine) -> Result<()> {
+    let health = "--health-cmd true --health-interval 1s";
+    docker.start("web", &format!("--network none {health}"), SERVER)?;
+    let events = docker.attach("events --since 0 --filter container=web", Input::Nothing)?;
+    events.expect("health_status: healthy")?;
+    assert_eq!(docker.inspect("web", "{{.State.Health.Status}}")?, "healthy");
+    docker.succeed("rm --force web")?;
+
+    docker.succeed("volume create count")?;
+    let fails_twice =
+        "echo x >> /count/runs; [ $(wc -l < /count/runs) = 3 ] && echo third || exit 1";
+    let flags = "--network none --restart on-failure:5 --volume count:/count";
+    docker.start("again", flags, fails_twice)?;
+    // Each wait is one for the next end, unless the container is between an end and a start.
+    while docker.inspect("again", "{{.RestartCount}}")? != "2" {
+        docker.succeed("wait again")?;
+    }
+    assert_eq!(docker.succeed("wait again")?, "0");
+    assert_eq!(docker.succeed("logs again")?, "third");
+    docker.succeed("rm again")?;
+    docker.succeed("volume rm count").map(drop)
 }
 
 #[test]

@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use kata_e2e::{Part, docker_with_shim, only_a_vm};
 
 use super::{
-    has_networks, holds_limits, knows_names, lives, outlives_the_daemon, refuses_the_hosts_network,
-    runs, sees_the_end_of,
+    has_networks, holds_limits, knows_names, lives, looks_after_containers, outlives_the_daemon,
+    refuses_the_hosts_network, runs, sees_the_end_of,
 };
 
 #[test]
@@ -35,10 +35,12 @@ fn limits_hold_in_the_guest() -> Result<()> {
     if !only_a_vm("a cgroup of the second version whatever the host has") {
         return Ok(());
     }
-    docker_with_shim(None, |docker| {
-        ensure!(holds_limits(docker)?, "Docker was not told that memory was wanting");
-        Ok(())
-    })
+    docker_with_shim(None, holds_limits)
+}
+
+#[test]
+fn health_is_checked_and_failures_are_started_again() -> Result<()> {
+    docker_with_shim(None, looks_after_containers)
 }
 
 #[test]
