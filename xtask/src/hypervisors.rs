@@ -66,6 +66,7 @@ const ROWS: &[Row] = &[
     ("… with vhost-net", |can| yes_or_no(can.vhost_net)),
     ("… added after boot (hot-plug)", |can| yes_or_no(can.hot_plug)),
     ("memory that grows (`enable_virtio_mem`)", |can| yes_or_no(can.more_memory)),
+    ("virtual CPUs that come and go (`default_maxvcpus`)", |can| yes_or_no(can.more_vcpus)),
     ("pause and resume", |can| yes_or_no(can.pause)),
     ("virtual CPUs, at most", |can| can.max_vcpus.to_string()),
 ];

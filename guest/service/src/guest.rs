@@ -8,6 +8,7 @@ use kata_agent_api::agent::{
     AgentDetails, CreateSandboxRequest, GuestDetailsRequest, GuestDetailsResponse,
     OnlineCPUMemRequest,
 };
+use kata_agent_api::cpu_count;
 use kata_guest_container::namespaces::SharedNamespaces;
 use kata_guest_setup::hotplug;
 use ttrpc::Code;
@@ -58,10 +59,14 @@ impl Agent {
         Ok(())
     }
 
-    /// Switches on CPUs and memory that were added.
+    /// Switches on CPUs and memory that were added, or CPUs off until there are as many as are wanted.
     pub(crate) async fn online(&self, request: &OnlineCPUMemRequest) -> ttrpc::Result<()> {
         let patience = self.settings.hotplug_timeout;
-        hotplug::online_cpus(request.nb_cpus, patience).await.map_err(Tell::tell)?;
+        match cpu_count(request) {
+            Some(count) => hotplug::keep_cpus(count, patience).await,
+            None => hotplug::online_cpus(request.nb_cpus, patience).await,
+        }
+        .map_err(Tell::tell)?;
         if !request.cpu_only {
             hotplug::online_memory().map_err(Tell::tell)?;
         }

@@ -1,6 +1,7 @@
-//! CPUs and memory that were added while the guest runs: the kernel sees them, somebody has to
-//! switch them on.
+//! CPUs and memory that come and go while the guest runs: the kernel sees what was added, somebody has to switch it on, and CPUs off
+//! before they go.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,9 +25,19 @@ pub enum HotplugError {
         /// How long was waited.
         patience: Duration,
     },
-    /// The kernel would not switch something on, or its list could not be read.
-    #[error("cannot switch on {path}")]
-    Online {
+    /// There are fewer CPUs than are to be on.
+    #[error("{wanted} CPUs are to be on, but there are {there} only after {patience:?}")]
+    TooFew {
+        /// How many are to be on.
+        wanted: u32,
+        /// How many there are.
+        there: u32,
+        /// How long was waited.
+        patience: Duration,
+    },
+    /// The kernel would not switch something on or off, or its list could not be read.
+    #[error("cannot switch {path}")]
+    Switch {
         /// The CPU's, memory block's or list's path.
         path: PathBuf,
         /// What the kernel said.
@@ -60,6 +71,54 @@ pub async fn online_cpus(wanted: u32, patience: Duration) -> Result<(), HotplugE
         Ok(result) => result,
         Err(_elapsed) => Err(HotplugError::Missing { wanted, online, patience }),
     }
+}
+
+/// Switches CPUs on or off until the first `count` of them are on and no other is, waiting for at most `patience` until there are as many.
+/// The first CPU of all is always on, and so is one that the kernel lets nobody switch.
+///
+/// # Errors
+///
+/// Fails when there are too few after that time, of which all are on then, and when the kernel refuses to switch one.
+pub async fn keep_cpus(count: u32, patience: Duration) -> Result<(), HotplugError> {
+    let events = Uevents::open().map_err(HotplugError::Events)?;
+    let mut there = 0;
+    let all_appear = async {
+        loop {
+            there = keep_first(Path::new(CPUS), count)?;
+            if there >= count {
+                return Ok(());
+            }
+            events.next().await.map_err(HotplugError::Events)?;
+        }
+    };
+    match tokio::time::timeout(patience, all_appear).await {
+        Ok(result) => result,
+        Err(_elapsed) => Err(HotplugError::TooFew { wanted: count, there, patience }),
+    }
+}
+
+/// Switches on the first `count` CPUs of `list`, and off all others; yields how many are on then.
+fn keep_first(list: &Path, count: u32) -> Result<u32, HotplugError> {
+    let failed = |path: PathBuf| move |source| HotplugError::Switch { path, source };
+    let entries = fs::read_dir(list).map_err(failed(list.to_owned()))?;
+    let number = |name: &str| name.strip_prefix("cpu")?.parse::<u32>().ok();
+    let cpus: BTreeMap<u32, PathBuf> = entries
+        .flatten()
+        .filter_map(|entry| Some((number(entry.file_name().to_str()?)?, entry.path())))
+        .collect();
+    let mut on = 0;
+    for cpu in cpus.values() {
+        let switch = cpu.join("online");
+        // The first one has none.
+        let state = fs::read_to_string(&switch).ok();
+        let (is_on, stays) = (state.as_ref().is_none_or(|state| state.trim() == "1"), on < count);
+        if state.is_some() && is_on != stays {
+            let word = if stays { "1" } else { "0" };
+            fs::write(&switch, word).map_err(failed(switch))?;
+        }
+        on += u32::from(stays || state.is_none());
+    }
+    Ok(on)
 }
 
 /// Switches on every memory block that is off.
@@ -96,7 +155,7 @@ fn switch_on(
 ) -> Result<u32, HotplugError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
-        move |source| HotplugError::Online { path, source }
+        move |source| HotplugError::Switch { path, source }
     };
     let mut switched = 0;
     let entries = match fs::read_dir(list) {
@@ -143,6 +202,31 @@ mod tests {
         assert_eq!(switch_on(cpus.path(), "cpu", "online", &["0"], "1").unwrap(), 1);
         assert_eq!(fs::read_to_string(cpus.path().join("cpu1/online")).unwrap(), "1");
         assert_eq!(fs::read_to_string(cpus.path().join("cpuidle/online")).unwrap(), "0");
+    }
+
+    #[test]
+    fn first_cpus_are_kept_and_the_others_are_off() {
+        let cpus = tempfile::tempdir().unwrap();
+        let switch = |name: &str| cpus.path().join(name).join("online");
+        for name in ["cpu0", "cpu1", "cpu2", "cpu10", "cpuidle"] {
+            fs::create_dir(cpus.path().join(name)).unwrap();
+        }
+        for (name, state) in [("cpu1", "0\n"), ("cpu2", "1\n"), ("cpu10", "0\n"), ("cpuidle", "x")]
+        {
+            fs::write(switch(name), state).unwrap();
+        }
+        let states = || {
+            ["cpu1", "cpu2", "cpu10"]
+                .map(|name| fs::read_to_string(switch(name)).unwrap().trim_end().to_owned())
+        };
+        assert_eq!(keep_first(cpus.path(), 2).unwrap(), 2);
+        assert_eq!(states(), ["1", "0", "0"]);
+        assert_eq!(keep_first(cpus.path(), 9).unwrap(), 4, "all that there are");
+        assert_eq!(states(), ["1", "1", "1"]);
+        assert_eq!(keep_first(cpus.path(), 0).unwrap(), 1, "the first one stays");
+        assert_eq!(states(), ["0", "0", "0"]);
+        assert!(!switch("cpu0").exists());
+        assert_eq!(fs::read_to_string(switch("cpuidle")).unwrap(), "x");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kata_agent_api::agent;
+use kata_agent_api::cpu_count_request;
 use kata_agent_api::health::CheckRequest;
 use kata_agent_api::health::health_check_response::ServingStatus;
 use kata_linux::identifier;
@@ -125,10 +126,10 @@ impl AgentClient {
         request!(self, agent.reseed_random_dev, "ReseedRandomDev", message).map(drop)
     }
 
-    /// Brings hot-plugged processors online, `cpus` of them or, when 0, all that are there, and
-    /// memory too unless `cpu_only`. Returns when that is done.
-    pub async fn online_cpu_mem(&self, cpus: u32, cpu_only: bool) -> Result<(), AgentError> {
-        let message = agent::OnlineCPUMemRequest { nb_cpus: cpus, cpu_only, ..Default::default() };
+    /// Makes the guest use `count` processors, at least 1, of which `new` have come and are not in use yet; others it stops using. Returns when
+    /// that is done. An agent that is not this project's takes up the new ones and goes on to use all others.
+    pub async fn use_cpus(&self, count: u32, new: u32) -> Result<(), AgentError> {
+        let message = cpu_count_request(count, new);
         request!(self, agent.online_cpu_mem, "OnlineCPUMem", message).map(drop)
     }
 }

@@ -79,6 +79,7 @@ impl Hypervisor for CloudHypervisor {
             named_taps: None,
             hot_plug: true,
             more_memory: false,
+            more_vcpus: false,
         }
     }
 

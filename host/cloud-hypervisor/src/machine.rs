@@ -43,6 +43,7 @@ pub(crate) fn nic(nic: &NicSpec) -> NetConfig {
 pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, HypervisorError> {
     spec.refuse_later_disks(NAME)?;
     spec.refuse_more_memory(NAME)?;
+    spec.refuse_more_vcpus(NAME)?;
     let fs = spec.shares.iter().enumerate().map(|(number, share)| file_share(number, share));
     let fs = fs.collect::<Result<_, _>>()?;
     // The guest looks for the image by its place.

@@ -49,6 +49,7 @@ pub use runtime::{AgentName, EmptyDirMode, InternetworkingModel, Runtime, Runtim
 pub use setting::{BindMount, LogLevel};
 pub use sizing::{
     HostResources, MIN_GUEST_MEMORY_MIB, SandboxSize, SizeError, WorkloadLimits, sandbox_size,
+    unlimited_vcpus,
 };
 pub use verity::VerityParams;
 pub use virtio_fs::{SharedFs, VirtioFs, VirtioFsCache};

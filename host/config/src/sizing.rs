@@ -10,7 +10,7 @@
 //! above what the host or the configuration allows gives the largest VM that is allowed: as with runc, a limit is not a demand.
 //!
 //! That is how it boots. With `enable_virtio_mem` its memory follows the limits of its containers from then on, up to
-//! [`SandboxSize::most_memory_mib`].
+//! [`SandboxSize::most_memory_mib`], and with a `default_maxvcpus` so do its virtual CPUs, up to [`SandboxSize::most_vcpus`].
 
 use crate::HostConfig;
 
@@ -64,6 +64,8 @@ pub struct HostResources {
 pub struct SandboxSize {
     /// Virtual CPUs, at least 1.
     pub vcpus: u32,
+    /// The virtual CPUs that it may ever have, at least `vcpus`; just these where `default_maxvcpus` does not name a number.
+    pub most_vcpus: u32,
     /// Memory in MiB, an even number, at least 64.
     pub memory_mib: u32,
     /// The memory in MiB that it may ever have, an even number, at least `memory_mib`.
@@ -108,13 +110,14 @@ pub fn sandbox_size(
     } else {
         WorkloadLimits::default()
     };
-    let vcpus = vcpus(config, limits.cpus, host);
+    let (vcpus, most_vcpus) = vcpus(config, limits.cpus, host);
     let ceiling = MemoryCeiling::of(config, host);
     let memory_mib = memory_mib(config, limits.memory_bytes, ceiling)?;
-    Ok(SandboxSize { vcpus, memory_mib, most_memory_mib: ceiling.mib })
+    Ok(SandboxSize { vcpus, most_vcpus, memory_mib, most_memory_mib: ceiling.mib })
 }
 
-fn vcpus(config: &HostConfig, limit: Option<f64>, host: HostResources) -> u32 {
+/// How many at boot, and at most later.
+fn vcpus(config: &HostConfig, limit: Option<f64>, host: HostResources) -> (u32, u32) {
     let settings = config.vm();
     let most = match settings.default_maxvcpus {
         0 => host.cpus,
@@ -122,13 +125,25 @@ fn vcpus(config: &HostConfig, limit: Option<f64>, host: HostResources) -> u32 {
     };
     let most = most.min(MAX_VCPUS).min(host.driver_max_vcpus).max(1);
     let wanted = match limit {
-        Some(cpus) => cpus + settings.overhead_vcpus,
-        None if settings.default_vcpus < 0.0 => f64::from(host.cpus),
-        None => settings.default_vcpus,
+        Some(cpus) => whole(cpus + settings.overhead_vcpus),
+        None => unlimited_vcpus(config, host),
     };
-    // The small step back undoes float noise: 0.8 + 0.2 is one CPU. The cast saturates.
-    let wanted = (wanted - 1e-6).ceil().max(0.0) as u32;
-    wanted.clamp(1, most)
+    let boot = wanted.clamp(1, most);
+    (boot, if settings.default_maxvcpus == 0 { boot } else { most })
+}
+
+/// The virtual CPUs that a sandbox without a CPU limit would have if there were no end to them.
+#[must_use]
+pub fn unlimited_vcpus(config: &HostConfig, host: HostResources) -> u32 {
+    match config.vm().default_vcpus {
+        vcpus if vcpus < 0.0 => host.cpus,
+        vcpus => whole(vcpus),
+    }
+}
+
+/// Rounded up. The small step back undoes float noise: 0.8 + 0.2 is one CPU. The cast saturates.
+fn whole(cpus: f64) -> u32 {
+    (cpus - 1e-6).ceil().max(0.0) as u32
 }
 
 /// What no VM's memory may exceed.
@@ -239,6 +254,23 @@ mod tests {
     }
 
     #[test]
+    fn virtual_cpus_may_come_later_where_their_number_is_named() {
+        let mut config = config();
+        let sizes = |config: &HostConfig, limit| {
+            let size = sandbox_size(config, limits(limit, None), HOST).unwrap();
+            (size.vcpus, size.most_vcpus)
+        };
+        assert_eq!(sizes(&config, None), (1, 1));
+        assert_eq!(sizes(&config, Some(3.0)), (4, 4));
+        for (configured, most) in [(4, 4), (100, 8)] {
+            config.qemu.vm.default_maxvcpus = configured;
+            assert_eq!(sizes(&config, None), (1, most));
+        }
+        config.qemu.vm.default_maxvcpus = 2;
+        assert_eq!(sizes(&config, Some(3.0)), (2, 2));
+    }
+
+    #[test]
     fn without_static_sizing_limits_do_not_count() {
         let mut config = config();
         config.runtime.static_sandbox_resource_mgmt = false;
@@ -273,7 +305,8 @@ mod tests {
             config.qemu.vm.default_memory = 256;
             let host = HostResources { cpus, memory_mib: mem, driver_max_vcpus: max };
             let size = sandbox_size(&config, WorkloadLimits::from_spec(quota, period, memory), host).unwrap();
-            prop_assert!(size.vcpus >= 1 && size.vcpus <= cpus.min(max).min(MAX_VCPUS));
+            prop_assert!(size.vcpus >= 1 && size.vcpus <= size.most_vcpus);
+            prop_assert!(size.most_vcpus <= cpus.min(max).min(MAX_VCPUS));
             prop_assert!(size.memory_mib >= MIN_GUEST_MEMORY_MIB && size.memory_mib <= size.most_memory_mib);
             prop_assert!(size.most_memory_mib <= mem);
             prop_assert_eq!((size.memory_mib % 2, size.most_memory_mib % 2), (0, 0));

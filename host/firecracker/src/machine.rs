@@ -43,6 +43,7 @@ impl Machine {
     ) -> Result<Self, HypervisorError> {
         spec.refuse_hot_plug(NAME)?;
         spec.refuse_more_memory(NAME)?;
+        spec.refuse_more_vcpus(NAME)?;
         initrd(spec)?;
         let lacks = |what| HypervisorError::Unsupported { driver: NAME, what };
         if !spec.shares.is_empty() {

@@ -13,6 +13,9 @@ pub struct VmSpec {
     pub sandbox: String,
     /// Virtual CPUs at boot, at least 1.
     pub vcpus: u32,
+    /// The virtual CPUs that it may have while it runs ([`crate::Vm::resize_vcpus`]), more than `vcpus`; `None` for a VM that keeps those of its
+    /// boot.
+    pub most_vcpus: Option<u32>,
     /// Guest memory in MiB, at least 64.
     pub memory_mib: u32,
     /// The memory in MiB that it may grow to while it runs ([`crate::Vm::resize_memory`]), more than `memory_mib` by an even number; `None` for
@@ -102,6 +105,7 @@ impl VmSpec {
         Self {
             sandbox: sandbox.into(),
             vcpus: 1,
+            most_vcpus: None,
             memory_mib: 256,
             most_memory_mib: None,
             kernel: kernel.into(),
@@ -128,6 +132,16 @@ impl VmSpec {
     pub fn refuse_more_memory(&self, driver: &'static str) -> Result<(), HypervisorError> {
         let what = "memory that comes after the boot";
         if self.most_memory_mib.is_some() {
+            Err(HypervisorError::Unsupported { driver, what })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// For drivers whose machines have what virtual CPUs they have: refuses a spec that wants room for more.
+    pub fn refuse_more_vcpus(&self, driver: &'static str) -> Result<(), HypervisorError> {
+        let what = "virtual CPUs that come after the boot";
+        if self.most_vcpus.is_some() {
             Err(HypervisorError::Unsupported { driver, what })
         } else {
             Ok(())
@@ -344,6 +358,8 @@ pub struct Capabilities {
     pub hot_plug: bool,
     /// Whether its memory can grow and shrink while it runs: [`VmSpec::most_memory_mib`].
     pub more_memory: bool,
+    /// Whether virtual CPUs can come and go while it runs: [`VmSpec::most_vcpus`].
+    pub more_vcpus: bool,
 }
 
 #[cfg(test)]

@@ -101,6 +101,15 @@ pub trait Vm: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Gives the guest virtual CPUs, or takes some away, until it has `count`, from [`VmSpec::vcpus`] to [`VmSpec::most_vcpus`]. Those that are new
+    /// its kernel finds a moment later, and somebody in there has to switch them on. Those that go, the last ones, are to be off before;
+    /// this resolves when they are gone, which they are when the guest lets them go, however long that takes. A VMM may have all of them from
+    /// the start and leave it to the guest which it uses; this does nothing then. Refused with [`HypervisorError::FixedVcpus`] unless the VM was
+    /// booted with room for more.
+    async fn resize_vcpus(&self, _count: u32) -> Result<(), HypervisorError> {
+        Err(HypervisorError::FixedVcpus)
+    }
+
     /// Where the guest finds a disk that the VM has, by its id; `None` if there is none of that id.
     fn disk(&self, _id: &str) -> Option<GuestDisk> {
         None
@@ -199,6 +208,9 @@ pub enum HypervisorError {
     /// Its memory stays as it is.
     #[error("the virtual machine was booted without room for more memory")]
     FixedMemory,
+    /// Its virtual CPUs stay as they are.
+    #[error("the virtual machine was booted without room for more virtual CPUs")]
+    FixedVcpus,
     /// The channel to the guest broke.
     #[error("the channel to the guest's agent is closed")]
     ChannelClosed,

@@ -29,6 +29,7 @@ pub(crate) fn of(
     spec.refuse_hot_plug(NAME)?;
     spec.refuse_more_memory(NAME)?;
     spec.refuse_later_disks(NAME)?;
+    spec.refuse_more_vcpus(NAME)?;
     let mut arguments = vec![
         // Nothing reads it but people, who look for the sandbox in a list of processes.
         option("--name", format!("sandbox-{}", spec.sandbox)),

@@ -116,6 +116,7 @@ impl Hypervisor for Krun {
             named_taps: None,
             hot_plug: false,
             more_memory: false,
+            more_vcpus: false,
         }
     }
 

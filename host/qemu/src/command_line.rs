@@ -7,6 +7,7 @@ use crate::accelerator::Accelerator;
 use crate::device::{Argument, Device, socket_backend};
 use crate::machine::{Machine, memory_arguments, processor_arguments};
 use crate::option::OptionValue;
+use crate::vcpus::Vcpus;
 
 /// Everything that a QEMU process is told when it starts.
 #[derive(Debug, Clone)]
@@ -15,7 +16,7 @@ pub(crate) struct CommandLine {
     pub(crate) machine: Machine,
     pub(crate) accelerator: Accelerator,
     pub(crate) cpu_features: String,
-    pub(crate) vcpus: u32,
+    pub(crate) vcpus: Vcpus,
     pub(crate) memory_mib: u32,
     /// The memory that it may grow to.
     pub(crate) most_memory_mib: Option<u32>,
@@ -80,7 +81,7 @@ mod tests {
             machine: Machine::Microvm,
             accelerator: Accelerator::Tcg,
             cpu_features: String::new(),
-            vcpus: 1,
+            vcpus: Vcpus::fixed(1),
             memory_mib: 256,
             most_memory_mib: None,
             kernel: "/share/vmlinux.container".into(),
@@ -118,7 +119,7 @@ mod tests {
             machine: Machine::Q35,
             accelerator: Accelerator::Kvm,
             cpu_features: "pmu=off".into(),
-            vcpus: 4,
+            vcpus: Vcpus::fixed(4),
             most_memory_mib: Some(1024),
             ..command_line()
         };

@@ -4,6 +4,7 @@ use kata_hypervisor::kernel_command_line;
 
 use crate::accelerator::Accelerator;
 use crate::machine::Machine;
+use crate::vcpus::Vcpus;
 use crate::vsock;
 
 /// One tick is a nanosecond: QEMU, hw/intc/apic.c.
@@ -21,13 +22,14 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) vsock: bool,
     /// Whether memory may come later.
     pub(crate) more_memory: bool,
+    pub(crate) vcpus: Vcpus,
     /// The plan's own, which come last: of two that contradict each other the kernel takes the later one.
     pub(crate) extra: &'a [String],
 }
 
 /// The kernel's command line.
 pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
-    let Circumstances { machine, accelerator, tsc_khz, debug, vsock, more_memory, extra } =
+    let Circumstances { machine, accelerator, tsc_khz, debug, vsock, more_memory, vcpus, extra } =
         *circumstances;
     let mut params: Vec<String> = [
         "console=ttyS0",
@@ -52,6 +54,7 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
         // devices that do not reach as far, of which there are none here.
         params.push("swiotlb=noforce".into());
     }
+    params.extend(vcpus.kernel_parameter());
     if accelerator == Accelerator::Tcg {
         params.extend(emulation_params(machine, tsc_khz));
     }
@@ -93,6 +96,7 @@ mod tests {
             debug: false,
             vsock: false,
             more_memory: false,
+            vcpus: Vcpus::fixed(1),
             extra: &[],
         }
     }

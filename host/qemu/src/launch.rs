@@ -25,6 +25,7 @@ use crate::later_disks::LaterDisks;
 use crate::machine::{Machine, Needs, Refusal};
 use crate::memory::Memory;
 use crate::qmp::{Deleted, Qmp};
+use crate::vcpus::Vcpus;
 use crate::vm::QemuVm;
 use crate::{Host, KVM, MachineChoice, QemuSettings};
 
@@ -55,6 +56,7 @@ pub(crate) async fn launch(
     let hot_plug = Arc::new(HotPlug::of(machine, spec));
     let mut devices = vec![agent_port];
     devices.extend(devices_of(settings, spec, &mut spawn, &hot_plug).await?);
+    let vcpus = Vcpus::of(spec, machine, accelerator);
     let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
 
     let command_line = CommandLine {
@@ -62,7 +64,7 @@ pub(crate) async fn launch(
         machine,
         accelerator: host.accelerator,
         cpu_features: settings.cpu_features.clone(),
-        vcpus: spec.vcpus,
+        vcpus,
         memory_mib: spec.memory_mib,
         most_memory_mib: spec.most_memory_mib,
         kernel,
@@ -74,6 +76,7 @@ pub(crate) async fn launch(
             debug: spec.debug,
             vsock: channel.is_vsock(),
             more_memory: spec.most_memory_mib.is_some(),
+            vcpus,
             extra: &extra,
         }),
         control: control_fd,
@@ -95,7 +98,7 @@ pub(crate) async fn launch(
     let qmp = greet(&program, vmm.child(), control, Box::new(deleted)).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     let memory = Memory::of(spec);
-    Ok(QemuVm { vmm, hot_plug, memory, disks, later_disks, qmp, channel })
+    Ok(QemuVm { vmm, hot_plug, memory, vcpus, disks, later_disks, qmp, channel })
 }
 
 /// The walls around QEMU.

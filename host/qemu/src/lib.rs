@@ -31,6 +31,7 @@ mod memory;
 mod option;
 mod qmp;
 mod settings;
+mod vcpus;
 mod vm;
 mod vsock;
 
@@ -125,6 +126,7 @@ impl Hypervisor for Qemu {
             named_taps: None,
             hot_plug: true,
             more_memory: true,
+            more_vcpus: true,
         }
     }
 

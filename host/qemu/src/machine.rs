@@ -5,6 +5,7 @@ use crate::device::{Argument, Transport};
 use crate::kernel_image::KernelImage;
 use crate::option::OptionValue;
 use crate::settings::MachineChoice;
+use crate::vcpus::Vcpus;
 
 /// The name of the memory object.
 pub(crate) const MEMORY: &str = "ram";
@@ -126,13 +127,13 @@ impl Machine {
 /// Accelerator and processor model.
 pub(crate) fn processor_arguments(
     accelerator: Accelerator,
-    vcpus: u32,
+    vcpus: Vcpus,
     features: &str,
 ) -> Vec<Argument> {
     let (accelerator, model) = match accelerator {
         Accelerator::Kvm => (OptionValue::new("kvm"), "host"),
         // With one virtual CPU the emulation can do without atomic instructions and is faster.
-        Accelerator::Tcg if vcpus == 1 => {
+        Accelerator::Tcg if vcpus.at_start() == 1 => {
             (OptionValue::new("tcg").with("thread", "single"), EMULATED_CPU)
         }
         Accelerator::Tcg => (OptionValue::new("tcg").with("thread", "multi"), EMULATED_CPU),
@@ -142,7 +143,7 @@ pub(crate) fn processor_arguments(
         "" => model.to_owned(),
         features => format!("{model},{features}"),
     };
-    vec![("-accel", accelerator.into()), ("-cpu", model), ("-smp", vcpus.to_string())]
+    vec![("-accel", accelerator.into()), ("-cpu", model), ("-smp", vcpus.argument().into())]
 }
 
 /// The memory that the guest boots with, and how much it may have at most.

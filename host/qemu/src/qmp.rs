@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use kata_hypervisor::HypervisorError;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -30,8 +31,8 @@ struct Request {
     answer: oneshot::Sender<Answer>,
 }
 
-/// The outcome of a command, with the number that it told if it did.
-type Answer = Result<Option<u64>, String>;
+/// The outcome of a command, with what it told.
+type Answer = Result<Value, String>;
 
 /// Is told the name of each device that the guest has let go of. It must not wait.
 pub(crate) type Deleted = Box<dyn Fn(&str) + Send + Sync>;
@@ -41,6 +42,7 @@ pub(crate) type Deleted = Box<dyn Fn(&str) + Send + Sync>;
 pub(crate) struct Qmp {
     requests: mpsc::Sender<Request>,
     reason: watch::Receiver<Option<String>>,
+    removals: watch::Receiver<()>,
 }
 
 impl Qmp {
@@ -62,8 +64,9 @@ impl Qmp {
         }
         let (requests, queue) = mpsc::channel(1);
         let (report, reason) = watch::channel(None);
-        tokio::spawn(Owner { lines, write, report, deleted }.run(queue));
-        let qmp = Self { requests, reason };
+        let (removed, removals) = watch::channel(());
+        tokio::spawn(Owner { lines, write, report, deleted, removed }.run(queue));
+        let qmp = Self { requests, reason, removals };
         qmp.execute(command).await?;
         Ok(qmp)
     }
@@ -75,8 +78,18 @@ impl Qmp {
 
     /// Sends a command that is answered with a number.
     pub(crate) async fn number(&self, command: Command) -> Result<u64, HypervisorError> {
-        let number = self.request(command.clone(), None).await?;
+        let number = self.ask(command.clone()).await?.as_u64();
         number.ok_or_else(|| refused(&command, "its answer is no number".to_owned()))
+    }
+
+    /// Sends a command for the sake of its answer.
+    pub(crate) async fn ask(&self, command: Command) -> Result<Value, HypervisorError> {
+        self.request(command, None).await
+    }
+
+    /// Changes whenever a device has gone, and is closed with the socket.
+    pub(crate) fn removals(&self) -> watch::Receiver<()> {
+        self.removals.clone()
     }
 
     /// Hands QEMU a copy of a descriptor, which it then knows by `name`.
@@ -102,7 +115,7 @@ impl Qmp {
         &self,
         command: Command,
         descriptor: Option<Arc<OwnedFd>>,
-    ) -> Result<Option<u64>, HypervisorError> {
+    ) -> Result<Value, HypervisorError> {
         let gone = |_| refused(&command, "its control socket is closed".to_owned());
         let (answer, answered) = oneshot::channel();
         let request = Request { command: command.clone(), descriptor, answer };
@@ -129,6 +142,7 @@ struct Owner {
     write: OwnedWriteHalf,
     report: watch::Sender<Option<String>>,
     deleted: Deleted,
+    removed: watch::Sender<()>,
 }
 
 impl Owner {
@@ -146,7 +160,10 @@ impl Owner {
                         }
                     }
                     Some(Incoming::End(reason)) => self.report_end(reason),
-                    Some(Incoming::Deleted(device)) => (self.deleted)(&device),
+                    Some(Incoming::Deleted(device)) => {
+                        (self.deleted)(&device);
+                        self.removed.send_replace(());
+                    }
                     Some(Incoming::Greeting | Incoming::Other) => {}
                 },
                 Some(request) = requests.recv(), if waiting.is_none() => {
@@ -224,4 +241,4 @@ impl Lines {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

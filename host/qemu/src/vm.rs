@@ -14,6 +14,7 @@ use crate::hot_plug::HotPlug;
 use crate::later_disks::LaterDisks;
 use crate::memory::Memory;
 use crate::qmp::{Command, Qmp};
+use crate::vcpus::Vcpus;
 
 /// A virtual machine of QEMU's. Dropping it kills it.
 pub(crate) struct QemuVm {
@@ -21,6 +22,7 @@ pub(crate) struct QemuVm {
     pub(crate) hot_plug: Arc<HotPlug>,
     /// `None` if it stays as it is.
     pub(crate) memory: Option<Memory>,
+    pub(crate) vcpus: Vcpus,
     /// The ids of the disks that it has had since its boot, which are their serial numbers.
     pub(crate) disks: Vec<String>,
     pub(crate) later_disks: Arc<LaterDisks>,
@@ -84,6 +86,10 @@ impl Vm for QemuVm {
 
     async fn memory_mib(&self) -> Result<u32, HypervisorError> {
         self.memory.ok_or(HypervisorError::FixedMemory)?.mib(&self.qmp).await
+    }
+
+    async fn resize_vcpus(&self, count: u32) -> Result<(), HypervisorError> {
+        self.vcpus.resize(&self.qmp, count).await
     }
 
     fn disk(&self, id: &str) -> Option<GuestDisk> {

@@ -14,6 +14,7 @@ mod features;
 mod guest_spec;
 mod plan;
 mod role;
+mod room;
 mod runtime;
 
 pub use check::check;

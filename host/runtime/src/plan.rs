@@ -7,23 +7,21 @@ use std::time::Duration;
 use kata_agent_client::{GuestSandbox, GuestStorage};
 use kata_channel::{DEBUG_CONSOLE_PORT, LOG_PORT};
 use kata_config::{
-    HostConfig, HostResources, InternetworkingModel, LogLevel, Root, SandboxSize, VerityParams,
-    WorkloadLimits,
+    HostConfig, HostResources, InternetworkingModel, LogLevel, Root, VerityParams, WorkloadLimits,
 };
 use kata_hypervisor::{
     GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
 };
 use kata_linux::identifier::{self, IdentifierError};
 use kata_sandbox::{
-    ContainerPlan, Deadlines, MemoryPlan, NetworkModel, NetworkPlan, ResolvConf, SandboxMount,
-    SandboxPlan,
+    ContainerPlan, Deadlines, NetworkModel, NetworkPlan, ResolvConf, SandboxMount, SandboxPlan,
 };
 use kata_storage::{FileServerSpec, RootfsMount, check_container_id};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::guest_spec::{self, GuestPolicy};
 use crate::role::PodLimits;
-use crate::{ContainerRole, Runtime, RuntimeError, SpecError, disks, role_of};
+use crate::{ContainerRole, Runtime, RuntimeError, SpecError, disks, role_of, room};
 
 /// Where sandboxes keep their run-time state on the host, a directory each.
 pub const RUN_DIR: &str = "/run/kata";
@@ -74,14 +72,16 @@ pub(crate) fn sandbox(
         .chain(devices.into_iter().filter_map(disks::device_at_boot))
         .collect();
     let vm = config.vm();
-    let size = kata_config::sandbox_size(config, limits(spec, &role), host(runtime)?)?;
+    let host = host(runtime)?;
+    let size = kata_config::sandbox_size(config, limits(spec, &role), host)?;
     readable(&vm.kernel, "guest kernel", "kernel")?;
-    let memory = memory(runtime, size);
+    let (memory, vcpus) = (room::memory(runtime, size), room::vcpus(runtime, size, host));
     Ok(SandboxPlan {
         id: id.to_owned(),
         vm: VmSpec {
             sandbox: id.to_owned(),
             vcpus: size.vcpus,
+            most_vcpus: vcpus.fixed.is_none().then_some(vcpus.most),
             memory_mib: size.memory_mib,
             most_memory_mib: memory.fixed.is_none().then_some(memory.most_mib),
             kernel: vm.kernel.clone(),
@@ -98,6 +98,7 @@ pub(crate) fn sandbox(
         },
         network,
         memory,
+        vcpus,
         file_server,
         guest: guest_sandbox(config, id, spec, images.is_none()),
         images,
@@ -170,27 +171,6 @@ fn network(runtime: &Runtime, spec: &Spec) -> Result<NetworkPlan, RuntimeError> 
     let vmm_inside = namespace.is_none() || guest_spec::has_host_hooks(spec);
     let (named_taps, hot_plug) = (can.named_taps, can.hot_plug);
     Ok(NetworkPlan { namespace, model, vhost, named_taps, hot_plug, vmm_inside })
-}
-
-/// How the VM's memory follows its containers' limits once it runs.
-fn memory(runtime: &Runtime, size: SandboxSize) -> MemoryPlan {
-    let config = &runtime.config;
-    let (vm, hypervisor) = (config.vm(), runtime.hypervisor());
-    let fixed = if !hypervisor.capabilities().more_memory {
-        Some(format!("{} gives a virtual machine no more once it runs", hypervisor.name()))
-    } else if !config.qemu.enable_virtio_mem {
-        Some("`enable_virtio_mem` in the section hypervisor.qemu is false".to_owned())
-    } else {
-        let full = size.memory_mib == size.most_memory_mib;
-        full.then(|| "that is all that a virtual machine may have (`default_maxmemory`)".to_owned())
-    };
-    MemoryPlan {
-        boot_mib: size.memory_mib,
-        most_mib: size.most_memory_mib,
-        overhead_mib: vm.overhead_memory,
-        unlimited_mib: vm.default_memory,
-        fixed,
-    }
 }
 
 /// The resolv.conf(5) that the engine mounts into the container.

@@ -35,6 +35,7 @@ mod resolv_conf;
 mod sandbox;
 mod stdio;
 mod timing;
+mod vcpus;
 
 pub use error::{BootError, BootStage, SandboxError};
 pub use footprint::{Footprint, FootprintError, sweep, sweep_of};
@@ -42,7 +43,7 @@ pub use ledger::{Deletion, Exit, Ledger, ProcessKey, Refusal, Status};
 pub use network::JoinError;
 pub use plan::{
     ContainerPlan, Deadlines, DiskDevice, DiskRoot, MemoryPlan, NetworkPlan, SandboxMount,
-    SandboxPlan,
+    SandboxPlan, VcpusPlan,
 };
 pub use resolv_conf::ResolvConf;
 pub use sandbox::Sandbox;

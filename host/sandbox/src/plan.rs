@@ -39,6 +39,8 @@ pub struct SandboxPlan {
     pub sandbox_mounts: Vec<SandboxMount>,
     /// How the VM's memory follows its containers' limits.
     pub memory: MemoryPlan,
+    /// How its virtual CPUs do.
+    pub vcpus: VcpusPlan,
     /// How long each stage of the boot, and each request, may take.
     pub deadlines: Deadlines,
     /// No other container is expected: unless one has joined, the VM may go as soon as its first one has ended.
@@ -75,6 +77,21 @@ pub struct MemoryPlan {
     pub overhead_mib: u32,
     /// What it has at least while a container has no limit.
     pub unlimited_mib: u32,
+    /// Why it stays as it boots, as a part of a sentence; `None` where the VM takes more while it runs.
+    pub fixed: Option<String>,
+}
+
+/// How a VM's virtual CPUs follow the limits of its containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VcpusPlan {
+    /// How many it boots with, and never has less than.
+    pub boot: u32,
+    /// How many it may have at most.
+    pub most: u32,
+    /// What is added to the containers' limits for the guest itself, in thousandths of a CPU.
+    pub overhead_millis: u32,
+    /// How many it has at least while a container has no limit.
+    pub unlimited: u32,
     /// Why it stays as it boots, as a part of a sentence; `None` where the VM takes more while it runs.
     pub fixed: Option<String>,
 }

@@ -23,10 +23,11 @@ use tokio::task::JoinSet;
 
 use crate::boot::{self, Booted};
 use crate::carry::Carrier;
-use crate::memory::{self, Memory};
+use crate::memory::Memory;
 use crate::network::SandboxNetwork;
 use crate::process::{PendingExec, Processes};
 use crate::timing::Timing;
+use crate::vcpus::Vcpus;
 use crate::{
     BootError, ContainerPlan, Deletion, EventSink, Exit, Footprint, GuestProcess, ProcessKey,
     Refusal, ResolvConf, SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
@@ -74,6 +75,8 @@ struct Shared {
     network: tokio::sync::Mutex<Option<SandboxNetwork>>,
     /// An async one, for VMM and guest are asked while it is held: one change of size at a time.
     memory: tokio::sync::Mutex<Memory>,
+    /// The same.
+    vcpus: tokio::sync::Mutex<Vcpus>,
     processes: Mutex<Processes>,
     events: Arc<dyn EventSink>,
     /// Why the sandbox is gone, once it is.
@@ -113,6 +116,7 @@ impl Sandbox {
             resolv_conf: plan.resolv_conf,
             network: tokio::sync::Mutex::new(network),
             memory: tokio::sync::Mutex::new(Memory::new(plan.memory)),
+            vcpus: tokio::sync::Mutex::new(Vcpus::new(plan.vcpus)),
             processes: Mutex::default(),
             events,
             gone: watch::Sender::new(None),
@@ -144,10 +148,10 @@ impl Sandbox {
     ) -> Result<(), SandboxError> {
         let key = ProcessKey::init(&plan.id);
         self.shared.processes().add(&key)?;
-        let limit =
-            memory::limit(plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
         if !plan.stands_for_pod {
-            room::make(&self.shared, &plan.id, limit).await;
+            let linux = plan.spec.linux().as_ref();
+            let resources = linux.and_then(|linux| linux.resources().as_ref());
+            room::make(&self.shared, &plan.id, resources).await;
         }
         let made = self.create_in_guest(plan).await;
         if let Err(error) = made {
@@ -373,21 +377,18 @@ impl Sandbox {
         }
     }
 
-    /// Sets a container's limits anew. The VM's memory follows them.
+    /// Sets a container's limits anew. The VM's memory and virtual CPUs follow them.
     pub async fn update(
         &self,
         container: &str,
         resources: &LinuxResources,
     ) -> Result<(), SandboxError> {
         self.shared.processes().ledger.status(&ProcessKey::init(container))?;
-        let before = match memory::new_limit(resources) {
-            Some(limit) => room::make(&self.shared, container, limit).await,
-            None => None,
-        };
+        let before = room::change(&self.shared, container, resources).await;
         let request = self.shared.agent.update_container(container, resources);
         let updated = self.unless_gone(request).await;
-        if let (Err(_), Some(before)) = (&updated, before) {
-            self.shared.memory.lock().await.set(container, before);
+        if updated.is_err() {
+            room::restore(&self.shared, container, before).await;
         }
         room::take_back(&self.shared).await;
         updated

@@ -55,6 +55,7 @@ impl Hypervisor for Fake {
             vhost_net: false,
             hot_plug: false,
             more_memory: false,
+            more_vcpus: false,
         }
     }
 
@@ -69,6 +70,7 @@ impl Hypervisor for Fake {
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {
         spec.refuse_hot_plug(NAME)?;
         spec.refuse_more_memory(NAME)?;
+        spec.refuse_more_vcpus(NAME)?;
         spec.refuse_disks(NAME)?;
         if let GuestRoot::Image(_) = spec.root {
             return Err(unsupported("images"));

@@ -40,6 +40,7 @@ macro_rules! contract {
             frames_pass_through_a_network_device,
             network_device_may_come_late,
             memory_may_come_and_go,
+            virtual_cpus_may_come_and_go,
         );
     };
     ($subject:path: $($promise:ident),+ $(,)?) => {

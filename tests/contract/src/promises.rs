@@ -357,6 +357,38 @@ pub async fn memory_may_come_and_go(subject: Subject) -> Result<()> {
     Ok(())
 }
 
+/// A VM that was booted with room for more virtual CPUs gets them, the guest can use them, and they go again, more than once; without, and
+/// where the capabilities deny it, that is refused.
+pub async fn virtual_cpus_may_come_and_go(subject: Subject) -> Result<()> {
+    let mut bench = Bench::new(subject, "vcpus").await?;
+    let (vm, _agent) = bench.boot_to_agent().await?;
+    let refused = vm.resize_vcpus(2).await;
+    ensure!(matches!(refused, Err(HypervisorError::FixedVcpus)), "{refused:?}");
+    vm.stop().await;
+
+    bench.spec.most_vcpus = Some(3);
+    if !bench.subject.hypervisor.capabilities().more_vcpus {
+        return bench.is_refused().await;
+    }
+    let (vm, agent) = bench.boot_to_agent().await?;
+    agent.create_sandbox(&sandbox(false)).await.with_context(|| last_words(vm.as_ref()))?;
+    let mut has = 1;
+    for count in [3, 1, 2, 3, 2] {
+        if count < has {
+            agent.use_cpus(count, 0).await?;
+        }
+        let resized = timeout(SOON, vm.resize_vcpus(count)).await;
+        resized.with_context(|| format!("not {count}; {}", last_words(vm.as_ref())))??;
+        if count > has {
+            agent.use_cpus(count, count - has).await.with_context(|| last_words(vm.as_ref()))?;
+        }
+        has = count;
+    }
+    ensure!(agent.use_cpus(4, 1).await.is_err(), "the guest has more than it may");
+    vm.stop().await;
+    Ok(())
+}
+
 async fn configure(
     agent: &AgentClient,
     interface: &kata_agent_client::GuestInterface,

@@ -22,6 +22,6 @@ mod on_q35 {
 
     contract!(
         q35: agent_is_reached, paused_guest_stands_still_until_it_is_resumed, stop_leaves_nothing, files_are_shared,
-        image_is_booted_from, frames_pass_through_a_network_device,
+        image_is_booted_from, frames_pass_through_a_network_device, virtual_cpus_may_come_and_go,
     );
 }

@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use kata_agent_api::agent::*;
+use kata_agent_api::cpu_count_request;
 use kata_channel::{DEBUG_CONSOLE_PORT, LOG_PORT};
 use kata_guest_tests::*;
 use serde_json::json;
@@ -124,6 +125,14 @@ async fn processors(guest: &Guest) -> Result<()> {
     let error = refused.err().context("a processor that is not there was switched on")?.to_string();
     ensure!(error.contains("1 new CPUs were announced"), "{error}");
     guest.agent.online_cpu_mem(context(), &OnlineCPUMemRequest::new()).await?;
+    for (count, new) in [(1, 0), (1, 0), (2, 1)] {
+        guest.agent.online_cpu_mem(context(), &cpu_count_request(count, new)).await?;
+        let online = guest.run(&format!("cpus-{count}-{new}"), process(&["nproc"])).await?.text();
+        ensure!(online == format!("{count}\n"), "{online}");
+    }
+    let refused = guest.agent.online_cpu_mem(context(), &cpu_count_request(3, 1)).await;
+    let error = refused.err().context("a processor that is not there was switched on")?.to_string();
+    ensure!(error.contains("3 CPUs are to be on, but there are 2"), "{error}");
     Ok(())
 }
 

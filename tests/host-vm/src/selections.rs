@@ -4,7 +4,7 @@
 pub(crate) type Selection = (&'static str, &'static [&'static str]);
 
 /// A nested guest boots in about ten seconds, so these are the few that show the whole path: the accelerator and channel that are
-/// used, a container's life, a pod, disks, whom the VMM runs as, memory that comes late, an end by violence.
+/// used, a container's life, a pod, disks, whom the VMM runs as, memory and virtual CPUs that come late, an end by violence.
 pub(crate) const QEMU: &[Selection] = &[
     ("qemu", &["on_q35"]),
     // Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see `Machine::choose` in host/qemu.
@@ -25,6 +25,7 @@ pub(crate) const QEMU: &[Selection] = &[
     ),
     ("users", &["every_vmm_is_a_nobody_of_its_own"]),
     ("memory", &["update_of_a_limit_makes_the_vm_larger_and_smaller"]),
+    ("vcpus", &["update_of_a_limit_brings_virtual_cpus_and_takes_them"]),
     ("kill", &["vmm_is_killed_while_busy"]),
 ];
 

@@ -6,9 +6,11 @@
 
 mod boot_stamps;
 pub mod convert;
+mod cpu_count;
 mod out_of_memory;
 
 pub use boot_stamps::BootStamps;
+pub use cpu_count::{cpu_count, cpu_count_request};
 pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
 pub use out_of_memory::{say_out_of_memory, says_out_of_memory};
 pub use protobuf::well_known_types::empty;

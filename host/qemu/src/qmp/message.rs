@@ -32,8 +32,10 @@ pub(crate) enum Command {
     NetdevAdd(Value),
     /// Add a device with these arguments.
     DeviceAdd(Value),
-    /// Have the guest let go of the device of this name.
+    /// Ask the guest to let go of the device of this name.
     DeviceDel(String),
+    /// List the places for virtual CPUs.
+    QueryHotpluggableCpus,
     /// Set a number of an object.
     QomSet { path: &'static str, property: &'static str, value: u64 },
     /// Tell a number of an object.
@@ -56,6 +58,7 @@ impl Command {
             Self::NetdevAdd(_) => "netdev_add",
             Self::DeviceAdd(_) => "device_add",
             Self::DeviceDel(_) => "device_del",
+            Self::QueryHotpluggableCpus => "query-hotpluggable-cpus",
             Self::QomSet { .. } => "qom-set",
             Self::QomGet { .. } => "qom-get",
         }
@@ -63,7 +66,7 @@ impl Command {
 
     fn arguments(&self) -> Option<Value> {
         match self {
-            Self::QmpCapabilities | Self::Stop | Self::Cont => None,
+            Self::QmpCapabilities | Self::Stop | Self::Cont | Self::QueryHotpluggableCpus => None,
             Self::GetFd(name) => Some(json!({ "fdname": name })),
             Self::AddFd(set) | Self::RemoveFd(set) => Some(json!({ "fdset-id": set })),
             Self::BlockdevAdd(arguments)
@@ -94,8 +97,8 @@ impl Command {
 pub(super) enum Incoming {
     /// Its first line.
     Greeting,
-    /// The outcome of a command: a number if it is one, an error in words.
-    Answer(Result<Option<u64>, String>),
+    /// The outcome of a command: what it tells, or an error in words.
+    Answer(Result<Value, String>),
     /// The guest is at its end, for this reason.
     End(String),
     /// The device of this name is not there any more.
@@ -133,7 +136,7 @@ pub(super) fn parse(line: &[u8]) -> Incoming {
         return Incoming::Greeting;
     }
     if let Some(returned) = message.returned {
-        return Incoming::Answer(Ok(returned.as_u64()));
+        return Incoming::Answer(Ok(returned));
     }
     if let Some(refusal) = message.error {
         return Incoming::Answer(Err(readable(&refusal.desc)));
@@ -164,8 +167,8 @@ mod tests {
     fn lines_of_qemu_are_understood() {
         let greeting = br#"{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": ["oob"]}}"#;
         assert_eq!(parse(greeting), Incoming::Greeting);
-        assert_eq!(parse(br#"{"return": {}}"#), Incoming::Answer(Ok(None)));
-        assert_eq!(parse(br#"{"return": 805306368}"#), Incoming::Answer(Ok(Some(805_306_368))));
+        assert_eq!(parse(br#"{"return": {}}"#), Incoming::Answer(Ok(json!({}))));
+        assert_eq!(parse(br#"{"return": 805306368}"#), Incoming::Answer(Ok(json!(805_306_368))));
         assert_eq!(
             parse(br#"{"error": {"class": "CommandNotFound", "desc": "no such command"}}"#),
             Incoming::Answer(Err("no such command".into()))

@@ -3,14 +3,14 @@ use tokio::io::AsyncReadExt;
 use super::*;
 
 /// QEMU's end of a connection.
-struct Peer(UnixStream);
+pub(crate) struct Peer(UnixStream);
 
 impl Peer {
-    async fn say(&mut self, line: &str) {
+    pub(crate) async fn say(&mut self, line: &str) {
         self.0.write_all(format!("{line}\r\n").as_bytes()).await.unwrap();
     }
 
-    async fn hear(&mut self) -> String {
+    pub(crate) async fn hear(&mut self) -> String {
         let mut line = Vec::new();
         loop {
             match self.0.read_u8().await.unwrap() {
@@ -21,7 +21,7 @@ impl Peer {
     }
 }
 
-async fn connected() -> (Qmp, Peer) {
+pub(crate) async fn connected() -> (Qmp, Peer) {
     connected_with(Box::new(|_| {})).await
 }
 

@@ -1,80 +1,74 @@
-//! Memory for containers that come, change and go. Limits hold in the guest's cgroups in any case; here the VM is made as large as they let
+//! Room for containers that come, change and go. Limits hold in the guest's cgroups in any case; here the VM is made as large as they let
 //! its containers be.
+
+mod memory;
+mod vcpus;
 
 use std::time::Duration;
 
-use super::Shared;
-use crate::memory::{Limit, Memory};
+use oci_spec::runtime::LinuxResources;
 
-/// How long the guest may take to find new memory, and the VMM to hear of it. Whoever waits goes on without what is late.
+use super::Shared;
+use crate::memory::{Limit, limit, new_limit};
+use crate::vcpus::Bandwidth;
+
+/// How long the guest may take to find what is new or to let go of what goes, and the VMM to hear of it. Whoever waits goes on without what
+/// is late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Gives the VM the memory that it needs for a container with this limit, if it can have it, and waits until it is there. Returns the limit
-/// that the container had before.
-pub(super) async fn make(shared: &Shared, container: &str, limit: Limit) -> Option<Limit> {
-    let mut memory = shared.memory.lock().await;
-    let before = memory.set(container, limit);
-    if memory.can_grow() && memory.wanted_mib() > memory.asked_mib() {
-        let wanted = memory.wanted_mib();
-        if resize(shared, &mut memory, wanted).await {
-            arrive(shared, wanted).await;
-        }
+/// What a container may use; `None` for what stays as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Room {
+    memory: Option<Limit>,
+    cpus: Option<Bandwidth>,
+}
+
+/// Gives the VM what it needs for a new container with these limits, if it can have it, and waits until it is there.
+pub(super) async fn make(shared: &Shared, container: &str, resources: Option<&LinuxResources>) {
+    let cpus = Bandwidth::default().updated(resources.and_then(|all| all.cpu().as_ref()));
+    let room = Room { memory: Some(limit(resources)), cpus: Some(cpus) };
+    set(shared, container, room).await;
+}
+
+/// The same for a container whose limits are to change. Returns those that it had before, where they do.
+pub(super) async fn change(shared: &Shared, container: &str, resources: &LinuxResources) -> Room {
+    let cpus = match resources.cpu() {
+        Some(cpu) => shared.vcpus.lock().await.updated(container, cpu),
+        None => None,
+    };
+    set(shared, container, Room { memory: new_limit(resources), cpus }).await
+}
+
+async fn set(shared: &Shared, container: &str, room: Room) -> Room {
+    let mut before = Room::default();
+    if let Some(limit) = room.memory {
+        before.memory = memory::make(shared, container, limit).await;
     }
-    if let Some(shortage) = memory.shortage().filter(|_| before != Some(limit)) {
-        tracing::warn!("the virtual machine of sandbox {}: {shortage}", shared.id);
+    if let Some(bandwidth) = room.cpus {
+        before.cpus = vcpus::make(shared, container, bandwidth).await;
     }
     before
+}
+
+/// Takes note that a container's limits are after all what they were before.
+pub(super) async fn restore(shared: &Shared, container: &str, before: Room) {
+    if let Some(limit) = before.memory {
+        shared.memory.lock().await.set(container, limit);
+    }
+    if let Some(bandwidth) = before.cpus {
+        shared.vcpus.lock().await.set(container, bandwidth);
+    }
 }
 
 /// Forgets a container, and takes back what only it needed.
 pub(super) async fn leave(shared: &Shared, container: &str) {
     shared.memory.lock().await.forget(container);
+    shared.vcpus.lock().await.forget(container);
     take_back(shared).await;
 }
 
-/// Takes back the memory that the VM does not need any more, as far as the guest gives it.
+/// Takes back what the VM does not need any more, as far as the guest gives it.
 pub(super) async fn take_back(shared: &Shared) {
-    let mut memory = shared.memory.lock().await;
-    let wanted = memory.wanted_mib();
-    if wanted < memory.asked_mib() {
-        resize(shared, &mut memory, wanted).await;
-    }
-}
-
-/// Whether the guest was asked.
-async fn resize(shared: &Shared, memory: &mut Memory, mib: u32) -> bool {
-    // A VMM that the guest has taken over may never answer, and nobody who creates or deletes a container shall wait for that.
-    let resized = tokio::select! {
-        biased;
-        () = shared.until_gone() => return false,
-        resized = tokio::time::timeout(PATIENCE, shared.vm.resize_memory(mib)) => resized,
-    };
-    let reason = match resized {
-        Ok(Ok(())) => {
-            tracing::info!("sandbox {}: the virtual machine is to have {mib} MiB", shared.id);
-            memory.ask(mib);
-            return true;
-        }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("the hypervisor does not answer within {} s", PATIENCE.as_secs()),
-    };
-    tracing::warn!("sandbox {}: memory stays as it is: {reason}", shared.id);
-    false
-}
-
-/// Waits until the guest has so much memory.
-async fn arrive(shared: &Shared, mib: u32) {
-    tokio::select! {
-        biased;
-        () = shared.until_gone() => {}
-        arrived = tokio::time::timeout(PATIENCE, shared.vm.until_memory(mib)) => match arrived {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("sandbox {}: its memory cannot be told: {error}", shared.id),
-            Err(_) => tracing::warn!(
-                "sandbox {}: after {} s the guest has not found all of its {mib} MiB yet; its kernel needs virtio_mem",
-                shared.id,
-                PATIENCE.as_secs()
-            ),
-        }
-    }
+    memory::take_back(shared).await;
+    vcpus::take_back(shared).await;
 }
