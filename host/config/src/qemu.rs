@@ -25,6 +25,9 @@ section! {
         /// back when they do not any more. Needs the machine q35, which is then taken where none is named. QEMU asks the guest to keep to that and
         /// cannot force it: a guest that misbehaves can take all of default_maxmemory at any time.
         enable_virtio_mem: bool = false;
+        /// Take the guest's memory from the host's huge pages of 2 MiB (/proc/sys/vm/nr_hugepages). All that the guest may ever have are set
+        /// aside when it boots: with enable_virtio_mem, default_maxmemory. A sandbox for which too few are free is refused.
+        enable_hugepages: bool = false;
         /// CPU flags for QEMU's -cpu, separated by commas.
         cpu_features: String = "pmu=off".to_owned();
         /// QEMU's own seccomp filter: the value of its -sandbox option; "" runs it without.
@@ -74,8 +77,7 @@ const OFF: &[OffKey] = &[
     number("memory_slots", &[0, 10, 128]),
     number("memory_offset", &[0]),
     off("enable_mem_prealloc"),
-    off("enable_hugepages"),
-    any_text("hugepage_type"),
+    text("hugepage_type", &["", "hugetlbfs"]),
     off("reclaim_guest_freed_memory"),
     off("enable_numa"),
     empty_list("numa_mapping"),

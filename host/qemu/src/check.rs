@@ -8,10 +8,10 @@ use kata_log::chain;
 
 use crate::accelerator::Accelerator;
 use crate::launch::{self, Wishes};
-use crate::{Host, QemuSettings, vsock};
+use crate::{Host, QemuSettings, huge_pages, vsock};
 
 pub(crate) fn check(settings: &QemuSettings, host: &Host, kernel: &Path) -> Vec<Finding> {
-    vec![
+    let mut findings = vec![
         Finding::of_program(
             "hypervisor",
             &settings.program,
@@ -21,7 +21,21 @@ pub(crate) fn check(settings: &QemuSettings, host: &Host, kernel: &Path) -> Vec<
         bootable(settings, host.accelerator, kernel),
         channel(),
         user(settings, host),
-    ]
+    ];
+    findings.extend(settings.huge_pages.then(pool));
+    findings
+}
+
+/// The huge pages that there are for guests. How many one takes is not known here.
+fn pool() -> Finding {
+    const PROBE: &str = "huge pages";
+    let mib = huge_pages::SIZE_MIB;
+    let remedy = "raise /proc/sys/vm/nr_hugepages, or set `enable_hugepages` to false";
+    match huge_pages::free() {
+        Ok(0) => Finding::failed(PROBE, format!("none of {mib} MiB is free"), remedy),
+        Ok(free) => Finding::good(PROBE, format!("{free} of {mib} MiB are free")),
+        Err(error) => Finding::failed(PROBE, format!("this host has none: {error}"), remedy),
+    }
 }
 
 /// Whether there is a machine that boots this kernel.

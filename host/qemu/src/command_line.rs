@@ -20,6 +20,8 @@ pub(crate) struct CommandLine {
     pub(crate) memory_mib: u32,
     /// The memory that it may grow to.
     pub(crate) most_memory_mib: Option<u32>,
+    /// Whether its memory is of the host's huge pages.
+    pub(crate) huge_pages: bool,
     /// The guest's kernel, as QEMU sees it.
     pub(crate) kernel: PathBuf,
     /// The initial ramdisk as QEMU sees it, if the guest has one.
@@ -45,7 +47,7 @@ impl CommandLine {
         )];
         arguments.extend(self.machine.arguments());
         arguments.extend(processor_arguments(self.accelerator, self.vcpus, &self.cpu_features));
-        arguments.extend(memory_arguments(self.memory_mib, self.most_memory_mib));
+        arguments.extend(memory_arguments(self.memory_mib, self.most_memory_mib, self.huge_pages));
         arguments.extend([
             ("-kernel", self.kernel.display().to_string()),
             ("-append", self.append.clone()),
@@ -84,6 +86,7 @@ mod tests {
             vcpus: Vcpus::fixed(1),
             memory_mib: 256,
             most_memory_mib: None,
+            huge_pages: false,
             kernel: "/share/vmlinux.container".into(),
             initrd: Some("/share/initrd.img".into()),
             append: "console=ttyS0 quiet".into(),

@@ -71,6 +71,8 @@ pub(crate) enum Device {
         id: &'static str,
         /// All of it, in MiB.
         mib: u32,
+        /// Whether it is of the host's huge pages.
+        huge_pages: bool,
     },
     /// A network device on a tap.
     Nic(Nic),
@@ -177,14 +179,14 @@ impl Device {
                 let port = OptionValue::new("pcie-root-port").with("id", id).with("chassis", slot);
                 vec![device(port.with("slot", slot))]
             }
-            Self::Memory { id, mib } => {
+            Self::Memory { id, mib, huge_pages } => {
                 let backend = format!("{id}-ram");
                 let memory = transport
                     .device("virtio-mem")
                     .with("id", id)
                     .with("memdev", &backend)
                     .with("requested-size", 0);
-                vec![memory_backend(&backend, *mib), device(memory)]
+                vec![memory_backend(&backend, *mib, *huge_pages), device(memory)]
             }
             Self::Nic(nic) => {
                 let (_, kind) = &nic.backend()[0];
@@ -328,7 +330,7 @@ mod tests {
     #[test]
     fn memory_is_there_for_later() {
         assert_eq!(
-            rendered(&Device::Memory { id: "more", mib: 768 }, Transport::Pci),
+            rendered(&Device::Memory { id: "more", mib: 768, huge_pages: false }, Transport::Pci),
             [
                 "-object memory-backend-memfd,id=more-ram,size=768M,share=on,merge=off,dump=off",
                 "-device virtio-mem-pci,id=more,memdev=more-ram,requested-size=0",

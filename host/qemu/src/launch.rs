@@ -19,6 +19,7 @@ use crate::command_line::CommandLine;
 use crate::device::{Device, Disk, Nic};
 use crate::file::{self, FdSet};
 use crate::hot_plug::HotPlug;
+use crate::huge_pages;
 use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
 use crate::later_disks::LaterDisks;
@@ -42,6 +43,9 @@ pub(crate) async fn launch(
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let (choice, accelerator) = (settings.machine, host.accelerator);
     let machine = choose_machine(choice, accelerator, &spec.kernel, Wishes::of(spec))?;
+    if settings.huge_pages {
+        huge_pages::check(spec)?;
+    }
     let mut spawn = Spawn::new(&settings.program).jail(jail(host, spec)?);
     let kernel = file::readable(&mut spawn, &spec.kernel, host.root);
     let kernel = kernel.map_err(setup("the guest kernel"))?;
@@ -67,6 +71,7 @@ pub(crate) async fn launch(
         vcpus,
         memory_mib: spec.memory_mib,
         most_memory_mib: spec.most_memory_mib,
+        huge_pages: settings.huge_pages,
         kernel,
         initrd,
         append: kernel_params::command_line(&Circumstances {
@@ -154,7 +159,7 @@ async fn devices_of(
     }
     devices.extend(disks(spawn, spec)?);
     devices.extend(hot_plug.devices());
-    devices.extend(Memory::of(spec).map(|memory| memory.device()));
+    devices.extend(Memory::of(spec).map(|memory| memory.device(settings.huge_pages)));
     for nic in &spec.nics {
         let tap = nic.tap.descriptor("qemu")?;
         let nic = pass_nic(spawn, nic, tap).map_err(setup("a network device"))?;

@@ -22,6 +22,7 @@ mod command_line;
 mod device;
 mod file;
 mod hot_plug;
+mod huge_pages;
 mod kernel_image;
 mod kernel_params;
 mod later_disks;

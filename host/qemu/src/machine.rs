@@ -2,6 +2,7 @@
 
 use crate::accelerator::Accelerator;
 use crate::device::{Argument, Transport};
+use crate::huge_pages;
 use crate::kernel_image::KernelImage;
 use crate::option::OptionValue;
 use crate::settings::MachineChoice;
@@ -147,23 +148,31 @@ pub(crate) fn processor_arguments(
 }
 
 /// The memory that the guest boots with, and how much it may have at most.
-pub(crate) fn memory_arguments(memory_mib: u32, most_mib: Option<u32>) -> Vec<Argument> {
+pub(crate) fn memory_arguments(
+    memory_mib: u32,
+    most_mib: Option<u32>,
+    huge_pages: bool,
+) -> Vec<Argument> {
     let mut size = OptionValue::new(format_args!("{memory_mib}M"));
     if let Some(most) = most_mib {
         size = size.with("maxmem", format_args!("{most}M"));
     }
-    vec![memory_backend(MEMORY, memory_mib), ("-m", size.into())]
+    vec![memory_backend(MEMORY, memory_mib, huge_pages), ("-m", size.into())]
 }
 
 /// Memory in a file that a vhost-user back end can map. Pages are taken as the guest touches them.
-pub(crate) fn memory_backend(id: &str, mib: u32) -> Argument {
-    let memory = OptionValue::new("memory-backend-memfd")
+pub(crate) fn memory_backend(id: &str, mib: u32, huge_pages: bool) -> Argument {
+    let mut memory = OptionValue::new("memory-backend-memfd")
         .with("id", id)
         .with("size", format_args!("{mib}M"))
         .with("share", "on")
         // Shared pages are never merged by KSM, and a core dump of QEMU must not hold the guest.
         .with("merge", "off")
         .with("dump", "off");
+    if huge_pages {
+        let size = format_args!("{}M", huge_pages::SIZE_MIB);
+        memory = memory.with("hugetlb", "on").with("hugetlbsize", size);
+    }
     ("-object", memory.into())
 }
 

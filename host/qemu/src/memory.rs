@@ -28,8 +28,8 @@ impl Memory {
     }
 
     /// What the machine needs for it from the start.
-    pub(crate) fn device(self) -> Device {
-        Device::Memory { id: DEVICE, mib: self.most_mib - self.boot_mib }
+    pub(crate) fn device(self, huge_pages: bool) -> Device {
+        Device::Memory { id: DEVICE, mib: self.most_mib - self.boot_mib, huge_pages }
     }
 
     /// Asks for so much altogether, within what the VM may have.
@@ -64,7 +64,8 @@ mod tests {
             ..VmSpec::bare("web", "/kernel", initrd.clone(), "/run/kata/web")
         };
         let memory = Memory::of(&spec(Some(1024))).unwrap();
-        assert_eq!(memory.device(), Device::Memory { id: "more", mib: 768 });
+        let huge_pages = false;
+        assert_eq!(memory.device(huge_pages), Device::Memory { id: "more", mib: 768, huge_pages });
         assert_eq!(Memory::of(&spec(None)), None);
         assert_eq!(Memory::of(&spec(Some(256))), None);
     }

@@ -14,6 +14,8 @@ pub struct QemuSettings {
     pub accelerator: AcceleratorChoice,
     /// Features to add to or take from the CPU model, as in `pmu=off,+avx2`. Empty for none.
     pub cpu_features: String,
+    /// Take the guest's memory from the host's huge pages.
+    pub huge_pages: bool,
     /// QEMU's own seccomp filter, as in its `-sandbox` option. Empty for none.
     pub seccomp_sandbox: String,
     /// The file that the guest's random numbers come from, like `/dev/urandom`.
@@ -31,6 +33,7 @@ impl Default for QemuSettings {
             machine: MachineChoice::Auto,
             accelerator: AcceleratorChoice::Auto,
             cpu_features: String::new(),
+            huge_pages: false,
             seccomp_sandbox:
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
             entropy_source: "/dev/urandom".into(),

@@ -92,6 +92,7 @@ fn qemu_settings(config: &HostConfig) -> QemuSettings {
             MachineType::Q35 => MachineChoice::Q35,
         },
         cpu_features: qemu.cpu_features.clone(),
+        huge_pages: qemu.enable_hugepages,
         seccomp_sandbox: qemu.seccomp_sandbox.clone(),
         entropy_source: qemu.entropy_source.clone(),
         accelerator: AcceleratorChoice::Auto,
