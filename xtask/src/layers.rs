@@ -1,5 +1,6 @@
 //! The layers: which folder holds what, and what its crates may depend on. [`LAYERS`] is the only
-//! place that says so: crates are checked against it, and the table in ARCHITECTURE.md is made of it.
+//! place that says so: crates are checked against it, and the table in ARCHITECTURE.md is made of
+//! it.
 
 use std::fmt::Write;
 

@@ -1,7 +1,9 @@
-//! Chores of this repository: what is generated from the code, and the laws that no compiler checks.
+//! Chores of this repository: what is generated from the code, and the laws that no compiler
+//! checks.
 //!
 //! Run as `cargo run -p xtask -- COMMAND`.
 
+mod comments;
 mod decisions;
 mod docs;
 mod hypervisors;
@@ -25,7 +27,7 @@ usage: xtask COMMAND
   manual DIR                      write manual pages and shell completions below DIR, which becomes PREFIX/share
   docs                            write the pages under docs/reference, and the table in ARCHITECTURE.md
   layers                          check who depends on whom
-  check                           check layers, style, where `unsafe` is, docs/adr, and that what `docs` writes is current";
+  check                           check layers, style, width of comments, where `unsafe` is, docs/adr, and that what `docs` writes is current";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -57,6 +59,7 @@ fn run(arguments: &[&str]) -> Result<()> {
             let sources = style::sources(&workspace.root)?;
             violations.extend(style::violations(&workspace, &sources)?);
             violations.extend(unsafety::violations(&sources));
+            violations.extend(comments::violations(&sources));
             violations.extend(decisions::violations(&workspace.root)?);
             violations.extend(docs::violations(&workspace.root));
             report(violations)?;

@@ -1,5 +1,5 @@
-//! Where `unsafe` may stand. The lint `unsafe_code` denies it everywhere, and a file that expects it
-//! all the same has to be listed here, so that nobody adds one in passing.
+//! Where `unsafe` may stand. The lint `unsafe_code` denies it everywhere, and a file that expects
+//! it all the same has to be listed here, so that nobody adds one in passing.
 
 use crate::style::SourceFile;
 

@@ -9,16 +9,17 @@ use anyhow::Context;
 use kata_host_runtime::{ContainerRole, role_of};
 use serde::Deserialize;
 
-/// The part of `config.json` that tells a container's place. The rest is the server's business, and is not even looked at here:
-/// `start` must be quick, and `delete` must work when it makes no sense.
+/// The part of `config.json` that tells a container's place. The rest is the server's business, and
+/// is not even looked at here: `start` must be quick, and `delete` must work when it makes no
+/// sense.
 #[derive(Debug, Default, Deserialize)]
 struct Annotations {
     #[serde(default)]
     annotations: Option<HashMap<String, String>>,
 }
 
-/// What the container in `bundle` is to its sandbox. Without a `config.json` (a sandbox that containerd makes without a container) it
-/// is one of its own.
+/// What the container in `bundle` is to its sandbox. Without a `config.json` (a sandbox that
+/// containerd makes without a container) it is one of its own.
 pub(crate) fn role(bundle: &Path) -> anyhow::Result<ContainerRole> {
     let path = bundle.join("config.json");
     let spec: Annotations = match fs::read(&path) {

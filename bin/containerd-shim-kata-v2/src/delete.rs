@@ -1,7 +1,7 @@
 //! `delete`: what is done when a container's shim is gone, whether it ended well or was killed.
 //!
-//! containerd calls it for every container whose connection closed. It must work with nothing but the id, may come again, and has
-//! five seconds.
+//! containerd calls it for every container whose connection closed. It must work with nothing but
+//! the id, may come again, and has five seconds.
 
 use std::env;
 use std::path::PathBuf;
@@ -31,7 +31,8 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<Vec<u8>> {
         bundle => PathBuf::from(bundle),
     };
     let pid = server_process::recorded_pid(&bundle);
-    // A config that cannot be read says nothing of a pod; then the pid file does, which only a sandbox's own bundle has.
+    // A config that cannot be read says nothing of a pod; then the pid file does, which only a
+    // sandbox's own bundle has.
     let is_member = matches!(bundle::role(&bundle), Ok(ContainerRole::PodMember(sandbox)) if sandbox != flags.id);
     if !is_member {
         if let Some(pid) = pid {

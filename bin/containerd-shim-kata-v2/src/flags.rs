@@ -1,7 +1,7 @@
 //! The command line, which containerd writes as Go's `flag` package reads it.
 //!
-//! One dash or two, `-x v` or `-x=v`, no value for switches; the first word that is no flag is the action, and what follows it is not
-//! looked at.
+//! One dash or two, `-x v` or `-x=v`, no value for switches; the first word that is no flag is the
+//! action, and what follows it is not looked at.
 
 /// What the shim is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +105,8 @@ struct Flag<'a> {
 }
 
 impl<'a> Flag<'a> {
-    /// `None` if `word` is none: a word without a dash, a single dash, or the double one that ends the flags.
+    /// `None` if `word` is none: a word without a dash, a single dash, or the double one that ends
+    /// the flags.
     fn read(word: &'a str) -> Result<Option<Self>, FlagError> {
         let Some(rest) = word.strip_prefix('-').filter(|rest| !rest.is_empty() && *rest != "-")
         else {

@@ -1,10 +1,11 @@
 //! The shim through which containerd and CRI-O run containers in VMs.
 //!
-//! containerd starts it in four ways: `start` brings up the server of a sandbox, or finds it, and prints its address; `delete` cleans
-//! up when the server is dead; `-info` and `-v` describe it. The server is the same program, started by `start` with `-socket`.
+//! containerd starts it in four ways: `start` brings up the server of a sandbox, or finds it, and
+//! prints its address; `delete` cleans up when the server is dead; `-info` and `-v` describe it.
+//! The server is the same program, started by `start` with `-socket`.
 //!
-//! Whatever containerd reads is all that is printed: one stray word on standard output or standard error would become part of an
-//! address.
+//! Whatever containerd reads is all that is printed: one stray word on standard output or standard
+//! error would become part of an address.
 
 mod bundle;
 mod delete;
@@ -35,7 +36,8 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {
-            // containerd shows this line to its user. If it cannot be written, nobody is there to read.
+            // containerd shows this line to its user. If it cannot be written, nobody is there to
+            // read.
             let _ = writeln!(std::io::stderr(), "{error:#}");
             ExitCode::FAILURE
         }

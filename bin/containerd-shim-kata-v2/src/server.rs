@@ -13,7 +13,8 @@ use kata_task::{Moment, ServeOptions};
 use crate::flags::Flags;
 use crate::server_process::{ASKED, TTRPC_ADDRESS};
 
-/// Runs until the sandbox has ended. What goes wrong is logged, since nobody reads what a server prints.
+/// Runs until the sandbox has ended. What goes wrong is logged, since nobody reads what a server
+/// prints.
 pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
     let listener = take_listener()?;
     // Fails only for the leader of a process group, which a server that was started by hand may be.
@@ -64,8 +65,8 @@ fn take_listener() -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Makes the kernel prefer this process, and the VM after it, to containerd when memory runs out: containerd's own score, which is
-/// inherited, and one more.
+/// Makes the kernel prefer this process, and the VM after it, to containerd when memory runs out:
+/// containerd's own score, which is inherited, and one more.
 fn be_killed_before_containerd() -> io::Result<()> {
     const FILE: &str = "/proc/self/oom_score_adj";
     let text = fs::read_to_string(FILE)?;

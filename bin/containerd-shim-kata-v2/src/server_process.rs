@@ -23,16 +23,19 @@ use crate::flags::Flags;
 /// The file in the bundle that holds the server's pid.
 const PID_FILE: &str = "shim.pid";
 
-/// The environment variable for where events go; containerd sets it for us, we set it for the server.
+/// The environment variable for where events go; containerd sets it for us, we set it for the
+/// server.
 pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 
-/// The environment variable that tells the server when `start` was executed, in nanoseconds of `CLOCK_MONOTONIC`.
+/// The environment variable that tells the server when `start` was executed, in nanoseconds of
+/// `CLOCK_MONOTONIC`.
 pub(crate) const ASKED: &str = "KATA_SHIM_ASKED";
 
 /// How long a server that was told to end may take before it is killed.
 const GRACE: Duration = Duration::from_millis(1500);
 
-/// Starts the server with the socket as its standard input, and writes its pid to the bundle. It holds nothing of ours.
+/// Starts the server with the socket as its standard input, and writes its pid to the bundle. It
+/// holds nothing of ours.
 pub(crate) fn spawn(
     flags: &Flags,
     (input, asked): (&StartInput, Moment),
@@ -66,14 +69,14 @@ pub(crate) fn spawn(
     written.with_context(|| format!("cannot write {PID_FILE} to {}", bundle.display()))
 }
 
-/// The program's own file. Its name shows in the process list, unlike that of `/proc/self/exe`, which is the way when the file has
-/// been replaced since.
+/// The program's own file. Its name shows in the process list, unlike that of `/proc/self/exe`,
+/// which is the way when the file has been replaced since.
 fn own_program() -> PathBuf {
     env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
 }
 
-/// The name that this program was started under, if it is one of a shim's: it chooses the server's configuration
-/// (`containerd-shim-kata-qemu-v2` for `io.containerd.kata-qemu.v2`).
+/// The name that this program was started under, if it is one of a shim's: it chooses the server's
+/// configuration (`containerd-shim-kata-qemu-v2` for `io.containerd.kata-qemu.v2`).
 fn own_name() -> String {
     let name = env::args_os().next().map(PathBuf::from);
     let name = name.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
@@ -90,8 +93,9 @@ pub(crate) fn recorded_pid(bundle: &Path) -> Option<Pid> {
     Pid::from_raw(pid.max(0))
 }
 
-/// Ends the server of sandbox `id` if it still runs as `pid`: politely, and if it does not listen, at once. Somebody else who has got
-/// the pid since is left alone. When it returns, the server is gone, or cannot be made to go.
+/// Ends the server of sandbox `id` if it still runs as `pid`: politely, and if it does not listen,
+/// at once. Somebody else who has got the pid since is left alone. When it returns, the server is
+/// gone, or cannot be made to go.
 pub(crate) fn end(pid: Pid, namespace: &str, id: &str) -> anyhow::Result<()> {
     // Only what the descriptor pins can be compared and signalled without a race.
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };

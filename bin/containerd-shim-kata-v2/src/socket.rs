@@ -23,7 +23,8 @@ pub(crate) fn is_served(address: &SocketAddress) -> bool {
     UnixStream::connect(address.path()).is_ok()
 }
 
-/// Makes the socket, for its owner's eyes only, and the directory that it is in. One that a dead server left is replaced.
+/// Makes the socket, for its owner's eyes only, and the directory that it is in. One that a dead
+/// server left is replaced.
 pub(crate) fn bind(address: &SocketAddress) -> anyhow::Result<Bound> {
     let path = address.path();
     if let Some(dir) = path.parent() {
@@ -43,7 +44,8 @@ pub(crate) fn bind(address: &SocketAddress) -> anyhow::Result<Bound> {
     .with_context(|| format!("cannot listen on {}", path.display()))
 }
 
-/// Removes the socket of a server that is dead. That of a living one stays: the bundle of a pod's member names it too.
+/// Removes the socket of a server that is dead. That of a living one stays: the bundle of a pod's
+/// member names it too.
 pub(crate) fn remove_stale(address: &SocketAddress) -> anyhow::Result<()> {
     if is_served(address) {
         return Ok(());
@@ -57,8 +59,8 @@ pub(crate) fn remove_stale(address: &SocketAddress) -> anyhow::Result<()> {
     }
 }
 
-/// Listens, for connections of this user only. Before the mode is set nobody else could do harm either: the server looks at who
-/// connects.
+/// Listens, for connections of this user only. Before the mode is set nobody else could do harm
+/// either: the server looks at who connects.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;

@@ -1,8 +1,9 @@
 //! `start`: brings up the server of a sandbox, or finds it, and answers with its address.
 //!
-//! Nothing here may print: containerd takes all of standard output and standard error for the answer, and waits until nobody has
-//! them open any more. As little as possible is done before the answer; the server gets ready meanwhile, and the kernel holds
-//! containerd's connection until it is.
+//! Nothing here may print: containerd takes all of standard output and standard error for the
+//! answer, and waits until nobody has them open any more. As little as possible is done before the
+//! answer; the server gets ready meanwhile, and the kernel holds containerd's connection until it
+//! is.
 
 use std::env;
 use std::io::{self, IsTerminal, Read};
@@ -75,8 +76,8 @@ fn record(address: &SocketAddress, bundle: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write the shim's address to {}", bundle.display()))
 }
 
-/// With `SCHED_CORE` set, the sandbox shares no processor core with anybody else at the same time. What is asked for here goes to the
-/// server, and from it to the VM.
+/// With `SCHED_CORE` set, the sandbox shares no processor core with anybody else at the same time.
+/// What is asked for here goes to the server, and from it to the VM.
 fn share_no_core() -> anyhow::Result<()> {
     if env::var_os("SCHED_CORE").is_none_or(|value| value.is_empty()) {
         return Ok(());

@@ -14,7 +14,8 @@ use kata_shim_api::bootstrap::{BootstrapParams, BootstrapResult};
 use kata_shim_api::protobuf::Message;
 use kata_shim_api::{DeleteResponse, RuntimeInfo};
 
-/// Runs the program in `bundle` with nothing in its environment. Returns only when everybody who had its output has closed it.
+/// Runs the program in `bundle` with nothing in its environment. Returns only when everybody who
+/// had its output has closed it.
 fn shim(bundle: &Path, args: &[&str], stdin: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-v2"))
         .args(args)

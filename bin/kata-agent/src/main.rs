@@ -45,7 +45,8 @@ fn main() -> ExitCode {
     code
 }
 
-/// What the first process does before anything else. In an initrd that only brings drivers for a disk, the disk's own agent goes on.
+/// What the first process does before anything else. In an initrd that only brings drivers for a
+/// disk, the disk's own agent goes on.
 fn become_init() -> anyhow::Result<()> {
     if mounts::root_is_initramfs() {
         root::switch_to_disk()?;

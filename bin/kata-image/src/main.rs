@@ -1,5 +1,5 @@
-//! `kata-image` builds what a guest boots: the small kernel, the initrd, the rootfs image; the first two also from a distribution's
-//! packages.
+//! `kata-image` builds what a guest boots: the small kernel, the initrd, the rootfs image; the
+//! first two also from a distribution's packages.
 
 mod progress;
 
@@ -38,7 +38,8 @@ enum Command {
         #[arg(short, long, value_name = "DIR")]
         output: PathBuf,
     },
-    /// Build the small kernel from Debian's source, or take it out of the cache; or take a distribution's out of its package
+    /// Build the small kernel from Debian's source, or take it out of the cache; or take a
+    /// distribution's out of its package
     Kernel(KernelCommand),
     /// Build an initrd from the agent, and the modules of a kernel's package if one is given
     Initrd {
@@ -75,8 +76,8 @@ struct KernelCommand {
     /// How many processes compile at once [default: as many as there are processors]
     #[arg(short, long, conflicts_with = "packages")]
     jobs: Option<usize>,
-    /// Where built kernels are kept [default: $KATA_CACHE_DIR, else /var/cache/kata-containers for root,
-    /// else $XDG_CACHE_HOME/kata-containers]
+    /// Where built kernels are kept [default: $KATA_CACHE_DIR, else /var/cache/kata-containers for
+    /// root, else $XDG_CACHE_HOME/kata-containers]
     #[arg(long, value_name = "DIR", conflicts_with = "packages")]
     cache: Option<PathBuf>,
     /// Fail instead of building when the cache does not have it
@@ -98,10 +99,12 @@ struct RootfsCommand {
     /// The image's file system
     #[arg(long, value_enum, default_value_t = Kind::Erofs)]
     file_system: Kind,
-    /// What the kernel starts: the agent, or systemd of Debian's package, of which the agent is a service
+    /// What the kernel starts: the agent, or systemd of Debian's package, of which the agent is a
+    /// service
     #[arg(long, value_enum, default_value_t = FirstProcess::Agent)]
     init: FirstProcess,
-    /// A Debian package to add with all that it depends on, unpacked, not configured (can be repeated)
+    /// A Debian package to add with all that it depends on, unpacked, not configured (can be
+    /// repeated)
     #[arg(long = "package", value_name = "NAME")]
     packages: Vec<String>,
     /// The release of Debian that packages are taken from

@@ -1,5 +1,5 @@
-//! The walls around the VMM. A guest that has taken it over finds a process without network, in a file system of its own that
-//! holds what the machine is made of and nothing else:
+//! The walls around the VMM. A guest that has taken it over finds a process without network, in a
+//! file system of its own that holds what the machine is made of and nothing else:
 //!
 //! ```text
 //!   /                   tmpfs, read-only
@@ -89,7 +89,8 @@ pub(crate) fn enter(options: &Options) -> anyhow::Result<Inside> {
     Ok(Inside { kernel, initrd, image, disks, vsock_dir, shares })
 }
 
-/// Leaves the process, and whatever it may become, with nothing but the capabilities of a file server and without supplementary groups.
+/// Leaves the process, and whatever it may become, with nothing but the capabilities of a file
+/// server and without supplementary groups.
 pub(crate) fn drop_capabilities() -> anyhow::Result<()> {
     nix::unistd::setgroups(&[])
         .context("cannot leave its supplementary groups; it must be started as root")?;

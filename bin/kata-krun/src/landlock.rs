@@ -1,4 +1,5 @@
-//! What may be done with the files that are left, also by who finds a way past the root directory (landlock(7)).
+//! What may be done with the files that are left, also by who finds a way past the root directory
+//! (landlock(7)).
 
 use ::landlock::{
     ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
@@ -15,7 +16,8 @@ const VERSION: ABI = ABI::V6;
 /// The first version that lets files be renamed and linked across directories (Linux 5.19).
 const LEAST: u32 = 2;
 
-/// Shuts the calling thread, and all that it will start, in; does nothing where the kernel has no landlock that would do.
+/// Shuts the calling thread, and all that it will start, in; does nothing where the kernel has no
+/// landlock that would do.
 pub(crate) fn restrict(options: &Options, inside: &Inside) -> Result<()> {
     if kata_linux::landlock::version().is_none_or(|version| version < LEAST) {
         return Ok(());

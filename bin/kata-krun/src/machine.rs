@@ -53,8 +53,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Describes the machine to libkrun. Nothing of the guest runs yet. `nics` are libkrun's ends of the network devices, in the order of
-    /// the options.
+    /// Describes the machine to libkrun. Nothing of the guest runs yet. `nics` are libkrun's ends
+    /// of the network devices, in the order of the options.
     pub(crate) fn configure(
         options: &Options,
         inside: &Inside,
@@ -102,7 +102,8 @@ impl Machine {
         let kernel = c_path(&inside.kernel)?;
         let initrd = inside.initrd.as_deref().map(c_path).transpose()?;
         let append = CString::new(append).context("the kernel's command line has a NUL in it")?;
-        // SAFETY: all are C strings that live until the call returns, which copies them; without an initial ramdisk it takes a null pointer.
+        // SAFETY: all are C strings that live until the call returns, which copies them; without an
+        // initial ramdisk it takes a null pointer.
         check("boot this kernel", unsafe {
             krun::krun_set_kernel(
                 self.context,
@@ -134,7 +135,8 @@ impl Machine {
 
     fn add_nic(&self, nic: &Nic, socket: OwnedFd) -> anyhow::Result<()> {
         let no_flags = 0;
-        // SAFETY: there is no path, the address is that of six bytes, and the descriptor is libkrun's from here on.
+        // SAFETY: there is no path, the address is that of six bytes, and the descriptor is
+        // libkrun's from here on.
         check("add a network device", unsafe {
             krun::krun_add_net_unixgram(
                 self.context,
@@ -170,13 +172,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Tells that the guest is about to run, and runs it. The guest's end is the process's; only a failure to start returns.
+    /// Tells that the guest is about to run, and runs it. The guest's end is the process's; only a
+    /// failure to start returns.
     pub(crate) fn run(self, options: &Options) -> anyhow::Result<Infallible> {
         if options.ready_fd <= libc::STDERR_FILENO {
             bail!("--ready-fd={} is one of the standard three", options.ready_fd);
         }
-        // SAFETY: the number was inherited for this, and nothing else in this process has claimed it. A number that is not open makes the
-        // write fail.
+        // SAFETY: the number was inherited for this, and nothing else in this process has claimed
+        // it. A number that is not open makes the write fail.
         let mut ready = unsafe { File::from_raw_fd(options.ready_fd) };
         ready.write_all(&[1]).context("cannot tell that it is ready")?;
         drop(ready);

@@ -1,6 +1,7 @@
 //! One virtual machine: the `libkrun` crate in a jail of our own.
 //!
-//! Started by the krun driver (`host/krun`), which has decided everything. Ends with its guest, and with its parent.
+//! Started by the krun driver (`host/krun`), which has decided everything. Ends with its guest, and
+//! with its parent.
 //!
 //! ```text
 //!   options ──▶ jail (namespaces, a root of its own, capabilities) ──▶ machine (libkrun) ──▶ landlock, seccomp ──▶ ready ──▶ the guest runs

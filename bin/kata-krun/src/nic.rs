@@ -1,11 +1,13 @@
-//! Network devices: frames are carried between an open tap, which may be in any network namespace, and libkrun, which would open taps
-//! by name, and has neither the right nor the namespace for that here.
+//! Network devices: frames are carried between an open tap, which may be in any network namespace,
+//! and libkrun, which would open taps by name, and has neither the right nor the namespace for that
+//! here.
 //!
 //! ```text
 //!   tap ◀═══ a header of its own, frame ═══▶ two threads ◀═══ frame ═══▶ socket pair ◀─▶ libkrun ◀─▶ virtio-net
 //! ```
 //!
-//! Nothing in a header is used: the host's kernel and the guest each make whole frames with whole checksums for the other.
+//! Nothing in a header is used: the host's kernel and the guest each make whole frames with whole
+//! checksums for the other.
 
 #![expect(unsafe_code, reason = "a tap's settings are made by ioctl(2)")]
 
@@ -24,7 +26,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::options;
 
-/// Bytes of a tap's header without the number of buffers (struct virtio_net_hdr of linux/virtio_net.h).
+/// Bytes of a tap's header without the number of buffers (struct virtio_net_hdr of
+/// linux/virtio_net.h).
 const HEADER: usize = 10;
 
 /// The longest frame: of the largest MTU, with an Ethernet header and a VLAN's tag.
@@ -33,7 +36,8 @@ const FRAME: usize = 65535 + 14 + 4;
 /// The longest packet that fits into the buffers of a guest that was promised no longer ones.
 const ORDINARY_MTU: u32 = 1500;
 
-/// Whoever negotiates these makes buffers for the longest packets (linux/virtio_net.h: GUEST_CSUM, GUEST_TSO4, GUEST_TSO6).
+/// Whoever negotiates these makes buffers for the longest packets (linux/virtio_net.h: GUEST_CSUM,
+/// GUEST_TSO4, GUEST_TSO6).
 const LONG_PACKETS: u32 = 1 << 1 | 1 << 7 | 1 << 8;
 
 mod ioctl {
@@ -78,7 +82,8 @@ impl Nic {
         let flags = rustix::fs::fcntl_getfl(&tap).context("cannot look at a tap")?;
         rustix::fs::fcntl_setfl(&tap, flags - OFlags::NONBLOCK).context("cannot wait for a tap")?;
         let header = libc::c_int::try_from(HEADER).expect("it is small");
-        // SAFETY: the descriptor is open, and the pointer is to an int, which is what the request reads.
+        // SAFETY: the descriptor is open, and the pointer is to an int, which is what the request
+        // reads.
         unsafe { ioctl::tun_set_vnet_hdr_size(tap.as_raw_fd(), &raw const header) }
             .context("cannot choose a tap's header; it is no tap with IFF_VNET_HDR")?;
         // SAFETY: the descriptor is open, and the argument is a number.
@@ -129,7 +134,8 @@ fn to_guest(mut tap: &File, socket: &OwnedFd) -> io::Result<Infallible> {
         };
         let frame = buffer.get(HEADER..length).unwrap_or_default();
         match rustix::net::send(socket, frame, SendFlags::NOSIGNAL) {
-            // Waits while the guest has no room. What memory is missing for is lost, as on any wire.
+            // Waits while the guest has no room. What memory is missing for is lost, as on any
+            // wire.
             Ok(_) | Err(Errno::INTR | Errno::NOBUFS | Errno::NOMEM | Errno::MSGSIZE) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -146,7 +152,8 @@ fn from_guest(socket: &OwnedFd, mut tap: &File) -> io::Result<Infallible> {
         match tap.write(&buffer[..HEADER + length]) {
             // The tap is gone.
             Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return Err(error),
-            // A frame that the host does not take is lost, as on any wire; the guest may send whatever it likes.
+            // A frame that the host does not take is lost, as on any wire; the guest may send
+            // whatever it likes.
             _ => {}
         }
     }

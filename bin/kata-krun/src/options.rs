@@ -54,7 +54,8 @@ pub(crate) struct Nic {
     pub(crate) mtu: u32,
 }
 
-/// Runs one virtual machine under KVM, in a jail; started by the runtime as process 1 of a PID namespace
+/// Runs one virtual machine under KVM, in a jail; started by the runtime as process 1 of a PID
+/// namespace
 #[derive(Debug, Parser)]
 #[command(name = "kata-krun", version)]
 pub(crate) struct Options {
@@ -82,7 +83,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(crate) image: Option<PathBuf>,
 
-    /// A raw disk or block device with a serial number for the guest, which may read it (ro) or write it, too (rw); may be repeated
+    /// A raw disk or block device with a serial number for the guest, which may read it (ro) or
+    /// write it, too (rw); may be repeated
     #[arg(long = "disk", value_name = "SERIAL,ro|rw,FILE", value_parser = parse_disk)]
     pub(crate) disks: Vec<Disk>,
 
@@ -128,7 +130,8 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Reads the program's command line; prints what is wrong with it and ends the program when it cannot.
+    /// Reads the program's command line; prints what is wrong with it and ends the program when it
+    /// cannot.
     pub(crate) fn from_command_line() -> Self {
         Self::parse()
     }

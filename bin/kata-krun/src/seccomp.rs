@@ -1,6 +1,7 @@
 //! The system calls that a VMM makes, and no others (seccomp(2)).
 //!
-//! Threads inherit it, and nothing takes it off. What is not listed ends the process: libkrun and the C library never ask for it.
+//! Threads inherit it, and nothing takes it off. What is not listed ends the process: libkrun and
+//! the C library never ask for it.
 
 use anyhow::{Context, Result};
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
@@ -89,7 +90,8 @@ fn rules(otherwise: ScmpAction) -> Result<ScmpFilterContext> {
         allow(call, &[equal(0, libc::AF_UNIX as u64)])?;
     }
     allow(libc::SYS_ioctl, &[masked(1, 0xff00, KVM_TYPE)])?;
-    // Whether something is a terminal; how a descriptor waits; how large a disk and its sectors are.
+    // Whether something is a terminal; how a descriptor waits; how large a disk and its sectors
+    // are.
     let asked = [libc::TCGETS, libc::TIOCGWINSZ, libc::FIONBIO, libc::FIOCLEX, libc::BLKSSZGET];
     for request in asked.into_iter().chain([DEVICE_SIZE]) {
         allow(libc::SYS_ioctl, &[masked(1, u64::from(u32::MAX), request)])?;

@@ -1,4 +1,5 @@
-//! Flags as Go's flag package reads them: one dash is as good as two, and a value comes after `=` or in the next word.
+//! Flags as Go's flag package reads them: one dash is as good as two, and a value comes after `=`
+//! or in the next word.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -33,8 +34,8 @@ impl CommandLine {
     }
 }
 
-/// What both programs begin and end with: does what the command line asks for, which is `run` with all of `paths` (see [`parse`]) unless it
-/// is a question.
+/// What both programs begin and end with: does what the command line asks for, which is `run` with
+/// all of `paths` (see [`parse`]) unless it is a question.
 pub(crate) fn main(
     program: &str,
     usage: &str,
@@ -65,7 +66,8 @@ pub(crate) fn main(
     }
 }
 
-/// Reads the words after the program's name. `paths` are the flags that take a path, each with its default.
+/// Reads the words after the program's name. `paths` are the flags that take a path, each with its
+/// default.
 fn parse(
     words: impl IntoIterator<Item = OsString>,
     paths: &[(&'static str, &str)],
@@ -112,7 +114,8 @@ fn level(name: &str) -> Result<LevelFilter> {
     })
 }
 
-/// From now on, whatever is traced goes to standard error, which systemd keeps. Not so every frame of HTTP/2, which is nobody's business.
+/// From now on, whatever is traced goes to standard error, which systemd keeps. Not so every frame
+/// of HTTP/2, which is nobody's business.
 fn log_to_stderr(level: LevelFilter) {
     let ours = Targets::new().with_default(level).with_target("h2", LevelFilter::WARN.min(level));
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);

@@ -1,4 +1,5 @@
-//! The kernel's settings: three files in sysfs (the kernel's documentation, admin-guide/mm/ksm.rst), and what was in them before.
+//! The kernel's settings: three files in sysfs (the kernel's documentation,
+//! admin-guide/mm/ksm.rst), and what was in them before.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -23,12 +24,14 @@ pub(crate) struct Ksm {
     run: Knob,
     pages_to_scan: Knob,
     sleep_millisecs: Knob,
-    /// What was set before is written down here while it is not set. It outlives this process when that is killed.
+    /// What was set before is written down here while it is not set. It outlives this process when
+    /// that is killed.
     record: PathBuf,
 }
 
 impl Ksm {
-    /// Opens the files in `dir`. What a killed predecessor has written down at `record` is set again.
+    /// Opens the files in `dir`. What a killed predecessor has written down at `record` is set
+    /// again.
     pub(crate) fn open(dir: &Path, record: PathBuf) -> Result<Self> {
         let knob = |name| Knob::open(&dir.join(name));
         let mut ksm = Self {

@@ -1,12 +1,13 @@
-//! kata-ksm-throttler: lets the kernel merge equal pages (KSM) eagerly while virtual machines start, and less and less so afterwards.
+//! kata-ksm-throttler: lets the kernel merge equal pages (KSM) eagerly while virtual machines
+//! start, and less and less so afterwards.
 //!
 //! ```text
 //!   runtimes, vc ── Kick ──▶ socket ──▶ throttle (pure) ──▶ kernel: /sys/kernel/mm/ksm
 //!                                          ▲ timer
 //! ```
 //!
-//! What the kernel was set to before is set again when nothing has started for a while, at SIGTERM and SIGINT, and, when this program was
-//! killed, by the next one.
+//! What the kernel was set to before is set again when nothing has started for a while, at SIGTERM
+//! and SIGINT, and, when this program was killed, by the next one.
 
 mod command_line;
 mod kernel;

@@ -81,7 +81,8 @@ impl Throttle {
         Self { next: Setting::Standard, wait: Some(Duration::from_secs(120)) }
     }
 
-    /// The time until [`Throttle::expired`] is to be called, counted from the last change; `None` when only a kick changes anything.
+    /// The time until [`Throttle::expired`] is to be called, counted from the last change; `None`
+    /// when only a kick changes anything.
     pub(crate) fn wait(&self) -> Option<Duration> {
         self.wait
     }

@@ -1,5 +1,6 @@
-//! vc: kicks kata-ksm-throttler for runtimes that don't do so themselves. Kata 1.x and the Go runtime of later ones (virtcontainers) make a
-//! directory `<root>/sbs/<id>` for each sandbox, which the kernel tells of (inotify(7)).
+//! vc: kicks kata-ksm-throttler for runtimes that don't do so themselves. Kata 1.x and the Go
+//! runtime of later ones (virtcontainers) make a directory `<root>/sbs/<id>` for each sandbox,
+//! which the kernel tells of (inotify(7)).
 //!
 //! ```text
 //!   watch the deepest directory that exists of <root>/sbs ──▶ it is there: kick ──▶ kick for each that is made in it
@@ -101,7 +102,8 @@ impl Watch {
             let directory = directory
                 .with_context(|| format!("no directory of {} can be watched", path.display()))?
                 .to_owned();
-            // What was made between the failure to watch it and the watch above it has caused no event.
+            // What was made between the failure to watch it and the watch above it has caused no
+            // event.
             let missed = path
                 .ancestors()
                 .take_while(|ancestor| *ancestor != directory)
@@ -112,7 +114,8 @@ impl Watch {
         }
     }
 
-    /// Calls `made` for each entry that is made in the directory, until it says false or the directory goes away.
+    /// Calls `made` for each entry that is made in the directory, until it says false or the
+    /// directory goes away.
     fn follow(&self, mut made: impl FnMut() -> bool) -> Result<()> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = Reader::new(&self.inotify, &mut buffer);

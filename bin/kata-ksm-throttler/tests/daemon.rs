@@ -1,5 +1,6 @@
-//! The daemon and its trigger as systemd runs them, kicked over the socket. The kernel's own settings are used where there are any that may be
-//! written, and a directory of plain files, given with `-sysfs`, where there are none and where two daemons run at a time.
+//! The daemon and its trigger as systemd runs them, kicked over the socket. The kernel's own
+//! settings are used where there are any that may be written, and a directory of plain files, given
+//! with `-sysfs`, where there are none and where two daemons run at a time.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

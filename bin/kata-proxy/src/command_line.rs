@@ -1,4 +1,5 @@
-//! kata-proxy's flags. Its only callers are our own programs, so each flag is a word and its value another.
+//! kata-proxy's flags. Its only callers are our own programs, so each flag is a word and its value
+//! another.
 
 use std::path::PathBuf;
 

@@ -1,8 +1,9 @@
-//! The owner of a sandbox that no containerd shim owns: it holds the VM, the one channel to the agent, and the state, and serves the same
-//! task service on a unix socket. It ends when its last container is deleted.
+//! The owner of a sandbox that no containerd shim owns: it holds the VM, the one channel to the
+//! agent, and the state, and serves the same task service on a unix socket. It ends when its last
+//! container is deleted.
 //!
-//! kata-shim starts it for the first container of a sandbox, with the listening socket as standard input. It holds nothing else of its
-//! caller's.
+//! kata-shim starts it for the first container of a sandbox, with the listening socket as standard
+//! input. It holds nothing else of its caller's.
 
 mod command_line;
 

@@ -41,7 +41,8 @@ impl Bundle {
         path.map(|path| path.display().to_string()).unwrap_or_default()
     }
 
-    /// Where the container is on the network. That the host's own cannot be is said by whoever plans the VM.
+    /// Where the container is on the network. That the host's own cannot be is said by whoever
+    /// plans the VM.
     pub(crate) fn network(&self) -> NetworkNamespace {
         let linux = self.spec.linux().as_ref();
         let all = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
@@ -55,7 +56,8 @@ impl Bundle {
         }
     }
 
-    /// The sandbox that container `id` belongs to, by the id of its first container: its own, unless annotations name another.
+    /// The sandbox that container `id` belongs to, by the id of its first container: its own,
+    /// unless annotations name another.
     pub(crate) fn sandbox(&self, id: &str) -> Result<String> {
         Ok(role_of(self.spec.annotations().as_ref())?.sandbox_of(id).to_owned())
     }
@@ -70,7 +72,8 @@ impl Bundle {
         self.path.join(path.unwrap_or_else(|| "rootfs".into()))
     }
 
-    /// What whoever enters the stand-in's mount namespace sees: the root file system, and the directories and files of the host in it.
+    /// What whoever enters the stand-in's mount namespace sees: the root file system, and the
+    /// directories and files of the host in it.
     pub(crate) fn shown(&self) -> Vec<Shown> {
         let root = self.spec.root().as_ref();
         let root = Shown {

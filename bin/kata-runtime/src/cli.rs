@@ -74,9 +74,11 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Run one more process in a container; without a command, a shell in the guest of a sandbox.
     ///
-    /// With a command, or with --process, the process is added to a container of this program's. Without either, CONTAINER is any sandbox on
-    /// this host, also one of containerd's, and its debug console is opened: a shell of the guest itself, outside of all containers. That
-    /// takes `debug_console_enabled = true` in the section agent.kata of the configuration and a guest image with a shell.
+    /// With a command, or with --process, the process is added to a container of this program's.
+    /// Without either, CONTAINER is any sandbox on this host, also one of containerd's, and its
+    /// debug console is opened: a shell of the guest itself, outside of all containers. That takes
+    /// `debug_console_enabled = true` in the section agent.kata of the configuration and a guest
+    /// image with a shell.
     Exec(Box<ExecArgs>),
     /// List containers.
     List(ListArgs),
@@ -405,7 +407,8 @@ pub(crate) struct UpdateArgs {
     /// The container's id.
     #[arg(value_name = "CONTAINER")]
     pub(crate) id: String,
-    /// A file with the spec's resources as JSON, `-` for standard input; the other flags do not count then.
+    /// A file with the spec's resources as JSON, `-` for standard input; the other flags do not
+    /// count then.
     #[arg(long, short, value_name = "FILE")]
     pub(crate) resources: Option<PathBuf>,
     /// Microseconds of a period in which the quota counts.

@@ -1,5 +1,5 @@
-//! The guest of a sandbox, reached through the socket in the sandbox's directory ([`kata_channel::guest_socket`]), whoever owns it: a shim
-//! of containerd's or a proxy.
+//! The guest of a sandbox, reached through the socket in the sandbox's directory
+//! ([`kata_channel::guest_socket`]), whoever owns it: a shim of containerd's or a proxy.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -22,7 +22,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// The guest of a sandbox on this host. `id` is the sandbox's, or that of a container which the command line knows to be in it.
+    /// The guest of a sandbox on this host. `id` is the sandbox's, or that of a container which the
+    /// command line knows to be in it.
     pub(crate) fn of(host: &Host, id: &str) -> Result<Self> {
         let sandbox = if let Ok(container) = host.registry.load(id) {
             container.sandbox

@@ -1,7 +1,8 @@
 //! A mount that was made after a sandbox's proxy took its mount namespace, for that namespace.
 //!
-//! The namespace takes mounts of the host as they come, unless they are made below a private mount, like the one that Podman makes of its
-//! storage. Then the proxy would find an empty directory where a container's root file system is.
+//! The namespace takes mounts of the host as they come, unless they are made below a private mount,
+//! like the one that Podman makes of its storage. Then the proxy would find an empty directory
+//! where a container's root file system is.
 //!
 //! ```text
 //!   host:   storage/overlay (private) ── ID/merged (overlay) ──copy──┐
@@ -17,7 +18,8 @@ use anyhow::{Context, Result, anyhow};
 use kata_linux::mount::{DetachedMount, enter_mount_namespace};
 use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
 
-/// Mounts the directory at `path` at the same path of another mount namespace, an open file of `/proc`, unless it is there already.
+/// Mounts the directory at `path` at the same path of another mount namespace, an open file of
+/// `/proc`, unless it is there already.
 pub(crate) fn mount(path: &Path, namespace: BorrowedFd<'_>) -> Result<()> {
     let failed = || format!("cannot hand {} over to the sandbox", path.display());
     let path = fs::canonicalize(path).with_context(failed)?;
@@ -55,7 +57,8 @@ mod tests {
 
     use super::*;
 
-    /// Needs root. The test's thread is the host, with a namespace of its own; another thread is the proxy.
+    /// Needs root. The test's thread is the host, with a namespace of its own; another thread is
+    /// the proxy.
     #[test]
     fn what_is_mounted_below_a_private_mount_is_handed_over_once() {
         let outside = tempfile::tempdir().unwrap();

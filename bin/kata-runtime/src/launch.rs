@@ -78,7 +78,8 @@ impl Drop for Fifos {
     }
 }
 
-/// A stand-in that is ready, and waits to be told that its process exists. Dropped, it gives up, and is waited for.
+/// A stand-in that is ready, and waits to be told that its process exists. Dropped, it gives up,
+/// and is waited for.
 #[derive(Debug)]
 pub(crate) struct StandIn {
     /// `None` once it was told.
@@ -138,8 +139,8 @@ impl StandIn {
         Ok(Self { control: Some(ours), child: Some(child), identity, proxy })
     }
 
-    /// Tells it that its process exists, and waits until it shows the container's file system. It lives on by itself from now on, and is
-    /// to be waited for by whoever wants its status.
+    /// Tells it that its process exists, and waits until it shows the container's file system. It
+    /// lives on by itself from now on, and is to be waited for by whoever wants its status.
     pub(crate) fn go(mut self) -> Result<Child> {
         if let Some(mut control) = self.control.take() {
             control.write_all(b"go\n").context("kata-shim has gone away")?;

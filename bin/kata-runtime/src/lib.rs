@@ -1,11 +1,13 @@
-//! The OCI command line: `kata-runtime create`, `start`, `kill`, `delete` and the rest, for Podman, Docker, CRI-O and people.
+//! The OCI command line: `kata-runtime create`, `start`, `kill`, `delete` and the rest, for Podman,
+//! Docker, CRI-O and people.
 //!
 //! ```text
 //!   kata-runtime ── makes fifos, starts ──▶ kata-shim ── starts, for a sandbox's first container ──▶ kata-proxy ──▶ VM
 //!        └───────────────────── task service on the sandbox's socket ──────────────────────────────────▲
 //! ```
 //!
-//! It is a thin client: what a container is and does, the task service knows. On disk is only what must be known without it.
+//! It is a thin client: what a container is and does, the task service knows. On disk is only what
+//! must be known without it.
 
 mod bundle;
 mod cli;

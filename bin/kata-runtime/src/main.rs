@@ -1,4 +1,5 @@
-//! The OCI command line; all of it is in the library, from whose definitions the manual pages are made.
+//! The OCI command line; all of it is in the library, from whose definitions the manual pages are
+//! made.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
-//! What is known of containers without asking anybody: a directory each below the root, with a small file of JSON.
+//! What is known of containers without asking anybody: a directory each below the root, with a
+//! small file of JSON.
 //!
 //! ```text
 //!   <root>/<id>/state.json        the container; written whole or not at all
@@ -6,7 +7,8 @@
 //!   <root>/.sandboxes/<id>/       the sandbox whose first container has this id: socket and log of its proxy
 //! ```
 //!
-//! Whoever changes a container holds a lock on its directory. Whoever only looks does not, and is quick.
+//! Whoever changes a container holds a lock on its directory. Whoever only looks does not, and is
+//! quick.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -209,7 +211,8 @@ pub(crate) fn exec_record_path(dir: &Path, exec: &str) -> PathBuf {
     dir.join(format!("exec-{exec}.json"))
 }
 
-/// Those who stand for the processes that were added to the container in `dir`, as far as they live.
+/// Those who stand for the processes that were added to the container in `dir`, as far as they
+/// live.
 pub(crate) fn execs(dir: &Path) -> Vec<ProcessIdentity> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let records = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("exec-"));

@@ -1,4 +1,5 @@
-//! How errors are told: one line on standard error, one record in the log, as runc does it, since engines read both.
+//! How errors are told: one line on standard error, one record in the log, as runc does it, since
+//! engines read both.
 
 use std::fs::File;
 use std::io::Write;

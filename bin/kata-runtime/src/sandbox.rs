@@ -1,4 +1,5 @@
-//! A sandbox as the command line sees it: a socket to ask, and a proxy that is to be gone when its last container is.
+//! A sandbox as the command line sees it: a socket to ask, and a proxy that is to be gone when its
+//! last container is.
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -40,7 +41,8 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes the directory of a new sandbox, and its socket, which only this user can reach. A dead sandbox of the same id is removed first.
+    /// Makes the directory of a new sandbox, and its socket, which only this user can reach. A dead
+    /// sandbox of the same id is removed first.
     pub(crate) fn make(registry: &Registry, id: &str) -> Result<(Self, UnixListener)> {
         let dir = registry.sandbox_dir(id)?;
         if has_containers(registry, id)? {
@@ -81,7 +83,8 @@ impl Sandbox {
         write_whole(&self.dir.join(PROXY), &serde_json::to_vec(&identity)?)
     }
 
-    /// Lets the proxy see the root file system of one more container, which lies at `rootfs` for this process.
+    /// Lets the proxy see the root file system of one more container, which lies at `rootfs` for
+    /// this process.
     pub(crate) fn show(&self, rootfs: &Path) -> Result<()> {
         let namespace = proxy_of(&self.dir)
             .and_then(|proxy| mount_namespace(&proxy))
@@ -152,8 +155,8 @@ pub(crate) fn has_ended(error: &CallError) -> bool {
     }
 }
 
-/// Removes a sandbox whose containers are all gone. One that still has containers is left alone, also one whose first is being made, and so
-/// is one that is not there.
+/// Removes a sandbox whose containers are all gone. One that still has containers is left alone,
+/// also one whose first is being made, and so is one that is not there.
 pub(crate) fn remove(registry: &Registry, id: &str) -> Result<()> {
     let dir = registry.sandbox_dir(id)?;
     if !dir.exists() || registry.dir(id)?.exists() || has_containers(registry, id)? {
@@ -166,7 +169,8 @@ fn has_containers(registry: &Registry, id: &str) -> Result<bool> {
     Ok(registry.list()?.iter().any(|one| one.sandbox == id))
 }
 
-/// Waits for the proxy of a sandbox without containers to end, and takes away what a killed one has left.
+/// Waits for the proxy of a sandbox without containers to end, and takes away what a killed one has
+/// left.
 fn clear(id: &str, dir: &Path) -> Result<()> {
     if let Some(proxy) = proxy_of(dir) {
         if !proxy.wait(PATIENCE) && !proxy.kill_and_wait(PATIENCE) {
@@ -186,8 +190,9 @@ fn clear(id: &str, dir: &Path) -> Result<()> {
     }
 }
 
-/// A process's mount namespace; `None` if it has ended. It is looked at after the file was opened: another process with its id would have
-/// started by then, so what is open would be seen to be that one's.
+/// A process's mount namespace; `None` if it has ended. It is looked at after the file was opened:
+/// another process with its id would have started by then, so what is open would be seen to be that
+/// one's.
 fn mount_namespace(process: &ProcessIdentity) -> Option<fs::File> {
     let namespace = fs::File::open(format!("/proc/{}/ns/mnt", process.pid)).ok()?;
     process.is_alive().then_some(namespace)

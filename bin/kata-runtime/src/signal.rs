@@ -6,8 +6,8 @@ use nix::sys::signal::Signal;
 /// SIGRTMIN as a process sees it, and SIGRTMAX (signal(7)).
 const REAL_TIME: std::ops::RangeInclusive<u32> = 34..=64;
 
-/// The number of a signal: `9`, `KILL`, `SIGKILL`, `RTMIN+3`; nothing is `TERM`, as for runc. 0 is none: it only asks whether there is a
-/// process (kill(2)).
+/// The number of a signal: `9`, `KILL`, `SIGKILL`, `RTMIN+3`; nothing is `TERM`, as for runc. 0 is
+/// none: it only asks whether there is a process (kill(2)).
 pub(crate) fn parse(text: &str) -> Result<u32> {
     let unknown = || format!("unknown signal {text:?}");
     if let Ok(number) = text.parse::<u32>() {

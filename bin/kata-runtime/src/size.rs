@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 
-/// Bytes: a number, or one with `b`, `k`, `m`, `g`, `t` or `p`, which count by 1024; -1 is no limit. As runc takes them.
+/// Bytes: a number, or one with `b`, `k`, `m`, `g`, `t` or `p`, which count by 1024; -1 is no
+/// limit. As runc takes them.
 pub(crate) fn parse(text: &str) -> Result<i64> {
     if text == "-1" {
         return Ok(-1);

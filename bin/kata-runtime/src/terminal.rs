@@ -1,4 +1,5 @@
-//! Terminals: one made for a process, whose master goes to whoever asked for it, and the user's own.
+//! Terminals: one made for a process, whose master goes to whoever asked for it, and the user's
+//! own.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
@@ -17,8 +18,9 @@ const NAME: &[u8] = b"/dev/ptmx";
 
 /// Makes a terminal, sends its master to the socket, and returns its slave.
 ///
-/// It passes on everything unchanged: the guest's terminal does what a terminal does. That is set here, before the receiver has the master
-/// and changes other settings. Nobody is waited for: some receivers accept only after this program has ended.
+/// It passes on everything unchanged: the guest's terminal does what a terminal does. That is set
+/// here, before the receiver has the master and changes other settings. Nobody is waited for: some
+/// receivers accept only after this program has ended.
 pub(crate) fn make(console_socket: &Path) -> Result<File> {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
         .context("cannot make a terminal")?;
@@ -89,8 +91,8 @@ impl NoControllingTerminal for OpenOptions {
     }
 }
 
-/// What kind of terminal a process gets that wants one or not; runc's errors for what makes no sense. `has_socket` is whether the caller
-/// has given a console socket.
+/// What kind of terminal a process gets that wants one or not; runc's errors for what makes no
+/// sense. `has_socket` is whether the caller has given a console socket.
 pub(crate) fn kind(wanted: bool, detached: bool, has_socket: bool) -> Result<Terminal> {
     match (wanted, detached, has_socket) {
         (true, true, false) => {

@@ -1,5 +1,5 @@
-//! Command lines as Go's flag package reads them, for which `-no-subreaper` is the same as `--no-subreaper`: some callers of runc write
-//! it that way.
+//! Command lines as Go's flag package reads them, for which `-no-subreaper` is the same as
+//! `--no-subreaper`: some callers of runc write it that way.
 
 use std::ffi::OsString;
 
@@ -7,8 +7,8 @@ use clap::{ArgAction, Command, CommandFactory};
 
 use crate::cli::Cli;
 
-/// Doubles the dash of every long flag that has only one. Stops at what is not a flag of ours: a container's id, after which come words
-/// that are somebody else's.
+/// Doubles the dash of every long flag that has only one. Stops at what is not a flag of ours: a
+/// container's id, after which come words that are somebody else's.
 pub(crate) fn as_go_reads_them(mut words: Vec<OsString>) -> Vec<OsString> {
     let cli = Cli::command();
     let mut command = &cli;

@@ -1,7 +1,9 @@
-//! The stand-in of one container process: its pid is the one that engines know, follow and signal. It carries the process's streams or its
-//! terminal, forwards signals, and exits with the process's status.
+//! The stand-in of one container process: its pid is the one that engines know, follow and signal.
+//! It carries the process's streams or its terminal, forwards signals, and exits with the process's
+//! status.
 //!
-//! It is small on purpose, since there is one for each process: threads that block, and nothing else.
+//! It is small on purpose, since there is one for each process: threads that block, and nothing
+//! else.
 
 mod out_of_memory;
 mod output;
@@ -73,7 +75,8 @@ fn run() -> anyhow::Result<u8> {
     stand(order, prepared, control)
 }
 
-/// The work is done by a thread with the host's view, while this one, by which the process is known, has the container's.
+/// The work is done by a thread with the host's view, while this one, by which the process is
+/// known, has the container's.
 fn stand(order: Order, prepared: Prepared, mut control: UnixStream) -> anyhow::Result<u8> {
     let (shown, is_shown) = mpsc::channel();
     let mounts = order.mounts.clone();

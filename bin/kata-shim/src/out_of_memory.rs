@@ -1,9 +1,10 @@
 //! What the guest's kernel did for want of memory, told again by the host's.
 //!
-//! conmon and runc's shim, who tell Podman and Docker, ask neither the runtime nor the guest: they watch the container's cgroup on the host
-//! for the out-of-memory killer. In it, memory is never wanting, for the limits are the guest's. So when a container ends whose memory was
-//! wanting in the guest, the killer is called there, too: a process is put into the group that touches memory until the group's limit, set
-//! for this moment, makes the host's kernel kill it.
+//! conmon and runc's shim, who tell Podman and Docker, ask neither the runtime nor the guest: they
+//! watch the container's cgroup on the host for the out-of-memory killer. In it, memory is never
+//! wanting, for the limits are the guest's. So when a container ends whose memory was wanting in
+//! the guest, the killer is called there, too: a process is put into the group that touches memory
+//! until the group's limit, set for this moment, makes the host's kernel kill it.
 //!
 //! ```text
 //!   kata-shim                         victim (this program again), the first whom the killer takes
@@ -12,8 +13,8 @@
 //!     takes the limit away, leaves the group, exits
 //! ```
 //!
-//! This is done at the end of a container's init only. Whatever of the sandbox is still in the group then is about to end or, in a pod that
-//! lives on, is never taken before the victim.
+//! This is done at the end of a container's init only. Whatever of the sandbox is still in the
+//! group then is about to end or, in a pod that lives on, is never taken before the victim.
 
 use std::env;
 use std::ffi::OsStr;
@@ -30,20 +31,23 @@ use kata_linux::identity::ProcessIdentity;
 /// What makes this program the victim; the group's directory follows.
 const FLAG: &str = "--run-out-of-memory-in";
 
-/// How much more than it uses the group may have meanwhile, in bytes, so that nobody else in it is held up.
+/// How much more than it uses the group may have meanwhile, in bytes, so that nobody else in it is
+/// held up.
 const HEADROOM: u64 = 16 << 20;
 
 /// How much the victim takes at a time, in bytes.
 const MOUTHFUL: usize = 1 << 20;
 
-/// How long all of it may take. What counts more than the event is that the container's end is told.
+/// How long all of it may take. What counts more than the event is that the container's end is
+/// told.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The files of a memory controller, by the version of its hierarchy.
 struct Files {
     usage: &'static str,
     limit: &'static str,
-    /// What keeps the group from being swapped out instead, which kernels without swapping do not have.
+    /// What keeps the group from being swapped out instead, which kernels without swapping do not
+    /// have.
     swapping: &'static str,
 }
 
@@ -83,11 +87,13 @@ pub(crate) fn asked_for(mut args: impl Iterator<Item = std::ffi::OsString>) -> O
     args.next().map(PathBuf::from)
 }
 
-/// Has the host's kernel find the group out of memory. As long as the caller is in it nobody removes it meanwhile.
+/// Has the host's kernel find the group out of memory. As long as the caller is in it nobody
+/// removes it meanwhile.
 ///
 /// # Errors
 ///
-/// Fails when the group has no memory controller, which nobody watches then, and when the kernel did not kill the victim in time.
+/// Fails when the group has no memory controller, which nobody watches then, and when the kernel
+/// did not kill the victim in time.
 pub(crate) fn tell_in(cgroup: &HostCgroup) -> anyhow::Result<()> {
     let group = cgroup.dirs().iter().find_map(|dir| Group::at(dir));
     let group = group.context("the container's cgroup has no memory controller")?;

@@ -11,9 +11,11 @@ use rustix::io::Errno;
 /// As much as is copied at once: what a fifo holds by default.
 const CHUNK: usize = 64 << 10;
 
-/// Copies everything until the proxy closes the fifo. What nobody takes is read all the same, so that the process is not held up.
+/// Copies everything until the proxy closes the fifo. What nobody takes is read all the same, so
+/// that the process is not held up.
 pub(crate) fn copy(mut fifo: File, target: &impl AsFd) {
-    // Nobody may have opened the other end yet, and to read would be to see the end. Poll knows the difference (pipe(7)).
+    // Nobody may have opened the other end yet, and to read would be to see the end. Poll knows the
+    // difference (pipe(7)).
     await_readiness(&fifo, PollFlags::IN);
     let _ = fcntl_setfl(&fifo, OFlags::empty());
     let mut chunk = vec![0; CHUNK];

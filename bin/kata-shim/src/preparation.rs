@@ -33,7 +33,8 @@ pub(crate) struct Streams {
     pub(crate) stderr: Option<File>,
 }
 
-/// Becomes what `order` says. The proxy is started first, so that it shares neither namespace nor cgroup nor session.
+/// Becomes what `order` says. The proxy is started first, so that it shares neither namespace nor
+/// cgroup nor session.
 pub(crate) fn prepare(order: &Order) -> anyhow::Result<Prepared> {
     let listener = descriptors::take_inherited(stand_in::LISTENER).ok();
     let stream = |number| descriptors::take_inherited(number).ok().map(File::from);

@@ -35,7 +35,8 @@ pub(crate) struct Process {
 /// How the process has ended.
 struct End {
     status: u32,
-    /// Whether the guest's kernel has killed a process of the container for want of memory; never of a process that was added to one.
+    /// Whether the guest's kernel has killed a process of the container for want of memory; never
+    /// of a process that was added to one.
     out_of_memory: bool,
 }
 
@@ -109,7 +110,8 @@ impl Process {
     }
 }
 
-/// Stands for the process until it has ended and all that it has written is delivered. Returns its status.
+/// Stands for the process until it has ended and all that it has written is delivered. Returns its
+/// status.
 pub(crate) fn stand(order: &Order, prepared: Prepared) -> u8 {
     let Prepared { socket, signals, streams, before, cgroup, .. } = prepared;
     let process =

@@ -4,7 +4,8 @@ use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// Signals that are not forwarded: this process's own faults, and what the kernel tells it about its own children and pipes.
+/// Signals that are not forwarded: this process's own faults, and what the kernel tells it about
+/// its own children and pipes.
 const OWN: [Signal; 8] = [
     Signal::SIGSEGV,
     Signal::SIGBUS,

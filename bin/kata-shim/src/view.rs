@@ -1,8 +1,10 @@
-//! What is seen by whoever enters this process's mount namespace, as `podman cp` does with a container that runs: the container's root
-//! file system and the directories that it shares, never the host's.
+//! What is seen by whoever enters this process's mount namespace, as `podman cp` does with a
+//! container that runs: the container's root file system and the directories that it shares, never
+//! the host's.
 //!
-//! Only the thread that calls [`show`] goes there. It has to be the process's first, whose namespaces and root are the ones that
-//! `/proc/<pid>` tells; the others keep the host's view, in which the rest of the work is done.
+//! Only the thread that calls [`show`] goes there. It has to be the process's first, whose
+//! namespaces and root are the ones that `/proc/<pid>` tells; the others keep the host's view, in
+//! which the rest of the work is done.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -12,12 +14,14 @@ use kata_linux::mount::{self, DetachedMount, MountAttributes, Propagation};
 use kata_shim_api::stand_in::Shown;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-/// Moves the calling thread into a mount namespace with nothing but `mounts`, of which the first is the root; without any it stays where
-/// it is. A mount whose target the container does not have is left out.
+/// Moves the calling thread into a mount namespace with nothing but `mounts`, of which the first is
+/// the root; without any it stays where it is. A mount whose target the container does not have is
+/// left out.
 ///
 /// # Errors
 ///
-/// Fails when the root or a source cannot be opened, and without CAP_SYS_ADMIN. The thread may be in between then.
+/// Fails when the root or a source cannot be opened, and without CAP_SYS_ADMIN. The thread may be
+/// in between then.
 pub(crate) fn show(mounts: &[Shown]) -> anyhow::Result<()> {
     let Some((root, others)) = mounts.split_first() else { return Ok(()) };
     mount::unshare_mount_namespace().context("cannot take a mount namespace of its own")?;
@@ -49,7 +53,8 @@ fn copy(shown: &Shown) -> anyhow::Result<DetachedMount> {
     Ok(copy)
 }
 
-/// Makes `root` the root directory, and lets go of all other mounts. It has to be mounted somewhere for that: on its original.
+/// Makes `root` the root directory, and lets go of all other mounts. It has to be mounted somewhere
+/// for that: on its original.
 fn enter(root: DetachedMount, original: &Path) -> anyhow::Result<()> {
     let root = root.attach(open(original)?).context("cannot mount the root file system")?;
     rustix::process::fchdir(root.as_fd()).context("cannot change to the root file system")?;

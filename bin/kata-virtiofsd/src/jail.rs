@@ -1,5 +1,6 @@
-//! The walls around the server. The guest speaks to it in raw FUSE requests, so it is taken to be lost: what is left then
-//! is a process without network, without privileges over the host's processes, that sees no file but the shared ones.
+//! The walls around the server. The guest speaks to it in raw FUSE requests, so it is taken to be
+//! lost: what is left then is a process without network, without privileges over the host's
+//! processes, that sees no file but the shared ones.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -64,7 +65,8 @@ fn enter_namespaces(shared_dir: &Path, readonly: bool) -> anyhow::Result<View> {
     Ok(View { root: "/".into(), proc_self_fd })
 }
 
-/// `/proc/self/fd` as a mount that is attached nowhere: it works without `/proc`, and `..` leads out of it to nothing.
+/// `/proc/self/fd` as a mount that is attached nowhere: it works without `/proc`, and `..` leads
+/// out of it to nothing.
 fn own_descriptors() -> anyhow::Result<File> {
     let directory = open_directory(Path::new("/proc/self/fd"))?;
     let mount =
@@ -72,8 +74,8 @@ fn own_descriptors() -> anyhow::Result<File> {
     Ok(mount.into_root().into())
 }
 
-/// Makes the directory the root of this mount namespace and lets go of all other mounts. It stays a slave of the original: what
-/// is mounted there later appears here too.
+/// Makes the directory the root of this mount namespace and lets go of all other mounts. It stays a
+/// slave of the original: what is mounted there later appears here too.
 fn keep_directory(shared_dir: &Path, readonly: bool) -> anyhow::Result<()> {
     let target = open_directory(shared_dir)?;
     let tree = DetachedMount::clone_of(&target, true).context("cannot copy its mounts")?;
@@ -90,7 +92,8 @@ fn keep_directory(shared_dir: &Path, readonly: bool) -> anyhow::Result<()> {
     Ok(pivot_to_working_directory()?)
 }
 
-/// Leaves the process, and whatever it may become, with nothing but the capabilities of a file server and without supplementary groups.
+/// Leaves the process, and whatever it may become, with nothing but the capabilities of a file
+/// server and without supplementary groups.
 pub(crate) fn drop_capabilities() -> anyhow::Result<()> {
     nix::unistd::setgroups(&[])
         .context("cannot leave its supplementary groups; it must be started as root")?;

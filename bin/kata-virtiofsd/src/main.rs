@@ -1,7 +1,8 @@
-//! Serves one directory to a VM over vhost-user (virtio-fs): the `virtiofsd` crate in a jail of our own.
+//! Serves one directory to a VM over vhost-user (virtio-fs): the `virtiofsd` crate in a jail of our
+//! own.
 //!
-//! Takes a subset of virtiofsd's command line, so that the two can stand in for each other. Serves one connection and
-//! ends with it, and with its parent.
+//! Takes a subset of virtiofsd's command line, so that the two can stand in for each other. Serves
+//! one connection and ends with it, and with its parent.
 
 mod jail;
 mod listener;

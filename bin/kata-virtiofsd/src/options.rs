@@ -11,8 +11,8 @@ use virtiofsd::passthrough::CachePolicy;
 /// How the server is shut in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sandbox {
-    /// Mount, network and IPC namespaces of its own with nothing but the shared directory. Asks to be started as process 1 of
-    /// a PID namespace.
+    /// Mount, network and IPC namespaces of its own with nothing but the shared directory. Asks to
+    /// be started as process 1 of a PID namespace.
     Namespace,
     /// The shared directory as root directory, nothing more.
     Chroot,
@@ -115,7 +115,8 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Reads the program's command line; prints what is wrong with it and ends the program when it cannot.
+    /// Reads the program's command line; prints what is wrong with it and ends the program when it
+    /// cannot.
     pub(crate) fn from_command_line() -> Self {
         Self::parse_from(without_short_options(std::env::args_os()))
     }
@@ -150,7 +151,8 @@ fn parse_thread_count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Rewrites `-o a,b=c` as long options. What has no counterpart stays, for the parser to complain about by name.
+/// Rewrites `-o a,b=c` as long options. What has no counterpart stays, for the parser to complain
+/// about by name.
 fn without_short_options(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut rewritten = Vec::new();
     let mut args = args.into_iter();
@@ -170,7 +172,8 @@ fn without_short_options(args: impl IntoIterator<Item = OsString>) -> Vec<OsStri
     rewritten
 }
 
-/// The long option that does what one of the `-o` list does; `None` for one that changes nothing here.
+/// The long option that does what one of the `-o` list does; `None` for one that changes nothing
+/// here.
 fn long_option(option: &str) -> Option<String> {
     let (key, value) = match option.split_once('=') {
         Some((key, value)) => (key, Some(value)),

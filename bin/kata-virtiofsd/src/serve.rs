@@ -17,18 +17,20 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use crate::jail::View;
 use crate::options::Options;
 
-/// Descriptors that are kept from the guest: one for each region that its memory can have (509 at most in vhost-user-backend), and
-/// some for sockets and events.
+/// Descriptors that are kept from the guest: one for each region that its memory can have (509 at
+/// most in vhost-user-backend), and some for sockets and events.
 const RESERVED_FDS: u64 = 509 + 100;
 
-/// Open files that are asked for: the kernel's default for the most that a process may have is a bit more.
+/// Open files that are asked for: the kernel's default for the most that a process may have is a
+/// bit more.
 const WANTED_FDS: u64 = 1_000_000;
 
-/// How long the guest may go without asking again where it may cache as if nobody else changed the files.
+/// How long the guest may go without asking again where it may cache as if nobody else changed the
+/// files.
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Raises the limit of open files as far as allowed, and tells how many of them the guest may hold open: every file that it has in its
-/// cache is one.
+/// Raises the limit of open files as far as allowed, and tells how many of them the guest may hold
+/// open: every file that it has in its cache is one.
 pub(crate) fn raise_file_limit(threads: usize) -> anyhow::Result<u64> {
     let limit = raise_to(WANTED_FDS).context("cannot raise the limit of open files")?;
     // Each thread opens a file before it is counted.
@@ -38,7 +40,8 @@ pub(crate) fn raise_file_limit(threads: usize) -> anyhow::Result<u64> {
     })
 }
 
-/// Returns the limit that holds then: `wanted`, or less where the kernel or a lack of privilege says so.
+/// Returns the limit that holds then: `wanted`, or less where the kernel or a lack of privilege
+/// says so.
 fn raise_to(wanted: u64) -> rustix::io::Result<u64> {
     let both = |limit: u64| Rlimit { current: Some(limit), maximum: Some(limit) };
     if setrlimit(Resource::Nofile, both(wanted)).is_ok() {

@@ -13,7 +13,8 @@ impl Log for StderrLog {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            // One write for a line, so that the lines of several threads do not mix. Nobody can be told when it fails.
+            // One write for a line, so that the lines of several threads do not mix. Nobody can be
+            // told when it fails.
             let line =
                 format!("{}: {}\n", record.level().as_str().to_ascii_lowercase(), record.args());
             let _ = std::io::stderr().write_all(line.as_bytes());

@@ -1,5 +1,5 @@
-//! The file server in its jail, against a guest that sends whatever it likes. Each test acts in a mount namespace of its
-//! own thread, and needs root.
+//! The file server in its jail, against a guest that sends whatever it likes. Each test acts in a
+//! mount namespace of its own thread, and needs root.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -189,7 +189,8 @@ fn server_is_shut_in() {
         // It answers only when it is through with shutting itself in.
         let mut guest = host.guest();
         let _ = guest.walk("c1");
-        // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP of capabilities(7): no more than these.
+        // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP of capabilities(7):
+        // no more than these.
         let expected = [0, 1, 3, 4, 6, 7, 27, 31].iter().fold(0_u64, |set, bit| set | 1 << bit);
         for field in ["CapEff", "CapPrm", "CapBnd"] {
             assert_eq!(u64::from_str_radix(&host.status(field), 16).unwrap(), expected, "{field}");

@@ -1,7 +1,9 @@
-//! The mount option `tmpcopyup`, which Podman gives to every tmpfs: the file system begins with what the image has in its place.
+//! The mount option `tmpcopyup`, which Podman gives to every tmpfs: the file system begins with
+//! what the image has in its place.
 //!
-//! libcontainer does not know it. So the process that makes the container does that part, in a mount namespace that only it and the
-//! container's init have: it mounts the tmpfs, fills it, and hands libcontainer a bind of it. It goes with that namespace.
+//! libcontainer does not know it. So the process that makes the container does that part, in a
+//! mount namespace that only it and the container's init have: it mounts the tmpfs, fills it, and
+//! hands libcontainer a bind of it. It goes with that namespace.
 
 use std::fs;
 use std::io;
@@ -18,11 +20,13 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 /// The option; it means nothing to the kernel.
 const OPTION: &str = "tmpcopyup";
 
-/// Directories below one another that are copied. No image has as many; a file system that says so is not to exhaust the stack.
+/// Directories below one another that are copied. No image has as many; a file system that says so
+/// is not to exhaust the stack.
 const DEPTH: usize = 64;
 
-/// Does what the option says for every mount that has it. Returns the mounts for libcontainer, or `None` if none had it. To be called in
-/// the process that makes the container, which has one thread.
+/// Does what the option says for every mount that has it. Returns the mounts for libcontainer, or
+/// `None` if none had it. To be called in the process that makes the container, which has one
+/// thread.
 pub(crate) fn carry_out(rootfs: &Path, mounts: &[Mount]) -> io::Result<Option<Vec<Mount>>> {
     if !mounts.iter().any(has_option) {
         return Ok(None);
@@ -69,7 +73,8 @@ fn is_data(option: &str) -> bool {
     option.contains('=')
 }
 
-/// The image's directory in the mount's place, unless it is missing or empty. No link leads out of the image.
+/// The image's directory in the mount's place, unless it is missing or empty. No link leads out of
+/// the image.
 fn original(rootfs: &Path, destination: &Path) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, rootfs, flags, Mode::empty())?;
@@ -98,7 +103,8 @@ fn fill(original: &OwnedFd, options: &[&str]) -> io::Result<PathBuf> {
     Ok(place)
 }
 
-/// Copies what is in one directory into another, with modes and owners. Sockets are left out: nobody listens on them.
+/// Copies what is in one directory into another, with modes and owners. Sockets are left out:
+/// nobody listens on them.
 fn copy(from: &Path, to: &Path, depth: usize) -> io::Result<()> {
     let deeper = depth.checked_sub(1).ok_or(io::ErrorKind::QuotaExceeded)?;
     for entry in fs::read_dir(from)? {
@@ -121,7 +127,8 @@ fn copy(from: &Path, to: &Path, depth: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives `to` the owner and mode of `from`. The owner comes first, for a change of it takes the set-user-ID bit away.
+/// Gives `to` the owner and mode of `from`. The owner comes first, for a change of it takes the
+/// set-user-ID bit away.
 fn attributes(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = fs::metadata(from)?;
     std::os::unix::fs::chown(to, Some(metadata.uid()), Some(metadata.gid()))?;

@@ -341,7 +341,8 @@ pub fn start(id: &str) -> Result<(), CreateError> {
 }
 
 /// Takes away what is left of container `id` after its last process has ended: its group, its state
-/// and its bundle, but for what is mounted in there. What is gone already is no error, and what cannot be removed is logged.
+/// and its bundle, but for what is mounted in there. What is gone already is no error, and what
+/// cannot be removed is logged.
 pub fn remove(id: &str, plan: &Plan) {
     if let Err(error) = plan.cgroup.remove() {
         tracing::warn!(

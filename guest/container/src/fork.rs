@@ -90,8 +90,8 @@ pub fn fork(keep: &[BorrowedFd<'_>], work: impl FnOnce(&Answers)) -> Result<Chil
     }
 }
 
-/// As [`fork`], but the child is born into `place`. Also yields a descriptor of it, which is its own
-/// even if its pid is given away before the caller looks.
+/// As [`fork`], but the child is born into `place`. Also yields a descriptor of it, which is its
+/// own even if its pid is given away before the caller looks.
 ///
 /// # Errors
 ///

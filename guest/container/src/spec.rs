@@ -53,8 +53,8 @@ pub struct Plan {
     pub device_rules: DeviceRules,
     /// What enforces those, or others that come later.
     pub device_filter: DeviceFilter,
-    /// Network settings by file below `/proc/sys`: the network namespace is the guest's, so that the
-    /// agent applies them to it.
+    /// Network settings by file below `/proc/sys`: the network namespace is the guest's, so that
+    /// the agent applies them to it.
     pub network_sysctls: BTreeMap<String, String>,
     /// The root file system.
     pub rootfs: PathBuf,

@@ -36,7 +36,8 @@ pub(crate) enum Phase {
 pub(crate) struct Ended {
     /// Its exit code, or 128 and the number of the signal that killed it.
     pub(crate) status: i32,
-    /// Whether it was a container's init, and the kernel had killed a process of the container for want of memory.
+    /// Whether it was a container's init, and the kernel had killed a process of the container for
+    /// want of memory.
     pub(crate) out_of_memory: bool,
 }
 

@@ -17,8 +17,8 @@ struct Numbers {
     guest: (i64, i64),
 }
 
-/// Waits for each device, and puts its number in this guest in place of the one on the host: in the container's device node, and in the
-/// rules that let it use that.
+/// Waits for each device, and puts its number in this guest in place of the one on the host: in the
+/// container's device node, and in the rules that let it use that.
 pub(crate) async fn settle(spec: &mut Spec, devices: &[Device]) -> ttrpc::Result<()> {
     let mut numbers = Vec::new();
     for device in devices {

@@ -1,7 +1,8 @@
 //! Block devices: how the host names them, and when they are there.
 //!
-//! A disk may come a moment later than the request for it; or its place was there from the beginning, with a disk of one sector, and
-//! gets the real one now (Firecracker's way). In both cases the kernel tells by an event.
+//! A disk may come a moment later than the request for it; or its place was there from the
+//! beginning, with a disk of one sector, and gets the real one now (Firecracker's way). In both
+//! cases the kernel tells by an event.
 
 use std::fs;
 use std::io;
@@ -19,7 +20,8 @@ pub(crate) const DRIVERS: [&str; 2] = ["blk", "mmioblk"];
 /// How long the kernel may take to see a disk.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A disk of so many sectors of 512 bytes holds no file system: it stands in for one that is still to come.
+/// A disk of so many sectors of 512 bytes holds no file system: it stands in for one that is still
+/// to come.
 const PLACEHOLDER: u64 = 1;
 
 const NODES: &str = "/dev";
@@ -124,7 +126,8 @@ fn is_plain(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-/// Whether a disk has its size and its node. The kernel shows a disk a moment before it has made its node, and tells of it only then.
+/// Whether a disk has its size and its node. The kernel shows a disk a moment before it has made
+/// its node, and tells of it only then.
 fn is_whole(disks: &Path, nodes: &Path, name: &str) -> bool {
     let size = fs::read_to_string(disks.join(name).join("size")).unwrap_or_default();
     let sectors: u64 = size.trim().parse().unwrap_or_default();
@@ -139,7 +142,8 @@ fn with_serial(disks: &Path, serial: &str) -> Option<String> {
     Some(entries(disks).find(has_it)?.file_name()?.to_str()?.to_owned())
 }
 
-/// The disk of the virtio device at the last of `slots`, of which each but the last is a bridge on the bus of the one before.
+/// The disk of the virtio device at the last of `slots`, of which each but the last is a bridge on
+/// the bus of the one before.
 fn on_pci(devices: &Path, slots: &[u8]) -> Option<String> {
     let (first, rest) = slots.split_first()?;
     let mut device = devices.join(format!("0000:00:{first:02x}.0"));

@@ -1,5 +1,6 @@
-//! Questions of the guest's programs for a name server that only the host has, as Docker's at 127.0.0.11: taken here, and handed to the
-//! host, which knows whom to ask ([`kata_channel::dns_relay`]).
+//! Questions of the guest's programs for a name server that only the host has, as Docker's at
+//! 127.0.0.11: taken here, and handed to the host, which knows whom to ask
+//! ([`kata_channel::dns_relay`]).
 //!
 //! ```text
 //!  program ── UDP ──▶ socket ─────────────┐            the asker of a datagram is its sender's address and port,
@@ -26,7 +27,8 @@ use tokio::time::timeout;
 /// TCP connections at a time; others wait to be taken.
 const MAX_CONNECTIONS: usize = 32;
 
-/// How long a TCP connection may be silent, an answer on it may take, and the program may take to read that: a little longer than the host tries.
+/// How long a TCP connection may be silent, an answer on it may take, and the program may take to
+/// read that: a little longer than the host tries.
 const PATIENCE: Duration = Duration::from_secs(12);
 
 /// The time after a connection that could not be taken until the next one is.

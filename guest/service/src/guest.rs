@@ -59,7 +59,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Switches on CPUs and memory that were added, or CPUs off until there are as many as are wanted.
+    /// Switches on CPUs and memory that were added, or CPUs off until there are as many as are
+    /// wanted.
     pub(crate) async fn online(&self, request: &OnlineCPUMemRequest) -> ttrpc::Result<()> {
         let patience = self.settings.hotplug_timeout;
         match cpu_count(request) {

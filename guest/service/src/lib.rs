@@ -9,8 +9,8 @@
 //!    └── port_forward (port 1080)          └── storage, files, network, guest ...
 //! ```
 //!
-//! Everything runs on one thread, since the agent forks (see `kata-guest-container`). Nothing blocks
-//! it but short system calls.
+//! Everything runs on one thread, since the agent forks (see `kata-guest-container`). Nothing
+//! blocks it but short system calls.
 
 mod agent;
 mod container;

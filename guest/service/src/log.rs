@@ -73,7 +73,8 @@ impl Log {
         log
     }
 
-    /// Writes the log to `reader` until it goes away, or has shut its own side down: that is how it says that the past is enough.
+    /// Writes the log to `reader` until it goes away, or has shut its own side down: that is how it
+    /// says that the past is enough.
     pub async fn serve(&self, reader: impl AsyncRead + AsyncWrite) {
         let (mut words, mut reader) = tokio::io::split(reader);
         let (past, mut lines) = {

@@ -42,7 +42,8 @@ impl Metrics {
             }
         }
         self.describe("kata_agent_process_cpu_seconds_total", "Processor time of the agent.");
-        // The command's name in brackets may hold spaces; after it, utime and stime are 12th and 13th.
+        // The command's name in brackets may hold spaces; after it, utime and stime are 12th and
+        // 13th.
         let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
         let mut fields = after_name.split_ascii_whitespace().skip(11);
         let mut ticks = || fields.next().and_then(|field| field.parse::<f64>().ok());

@@ -1,4 +1,5 @@
-//! Connections of the host to TCP ports of the guest's loopback interface ([`kata_channel::port_forward`]): all containers share it.
+//! Connections of the host to TCP ports of the guest's loopback interface
+//! ([`kata_channel::port_forward`]): all containers share it.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -132,7 +132,8 @@ impl Agent {
         let process = process.ok_or_else(|| invalid("the request has no process"))?;
         let process = process_from_wire(process).map_err(Tell::tell)?;
         match container.phase() {
-            // One that waits to be started has its namespaces and files already, and runc enters it, too.
+            // One that waits to be started has its namespaces and files already, and runc enters
+            // it, too.
             Phase::Created | Phase::Running if container.init.status().is_none() => {}
             Phase::Paused { .. } => {
                 let text = "cannot exec in a paused container (use --ignore-paused to override)";
@@ -241,11 +242,12 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes every container away, and what the sandbox has mounted, and writes out what is cached: the host may stop the machine as
-    /// soon as it is told that this is done.
+    /// Takes every container away, and what the sandbox has mounted, and writes out what is cached:
+    /// the host may stop the machine as soon as it is told that this is done.
     pub(crate) async fn take_all_away(&self) {
         let containers = self.sandbox().containers();
-        // Each kills first and then waits, so that all are killed before any is waited for, and one patience is enough for all.
+        // Each kills first and then waits, so that all are killed before any is waited for, and one
+        // patience is enough for all.
         let removals = containers.iter().map(|container| async {
             if let Err(error) = self.take_away(container, REMOVAL).await {
                 tracing::warn!(container = container.id, %error, "a container is left");
@@ -296,8 +298,8 @@ impl Agent {
     }
 }
 
-/// With its pid namespace a container's processes end when its init does. In one that it shares they
-/// would live on.
+/// With its pid namespace a container's processes end when its init does. In one that it shares
+/// they would live on.
 fn kill_with_init(container: &Container) {
     if !container.plan.shares_pids() {
         return;

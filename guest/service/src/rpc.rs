@@ -196,7 +196,8 @@ impl AgentService for Service {
 
     async fn tty_win_resize(&self, _: &TtrpcContext, request: TtyWinResizeRequest) -> Done {
         let size = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
-        // A container without a name means the debug consoles. It is an addition to the protocol, which no other runtime makes use of.
+        // A container without a name means the debug consoles. It is an addition to the protocol,
+        // which no other runtime makes use of.
         if request.container_id.is_empty() {
             let size = (size(request.row), size(request.column));
             self.agent.console_size.send_replace(Some(size));

@@ -70,8 +70,8 @@ impl Sandbox {
         self.containers.remove(id);
     }
 
-    /// The namespaces for one more container, which shares process ids with the first one if it or the
-    /// sandbox wants that. The first one has its own.
+    /// The namespaces for one more container, which shares process ids with the first one if it or
+    /// the sandbox wants that. The first one has its own.
     ///
     /// # Errors
     ///

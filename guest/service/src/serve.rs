@@ -29,8 +29,8 @@ use crate::shell;
 /// Connections that wait to be taken by the server.
 const BACKLOG: usize = 16;
 
-/// The time after a connection that could not be taken until the next try: nothing tells when a descriptor is free again. A poll at once
-/// would find the same connection and turn in circles.
+/// The time after a connection that could not be taken until the next try: nothing tells when a
+/// descriptor is free again. A poll at once would find the same connection and turn in circles.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the host's connections by their port.
@@ -56,8 +56,8 @@ impl fmt::Debug for Running {
 }
 
 impl Services {
-    /// Starts the ttrpc server on `agent`. The log is served on `log_port` and a shell, if the guest
-    /// has one, on `shell_port`; `None` switches them off.
+    /// Starts the ttrpc server on `agent`. The log is served on `log_port` and a shell, if the
+    /// guest has one, on `shell_port`; `None` switches them off.
     ///
     /// # Errors
     ///
@@ -202,8 +202,9 @@ impl Services {
     }
 }
 
-/// The next connection. One that cannot be taken, because too many files are open or memory is short, ends nothing: it waits in the
-/// listener meanwhile, and the host could not make the guest listen anew.
+/// The next connection. One that cannot be taken, because too many files are open or memory is
+/// short, ends nothing: it waits in the listener meanwhile, and the host could not make the guest
+/// listen anew.
 async fn next<T, F: Future<Output = io::Result<T>>>(accept: impl Fn() -> F) -> T {
     loop {
         match accept().await {

@@ -33,7 +33,8 @@ fn shell() -> Option<&'static str> {
     SHELLS.into_iter().find(|path| Path::new(path).exists())
 }
 
-/// Runs a shell on a terminal of its own and carries its bytes, until either side ends. The terminal has the size that `size` tells.
+/// Runs a shell on a terminal of its own and carries its bytes, until either side ends. The
+/// terminal has the size that `size` tells.
 pub(crate) async fn serve(
     stream: ChannelStream,
     reaper: Reaper,
@@ -64,7 +65,8 @@ pub(crate) async fn serve(
                 return io::Result::Ok(());
             }
             if stdio.write(&buffer[..length]).await.is_err() {
-                // The shell has let go of its terminal: what comes from it ends, too, and is not to be cut.
+                // The shell has let go of its terminal: what comes from it ends, too, and is not to
+                // be cut.
                 return std::future::pending::<io::Result<()>>().await;
             }
         }
@@ -85,7 +87,8 @@ pub(crate) async fn serve(
         result = &mut output => result,
         result = input => result,
         result = resizing => result,
-        // What it has said last is still on its way. Whoever else holds the terminal open is not waited for.
+        // What it has said last is still on its way. Whoever else holds the terminal open is not
+        // waited for.
         _ = ended => timeout(LAST_WORDS, output).await.unwrap_or(Ok(())),
     }
 }

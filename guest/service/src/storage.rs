@@ -26,7 +26,8 @@ fn is_on_disk(storage: &Storage) -> bool {
     disk::DRIVERS.contains(&storage.driver.as_str())
 }
 
-/// Waits until the disks are there that some of `storages` are on. To be called before [`Storages::add`].
+/// Waits until the disks are there that some of `storages` are on. To be called before
+/// [`Storages::add`].
 pub(crate) async fn await_disks(storages: &[Storage]) -> ttrpc::Result<()> {
     for storage in storages.iter().filter(|storage| is_on_disk(storage)) {
         Disk::parse(&storage.driver, &storage.source)?.arrival().await?;

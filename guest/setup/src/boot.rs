@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// As much of the kernel's log as is looked at: what it says after it has executed its init is little.
+/// As much of the kernel's log as is looked at: what it says after it has executed its init is
+/// little.
 const TAIL: usize = 2048;
 
-/// The time since the kernel's clock began to run, which it does early in its boot (`CLOCK_MONOTONIC`).
+/// The time since the kernel's clock began to run, which it does early in its boot
+/// (`CLOCK_MONOTONIC`).
 #[must_use]
 pub fn clock() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
@@ -18,8 +20,9 @@ pub fn clock() -> Duration {
     )
 }
 
-/// A look at two clocks at once: the kernel's, which stands still while the kernel has not found a source for it yet, and the
-/// processor's time stamp counter, which runs from the machine's first instruction.
+/// A look at two clocks at once: the kernel's, which stands still while the kernel has not found a
+/// source for it yet, and the processor's time stamp counter, which runs from the machine's first
+/// instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clocks {
     /// What [`clock`] shows.
@@ -35,8 +38,9 @@ impl Clocks {
         Self { kernel: clock(), ticks: ticks() }
     }
 
-    /// How long the machine has been running, if its counter began with it. `earlier` is for learning the counter's speed, the
-    /// longer ago, the better; `None` if it was less than a millisecond ago.
+    /// How long the machine has been running, if its counter began with it. `earlier` is for
+    /// learning the counter's speed, the longer ago, the better; `None` if it was less than a
+    /// millisecond ago.
     #[must_use]
     pub fn machine_age(self, earlier: Self) -> Option<Duration> {
         let elapsed = self.kernel.checked_sub(earlier.kernel)?;
@@ -53,8 +57,8 @@ impl Clocks {
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "reading the time stamp counter")]
 fn ticks() -> Option<u64> {
-    // SAFETY: every x86-64 processor has the instruction, and Linux lets user space execute it unless prctl(PR_SET_TSC) says
-    // otherwise, which nothing in the agent does.
+    // SAFETY: every x86-64 processor has the instruction, and Linux lets user space execute it
+    // unless prctl(PR_SET_TSC) says otherwise, which nothing in the agent does.
     Some(unsafe { core::arch::x86_64::_rdtsc() })
 }
 
@@ -63,8 +67,9 @@ fn ticks() -> Option<u64> {
     None
 }
 
-/// When the kernel executed its init, as its log tells. The log's time stamps are of another clock than [`clock`], which began some
-/// milliseconds earlier or later. `None` without time stamps, or when much has been logged since.
+/// When the kernel executed its init, as its log tells. The log's time stamps are of another clock
+/// than [`clock`], which began some milliseconds earlier or later. `None` without time stamps, or
+/// when much has been logged since.
 #[must_use]
 pub fn kernel_done() -> Option<Duration> {
     parse(&String::from_utf8_lossy(&log_tail()))

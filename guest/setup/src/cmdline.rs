@@ -60,7 +60,8 @@ pub struct Options {
     pub hotplug_timeout: Duration,
     /// `agent.power`: how the machine ends; our own parameter, see [`PowerOff`].
     pub power: PowerOff,
-    /// `agent.vsock_peers`: who may connect over vsock; our own parameter, set by the driver that dials accordingly.
+    /// `agent.vsock_peers`: who may connect over vsock; our own parameter, set by the driver that
+    /// dials accordingly.
     pub vsock_peers: VsockPeers,
     /// What was not understood, one sentence each, for the log once there is one.
     pub warnings: Vec<String>,

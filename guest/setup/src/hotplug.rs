@@ -1,5 +1,5 @@
-//! CPUs and memory that come and go while the guest runs: the kernel sees what was added, somebody has to switch it on, and CPUs off
-//! before they go.
+//! CPUs and memory that come and go while the guest runs: the kernel sees what was added, somebody
+//! has to switch it on, and CPUs off before they go.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -73,12 +73,14 @@ pub async fn online_cpus(wanted: u32, patience: Duration) -> Result<(), HotplugE
     }
 }
 
-/// Switches CPUs on or off until the first `count` of them are on and no other is, waiting for at most `patience` until there are as many.
-/// The first CPU of all is always on, and so is one that the kernel lets nobody switch.
+/// Switches CPUs on or off until the first `count` of them are on and no other is, waiting for at
+/// most `patience` until there are as many. The first CPU of all is always on, and so is one that
+/// the kernel lets nobody switch.
 ///
 /// # Errors
 ///
-/// Fails when there are too few after that time, of which all are on then, and when the kernel refuses to switch one.
+/// Fails when there are too few after that time, of which all are on then, and when the kernel
+/// refuses to switch one.
 pub async fn keep_cpus(count: u32, patience: Duration) -> Result<(), HotplugError> {
     let events = Uevents::open().map_err(HotplugError::Events)?;
     let mut there = 0;

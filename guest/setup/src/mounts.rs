@@ -72,8 +72,8 @@ const EARLY: &[Early] = &[
 ];
 
 /// Does what PID 1 of an initrd (or of a bare image) has to do before anything else: makes the root
-/// one that `pivot_root` works from, mounts the kernel's file systems, connects the standard streams
-/// to the console, and switches all cgroup controllers on for the containers to come.
+/// one that `pivot_root` works from, mounts the kernel's file systems, connects the standard
+/// streams to the console, and switches all cgroup controllers on for the containers to come.
 ///
 /// # Errors
 ///
@@ -118,8 +118,8 @@ fn try_mount(early: &Early) -> io::Result<()> {
     }
 }
 
-/// Whether the root is the initramfs, and not a disk. A disk's root has the initramfs below it as its parent; only the initramfs
-/// itself has none.
+/// Whether the root is the initramfs, and not a disk. A disk's root has the initramfs below it as
+/// its parent; only the initramfs itself has none.
 #[must_use]
 pub fn root_is_initramfs() -> bool {
     const RAMFS_MAGIC: i64 = 0x8584_58f6;

@@ -5,15 +5,16 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// What systemd and container engines have long given to containers whose specification names no limit; the kernel's own
-/// default for `fs.nr_open`, too.
+/// What systemd and container engines have long given to containers whose specification names no
+/// limit; the kernel's own default for `fs.nr_open`, too.
 const WANTED: u64 = 1 << 20;
 
 /// The bound of what any process may ask for (proc_sys_fs(5)).
 const NR_OPEN: &str = "/proc/sys/fs/nr_open";
 
-/// Raises the agent's limit, soft and hard, from the 1024 and 4096 that the kernel gives to its first process. Containers
-/// inherit it as they inherit their engine's elsewhere, unless their specification has one of its own.
+/// Raises the agent's limit, soft and hard, from the 1024 and 4096 that the kernel gives to its
+/// first process. Containers inherit it as they inherit their engine's elsewhere, unless their
+/// specification has one of its own.
 ///
 /// # Errors
 ///
@@ -24,7 +25,8 @@ pub fn raise_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// `nr_open` is the file's text, `None` if it cannot be read: then the kernel refuses what is too much.
+/// `nr_open` is the file's text, `None` if it cannot be read: then the kernel refuses what is too
+/// much.
 fn limit(nr_open: Option<&str>) -> u64 {
     nr_open.and_then(|text| text.trim().parse().ok()).map_or(WANTED, |bound| WANTED.min(bound))
 }

@@ -1,11 +1,13 @@
-//! From an initial ramdisk to a disk: for a kernel that has the drivers of its root file system as modules.
+//! From an initial ramdisk to a disk: for a kernel that has the drivers of its root file system as
+//! modules.
 //!
 //! ```text
 //!   initramfs: /init (the agent) ──▶ modules ──▶ mount root= ──▶ over the initramfs ──▶ exec /sbin/init (the agent of the disk)
 //! ```
 //!
-//! This is what the kernel does by itself where everything is built in, with one exception: it cannot be checked (dm-verity), for the
-//! device that does the checking is made by the kernel before the first process, or not at all.
+//! This is what the kernel does by itself where everything is built in, with one exception: it
+//! cannot be checked (dm-verity), for the device that does the checking is made by the kernel
+//! before the first process, or not at all.
 
 use std::ffi::CString;
 use std::io;
@@ -67,7 +69,8 @@ struct RootParams<'a> {
     checked: bool,
 }
 
-/// `None` when the initramfs is all there is. Of several words of one name the last counts, as it does for the kernel.
+/// `None` when the initramfs is all there is. Of several words of one name the last counts, as it
+/// does for the kernel.
 fn params(cmdline: &str) -> Option<RootParams<'_>> {
     let words = || cmdline.split_ascii_whitespace();
     let last = |name: &str| words().filter_map(|word| word.strip_prefix(name)).next_back();
@@ -78,8 +81,8 @@ fn params(cmdline: &str) -> Option<RootParams<'_>> {
     })
 }
 
-/// Goes on to the disk that the command line names, and does not return; returns at once if it names none. For the first process of
-/// an initramfs, before it mounts anything.
+/// Goes on to the disk that the command line names, and does not return; returns at once if it
+/// names none. For the first process of an initramfs, before it mounts anything.
 ///
 /// # Errors
 ///

@@ -3,15 +3,16 @@
 /// The host's address (vsock(7), `VMADDR_CID_HOST`).
 const HOST: u32 = 2;
 
-/// The last port of the host to which only a process with `CAP_NET_BIND_SERVICE` in the first user namespace can bind a socket
-/// (Linux, net/vmw_vsock/af_vsock.c, `LAST_RESERVED_PORT`).
+/// The last port of the host to which only a process with `CAP_NET_BIND_SERVICE` in the first user
+/// namespace can bind a socket (Linux, net/vmw_vsock/af_vsock.c, `LAST_RESERVED_PORT`).
 const LAST_RESERVED_PORT: u32 = 1023;
 
-/// Who may drive this guest. Any user of the host may dial any guest, and a guest with a loopback for vsock its own; only the
-/// port that the dialler has bound tells who it is.
+/// Who may drive this guest. Any user of the host may dial any guest, and a guest with a loopback
+/// for vsock its own; only the port that the dialler has bound tells who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VsockPeers {
-    /// Everybody: where a hypervisor is between (hybrid vsock) it dials by ports of its own choice, for whoever may open its socket.
+    /// Everybody: where a hypervisor is between (hybrid vsock) it dials by ports of its own choice,
+    /// for whoever may open its socket.
     Any,
     /// The host's privileged processes.
     Privileged,

@@ -92,7 +92,8 @@ impl AgentClient {
         self.knows_additions.get_or_init(|| ());
     }
 
-    /// Refuses a process with a umask where the agent would not read it: the process would share its files with more than it says.
+    /// Refuses a process with a umask where the agent would not read it: the process would share
+    /// its files with more than it says.
     pub(crate) fn check_umask(
         &self,
         method: &'static str,

@@ -19,7 +19,8 @@ pub struct GuestContainer {
     pub spec: Spec,
     /// What to mount for it, in this order.
     pub storages: Vec<GuestStorage>,
-    /// Disks that it uses itself, of which its specification has device nodes with the host's numbers.
+    /// Disks that it uses itself, of which its specification has device nodes with the host's
+    /// numbers.
     pub devices: Vec<GuestDevice>,
     /// Whether it joins the sandbox's shared PID namespace.
     pub shared_pid_namespace: bool,
@@ -41,8 +42,9 @@ impl AgentClient {
     ///
     /// # Errors
     ///
-    /// [`AgentError::Convert`] when the specification says what the protocol cannot carry, [`AgentError::InvalidArgument`] when its process
-    /// has a umask and the agent is another project's.
+    /// [`AgentError::Convert`] when the specification says what the protocol cannot carry,
+    /// [`AgentError::InvalidArgument`] when its process has a umask and the agent is another
+    /// project's.
     pub async fn create_container(&self, container: &GuestContainer) -> Result<(), AgentError> {
         if let Some(process) = container.spec.process() {
             self.check_umask("CreateContainer", process)?;
@@ -90,7 +92,8 @@ impl AgentClient {
         request!(self, agent.update_container, "UpdateContainer", message).map(drop)
     }
 
-    /// Reads a container's cgroup counters. They are the guest's word, and only their number and the length of their names are checked.
+    /// Reads a container's cgroup counters. They are the guest's word, and only their number and
+    /// the length of their names are checked.
     pub async fn stats_container(&self, id: &str) -> Result<ContainerStats, AgentError> {
         let message =
             agent::StatsContainerRequest { container_id: id.to_owned(), ..Default::default() };

@@ -126,8 +126,9 @@ impl AgentClient {
         request!(self, agent.reseed_random_dev, "ReseedRandomDev", message).map(drop)
     }
 
-    /// Makes the guest use `count` processors, at least 1, of which `new` have come and are not in use yet; others it stops using. Returns when
-    /// that is done. An agent that is not this project's takes up the new ones and goes on to use all others.
+    /// Makes the guest use `count` processors, at least 1, of which `new` have come and are not in
+    /// use yet; others it stops using. Returns when that is done. An agent that is not this
+    /// project's takes up the new ones and goes on to use all others.
     pub async fn use_cpus(&self, count: u32, new: u32) -> Result<(), AgentError> {
         let message = cpu_count_request(count, new);
         request!(self, agent.online_cpu_mem, "OnlineCPUMem", message).map(drop)

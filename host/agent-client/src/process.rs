@@ -35,8 +35,8 @@ impl ProcessId {
 pub struct ProcessEnd {
     /// The exit code, or 128 and the number of the signal that killed it: from 0 to 255.
     pub status: u8,
-    /// Whether the kernel had killed a process of the container for want of memory by then. Only told with a container's init process,
-    /// and not by every agent.
+    /// Whether the kernel had killed a process of the container for want of memory by then. Only
+    /// told with a container's init process, and not by every agent.
     pub out_of_memory: bool,
 }
 
@@ -45,8 +45,8 @@ impl AgentClient {
     ///
     /// # Errors
     ///
-    /// [`AgentError::Convert`] when the process says what the protocol cannot carry, [`AgentError::InvalidArgument`] when it has a umask
-    /// and the agent is another project's.
+    /// [`AgentError::Convert`] when the process says what the protocol cannot carry,
+    /// [`AgentError::InvalidArgument`] when it has a umask and the agent is another project's.
     pub async fn exec_process(&self, id: &ProcessId, process: &Process) -> Result<(), AgentError> {
         let (container_id, exec_id) = id.parts();
         self.check_umask("ExecProcess", process)?;

@@ -56,8 +56,8 @@ pub struct GuestStorageGroup {
 }
 
 impl AgentClient {
-    /// Prepares the guest. Must be called once, before there are containers. Tells what the guest says of its boot; `None` from an
-    /// agent that says nothing, which every other one does.
+    /// Prepares the guest. Must be called once, before there are containers. Tells what the guest
+    /// says of its boot; `None` from an agent that says nothing, which every other one does.
     pub async fn create_sandbox(
         &self,
         sandbox: &GuestSandbox,

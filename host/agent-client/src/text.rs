@@ -1,8 +1,10 @@
 //! Text from the guest, made fit for logs, terminals and paths of the host.
 
-/// The text on one line without characters that a terminal obeys, cut off after at most `max` bytes.
+/// The text on one line without characters that a terminal obeys, cut off after at most `max`
+/// bytes.
 ///
-/// Runs of them (line breaks, terminal sequences, marks that turn the text's direction) become one space.
+/// Runs of them (line breaks, terminal sequences, marks that turn the text's direction) become one
+/// space.
 pub(crate) fn one_line(text: &str, max: usize) -> String {
     const CUT: char = '…';
     let mut line = String::new();

@@ -1,7 +1,7 @@
 //! A client of the VMM's REST API over its unix socket.
 //!
-//! The API's description is published with the VMM (`vmm/src/api/openapi/cloud-hypervisor.yaml`). Here are the requests and fields
-//! that a sandbox needs.
+//! The API's description is published with the VMM (`vmm/src/api/openapi/cloud-hypervisor.yaml`).
+//! Here are the requests and fields that a sandbox needs.
 
 mod types;
 
@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 pub use kata_http::ApiError;
 pub use types::*;
 
-/// A connection to one VMM. Clones share it; requests go one after the other. A request that was sent is followed to its end, also when
-/// its future is dropped.
+/// A connection to one VMM. Clones share it; requests go one after the other. A request that was
+/// sent is followed to its end, also when its future is dropped.
 ///
 /// All methods panic outside of a tokio runtime.
 #[derive(Debug, Clone)]
@@ -35,7 +35,8 @@ impl Client {
         self.http.ask(request("vmm.ping", "GET")).await
     }
 
-    /// Describes the machine, and makes the VMM shut itself in if the configuration says so (`vm.create`).
+    /// Describes the machine, and makes the VMM shut itself in if the configuration says so
+    /// (`vm.create`).
     pub async fn create(&self, config: &VmConfig) -> Result<(), ApiError> {
         self.put("vm.create", config, Vec::new()).await.map(drop)
     }
@@ -55,7 +56,8 @@ impl Client {
         self.act("vm.resume").await
     }
 
-    /// Adds a network device on `taps`, one queue pair each (`vm.add-net`), to a machine that runs or will.
+    /// Adds a network device on `taps`, one queue pair each (`vm.add-net`), to a machine that runs
+    /// or will.
     pub async fn add_net(&self, nic: &NetConfig, taps: Vec<OwnedFd>) -> Result<(), ApiError> {
         self.put("vm.add-net", nic, taps).await.map(drop)
     }

@@ -1,6 +1,8 @@
-//! What the VMM tells by itself, on the descriptor of its event monitor: JSON objects, one after the other.
+//! What the VMM tells by itself, on the descriptor of its event monitor: JSON objects, one after
+//! the other.
 //!
-//! A guest that resets itself would be booted again by this VMM; here it is over. So that event ends the VMM.
+//! A guest that resets itself would be booted again by this VMM; here it is over. So that event
+//! ends the VMM.
 
 use std::sync::Arc;
 
@@ -11,7 +13,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-/// The longest event that is accepted. The VMM is as little trusted as the guest that may have taken it over.
+/// The longest event that is accepted. The VMM is as little trusted as the guest that may have
+/// taken it over.
 const MAX_EVENT: usize = 64 * 1024;
 
 /// Why the guest is at its end. Clones wait for the same.
@@ -73,8 +76,8 @@ pub(crate) fn listen(mut events: pipe::Receiver, vmm: Arc<Child>) -> Reason {
     Reason(reason)
 }
 
-/// Takes the whole events off the beginning of `text` and leaves the rest. Text that is no event is thrown away up to the next blank line,
-/// which the VMM ends each with.
+/// Takes the whole events off the beginning of `text` and leaves the rest. Text that is no event is
+/// thrown away up to the next blank line, which the VMM ends each with.
 fn take_events(text: &mut Vec<u8>) -> Vec<Event> {
     let mut events = Vec::new();
     while let Some(end) = text.windows(2).position(|window| window == b"\n\n") {

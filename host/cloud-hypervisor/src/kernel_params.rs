@@ -4,13 +4,15 @@ use kata_hypervisor::{VmSpec, kernel_command_line};
 
 /// What this VMM's machine is like.
 const MACHINE: &[&str] = &[
-    // The serial port is slow, but it is there from the first line on, and quiet guests write little.
+    // The serial port is slow, but it is there from the first line on, and quiet guests write
+    // little.
     "console=ttyS0",
     // A guest that panics resets itself, which the VMM tells as an event.
     "panic=-1",
     // By the keyboard controller, which this machine has for that alone; ACPI is tried later.
     "reboot=k",
-    // There is nothing behind the keyboard controller, and waiting for an answer from it takes its time.
+    // There is nothing behind the keyboard controller, and waiting for an answer from it takes its
+    // time.
     "i8042.noaux",
     "i8042.nomux",
     "i8042.dumbkbd",

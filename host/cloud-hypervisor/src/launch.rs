@@ -4,7 +4,8 @@
 //!   spawn: jail, exec ──▶ vmm.ping: who is it? ──▶ vm.create: landlock ──▶ vm.add-net ──▶ vm.boot ──▶ CloudVm
 //! ```
 //!
-//! Nothing of it is on disk but the socket for the guest's ports, in a directory that is all the VMM can write to.
+//! Nothing of it is on disk but the socket for the guest's ports, in a directory that is all the
+//! VMM can write to.
 
 use std::fs::File;
 use std::io;
@@ -31,7 +32,8 @@ const SOCKET_DIR: &str = "clh";
 /// The name of the socket for the guest's ports.
 const SOCKET: &str = "vsock";
 
-/// Starts the VMM and boots the machine. If this fails, or is dropped, nothing is left: the child dies with its handle.
+/// Starts the VMM and boots the machine. If this fails, or is dropped, nothing is left: the child
+/// dies with its handle.
 pub(crate) async fn launch(
     settings: &CloudHypervisorSettings,
     landlock: bool,
@@ -108,7 +110,8 @@ impl From<ApiError> for Failure {
     }
 }
 
-/// The disks' files as the VMM can open them. It sees the host's own read-only, but what it was passed as it was opened here.
+/// The disks' files as the VMM can open them. It sees the host's own read-only, but what it was
+/// passed as it was opened here.
 fn disks(spawn: &mut Spawn, disks: &[DiskSpec]) -> io::Result<Vec<PathBuf>> {
     let named = |disk: &DiskSpec, error: &io::Error| {
         io::Error::new(error.kind(), format!("{}: {error}", disk.path.display()))
@@ -150,8 +153,8 @@ fn socket_dir(run_dir: &Path) -> io::Result<VmmDir> {
     Ok(directory)
 }
 
-/// The one connection to the socket that the VMM listens on, and that socket. It is gone from the directory before the VMM starts, so nobody
-/// else ever speaks to it.
+/// The one connection to the socket that the VMM listens on, and that socket. It is gone from the
+/// directory before the VMM starts, so nobody else ever speaks to it.
 fn api_socket(directory: &VmmDir) -> io::Result<(UnixStream, UnixListener)> {
     let name = "api";
     let path = directory.path(name);

@@ -1,8 +1,9 @@
 //! The Cloud Hypervisor driver. It needs KVM.
 //!
-//! The VMM is told of its machine through its REST API, over a connection that was made before it started; it tells of the guest's
-//! end on a pipe. It runs behind the walls that QEMU has ([`kata_linux::jail::Jail::strict`]), and behind its own: a filter of system calls
-//! for each thread and, where the host's kernel is new enough, landlock.
+//! The VMM is told of its machine through its REST API, over a connection that was made before it
+//! started; it tells of the guest's end on a pipe. It runs behind the walls that QEMU has
+//! ([`kata_linux::jail::Jail::strict`]), and behind its own: a filter of system calls for each
+//! thread and, where the host's kernel is new enough, landlock.
 //!
 //! ```text
 //!   settings, VmSpec ──▶ machine: VmConfig ──▶ launch ──▶ api: ping, create, boot ──▶ CloudVm
@@ -39,7 +40,8 @@ const LANDLOCK: u32 = 3;
 /// The first version that has landlock. Older ones would take the setting and do nothing.
 const OLDEST: OldestVersion = OldestVersion { vmm: "Cloud Hypervisor", numbers: &[42] };
 
-/// Boots virtual machines with Cloud Hypervisor. The guest kernel is an uncompressed ELF `vmlinux` with a PVH entry note, or a `bzImage`.
+/// Boots virtual machines with Cloud Hypervisor. The guest kernel is an uncompressed ELF `vmlinux`
+/// with a PVH entry note, or a `bzImage`.
 #[derive(Debug)]
 pub struct CloudHypervisor {
     settings: CloudHypervisorSettings,
@@ -47,7 +49,8 @@ pub struct CloudHypervisor {
 }
 
 impl CloudHypervisor {
-    /// A driver with these settings. Looks at the host once, and says so in the log when it must do without landlock.
+    /// A driver with these settings. Looks at the host once, and says so in the log when it must do
+    /// without landlock.
     #[must_use]
     pub fn new(settings: CloudHypervisorSettings) -> Self {
         let landlock = kata_linux::landlock::version().is_some_and(|version| version >= LANDLOCK);

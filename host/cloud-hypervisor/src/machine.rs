@@ -39,7 +39,8 @@ pub(crate) fn nic(nic: &NicSpec) -> NetConfig {
     NetConfig { id: format!("nic{}", nic.id), mac: nic.mac.clone(), num_queues: NIC_QUEUES }
 }
 
-/// The configuration of the machine without its network devices: their taps go with requests of their own.
+/// The configuration of the machine without its network devices: their taps go with requests of
+/// their own.
 pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, HypervisorError> {
     spec.refuse_later_disks(NAME)?;
     spec.refuse_more_memory(NAME)?;

@@ -1,5 +1,6 @@
-//! The client's types against the API's published description: every field that is sent is there, has its type, and none is missing
-//! that must not be. The facts are those of version 54's description (API version 0.3.0).
+//! The client's types against the API's published description: every field that is sent is there,
+//! has its type, and none is missing that must not be. The facts are those of version 54's
+//! description (API version 0.3.0).
 
 use std::fmt::Debug;
 

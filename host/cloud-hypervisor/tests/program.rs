@@ -1,5 +1,6 @@
-//! The driver and its client against the real program, where `cloud-hypervisor` is found on `PATH` and KVM works; elsewhere each test says
-//! that it was skipped. The guest is the one that `make` stages: its kernel, and its initial ramdisk with the agent.
+//! The driver and its client against the real program, where `cloud-hypervisor` is found on `PATH`
+//! and KVM works; elsewhere each test says that it was skipped. The guest is the one that `make`
+//! stages: its kernel, and its initial ramdisk with the agent.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
@@ -104,7 +105,8 @@ async fn vmm_is_jailed() {
         let (own, theirs) = (format!("/proc/self/ns/{kind}").into(), proc.join("ns").join(kind));
         assert_ne!(fs::read_link::<PathBuf>(own).unwrap(), fs::read_link(theirs).unwrap());
     }
-    // Each thread has a filter of its own, but for the first, which does nothing but wait for the others.
+    // Each thread has a filter of its own, but for the first, which does nothing but wait for the
+    // others.
     for task in fs::read_dir(proc.join("task")).unwrap() {
         let task = task.unwrap();
         let status = fs::read_to_string(task.path().join("status")).unwrap();

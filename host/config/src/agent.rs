@@ -11,21 +11,26 @@ section! {
     pub struct Agent = "agent.kata", off OFF, off_tables &[("mem_agent", MEM_AGENT)], prefix _prefix {
         /// Let the agent log what helps to find a defect.
         enable_debug: bool = false;
-        /// How much the agent logs: "trace", "debug", "info", "warn" or "error". enable_debug makes it at least "debug".
+        /// How much the agent logs: "trace", "debug", "info", "warn" or "error". enable_debug makes
+        /// it at least "debug".
         log_level: LogLevel = LogLevel::Info;
-        /// Serve a shell of the guest on the debug console port, if its image has one; "kata-runtime exec SANDBOX" opens it. Whoever reaches
-        /// that port owns the guest.
+        /// Serve a shell of the guest on the debug console port, if its image has one;
+        /// "kata-runtime exec SANDBOX" opens it. Whoever reaches that port owns the guest.
         debug_console_enabled: bool = false;
-        /// Milliseconds between two tries to connect to the agent, where the channel needs tries (vsock).
+        /// Milliseconds between two tries to connect to the agent, where the channel needs tries
+        /// (vsock).
         dial_timeout_ms: u32 = 10, check at_least(1);
-        /// Milliseconds from the start of the VM until the agent must have answered; less than 10000 counts as 10000.
-        /// (`dial_timeout`, in seconds, is the Go runtime's name of this key.)
+        /// Milliseconds from the start of the VM until the agent must have answered; less than
+        /// 10000 counts as 10000. (`dial_timeout`, in seconds, is the Go runtime's name of this
+        /// key.)
         reconnect_timeout_ms: u32 = 60_000;
-        /// Seconds that a request to the agent may take. (The Go runtime keeps this key in the section runtime.)
+        /// Seconds that a request to the agent may take. (The Go runtime keeps this key in the
+        /// section runtime.)
         create_container_timeout: u32 = 30, check at_least(1);
         /// Kernel modules that the agent loads at start, each with its parameters: "e1000e EEE=1".
         kernel_modules: Vec<String> = Vec::new();
-        /// The size in bytes of the pipes that carry a container's stdio inside the guest; 0 leaves the kernel's default.
+        /// The size in bytes of the pipes that carry a container's stdio inside the guest; 0 leaves
+        /// the kernel's default.
         container_pipe_size: u32 = 0;
     }
 }

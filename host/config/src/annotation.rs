@@ -1,8 +1,9 @@
 //! Annotations: what a pod may change, if the administrator lets it.
 //!
-//! Whoever writes a pod is not whoever owns the host. So an annotation works only if `enable_annotations` lists its exact
-//! name, and what chooses a path, a program, its arguments or a kernel parameter is refused even then: each such
-//! annotation has been a way from a pod to root on the host (CVE-2020-27151, CVE-2026-44210, CVE-2026-50540).
+//! Whoever writes a pod is not whoever owns the host. So an annotation works only if
+//! `enable_annotations` lists its exact name, and what chooses a path, a program, its arguments or
+//! a kernel parameter is refused even then: each such annotation has been a way from a pod to root
+//! on the host (CVE-2020-27151, CVE-2026-44210, CVE-2026-50540).
 
 use std::collections::HashMap;
 
@@ -18,18 +19,21 @@ const PREFIX: &str = "io.katacontainers.config.";
 /// Upstream's annotation that loads another configuration file.
 const CONFIG_PATH: &str = "io.katacontainers.config_path";
 
-/// What is wrong with an annotation that is in the tables here, but has no key. A test holds that there is none.
+/// What is wrong with an annotation that is in the tables here, but has no key. A test holds that
+/// there is none.
 const NO_KEY: &str = "is not supported in this version; remove it";
 
 impl HostConfig {
-    /// What `enable_annotations` lists in vain, because no pod may ever set it, each with the reason.
+    /// What `enable_annotations` lists in vain, because no pod may ever set it, each with the
+    /// reason.
     pub fn listed_in_vain(&self) -> impl Iterator<Item = (&str, &'static str)> {
         let listed = self.vm().enable_annotations.iter();
         listed.filter_map(|name| forbidden(name).map(|reason| (name.as_str(), reason)))
     }
 
-    /// This configuration as the annotations of a pod change it. Annotations outside `io.katacontainers.config` are not looked
-    /// at; one inside that is unknown, not allowed or wrong is an error.
+    /// This configuration as the annotations of a pod change it. Annotations outside
+    /// `io.katacontainers.config` are not looked at; one inside that is unknown, not allowed or
+    /// wrong is an error.
     pub fn with_annotations(
         &self,
         annotations: &HashMap<String, String>,
@@ -38,7 +42,8 @@ impl HostConfig {
             .iter()
             .filter(|(name, _)| name.starts_with(PREFIX) || *name == CONFIG_PATH)
             .collect();
-        // A map has no order; without one, which of two mistakes is reported would change from run to run.
+        // A map has no order; without one, which of two mistakes is reported would change from run
+        // to run.
         ours.sort();
 
         let mut config = self.clone();
@@ -59,7 +64,8 @@ impl HostConfig {
             return Err(ConfigError::AnnotationForbidden { name: name.to_owned(), reason });
         }
         let renamed = RENAMED.iter().find(|(from, _)| *from == entry).map(|(_, to)| *to);
-        // `hypervisor.` before the name of a runtime or agent annotation is no annotation, nor is its lack before the others.
+        // `hypervisor.` before the name of a runtime or agent annotation is no annotation, nor is
+        // its lack before the others.
         let of_hypervisor = !(entry.starts_with("runtime.") || entry.starts_with("agent."));
         let known = allowable().any(|known| known == entry)
             && of_hypervisor == rest.starts_with("hypervisor.");
@@ -104,7 +110,8 @@ pub(crate) fn set<S: Section>(section: &mut S, key: &str, text: &str) -> Result<
     if section.set(key, input)? { Ok(()) } else { Err(NO_KEY.to_owned()) }
 }
 
-/// Reads an amount of memory: MiB, or a number with one of Kubernetes' units (`512Mi`, `2Gi`, `2G`, …). Rounded up to MiB.
+/// Reads an amount of memory: MiB, or a number with one of Kubernetes' units (`512Mi`, `2Gi`, `2G`,
+/// …). Rounded up to MiB.
 fn memory_mib(text: &str) -> Result<u32, String> {
     const MIB: u64 = 1 << 20;
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();

@@ -1,5 +1,5 @@
-//! Which annotations there are, by the names that `enable_annotations` lists: those of the hypervisor by their bare name, the others
-//! with `runtime.` or `agent.` before it.
+//! Which annotations there are, by the names that `enable_annotations` lists: those of the
+//! hypervisor by their bare name, the others with `runtime.` or `agent.` before it.
 
 use crate::error::closest;
 
@@ -125,13 +125,15 @@ pub(crate) fn allowable() -> impl Iterator<Item = &'static str> {
     SETTABLE.iter().copied().chain(RENAMED.iter().map(|(name, _)| *name))
 }
 
-/// Why no administrator can allow the annotation `name`; `None` when one can, or when there is none of that name.
+/// Why no administrator can allow the annotation `name`; `None` when one can, or when there is none
+/// of that name.
 pub(crate) fn forbidden(name: &str) -> Option<&'static str> {
     FORBIDDEN.iter().find(|(forbidden, _)| *forbidden == name).map(|(_, reason)| *reason)
 }
 
-/// Checks the list of the configuration: exact names of annotations. Those that no administrator can allow may stand there, for
-/// upstream's shipped files list some; a pod that sets one is refused all the same.
+/// Checks the list of the configuration: exact names of annotations. Those that no administrator
+/// can allow may stand there, for upstream's shipped files list some; a pod that sets one is
+/// refused all the same.
 pub(crate) fn check_enabled(names: &Vec<String>) -> Result<(), String> {
     for name in names {
         if forbidden(name).is_some() || allowable().any(|known| known == name) {

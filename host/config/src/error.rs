@@ -54,7 +54,8 @@ pub enum ConfigError {
         /// The files that were looked for, none of which exists.
         looked_for: Vec<PathBuf>,
     },
-    /// A file was named by a relative path, which would be taken relative to the container's bundle.
+    /// A file was named by a relative path, which would be taken relative to the container's
+    /// bundle.
     #[error("the configuration file {} named by {by} is not an absolute path; write it from the root", path.display())]
     Relative {
         /// The path.
@@ -157,7 +158,8 @@ impl fmt::Display for Suggestion<'_> {
 
 /// The name of `known` that `name` was probably meant to be.
 pub(crate) fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    // One slip for every four letters: enough for a typing error, too little to turn one key into another.
+    // One slip for every four letters: enough for a typing error, too little to turn one key into
+    // another.
     let allowed = (name.len() / 4).clamp(1, 3);
     known
         .into_iter()

@@ -17,7 +17,8 @@ const OF_HOST: &str = "/etc/kata-containers";
 /// Where the file lies below a prefix.
 const BELOW_PREFIX: &str = "share/defaults/kata-containers";
 
-/// The name of containerd's shim is these two with a variant between them, or `containerd-shim-kata-v2`.
+/// The name of containerd's shim is these two with a variant between them, or
+/// `containerd-shim-kata-v2`.
 const SHIM: (&str, &str) = ("containerd-shim-kata-", "-v2");
 
 /// The directory of drop-ins, beside the file.
@@ -33,8 +34,8 @@ pub(crate) struct Source {
     pub(crate) text: String,
 }
 
-/// The installation prefix of a program that is installed as `<prefix>/bin/…` or as `<prefix>/libexec/kata-containers/…`;
-/// `/usr/local` when the path is too short to tell.
+/// The installation prefix of a program that is installed as `<prefix>/bin/…` or as
+/// `<prefix>/libexec/kata-containers/…`; `/usr/local` when the path is too short to tell.
 #[must_use]
 pub fn prefix_of(program: &Path) -> PathBuf {
     let folder = program.parent();
@@ -46,15 +47,16 @@ pub fn prefix_of(program: &Path) -> PathBuf {
     prefix.unwrap_or(Path::new("/usr/local")).to_path_buf()
 }
 
-/// Where the program `name` is, below the installation's prefix, that only other programs of this software start.
+/// Where the program `name` is, below the installation's prefix, that only other programs of this
+/// software start.
 #[must_use]
 pub fn companion(prefix: &Path, name: &str) -> PathBuf {
     prefix.join("libexec/kata-containers").join(name)
 }
 
-/// Which configuration a program asks for by the name that it was started under: `qemu` for `containerd-shim-kata-qemu-v2`, which
-/// containerd runs for `io.containerd.kata-qemu.v2`. `None` for every other name, and where the word between is none that a file
-/// name should be made of.
+/// Which configuration a program asks for by the name that it was started under: `qemu` for
+/// `containerd-shim-kata-qemu-v2`, which containerd runs for `io.containerd.kata-qemu.v2`. `None`
+/// for every other name, and where the word between is none that a file name should be made of.
 #[must_use]
 pub fn variant_of(program: &Path) -> Option<&str> {
     let name = program.file_name()?.to_str()?;
@@ -63,8 +65,9 @@ pub fn variant_of(program: &Path) -> Option<&str> {
     (!variant.is_empty() && variant.bytes().all(is_plain)).then_some(variant)
 }
 
-/// The files that are looked for when none is named, first choice first: the host's own, then the one installed
-/// under `prefix` and under the usual prefixes. Their name is `configuration.toml`, with a variant `configuration-VARIANT.toml`.
+/// The files that are looked for when none is named, first choice first: the host's own, then the
+/// one installed under `prefix` and under the usual prefixes. Their name is `configuration.toml`,
+/// with a variant `configuration-VARIANT.toml`.
 #[must_use]
 pub fn candidates(variant: Option<&str>, prefix: &Path) -> Vec<PathBuf> {
     let name = match variant {
@@ -81,11 +84,12 @@ pub fn candidates(variant: Option<&str>, prefix: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Finds the configuration file: the one named by the environment (`KATA_CONF_FILE`), else the one named by the
-/// shim's option (`ConfigPath`), else the first of [`candidates`] that exists, else `None`: the defaults hold.
+/// Finds the configuration file: the one named by the environment (`KATA_CONF_FILE`), else the one
+/// named by the shim's option (`ConfigPath`), else the first of [`candidates`] that exists, else
+/// `None`: the defaults hold.
 ///
-/// A named file must exist, and so must one of those of a variant. An empty name counts as none. The result has no symbolic links,
-/// so that drop-ins are looked for beside the real file.
+/// A named file must exist, and so must one of those of a variant. An empty name counts as none.
+/// The result has no symbolic links, so that drop-ins are looked for beside the real file.
 pub fn locate(
     option: Option<&Path>,
     env: Option<&Path>,
@@ -119,8 +123,8 @@ pub fn locate(
     }
 }
 
-/// Reads the file and its drop-ins (`config.d/*.toml` beside it, in byte order of their names; symbolic links are
-/// followed, other names are not looked at).
+/// Reads the file and its drop-ins (`config.d/*.toml` beside it, in byte order of their names;
+/// symbolic links are followed, other names are not looked at).
 pub(crate) fn read_with_drop_ins(base: &Path) -> Result<Vec<Source>, ConfigError> {
     let mut sources = vec![read(base)?];
     let Some(directory) = base.parent().map(|parent| parent.join(DROP_INS)) else {

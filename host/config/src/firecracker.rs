@@ -10,16 +10,17 @@ use crate::section::section;
 use crate::setting::choice;
 
 section! {
-    /// The virtual machine and the Firecracker that runs it. It needs KVM, and has no shared file system: containers get their root file
-    /// systems as disks, and files of the host as copies. It takes no rootfs images.
+    /// The virtual machine and the Firecracker that runs it. It needs KVM, and has no shared file
+    /// system: containers get their root file systems as disks, and files of the host as copies. It
+    /// takes no rootfs images.
     pub struct Firecracker = "hypervisor.firecracker", off OFF, off_tables &[], prefix prefix, shared {
         /// What every hypervisor has.
         vm: VmSettings = VmSettings::defaults(prefix);
     } {
         /// The Firecracker program, version 1.8 or later.
         path: PathBuf = PathBuf::from("/usr/bin/firecracker");
-        /// Firecracker's jailer, of the same version. It runs the VMM as a user of its own, in a root directory of its own. "" confines the VMM
-        /// as the other hypervisors are confined.
+        /// Firecracker's jailer, of the same version. It runs the VMM as a user of its own, in a
+        /// root directory of its own. "" confines the VMM as the other hypervisors are confined.
         jailer_path: Option<PathBuf> = None;
         /// How container file systems reach the guest: "none", that is as disks and copies.
         shared_fs: NoSharedFs = NoSharedFs::None;

@@ -1,6 +1,7 @@
 //! The hypervisors that have a section, and which of them is chosen.
 //!
-//! A further one is a section in a file of its own, a field of [`HostConfig`], and a line in each `match` here.
+//! A further one is a section in a file of its own, a field of [`HostConfig`], and a line in each
+//! `match` here.
 
 use std::path::Path;
 
@@ -39,7 +40,8 @@ pub(crate) trait Visitor {
 }
 
 impl HostConfig {
-    /// What every hypervisor has, of the one that is chosen: of QEMU as long as that is [`HypervisorName::Auto`].
+    /// What every hypervisor has, of the one that is chosen: of QEMU as long as that is
+    /// [`HypervisorName::Auto`].
     #[must_use]
     pub fn vm(&self) -> &VmSettings {
         match self.runtime.hypervisor_name {
@@ -50,7 +52,8 @@ impl HostConfig {
         }
     }
 
-    /// Whether the section of QEMU asks for something that the one of krun does not, and that would be lost on krun.
+    /// Whether the section of QEMU asks for something that the one of krun does not, and that would
+    /// be lost on krun.
     #[must_use]
     pub fn asks_for_qemu(&self, prefix: &Path) -> bool {
         let defaults = Qemu::defaults(prefix);
@@ -113,7 +116,8 @@ pub(crate) fn of_section(name: &str) -> Option<HypervisorName> {
     .find(|known| known.as_str() == name)
 }
 
-/// What a configuration chooses: by name, or by having the section of one only. Refuses a hypervisor that has no driver here.
+/// What a configuration chooses: by name, or by having the section of one only. Refuses a
+/// hypervisor that has no driver here.
 pub(crate) fn choice_of(root: &Table) -> Result<HypervisorName, ConfigError> {
     if let Some(chosen) = named(root) {
         return match &chosen.value {

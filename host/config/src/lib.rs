@@ -8,9 +8,10 @@
 //!                         config.d/*.toml                               sandbox_size ◀────┘
 //! ```
 //!
-//! The keys are upstream Kata's. Each is in one of two tables: a key that does something is a field of
-//! [`VmSettings`], [`Qemu`], [`Krun`], [`CloudHypervisor`], [`Firecracker`], [`Agent`] or [`Runtime`], declared together with its default and its description; a key whose
-//! feature this version lacks is accepted only with the value that means "off". Everything else is an error that
+//! The keys are upstream Kata's. Each is in one of two tables: a key that does something is a field
+//! of [`VmSettings`], [`Qemu`], [`Krun`], [`CloudHypervisor`], [`Firecracker`], [`Agent`] or
+//! [`Runtime`], declared together with its default and its description; a key whose feature this
+//! version lacks is accepted only with the value that means "off". Everything else is an error that
 //! names file, line and key: a setting that is accepted and then ignored is a trap.
 
 mod agent;

@@ -49,7 +49,8 @@ impl HostConfig {
         }
     }
 
-    /// Loads `file` (as [`crate::locate`] found it) with its drop-ins over the defaults; without a file, the defaults.
+    /// Loads `file` (as [`crate::locate`] found it) with its drop-ins over the defaults; without a
+    /// file, the defaults.
     pub fn load(file: Option<&Path>, prefix: &Path) -> Result<Self, ConfigError> {
         match file {
             Some(file) => Self::from_sources(&read_with_drop_ins(file)?, prefix),
@@ -173,8 +174,8 @@ fn check_off_table(entry: &Entry, keys: &[OffKey]) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Gives keys of the Go runtime the names and places that they have now. Their origins stay, so errors name what is
-/// in the file.
+/// Gives keys of the Go runtime the names and places that they have now. Their origins stay, so
+/// errors name what is in the file.
 fn rename_old_keys(root: &mut Table) -> Result<(), ConfigError> {
     if let Some(qemu) = root.table_mut("hypervisor").and_then(|table| table.table_mut("qemu"))
         && let Some(old) = qemu.take("seccompsandbox")

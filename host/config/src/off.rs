@@ -1,5 +1,6 @@
-//! Keys of upstream whose feature this version lacks. They are accepted with the value that asks for nothing, so that
-//! upstream's files load, and refused with any other, so that nobody relies on what is not there.
+//! Keys of upstream whose feature this version lacks. They are accepted with the value that asks
+//! for nothing, so that upstream's files load, and refused with any other, so that nobody relies on
+//! what is not there.
 
 use crate::setting::Input;
 use crate::tree::Value;

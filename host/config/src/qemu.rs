@@ -19,14 +19,18 @@ section! {
     } {
         /// The QEMU program.
         path: PathBuf = default_program();
-        /// The machine: "microvm", "q35", or "", which is q35 under KVM and else the smallest one that boots the kernel.
+        /// The machine: "microvm", "q35", or "", which is q35 under KVM and else the smallest one
+        /// that boots the kernel.
         machine_type: MachineType = MachineType::Auto;
-        /// Give a running sandbox more memory (virtio-mem) where its containers' limits come to need it, up to default_maxmemory, and take it
-        /// back when they do not any more. Needs the machine q35, which is then taken where none is named. QEMU asks the guest to keep to that and
-        /// cannot force it: a guest that misbehaves can take all of default_maxmemory at any time.
+        /// Give a running sandbox more memory (virtio-mem) where its containers' limits come to
+        /// need it, up to default_maxmemory, and take it back when they do not any more. Needs the
+        /// machine q35, which is then taken where none is named. QEMU asks the guest to keep to
+        /// that and cannot force it: a guest that misbehaves can take all of default_maxmemory at
+        /// any time.
         enable_virtio_mem: bool = false;
-        /// Take the guest's memory from the host's huge pages of 2 MiB (/proc/sys/vm/nr_hugepages). All that the guest may ever have are set
-        /// aside when it boots: with enable_virtio_mem, default_maxmemory. A sandbox for which too few are free is refused.
+        /// Take the guest's memory from the host's huge pages of 2 MiB (/proc/sys/vm/nr_hugepages).
+        /// All that the guest may ever have are set aside when it boots: with enable_virtio_mem,
+        /// default_maxmemory. A sandbox for which too few are free is refused.
         enable_hugepages: bool = false;
         /// CPU flags for QEMU's -cpu, separated by commas.
         cpu_features: String = "pmu=off".to_owned();
@@ -34,9 +38,11 @@ section! {
         /// (`seccompsandbox` is the older name of this key.)
         seccomp_sandbox: String =
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned();
-        /// Run QEMU as an unprivileged user and group that are different in each sandbox, and not as root. Either way it has no capability.
+        /// Run QEMU as an unprivileged user and group that are different in each sandbox, and not
+        /// as root. Either way it has no capability.
         rootless: bool = true;
-        /// Let QEMU move network frames by itself, also where the host's kernel could (/dev/vhost-net).
+        /// Let QEMU move network frames by itself, also where the host's kernel could
+        /// (/dev/vhost-net).
         disable_vhost_net: bool = false;
         /// The host's source of random numbers for the guest.
         entropy_source: PathBuf = PathBuf::from("/dev/urandom");
@@ -46,7 +52,8 @@ section! {
 choice! {
     /// QEMU's machine.
     pub enum MachineType {
-        /// Without KVM the smallest that boots the kernel: microvm for an uncompressed one (`vmlinux`); else q35.
+        /// Without KVM the smallest that boots the kernel: microvm for an uncompressed one
+        /// (`vmlinux`); else q35.
         Auto = "",
         /// The minimal machine: virtio over MMIO, nothing else.
         Microvm = "microvm",
@@ -59,7 +66,8 @@ fn default_program() -> PathBuf {
     PathBuf::from(format!("/usr/bin/qemu-system-{}", std::env::consts::ARCH))
 }
 
-/// The lists of paths that annotations may choose from (`valid_*`) need no field: no annotation chooses a path.
+/// The lists of paths that annotations may choose from (`valid_*`) need no field: no annotation
+/// chooses a path.
 const OFF: &[OffKey] = &[
     // Boot assets.
     text("vm_rootfs_driver", &["virtio-pmem", "virtio-blk-pci", "virtio-blk-mmio"]),

@@ -1,4 +1,5 @@
-//! The default configuration file and the reference page, both written from the declarations of the keys.
+//! The default configuration file and the reference page, both written from the declarations of the
+//! keys.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -46,7 +47,8 @@ kernel parameter can neither be set nor be listed.
 
 ";
 
-/// The commented default file for an installation under `prefix`. It loads, and gives exactly the defaults.
+/// The commented default file for an installation under `prefix`. It loads, and gives exactly the
+/// defaults.
 #[must_use]
 pub fn default_file(prefix: &Path) -> String {
     let config = HostConfig::defaults(prefix);

@@ -11,30 +11,37 @@ section! {
     pub struct Runtime = "runtime", off OFF, off_tables &[], prefix _prefix {
         /// The kind of runtime: "virt_container".
         name: RuntimeName = RuntimeName::VirtContainer;
-        /// The hypervisor that runs the sandboxes: "clh", "firecracker", "krun", "qemu", or "auto", which takes krun where
-        /// krun can do all that a sandbox needs, and QEMU otherwise (docs/reference/hypervisors.md). If this key is not set
-        /// and the file has only one section hypervisor.NAME, that is the hypervisor.
+        /// The hypervisor that runs the sandboxes: "clh", "firecracker", "krun", "qemu", or "auto",
+        /// which takes krun where krun can do all that a sandbox needs, and QEMU otherwise
+        /// (docs/reference/hypervisors.md). If this key is not set and the file has only one
+        /// section hypervisor.NAME, that is the hypervisor.
         hypervisor_name: HypervisorName = HypervisorName::Auto;
         /// Which section agent.NAME runs in the guest.
         agent_name: AgentName = AgentName::Kata;
         /// Log what helps to find a defect.
         enable_debug: bool = false;
-        /// How much is logged: "trace", "debug", "info", "warn" or "error". enable_debug makes it at least "debug".
+        /// How much is logged: "trace", "debug", "info", "warn" or "error". enable_debug makes it
+        /// at least "debug".
         log_level: LogLevel = LogLevel::Info;
-        /// How the interfaces of the sandbox's network namespace reach the VM: "tcfilter" passes every frame on between interface and
-        /// VM, "macvtap" puts a macvtap on top of the interface (the host's kernel must have it), "none" connects nothing.
+        /// How the interfaces of the sandbox's network namespace reach the VM: "tcfilter" passes
+        /// every frame on between interface and VM, "macvtap" puts a macvtap on top of the
+        /// interface (the host's kernel must have it), "none" connects nothing.
         internetworking_model: InternetworkingModel = InternetworkingModel::Tcfilter;
         /// Run containers without the seccomp profile that the engine gives them.
         disable_guest_seccomp: bool = false;
-        /// Keep everything of a sandbox (shim, VMM, virtio-fs server) in the engine's cgroup on the host. If false it is in
-        /// /kata_overhead/ID instead, where limits that are set on the engine's cgroups do not reach it.
+        /// Keep everything of a sandbox (shim, VMM, virtio-fs server) in the engine's cgroup on the
+        /// host. If false it is in /kata_overhead/ID instead, where limits that are set on the
+        /// engine's cgroups do not reach it.
         sandbox_cgroup_only: bool = true;
-        /// Size the VM once, from the limits known when it is made. If false it has the default size, whatever the limits.
+        /// Size the VM once, from the limits known when it is made. If false it has the default
+        /// size, whatever the limits.
         static_sandbox_resource_mgmt: bool = true;
-        /// Directories of the host that every guest finds under /run/kata-containers/shared/containers/sandbox-mounts,
-        /// each "PATH", "PATH:ro" or "PATH:rw"; read-only unless it says "rw".
+        /// Directories of the host that every guest finds under
+        /// /run/kata-containers/shared/containers/sandbox-mounts, each "PATH", "PATH:ro" or
+        /// "PATH:rw"; read-only unless it says "rw".
         sandbox_bind_mounts: Vec<BindMount> = Vec::new();
-        /// How a VFIO device appears in a container, "guest-kernel" or "vfio". This version passes none.
+        /// How a VFIO device appears in a container, "guest-kernel" or "vfio". This version passes
+        /// none.
         vfio_mode: VfioMode = VfioMode::GuestKernel;
         /// Where a Kubernetes emptyDir lives: "shared-fs", on the host.
         emptydir_mode: EmptyDirMode = EmptyDirMode::SharedFs;

@@ -32,15 +32,17 @@ pub(crate) trait Section {
     /// The values when nothing is configured, for an installation under `prefix`.
     fn defaults(prefix: &Path) -> Self;
 
-    /// Sets a key; `Ok(false)` when there is none of that name, `Err` with what is wrong with the value.
+    /// Sets a key; `Ok(false)` when there is none of that name, `Err` with what is wrong with the
+    /// value.
     fn set(&mut self, name: &str, input: Input<'_>) -> Result<bool, String>;
 
     /// Every key with its present value, in the order of declaration.
     fn keys(&self) -> Vec<Key>;
 }
 
-/// Declares a section: a struct whose fields are the keys. The description of a field is what rustdoc, the default file
-/// and the reference page show. With `shared`, the keys of another declaration are keys of this one too, and come first.
+/// Declares a section: a struct whose fields are the keys. The description of a field is what
+/// rustdoc, the default file and the reference page show. With `shared`, the keys of another
+/// declaration are keys of this one too, and come first.
 macro_rules! section {
     (
         $(#[doc = $about:literal])*

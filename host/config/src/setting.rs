@@ -1,4 +1,5 @@
-//! The types that a key can have: how each is read from a file or an annotation, and how it is written.
+//! The types that a key can have: how each is read from a file or an annotation, and how it is
+//! written.
 
 use std::path::{Path, PathBuf};
 
@@ -103,7 +104,8 @@ impl Setting for String {
         if let Value::Text(text) = value { Self::from_text(text) } else { None }
     }
     fn from_text(text: &str) -> Option<Self> {
-        // These end in argument lists and on kernel command lines; a newline or a NUL has no business there.
+        // These end in argument lists and on kernel command lines; a newline or a NUL has no
+        // business there.
         (!text.chars().any(char::is_control)).then(|| text.to_owned())
     }
     fn to_toml(&self) -> String {

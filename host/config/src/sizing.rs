@@ -5,23 +5,27 @@
 //! | virtual CPUs | ⌈limit + `overhead_vcpus`⌉ | ⌈`default_vcpus`⌉ |
 //! | memory | limit + `overhead_memory`, at least [`MIN_GUEST_MEMORY_MIB`] | `default_memory` |
 //!
-//! The two rows are independent: a sandbox with only a CPU limit keeps the default memory (upstream counts a missing memory limit
-//! as 0 and makes a VM that cannot boot). With `static_sandbox_resource_mgmt = false` the right column always holds. A limit
-//! above what the host or the configuration allows gives the largest VM that is allowed: as with runc, a limit is not a demand.
+//! The two rows are independent: a sandbox with only a CPU limit keeps the default memory (upstream
+//! counts a missing memory limit as 0 and makes a VM that cannot boot). With
+//! `static_sandbox_resource_mgmt = false` the right column always holds. A limit above what the
+//! host or the configuration allows gives the largest VM that is allowed: as with runc, a limit is
+//! not a demand.
 //!
-//! That is how it boots. With `enable_virtio_mem` its memory follows the limits of its containers from then on, up to
-//! [`SandboxSize::most_memory_mib`], and with a `default_maxvcpus` so do its virtual CPUs, up to [`SandboxSize::most_vcpus`].
+//! That is how it boots. With `enable_virtio_mem` its memory follows the limits of its containers
+//! from then on, up to [`SandboxSize::most_memory_mib`], and with a `default_maxvcpus` so do its
+//! virtual CPUs, up to [`SandboxSize::most_vcpus`].
 
 use crate::HostConfig;
 
-/// The least memory in MiB that a VM sized by a limit gets: a distribution kernel, the unpacked initial ramdisk and the agent
-/// do not start in less.
+/// The least memory in MiB that a VM sized by a limit gets: a distribution kernel, the unpacked
+/// initial ramdisk and the agent do not start in less.
 pub const MIN_GUEST_MEMORY_MIB: u32 = 128;
 
 /// Virtual CPUs beyond which no VM goes, whatever the host has.
 const MAX_VCPUS: u32 = 256;
 
-/// The quota period of the kernel's CPU controller where the engine names none, in µs (cpu.cfs_period_us, sched-bwc.rst).
+/// The quota period of the kernel's CPU controller where the engine names none, in µs
+/// (cpu.cfs_period_us, sched-bwc.rst).
 const DEFAULT_PERIOD_US: u64 = 100_000;
 
 /// What the engine limits the sandbox, or its only container, to.
@@ -34,9 +38,9 @@ pub struct WorkloadLimits {
 }
 
 impl WorkloadLimits {
-    /// From the OCI runtime spec's numbers (config-linux.md: cpu.quota and cpu.period in µs, memory.limit in bytes), or the
-    /// CRI annotations of the same meaning. A quota or memory limit that is missing, zero or negative is none; a period that is missing or
-    /// zero is 100 ms.
+    /// From the OCI runtime spec's numbers (config-linux.md: cpu.quota and cpu.period in µs,
+    /// memory.limit in bytes), or the CRI annotations of the same meaning. A quota or memory limit
+    /// that is missing, zero or negative is none; a period that is missing or zero is 100 ms.
     #[must_use]
     pub fn from_spec(quota: Option<i64>, period: Option<u64>, memory: Option<i64>) -> Self {
         let period = period.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD_US);
@@ -64,7 +68,8 @@ pub struct HostResources {
 pub struct SandboxSize {
     /// Virtual CPUs, at least 1.
     pub vcpus: u32,
-    /// The virtual CPUs that it may ever have, at least `vcpus`; just these where `default_maxvcpus` does not name a number.
+    /// The virtual CPUs that it may ever have, at least `vcpus`; just these where
+    /// `default_maxvcpus` does not name a number.
     pub most_vcpus: u32,
     /// Memory in MiB, an even number, at least 64.
     pub memory_mib: u32,

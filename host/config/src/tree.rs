@@ -1,5 +1,5 @@
-//! TOML as a tree in which every key remembers where it was written, so that several files can be merged and an
-//! error can still name file and line.
+//! TOML as a tree in which every key remembers where it was written, so that several files can be
+//! merged and an error can still name file and line.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use crate::{ConfigError, Origin};
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
     Text(String),
-    /// Wide enough for everything TOML files of Kata hold, which includes the largest 64-bit unsigned number.
+    /// Wide enough for everything TOML files of Kata hold, which includes the largest 64-bit
+    /// unsigned number.
     Integer(i128),
     Float(f64),
     Boolean(bool),

@@ -3,7 +3,8 @@
 use crate::setting::Setting;
 use crate::tree::Value;
 
-/// The parameters of a hash tree (dm-verity), as upstream writes them: `name=value`, separated by commas, in any order.
+/// The parameters of a hash tree (dm-verity), as upstream writes them: `name=value`, separated by
+/// commas, in any order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerityParams {
     /// The root hash: 64 hexadecimal digits.
@@ -50,7 +51,8 @@ impl VerityParams {
     }
 }
 
-/// Whole bytes in hexadecimal: these end on the kernel's command line, where nothing else may slip in.
+/// Whole bytes in hexadecimal: these end on the kernel's command line, where nothing else may slip
+/// in.
 fn digits(text: &str) -> Option<String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_hexdigit());
     (plain && text.len().is_multiple_of(2) && (2..=512).contains(&text.len()))

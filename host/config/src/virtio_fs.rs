@@ -10,10 +10,11 @@ section! {
     pub struct VirtioFs = "hypervisor", off &[], off_tables &[], prefix _prefix {
         /// How container file systems reach the guest: "virtio-fs".
         shared_fs: SharedFs = SharedFs::VirtioFs;
-        /// The virtio-fs server, QEMU's or the one written in Rust; "" uses the one that is installed with this software.
+        /// The virtio-fs server, QEMU's or the one written in Rust; "" uses the one that is
+        /// installed with this software.
         virtio_fs_daemon: Option<PathBuf> = None;
-        /// What the guest may cache of shared files: "auto" (data until a file is closed, names for a second), "always", "never",
-        /// or "metadata" (names and attributes, but no data).
+        /// What the guest may cache of shared files: "auto" (data until a file is closed, names for
+        /// a second), "always", "never", or "metadata" (names and attributes, but no data).
         virtio_fs_cache: VirtioFsCache = VirtioFsCache::Auto;
         /// Further arguments for the virtio-fs server.
         virtio_fs_extra_args: Vec<String> = Vec::new();

@@ -1,7 +1,7 @@
 //! A client of the VMM's API over its unix socket.
 //!
-//! The API's description is published with the VMM (`src/firecracker/swagger/firecracker.yaml`). Here are the requests and fields that a
-//! sandbox needs.
+//! The API's description is published with the VMM (`src/firecracker/swagger/firecracker.yaml`).
+//! Here are the requests and fields that a sandbox needs.
 
 mod types;
 
@@ -12,8 +12,8 @@ use tokio::net::UnixStream;
 pub use kata_http::ApiError;
 pub use types::*;
 
-/// A connection to one VMM. Clones share it; requests go one after the other. A request that was sent is followed to its end, also when
-/// its future is dropped.
+/// A connection to one VMM. Clones share it; requests go one after the other. A request that was
+/// sent is followed to its end, also when its future is dropped.
 ///
 /// All methods panic outside of a tokio runtime.
 #[derive(Debug, Clone)]
@@ -33,7 +33,8 @@ impl Client {
         self.http.ask(Request::new("GET /", "GET", "/")).await
     }
 
-    /// Sets the machine's size. Like all that follows it is refused once the machine has started, unless it says otherwise.
+    /// Sets the machine's size. Like all that follows it is refused once the machine has started,
+    /// unless it says otherwise.
     pub async fn machine_config(&self, config: &MachineConfiguration) -> Result<(), ApiError> {
         self.put("machine-config", "/machine-config", config).await
     }
@@ -48,7 +49,8 @@ impl Client {
         self.put("drives", format!("/drives/{}", drive.drive_id), drive).await
     }
 
-    /// Gives a disk of the running machine another file. Whether it can be written to stays as it was.
+    /// Gives a disk of the running machine another file. Whether it can be written to stays as it
+    /// was.
     pub async fn patch_drive(&self, drive: &PartialDrive) -> Result<(), ApiError> {
         let request = Request::new("PATCH drives", "PATCH", format!("/drives/{}", drive.drive_id));
         self.http.send(request.with(drive)?).await.map(drop)

@@ -8,7 +8,8 @@
 //!                                                  files/<name>                     binds of files, nodes of block devices
 //! ```
 //!
-//! The jailer makes its root from `jail` in a mount namespace that takes mounts of this one, so that what is bound into it later gets there.
+//! The jailer makes its root from `jail` in a mount namespace that takes mounts of this one, so
+//! that what is bound into it later gets there.
 
 use std::fs::{self, File};
 use std::io;
@@ -119,7 +120,8 @@ impl Cell {
         }
     }
 
-    /// Lets the VMM see a file or block device, under `name` where it does not see it anyhow. Returns where.
+    /// Lets the VMM see a file or block device, under `name` where it does not see it anyhow.
+    /// Returns where.
     pub(crate) fn admit(&self, file: &Path, name: &str) -> io::Result<PathBuf> {
         let Some(jail) = &self.jail else { return Ok(file.to_owned()) };
         jail.dismiss(name);
@@ -190,7 +192,8 @@ fn bind(file: &Path, target: &Path) -> io::Result<()> {
         nosuid: true,
         nodev: true,
         noexec: true,
-        // The copy in the jailer's namespace goes with it all the same: that follows the mount it is on.
+        // The copy in the jailer's namespace goes with it all the same: that follows the mount it
+        // is on.
         propagation: Some(Propagation::Private),
     })?;
     mount.attach(open(target)?).map(drop)

@@ -60,7 +60,8 @@ impl Disks {
         Ok((places[number].drive.clone(), address(number)))
     }
 
-    /// The name of the place that a disk has taken; `None` if it has none, or has had it from the beginning.
+    /// The name of the place that a disk has taken; `None` if it has none, or has had it from the
+    /// beginning.
     pub(crate) fn taken_by(&self, id: &str) -> Option<String> {
         let places = self.places();
         let place = places.iter().find(|place| place.disk.as_deref() == Some(id))?;
@@ -81,7 +82,8 @@ impl Disks {
     }
 }
 
-/// The node of the disk with this number. There are far fewer than letters: the machine has interrupts for less than 20 devices.
+/// The node of the disk with this number. There are far fewer than letters: the machine has
+/// interrupts for less than 20 devices.
 fn address(number: usize) -> GuestDisk {
     let letter = u8::try_from(number).ok().and_then(|number| b'a'.checked_add(number));
     let letter = char::from(letter.unwrap_or(b'?'));

@@ -63,7 +63,8 @@ impl Fifo {
     }
 }
 
-/// What to do with lines of the log: they are the VMM's last words one day, and of use to whoever debugs it.
+/// What to do with lines of the log: they are the VMM's last words one day, and of use to whoever
+/// debugs it.
 pub(crate) fn log_into(words: Console, sandbox: String) -> impl FnMut(&[u8]) + Send + 'static {
     move |line| {
         words.push(line);

@@ -1,11 +1,13 @@
-//! The guest kernel's command line. The VMM appends where its devices are, for kernels that look there.
+//! The guest kernel's command line. The VMM appends where its devices are, for kernels that look
+//! there.
 
 use kata_hypervisor::{VmSpec, kernel_command_line};
 
 /// What this VMM's machine is like.
 const MACHINE: &[&str] = &[
     "console=ttyS0",
-    // A guest that panics or reboots ends its VM: by the keyboard controller's reset, the one way out that this VMM has.
+    // A guest that panics or reboots ends its VM: by the keyboard controller's reset, the one way
+    // out that this VMM has.
     "panic=-1",
     "reboot=k",
     // So the agent ends it that way, too.

@@ -43,7 +43,8 @@ const JAILER: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETGID);
 
-/// Starts the VMM and boots the machine. If this fails, or is dropped, nothing is left: the child dies with its handle.
+/// Starts the VMM and boots the machine. If this fails, or is dropped, nothing is left: the child
+/// dies with its handle.
 pub(crate) async fn launch(
     settings: &FirecrackerSettings,
     spec: &VmSpec,
@@ -130,14 +131,16 @@ async fn start(client: &Client, machine: &Machine) -> Result<String, Failure> {
     Ok(hello.vmm_version)
 }
 
-/// Whether a guest of this version can be reached again after a pause. Those of 1.16 wait on resuming for an answer to a message that only
-/// snapshots send, and until then, for ever, pass nothing on to the guest's sockets (firecracker-microvm/firecracker#6100).
+/// Whether a guest of this version can be reached again after a pause. Those of 1.16 wait on
+/// resuming for an answer to a message that only snapshots send, and until then, for ever, pass
+/// nothing on to the guest's sockets (firecracker-microvm/firecracker#6100).
 fn resumes(version: &str) -> bool {
     let version = version.trim_start_matches('v');
     version != "1.16" && !version.starts_with("1.16.")
 }
 
-/// Where the VMM is to live, and the child that goes there, whose first arguments say so to the jailer.
+/// Where the VMM is to live, and the child that goes there, whose first arguments say so to the
+/// jailer.
 fn cell(settings: &FirecrackerSettings, spec: &VmSpec) -> io::Result<(Cell, Spawn)> {
     let network = spec.network_namespace.clone().map_or(Network::Own, Network::Joined);
     let id = vm_id(&spec.sandbox);
@@ -206,7 +209,8 @@ fn admit(cell: &Cell, spawn: &mut Spawn, spec: &VmSpec, initrd: &Path) -> io::Re
     })
 }
 
-/// A disk that the VMM could not open by itself: behind walls of ours everything is read-only but what devices lead to.
+/// A disk that the VMM could not open by itself: behind walls of ours everything is read-only but
+/// what devices lead to.
 fn writable_file(disk: &DiskSpec) -> io::Result<Option<File>> {
     if disk.readonly || !std::fs::metadata(&disk.path)?.is_file() {
         return Ok(None);
@@ -233,7 +237,8 @@ fn vmm_arguments(settings: &FirecrackerSettings, spec: &VmSpec, cell: &Cell) -> 
     arguments
 }
 
-/// The connection to the VMM's API; `None` if it ends before there is one. Nobody else ever speaks to it, since its socket is removed.
+/// The connection to the VMM's API; `None` if it ends before there is one. Nobody else ever speaks
+/// to it, since its socket is removed.
 async fn connect(
     settings: &FirecrackerSettings,
     directory: &VmmDir,
@@ -249,7 +254,8 @@ async fn connect(
     }
 }
 
-/// The sandbox's id as the VMM takes it: letters, digits and `-`. It names the VM in process lists and in the log, nothing else.
+/// The sandbox's id as the VMM takes it: letters, digits and `-`. It names the VM in process lists
+/// and in the log, nothing else.
 fn vm_id(sandbox: &str) -> String {
     let plain = |char: char| if char.is_ascii_alphanumeric() { char } else { '-' };
     sandbox.chars().map(plain).take(MAX_ID).collect()

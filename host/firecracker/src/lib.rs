@@ -1,9 +1,10 @@
 //! The Firecracker driver. It needs KVM.
 //!
-//! The VMM is told of its machine through its API, over the only connection that is ever made to its socket. It runs behind the walls that
-//! QEMU has ([`kata_linux::jail::Jail::strict`]), or in the cell that Firecracker's own jailer builds, where the administrator names one; and
-//! behind its own filter of system calls in either. It has no shared file system, and takes disks instead, also while it runs: those have
-//! their places from the beginning and get their files later.
+//! The VMM is told of its machine through its API, over the only connection that is ever made to
+//! its socket. It runs behind the walls that QEMU has ([`kata_linux::jail::Jail::strict`]), or in
+//! the cell that Firecracker's own jailer builds, where the administrator names one; and behind its
+//! own filter of system calls in either. It has no shared file system, and takes disks instead,
+//! also while it runs: those have their places from the beginning and get their files later.
 //!
 //! ```text
 //!   settings, VmSpec ──▶ cell: where the VMM lives, what it sees ──▶ launch ──▶ api: machine's parts, start ──▶ FirecrackerVm
@@ -41,7 +42,8 @@ const ROOT: u32 = 0;
 /// Most virtual CPUs of a VM, as the API's description has it.
 const MAX_VCPUS: u32 = 32;
 
-/// The first version that tells kernels of its devices through ACPI, as distributions' kernels need it.
+/// The first version that tells kernels of its devices through ACPI, as distributions' kernels need
+/// it.
 const OLDEST: OldestVersion = OldestVersion { vmm: "Firecracker", numbers: &[1, 8] };
 
 /// Boots virtual machines with Firecracker. The guest kernel is an uncompressed ELF `vmlinux`.

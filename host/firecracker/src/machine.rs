@@ -34,7 +34,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// `drives` are the places of all disks: those of the spec first, and all that are beyond them for later.
+    /// `drives` are the places of all disks: those of the spec first, and all that are beyond them
+    /// for later.
     pub(crate) fn of(
         spec: &VmSpec,
         settings: &FirecrackerSettings,

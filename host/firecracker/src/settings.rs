@@ -8,7 +8,8 @@ use crate::api::{RateLimiter, TokenBucket};
 /// Settings that are the same for all VMs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirecrackerSettings {
-    /// The VMM's program: a path, or a name that is looked for in the usual directories. A path for the jailer.
+    /// The VMM's program: a path, or a name that is looked for in the usual directories. A path for
+    /// the jailer.
     pub program: PathBuf,
     /// Firecracker's own jailer; `None` runs the VMM behind the walls that the other VMMs have.
     pub jailer: Option<PathBuf>,

@@ -7,7 +7,8 @@ use kata_hypervisor::VmmDir;
 use kata_linux::directory::DirectoryWatch;
 use tokio::net::UnixStream;
 
-/// Connects to the socket `name` as soon as it is there and somebody listens. Whoever calls bounds it with the VMM's end.
+/// Connects to the socket `name` as soon as it is there and somebody listens. Whoever calls bounds
+/// it with the VMM's end.
 pub(crate) async fn connect(
     directory: &VmmDir,
     name: &str,

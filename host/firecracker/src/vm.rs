@@ -48,7 +48,8 @@ impl Vm for FirecrackerVm {
 
     async fn exited(&self) -> VmExit {
         let exit = self.vmm.exited().await;
-        // Nothing but its guest makes this VMM exit as if all were well: a reset, which is how guests power off and panic, too.
+        // Nothing but its guest makes this VMM exit as if all were well: a reset, which is how
+        // guests power off and panic, too.
         let reason = (exit == Exit::Code(0)).then(|| "guest-reset".to_owned());
         VmExit::of(exit, reason)
     }
@@ -77,7 +78,8 @@ impl Vm for FirecrackerVm {
     }
 
     async fn attach_disk(&self, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
-        // Nor could it open one later: behind walls of ours everything is read-only, in the jailer's cell it belongs to another user.
+        // Nor could it open one later: behind walls of ours everything is read-only, in the
+        // jailer's cell it belongs to another user.
         if !disk.readonly && disk.path.is_file() {
             let what = "root file systems in files, as the blockfile snapshotter has them, in pods";
             return Err(HypervisorError::Unsupported { driver: NAME, what });

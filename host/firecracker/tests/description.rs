@@ -1,5 +1,6 @@
-//! The client's types against the API's published description: every field that is sent is there, has its type, and none is missing
-//! that must not be. The facts are those of version 1.17's description.
+//! The client's types against the API's published description: every field that is sent is there,
+//! has its type, and none is missing that must not be. The facts are those of version 1.17's
+//! description.
 
 use std::fmt::Debug;
 

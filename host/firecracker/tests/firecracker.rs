@@ -1,6 +1,7 @@
-//! The driver and its client against the real program, where `firecracker` is found on `PATH` and KVM works, and with its jailer, where
-//! `jailer` is found there too; elsewhere each test says that it was skipped. The guest is the one that `make` stages: its kernel, and its
-//! initial ramdisk with the agent.
+//! The driver and its client against the real program, where `firecracker` is found on `PATH` and
+//! KVM works, and with its jailer, where `jailer` is found there too; elsewhere each test says that
+//! it was skipped. The guest is the one that `make` stages: its kernel, and its initial ramdisk
+//! with the agent.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
@@ -25,7 +26,8 @@ const BOOT: Duration = Duration::from_secs(90);
 /// Long enough for anything that does not wait for the guest.
 const SOON: Duration = Duration::from_secs(20);
 
-/// The settings for a test that needs the programs `needed`; `None`, and a word about it, if it cannot be run here.
+/// The settings for a test that needs the programs `needed`; `None`, and a word about it, if it
+/// cannot be run here.
 fn settings(test: &str, needed: &[&str]) -> Option<FirecrackerSettings> {
     let missing = needed.iter().find(|name| program(name).is_none());
     let obstacle = match (missing, kvm_obstacle()) {

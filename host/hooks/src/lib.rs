@@ -1,11 +1,13 @@
-//! OCI hooks on the host: programs that an engine wants run at points of a container's life (runtime-spec, "POSIX-platform Hooks").
+//! OCI hooks on the host: programs that an engine wants run at points of a container's life
+//! (runtime-spec, "POSIX-platform Hooks").
 //!
 //! ```text
 //!   namespaces made ─ prestart, createRuntime ─▶ created ─ start ─▶ running ─ poststart ─▶ … deleted ─ poststop
 //! ```
 //!
-//! Each gets the container's state on standard input and exactly the environment that the spec gives it. Hooks that the spec wants run in
-//! the container (createContainer, startContainer) are nothing for the host.
+//! Each gets the container's state on standard input and exactly the environment that the spec
+//! gives it. Hooks that the spec wants run in the container (createContainer, startContainer) are
+//! nothing for the host.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -72,7 +74,8 @@ pub enum HookError {
 /// The hooks of a container that are the host's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostHooks {
-    /// Run when the namespaces exist and the container does not; the old name of `create_runtime`, and run before it.
+    /// Run when the namespaces exist and the container does not; the old name of `create_runtime`,
+    /// and run before it.
     pub prestart: Vec<Hook>,
     /// Run when the namespaces exist and the container does not.
     pub create_runtime: Vec<Hook>,
@@ -102,7 +105,8 @@ impl HostHooks {
         [prestart, create_runtime, poststart, poststop].iter().all(|list| list.is_empty())
     }
 
-    /// Runs what has to be done before the container is made, in the order of the spec. The first that fails ends it.
+    /// Runs what has to be done before the container is made, in the order of the spec. The first
+    /// that fails ends it.
     pub fn run_before(&self, state: &HookState<'_>) -> Result<(), HookError> {
         run("prestart", &self.prestart, state)?;
         run("createRuntime", &self.create_runtime, state)
@@ -128,13 +132,15 @@ pub struct HookState<'a> {
     pub annotations: std::collections::BTreeMap<&'a str, &'a str>,
 }
 
-/// Runs a list of hooks in its order. The first that fails ends it. `kind` is the list's name in the spec.
+/// Runs a list of hooks in its order. The first that fails ends it. `kind` is the list's name in
+/// the spec.
 pub fn run(kind: &'static str, hooks: &[Hook], state: &HookState<'_>) -> Result<(), HookError> {
     hooks.iter().enumerate().try_for_each(|(index, hook)| run_one(kind, index, hook, state))
 }
 
-/// Runs a list of hooks in its order, all of them, and returns the errors of those that failed: after the start and after the end of a
-/// container a hook's failure changes nothing any more, but is to be told.
+/// Runs a list of hooks in its order, all of them, and returns the errors of those that failed:
+/// after the start and after the end of a container a hook's failure changes nothing any more, but
+/// is to be told.
 #[must_use]
 pub fn run_all(kind: &'static str, hooks: &[Hook], state: &HookState<'_>) -> Vec<HookError> {
     let each = hooks.iter().enumerate();
@@ -149,7 +155,8 @@ fn run_one(
 ) -> Result<(), HookError> {
     let path = hook.path();
     let failed = |source| HookError::Io { kind, index, path: path.clone(), source };
-    // Files in memory and not pipes: a daemon that a hook leaves behind may keep them open without anybody waiting for it.
+    // Files in memory and not pipes: a daemon that a hook leaves behind may keep them open without
+    // anybody waiting for it.
     let mut output = memory_file("hook-output").map_err(failed)?;
     let mut child = spawn(hook, state, &output).map_err(failed)?;
     let Some(status) = wait(&mut child, hook.timeout()).map_err(failed)? else {

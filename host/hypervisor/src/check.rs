@@ -60,7 +60,8 @@ impl Finding {
         Self { probe, outcome: Outcome::Failed, detail: detail.into(), remedy }
     }
 
-    /// Whether the program `named` is there, and which version of it. Blocks for as long as it takes to tell.
+    /// Whether the program `named` is there, and which version of it. Blocks for as long as it
+    /// takes to tell.
     #[must_use]
     pub fn of_program(probe: &'static str, named: &Path, remedy: &str) -> Self {
         let path = match program::find(named) {
@@ -79,7 +80,8 @@ impl Finding {
         }
     }
 
-    /// Whether the guest kernel can be read, for a hypervisor that says itself at boot whether it is one.
+    /// Whether the guest kernel can be read, for a hypervisor that says itself at boot whether it
+    /// is one.
     #[must_use]
     pub fn of_kernel(kernel: &Path) -> Self {
         const PROBE: &str = "guest kernel";

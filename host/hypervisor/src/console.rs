@@ -1,8 +1,8 @@
 //! The guest's console, kept on the host as a bounded ring.
 //!
-//! Nobody reads a console until something went wrong; then its last lines are the guest's last words. The
-//! ring keeps the newest [`CONSOLE_CAPACITY`] bytes and drops the rest, so that a guest that floods its console
-//! costs nothing but its own time.
+//! Nobody reads a console until something went wrong; then its last lines are the guest's last
+//! words. The ring keeps the newest [`CONSOLE_CAPACITY`] bytes and drops the rest, so that a guest
+//! that floods its console costs nothing but its own time.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,13 +12,15 @@ use tokio::sync::watch;
 /// Bytes of console output that are kept.
 pub const CONSOLE_CAPACITY: usize = 64 * 1024;
 
-/// What the agent's first line on the console begins with. Seeing it means that the kernel has come up and handed over.
+/// What the agent's first line on the console begins with. Seeing it means that the kernel has come
+/// up and handed over.
 const AGENT_GREETING: &[u8] = b"kata-agent ";
 
 /// A handle on the ring; clones share it. The driver pushes, everybody else reads.
 #[derive(Debug, Clone)]
 pub struct Console {
-    // A mutex and not a channel: the reader wants the bytes at the moment of failure, when the writer's task may be gone.
+    // A mutex and not a channel: the reader wants the bytes at the moment of failure, when the
+    // writer's task may be gone.
     ring: Arc<Mutex<VecDeque<u8>>>,
     /// How many bytes the guest has written in all; changed only with the ring locked.
     written: Arc<watch::Sender<u64>>,
@@ -73,7 +75,8 @@ impl Console {
         self.kernel_up.as_ref().is_some_and(|up| *up.borrow())
     }
 
-    /// Resolves once the agent's first line has been seen; at once if it was. Never resolves when the guest never gets there.
+    /// Resolves once the agent's first line has been seen; at once if it was. Never resolves when
+    /// the guest never gets there.
     pub async fn kernel_up(&self) {
         if let Some(up) = &self.kernel_up
             && up.subscribe().wait_for(|up| *up).await.is_ok()
@@ -83,8 +86,9 @@ impl Console {
         std::future::pending::<()>().await;
     }
 
-    /// What the guest has written from its byte number `from` on, as far as that is still remembered, and the number of the byte that comes
-    /// next. The bytes are as the guest wrote them.
+    /// What the guest has written from its byte number `from` on, as far as that is still
+    /// remembered, and the number of the byte that comes next. The bytes are as the guest wrote
+    /// them.
     #[must_use]
     pub fn since(&self, from: u64) -> (Vec<u8>, u64) {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,15 +102,16 @@ impl Console {
         )
     }
 
-    /// Resolves when the guest has written more than `bytes` bytes in all; at once if it has. Never resolves when it never does.
+    /// Resolves when the guest has written more than `bytes` bytes in all; at once if it has. Never
+    /// resolves when it never does.
     pub async fn written_beyond(&self, bytes: u64) {
         let mut written = self.written.subscribe();
         // The sender lives as long as this value.
         let _ = written.wait_for(|written| *written > bytes).await;
     }
 
-    /// The last `count` non-empty lines, oldest first, with everything that is not printable ASCII replaced by `?`: the
-    /// guest is not trusted, and its words end in logs and on terminals.
+    /// The last `count` non-empty lines, oldest first, with everything that is not printable ASCII
+    /// replaced by `?`: the guest is not trusted, and its words end in logs and on terminals.
     #[must_use]
     pub fn last_lines(&self, count: usize) -> Vec<String> {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,13 +18,14 @@ pub struct HybridVsock {
     socket: &'static str,
     again: Duration,
     vmm: Arc<Child>,
-    /// Whether the guest has ever taken a connection: from then on its agent listens on all ports that it has.
+    /// Whether the guest has ever taken a connection: from then on its agent listens on all ports
+    /// that it has.
     reached: AtomicBool,
 }
 
 impl HybridVsock {
-    /// The socket of that name which `vmm` has made in `directory`; `again` is the time between two tries to reach a guest that nobody has
-    /// reached yet.
+    /// The socket of that name which `vmm` has made in `directory`; `again` is the time between two
+    /// tries to reach a guest that nobody has reached yet.
     #[must_use]
     pub fn new(
         directory: Arc<VmmDir>,
@@ -35,8 +36,9 @@ impl HybridVsock {
         Self { directory, socket, again, vmm, reached: AtomicBool::new(false) }
     }
 
-    /// Connects; until somebody in the guest has listened, again and again: the VMM closes such a connection at once, and has no event
-    /// that would tell when to try next. Before the guest's driver is up the VMM lets the connection wait.
+    /// Connects; until somebody in the guest has listened, again and again: the VMM closes such a
+    /// connection at once, and has no event that would tell when to try next. Before the guest's
+    /// driver is up the VMM lets the connection wait.
     pub async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
         loop {
             match self.attempt(port).await {
@@ -45,7 +47,8 @@ impl HybridVsock {
                     self.reached.store(true, Ordering::Relaxed);
                     return Ok(Box::new(stream));
                 }
-                // It was there when the machine had been booted. A VMM that ends by itself takes it away.
+                // It was there when the machine had been booted. A VMM that ends by itself takes it
+                // away.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(HypervisorError::ChannelClosed);
                 }

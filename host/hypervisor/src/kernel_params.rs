@@ -1,24 +1,29 @@
 //! What every guest kernel is told, whoever runs the machine.
 
-/// For guests that write to a console which nobody reads while all is well, and for those that somebody watches.
+/// For guests that write to a console which nobody reads while all is well, and for those that
+/// somebody watches.
 const QUIET: &[&str] = &["quiet"];
 const VERBOSE: &[&str] = &["loglevel=7", "printk.time=1"];
 
 const GUEST: &[&str] = &[
-    // The self-tests of the kernel's ciphers take a fifth of an emulated boot and tell nothing about the guest.
+    // The self-tests of the kernel's ciphers take a fifth of an emulated boot and tell nothing
+    // about the guest.
     "cryptomgr.notests",
-    // A container has the network interfaces that it was given, and no others that kernels with these built in make by themselves.
+    // A container has the network interfaces that it was given, and no others that kernels with
+    // these built in make by themselves.
     "fb_tunnels=none",
     "dummy.numdummies=0",
-    // Loop devices are made when somebody opens one; eight made in advance are a fiftieth of an emulated boot.
+    // Loop devices are made when somebody opens one; eight made in advance are a fiftieth of an
+    // emulated boot.
     "loop.max_loop=0",
     // The agent manages cgroup v2 only; older systemds in guest images must be told.
     "cgroup_no_v1=all",
     "systemd.unified_cgroup_hierarchy=1",
 ];
 
-/// The guest kernel's command line: the driver's `own` parameters, those of every guest, and the plan's `extra` ones last, for of two
-/// that contradict each other the kernel takes the later one. `debug` has it tell what it does.
+/// The guest kernel's command line: the driver's `own` parameters, those of every guest, and the
+/// plan's `extra` ones last, for of two that contradict each other the kernel takes the later one.
+/// `debug` has it tell what it does.
 #[must_use]
 pub fn kernel_command_line<'a>(
     own: impl IntoIterator<Item = &'a str>,

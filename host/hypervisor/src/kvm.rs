@@ -10,8 +10,9 @@ pub fn kvm_obstacle() -> Option<String> {
     obstacle(device.map(drop), &fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
 }
 
-/// A device that opens is not enough on x86: kernels that are guests of a PVM host have one that runs a guest instruction by
-/// instruction and gives up minutes later. Their processor shows neither of the two extensions.
+/// A device that opens is not enough on x86: kernels that are guests of a PVM host have one that
+/// runs a guest instruction by instruction and gives up minutes later. Their processor shows
+/// neither of the two extensions.
 fn obstacle(device: io::Result<()>, cpuinfo: &str) -> Option<String> {
     if let Err(error) = device {
         return Some(format!("/dev/kvm: {error}"));

@@ -1,8 +1,9 @@
 //! What a hypervisor driver promises, as plain data and two traits.
 //!
-//! A [`Hypervisor`] turns a [`VmSpec`] into a running [`Vm`]. It reads no configuration file and knows no
-//! container: everything it needs is in the spec or was given to the driver when it was made. What a
-//! driver lacks is in its [`Capabilities`], so that a plan that needs it is refused before anything starts.
+//! A [`Hypervisor`] turns a [`VmSpec`] into a running [`Vm`]. It reads no configuration file and
+//! knows no container: everything it needs is in the spec or was given to the driver when it was
+//! made. What a driver lacks is in its [`Capabilities`], so that a plan that needs it is refused
+//! before anything starts.
 //!
 //! ```text
 //!   boot(spec)            VMM says hello        agent's first line          VM ends

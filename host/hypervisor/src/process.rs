@@ -17,7 +17,8 @@ use crate::{Console, HypervisorError, VmExit, kvm_obstacle};
 /// Lines of a VMM's stderr that an error quotes.
 const QUOTED_LINES: usize = 5;
 
-/// A VMM that runs, and what its guest writes to the console. Dropping it kills the process, whoever else knows of it.
+/// A VMM that runs, and what its guest writes to the console. Dropping it kills the process,
+/// whoever else knows of it.
 #[derive(Debug)]
 pub struct Vmm {
     child: Arc<Child>,
@@ -67,8 +68,8 @@ impl Vmm {
         self.child.stderr()
     }
 
-    /// Resolves when it has ended and been reaped, and all that the guest wrote is in the ring: whoever hears of the end wants the last words
-    /// too.
+    /// Resolves when it has ended and been reaped, and all that the guest wrote is in the ring:
+    /// whoever hears of the end wants the last words too.
     pub async fn exited(&self) -> Exit {
         let exit = self.child.exited().await;
         // With the VMM gone what it wrote to is at its end.
@@ -84,7 +85,8 @@ impl Vmm {
 
 impl Drop for Vmm {
     fn drop(&mut self) {
-        // Streams and tasks may hold on to the child longer than this. One that has ended is beyond it.
+        // Streams and tasks may hold on to the child longer than this. One that has ended is beyond
+        // it.
         let _ = self.child.kill(Signal::KILL);
     }
 }
@@ -98,8 +100,8 @@ pub fn pipe_from_vmm() -> io::Result<(pipe::Receiver, OwnedFd)> {
     Ok((pipe::Receiver::from_owned_fd(reader.into())?, writer.into()))
 }
 
-/// Refuses a host without a KVM that works, for a driver that needs it: where it is there and does not work the guest would not say a word for
-/// ever.
+/// Refuses a host without a KVM that works, for a driver that needs it: where it is there and does
+/// not work the guest would not say a word for ever.
 pub fn need_kvm() -> Result<(), HypervisorError> {
     kvm_obstacle().map_or(Ok(()), |obstacle| {
         let source = io::Error::other(format!("{obstacle}; or use QEMU, which does without"));
@@ -130,7 +132,8 @@ impl HypervisorError {
         }
     }
 
-    /// Waits for the end of a VMM that is about to exit before the guest could start, and tells it with its last words.
+    /// Waits for the end of a VMM that is about to exit before the guest could start, and tells it
+    /// with its last words.
     pub async fn of_death(program: String, vmm: &Child) -> Self {
         let exit = VmExit::of(vmm.exited().await, None);
         let stderr = match vmm.stderr().as_slice() {
@@ -163,7 +166,8 @@ impl From<ApiError> for HypervisorError {
 struct ConsoleEnd(watch::Receiver<()>);
 
 impl ConsoleEnd {
-    /// Resolves when all that the guest wrote is in the ring and nothing more can come, that is with the VMM's end.
+    /// Resolves when all that the guest wrote is in the ring and nothing more can come, that is
+    /// with the VMM's end.
     async fn reached(&self) {
         let mut ended = self.0.clone();
         while ended.changed().await.is_ok() {}
@@ -178,7 +182,8 @@ impl Console {
         tokio::spawn(async move {
             let _end = end;
             let mut chunk = vec![0; 4096];
-            // An error is as good as the end: pipes and socket pairs have no other failure than the loss of their peer.
+            // An error is as good as the end: pipes and socket pairs have no other failure than the
+            // loss of their peer.
             while let Ok(length @ 1..) = from.read(&mut chunk).await {
                 into.push(&chunk[..length]);
             }

@@ -6,20 +6,21 @@ use std::sync::Arc;
 
 use crate::HypervisorError;
 
-/// One virtual machine to boot. Paths are on the host and were checked to exist when the plan was made.
+/// One virtual machine to boot. Paths are on the host and were checked to exist when the plan was
+/// made.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
     /// The sandbox's id: names the VM in process lists and logs, nothing else.
     pub sandbox: String,
     /// Virtual CPUs at boot, at least 1.
     pub vcpus: u32,
-    /// The virtual CPUs that it may have while it runs ([`crate::Vm::resize_vcpus`]), more than `vcpus`; `None` for a VM that keeps those of its
-    /// boot.
+    /// The virtual CPUs that it may have while it runs ([`crate::Vm::resize_vcpus`]), more than
+    /// `vcpus`; `None` for a VM that keeps those of its boot.
     pub most_vcpus: Option<u32>,
     /// Guest memory in MiB, at least 64.
     pub memory_mib: u32,
-    /// The memory in MiB that it may grow to while it runs ([`crate::Vm::resize_memory`]), more than `memory_mib` by an even number; `None` for
-    /// a VM whose memory stays as it is.
+    /// The memory in MiB that it may grow to while it runs ([`crate::Vm::resize_memory`]), more
+    /// than `memory_mib` by an even number; `None` for a VM whose memory stays as it is.
     pub most_memory_mib: Option<u32>,
     /// The guest kernel, in a form that the driver boots (see its documentation).
     pub kernel: PathBuf,
@@ -39,8 +40,8 @@ pub struct VmSpec {
     pub hot_plug: bool,
     /// The network namespace for the VMM; `None` gives it an empty one of its own.
     pub network_namespace: Option<Arc<OwnedFd>>,
-    /// A private directory (mode 0700) of this sandbox in which the driver may create sockets and files. Whoever
-    /// made it removes it.
+    /// A private directory (mode 0700) of this sandbox in which the driver may create sockets and
+    /// files. Whoever made it removes it.
     pub run_dir: PathBuf,
     /// Boot verbosely: kernel messages reach the console, the VMM logs what it can.
     pub debug: bool,
@@ -64,11 +65,13 @@ pub struct GuestImage {
     pub file_system: String,
     /// How the guest's kernel checks the file system; `None` if it does not.
     pub verity: Option<Verity>,
-    /// An initial ramdisk that loads drivers and then goes on to the disk, for a kernel that does not have them built in.
+    /// An initial ramdisk that loads drivers and then goes on to the disk, for a kernel that does
+    /// not have them built in.
     pub drivers: Option<PathBuf>,
 }
 
-/// The hash tree in the second partition of an image (dm-verity format 1 with SHA-256, without a superblock).
+/// The hash tree in the second partition of an image (dm-verity format 1 with SHA-256, without a
+/// superblock).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verity {
     /// The root hash, hexadecimal.
@@ -86,8 +89,8 @@ pub struct Verity {
 /// Size of the sectors that device-mapper counts in.
 const SECTOR: u64 = 512;
 
-/// What an image whose init is systemd must be told: start what the agent needs, and leave the network to the agent. Everybody else
-/// skips words with a dot.
+/// What an image whose init is systemd must be told: start what the agent needs, and leave the
+/// network to the agent. Everybody else skips words with a dot.
 const SYSTEMD: [&str; 3] = [
     "systemd.unit=kata-containers.target",
     "systemd.mask=systemd-networkd.service",
@@ -95,7 +98,8 @@ const SYSTEMD: [&str; 3] = [
 ];
 
 impl VmSpec {
-    /// The smallest VM that there is a use for: one processor, 256 MiB, no devices. Whatever else one has is set on top.
+    /// The smallest VM that there is a use for: one processor, 256 MiB, no devices. Whatever else
+    /// one has is set on top.
     pub fn bare(
         sandbox: impl Into<String>,
         kernel: impl Into<PathBuf>,
@@ -122,13 +126,15 @@ impl VmSpec {
         }
     }
 
-    /// For drivers whose machines take nothing while they run: refuses a spec that wants room for network devices.
+    /// For drivers whose machines take nothing while they run: refuses a spec that wants room for
+    /// network devices.
     pub fn refuse_hot_plug(&self, driver: &'static str) -> Result<(), HypervisorError> {
         let what = "network devices that come after the boot";
         if self.hot_plug { Err(HypervisorError::Unsupported { driver, what }) } else { Ok(()) }
     }
 
-    /// For drivers whose machines have what memory they have: refuses a spec that wants room for more.
+    /// For drivers whose machines have what memory they have: refuses a spec that wants room for
+    /// more.
     pub fn refuse_more_memory(&self, driver: &'static str) -> Result<(), HypervisorError> {
         let what = "memory that comes after the boot";
         if self.most_memory_mib.is_some() {
@@ -138,7 +144,8 @@ impl VmSpec {
         }
     }
 
-    /// For drivers whose machines have what virtual CPUs they have: refuses a spec that wants room for more.
+    /// For drivers whose machines have what virtual CPUs they have: refuses a spec that wants room
+    /// for more.
     pub fn refuse_more_vcpus(&self, driver: &'static str) -> Result<(), HypervisorError> {
         let what = "virtual CPUs that come after the boot";
         if self.most_vcpus.is_some() {
@@ -156,7 +163,8 @@ impl VmSpec {
         self.refuse_later_disks(driver)
     }
 
-    /// For drivers whose machines have the disks that they boot with: refuses a spec that wants room for more.
+    /// For drivers whose machines have the disks that they boot with: refuses a spec that wants
+    /// room for more.
     pub fn refuse_later_disks(&self, driver: &'static str) -> Result<(), HypervisorError> {
         let what = "disks that come after the boot";
         let refused = self.later_disks != LaterDisks::default();
@@ -165,7 +173,8 @@ impl VmSpec {
 }
 
 impl GuestRoot {
-    /// The initial ramdisk that the kernel is given: the one with the agent, or the one that goes on to the image, if there is any.
+    /// The initial ramdisk that the kernel is given: the one with the agent, or the one that goes
+    /// on to the image, if there is any.
     #[must_use]
     pub fn initrd(&self) -> Option<&Path> {
         match self {
@@ -183,7 +192,8 @@ impl GuestRoot {
         }
     }
 
-    /// The kernel parameters that make it the root file system, when the guest sees the disk of an image as `/dev/<disk>`.
+    /// The kernel parameters that make it the root file system, when the guest sees the disk of an
+    /// image as `/dev/<disk>`.
     #[must_use]
     pub fn kernel_params(&self, disk: &str) -> Vec<String> {
         self.image().map_or_else(Vec::new, |image| image.kernel_params(disk))
@@ -193,8 +203,8 @@ impl GuestRoot {
 impl GuestImage {
     /// See [`GuestRoot::kernel_params`].
     ///
-    /// Where there is a hash tree the kernel itself makes the checked device, before any program runs, and a block that is not what
-    /// it was ends the guest in a panic.
+    /// Where there is a hash tree the kernel itself makes the checked device, before any program
+    /// runs, and a block that is not what it was ends the guest in a panic.
     fn kernel_params(&self, disk: &str) -> Vec<String> {
         let mut params = SYSTEMD.map(str::to_owned).to_vec();
         params.extend([format!("rootfstype={}", self.file_system), "ro".to_owned()]);
@@ -213,12 +223,15 @@ impl GuestImage {
     }
 }
 
-/// A disk of the guest's. Its format is raw, and never detected: the guest could write what a guess falls for.
+/// A disk of the guest's. Its format is raw, and never detected: the guest could write what a guess
+/// falls for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// Tells it apart from the others of the VM, and may be a part of an option: letters and digits, 20 at most.
+    /// Tells it apart from the others of the VM, and may be a part of an option: letters and
+    /// digits, 20 at most.
     pub id: String,
-    /// A regular file or a block device, checked to be one. A file's size is a multiple of 512 bytes.
+    /// A regular file or a block device, checked to be one. A file's size is a multiple of 512
+    /// bytes.
     pub path: PathBuf,
     /// The guest cannot write to it. Enforced by the VMM, which does not even open it for writing.
     pub readonly: bool,
@@ -251,7 +264,8 @@ pub struct GuestDisk {
 }
 
 impl GuestDisk {
-    /// The virtio disk with this serial number, wherever it is. No two disks of a VM may have the same.
+    /// The virtio disk with this serial number, wherever it is. No two disks of a VM may have the
+    /// same.
     #[must_use]
     pub fn with_serial(serial: &str) -> Self {
         Self { driver: "blk", address: format!("/dev/disk/by-id/virtio-{serial}") }
@@ -265,7 +279,8 @@ pub enum Disks {
     None,
     /// At boot: [`VmSpec::disks`].
     AtBoot,
-    /// At boot, and while the VM runs as far as [`VmSpec::later_disks`] made room: [`crate::Vm::attach_disk`].
+    /// At boot, and while the VM runs as far as [`VmSpec::later_disks`] made room:
+    /// [`crate::Vm::attach_disk`].
     Later,
 }
 
@@ -274,7 +289,8 @@ pub enum Disks {
 pub struct ShareSpec {
     /// The mount tag under which the guest finds it, 1 to 36 bytes (virtio 1.2 §5.11.4).
     pub tag: String,
-    /// Who serves it; the driver's [`Capabilities::shared_file_system`] says which of them it takes.
+    /// Who serves it; the driver's [`Capabilities::shared_file_system`] says which of them it
+    /// takes.
     pub source: ShareSource,
 }
 
@@ -283,7 +299,8 @@ pub struct ShareSpec {
 pub enum ShareSource {
     /// A file server (vhost-user back end) that listens on this unix socket.
     Server(PathBuf),
-    /// The VMM itself serves this directory, with what is mounted below it now and later, and does not write where a mount is read-only.
+    /// The VMM itself serves this directory, with what is mounted below it now and later, and does
+    /// not write where a mount is read-only.
     Directory(PathBuf),
 }
 
@@ -301,7 +318,8 @@ pub enum SharedFileSystem {
 /// A network device whose other end is a tap.
 #[derive(Debug, Clone)]
 pub struct NicSpec {
-    /// Tells it apart from the others of the VM, and may be a part of an option: letters and digits.
+    /// Tells it apart from the others of the VM, and may be a part of an option: letters and
+    /// digits.
     pub id: String,
     /// Its MAC address, as in `02:42:ac:11:00:02`.
     pub mac: String,
@@ -309,7 +327,8 @@ pub struct NicSpec {
     pub mtu: u32,
     /// The tap. Frames have a virtio-net header (IFF_VNET_HDR).
     pub tap: Tap,
-    /// An open vhost-net device that is to move its frames, for a driver with [`Capabilities::vhost_net`]; `None` leaves that to the VMM.
+    /// An open vhost-net device that is to move its frames, for a driver with
+    /// [`Capabilities::vhost_net`]; `None` leaves that to the VMM.
     pub vhost: Option<Arc<OwnedFd>>,
 }
 
@@ -323,7 +342,8 @@ pub enum Tap {
 }
 
 impl Tap {
-    /// The open tap, for drivers that pass descriptors on; [`HypervisorError::Unsupported`] for one that is only named.
+    /// The open tap, for drivers that pass descriptors on; [`HypervisorError::Unsupported`] for one
+    /// that is only named.
     pub fn descriptor(&self, driver: &'static str) -> Result<&Arc<OwnedFd>, HypervisorError> {
         match self {
             Self::Open(tap) => Ok(tap),
@@ -334,7 +354,8 @@ impl Tap {
     }
 }
 
-/// What a driver can do. Everything that it cannot is refused at planning time, with a sentence; what the host lacks, at boot.
+/// What a driver can do. Everything that it cannot is refused at planning time, with a sentence;
+/// what the host lacks, at boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
     /// Whether it runs guests without KVM, too, by emulation.
@@ -351,10 +372,12 @@ pub struct Capabilities {
     pub pause: bool,
     /// Whether the host's kernel can move the frames of a network device: [`NicSpec::vhost`].
     pub vhost_net: bool,
-    /// Whether it opens taps itself, by their names ([`Tap::Named`]), in the sandbox's network namespace, and takes no open ones: the user id
-    /// that it has then, and that the taps must belong to, since it has no capability (linux/drivers/net/tun.c, tun_capable).
+    /// Whether it opens taps itself, by their names ([`Tap::Named`]), in the sandbox's network
+    /// namespace, and takes no open ones: the user id that it has then, and that the taps must
+    /// belong to, since it has no capability (linux/drivers/net/tun.c, tun_capable).
     pub named_taps: Option<u32>,
-    /// Whether it takes network devices while it runs: [`VmSpec::hot_plug`]. A machine of the driver's may still have no place for them.
+    /// Whether it takes network devices while it runs: [`VmSpec::hot_plug`]. A machine of the
+    /// driver's may still have no place for them.
     pub hot_plug: bool,
     /// Whether its memory can grow and shrink while it runs: [`VmSpec::most_memory_mib`].
     pub more_memory: bool,

@@ -9,12 +9,14 @@ use crate::{Finding, Outcome};
 pub struct OldestVersion {
     /// The VMM's name, as people know it.
     pub vmm: &'static str,
-    /// The first numbers of the version, the most significant one first. Those that follow do not matter.
+    /// The first numbers of the version, the most significant one first. Those that follow do not
+    /// matter.
     pub numbers: &'static [u32],
 }
 
 impl OldestVersion {
-    /// Refuses a VMM that is older, or whose version is none, with a sentence. `version` is what it calls itself, as in `v1.10.1-dirty`.
+    /// Refuses a VMM that is older, or whose version is none, with a sentence. `version` is what it
+    /// calls itself, as in `v1.10.1-dirty`.
     pub fn check(&self, version: &str) -> Result<(), String> {
         let numbers: Option<Vec<u32>> = version
             .trim_start_matches('v')
@@ -30,7 +32,8 @@ impl OldestVersion {
         Err(format!("its version is {printable:?}; install {} {oldest} or later", self.vmm))
     }
 
-    /// Whether the VMM's program is there, and new enough. Blocks for as long as it takes to tell its version, which is its last word.
+    /// Whether the VMM's program is there, and new enough. Blocks for as long as it takes to tell
+    /// its version, which is its last word.
     #[must_use]
     pub fn find(&self, program: &Path, remedy: &str) -> Finding {
         let found = Finding::of_program("hypervisor", program, remedy);

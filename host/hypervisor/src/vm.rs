@@ -24,19 +24,22 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// Where its program is: a path, or a name that is looked for in the usual directories.
     fn program(&self) -> &Path;
 
-    /// Looks for all that a boot of the guest kernel `kernel` needs of this host, and boots nothing: its program, KVM, devices. Blocks
-    /// for as long as the program takes to tell its version.
+    /// Looks for all that a boot of the guest kernel `kernel` needs of this host, and boots
+    /// nothing: its program, KVM, devices. Blocks for as long as the program takes to tell its
+    /// version.
     fn check(&self, kernel: &Path) -> Vec<Finding>;
 
-    /// Starts the VMM and returns when it has said hello on its control channel; the guest is then running its first
-    /// instructions. The file servers of `spec.shares` must be listening. On error nothing of the VM is left.
+    /// Starts the VMM and returns when it has said hello on its control channel; the guest is then
+    /// running its first instructions. The file servers of `spec.shares` must be listening. On
+    /// error nothing of the VM is left.
     ///
-    /// The VMM is a child of the calling thread and dies with it (`PR_SET_PDEATHSIG`, prctl(2)), so call this from the thread that
-    /// lives as long as the sandbox does.
+    /// The VMM is a child of the calling thread and dies with it (`PR_SET_PDEATHSIG`, prctl(2)), so
+    /// call this from the thread that lives as long as the sandbox does.
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError>;
 }
 
-/// A virtual machine that has been started. All methods may be called from several tasks and after the VM's end.
+/// A virtual machine that has been started. All methods may be called from several tasks and after
+/// the VM's end.
 #[async_trait]
 pub trait Vm: Send + Sync + fmt::Debug {
     /// The VMM's process.
@@ -57,55 +60,66 @@ pub trait Vm: Send + Sync + fmt::Debug {
         self.vmm().console()
     }
 
-    /// The last lines that the VMM itself wrote to its stderr, oldest first; empty when it wrote none.
+    /// The last lines that the VMM itself wrote to its stderr, oldest first; empty when it wrote
+    /// none.
     fn stderr(&self) -> Vec<String> {
         self.vmm().stderr()
     }
 
-    /// Opens a stream to `port` of the guest. Until the guest has taken the first one, this resolves when it does, however long that takes:
-    /// whoever calls bounds it with the boot stage's deadline and with [`Vm::exited`]. From then on a port on which nobody listens is
+    /// Opens a stream to `port` of the guest. Until the guest has taken the first one, this
+    /// resolves when it does, however long that takes: whoever calls bounds it with the boot
+    /// stage's deadline and with [`Vm::exited`]. From then on a port on which nobody listens is
     /// refused, by an error or by a stream that ends at once.
     async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError>;
 
-    /// Resolves when the VMM process has ended and been reaped, with how it ended; at once if it already has.
+    /// Resolves when the VMM process has ended and been reaped, with how it ended; at once if it
+    /// already has.
     async fn exited(&self) -> VmExit;
 
-    /// Stops the guest's CPUs. Refused with [`HypervisorError::Unsupported`] where [`Capabilities::pause`] is false.
+    /// Stops the guest's CPUs. Refused with [`HypervisorError::Unsupported`] where
+    /// [`Capabilities::pause`] is false.
     async fn pause(&self) -> Result<(), HypervisorError>;
 
     /// Lets the guest's CPUs run again after [`Vm::pause`].
     async fn resume(&self) -> Result<(), HypervisorError>;
 
-    /// Adds a network device to the running VM. The guest finds it by itself, a moment later. Refused with
-    /// [`HypervisorError::Unsupported`] unless [`VmSpec::hot_plug`] was asked for and could be had.
+    /// Adds a network device to the running VM. The guest finds it by itself, a moment later.
+    /// Refused with [`HypervisorError::Unsupported`] unless [`VmSpec::hot_plug`] was asked for and
+    /// could be had.
     async fn add_nic(&self, nic: &NicSpec) -> Result<(), HypervisorError>;
 
-    /// Asks the guest to take memory, or to give some back, until it has `mib` altogether: an even number, from [`VmSpec::memory_mib`] to
-    /// [`VmSpec::most_memory_mib`]. Returns when it is asked; [`Vm::memory_mib`] tells how far it is. What it uses it does not give back.
-    /// Refused with [`HypervisorError::FixedMemory`] unless the VM was booted with room for more.
+    /// Asks the guest to take memory, or to give some back, until it has `mib` altogether: an even
+    /// number, from [`VmSpec::memory_mib`] to [`VmSpec::most_memory_mib`]. Returns when it is
+    /// asked; [`Vm::memory_mib`] tells how far it is. What it uses it does not give back. Refused
+    /// with [`HypervisorError::FixedMemory`] unless the VM was booted with room for more.
     async fn resize_memory(&self, _mib: u32) -> Result<(), HypervisorError> {
         Err(HypervisorError::FixedMemory)
     }
 
-    /// How much memory the guest has now, in MiB, rounded down. Refused as [`Vm::resize_memory`] is.
+    /// How much memory the guest has now, in MiB, rounded down. Refused as [`Vm::resize_memory`]
+    /// is.
     async fn memory_mib(&self) -> Result<u32, HypervisorError> {
         Err(HypervisorError::FixedMemory)
     }
 
-    /// Resolves when the guest has `mib` of memory, for which it was asked, however long that takes. Refused as [`Vm::resize_memory`] is.
+    /// Resolves when the guest has `mib` of memory, for which it was asked, however long that
+    /// takes. Refused as [`Vm::resize_memory`] is.
     async fn until_memory(&self, mib: u32) -> Result<(), HypervisorError> {
-        // QEMU has an event for it, and holds it back for up to a second (MEMORY_DEVICE_SIZE_CHANGE); most guests are there in a tenth of that.
+        // QEMU has an event for it, and holds it back for up to a second
+        // (MEMORY_DEVICE_SIZE_CHANGE); most guests are there in a tenth of that.
         while self.memory_mib().await? != mib {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         Ok(())
     }
 
-    /// Gives the guest virtual CPUs, or takes some away, until it has `count`, from [`VmSpec::vcpus`] to [`VmSpec::most_vcpus`]. Those that are new
-    /// its kernel finds a moment later, and somebody in there has to switch them on. Those that go, the last ones, are to be off before;
-    /// this resolves when they are gone, which they are when the guest lets them go, however long that takes. A VMM may have all of them from
-    /// the start and leave it to the guest which it uses; this does nothing then. Refused with [`HypervisorError::FixedVcpus`] unless the VM was
-    /// booted with room for more.
+    /// Gives the guest virtual CPUs, or takes some away, until it has `count`, from
+    /// [`VmSpec::vcpus`] to [`VmSpec::most_vcpus`]. Those that are new its kernel finds a moment
+    /// later, and somebody in there has to switch them on. Those that go, the last ones, are to be
+    /// off before; this resolves when they are gone, which they are when the guest lets them go,
+    /// however long that takes. A VMM may have all of them from the start and leave it to the guest
+    /// which it uses; this does nothing then. Refused with [`HypervisorError::FixedVcpus`] unless
+    /// the VM was booted with room for more.
     async fn resize_vcpus(&self, _count: u32) -> Result<(), HypervisorError> {
         Err(HypervisorError::FixedVcpus)
     }
@@ -115,19 +129,22 @@ pub trait Vm: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Gives the running VM a disk. The guest sees it, or its right size, a moment later. Refused with [`HypervisorError::NoDisk`] beyond
-    /// what [`VmSpec::later_disks`] made room for, and where [`Capabilities::disks`] is not [`crate::Disks::Later`].
+    /// Gives the running VM a disk. The guest sees it, or its right size, a moment later. Refused
+    /// with [`HypervisorError::NoDisk`] beyond what [`VmSpec::later_disks`] made room for, and
+    /// where [`Capabilities::disks`] is not [`crate::Disks::Later`].
     async fn attach_disk(&self, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
         Err(HypervisorError::NoDisk { id: disk.id.clone() })
     }
 
-    /// Takes away a disk that [`Vm::attach_disk`] has given: afterwards nothing of the VM has it open, and there is room for another one.
-    /// The guest must not use it any more. An id that is not there is fine.
+    /// Takes away a disk that [`Vm::attach_disk`] has given: afterwards nothing of the VM has it
+    /// open, and there is room for another one. The guest must not use it any more. An id that is
+    /// not there is fine.
     async fn detach_disk(&self, _id: &str) -> Result<(), HypervisorError> {
         Ok(())
     }
 
-    /// Ends the VM without asking the guest, and returns when the VMM is gone and reaped. May be repeated.
+    /// Ends the VM without asking the guest, and returns when the VMM is gone and reaped. May be
+    /// repeated.
     async fn stop(&self) {
         self.vmm().stop().await;
     }

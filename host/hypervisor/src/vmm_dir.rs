@@ -13,8 +13,8 @@ use tokio::net::UnixStream;
 
 use crate::connect_in;
 
-/// A directory in the sandbox's own. It is held open: paths into it are then short enough for a socket's address (unix(7)), whatever the
-/// sandbox's id.
+/// A directory in the sandbox's own. It is held open: paths into it are then short enough for a
+/// socket's address (unix(7)), whatever the sandbox's id.
 #[derive(Debug)]
 pub struct VmmDir(OwnedFd);
 
@@ -26,7 +26,8 @@ impl VmmDir {
         Ok(Self(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
     }
 
-    /// Removes a file or socket of it, which an earlier VM may have left. One that is not there is fine.
+    /// Removes a file or socket of it, which an earlier VM may have left. One that is not there is
+    /// fine.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.0, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -34,8 +35,8 @@ impl VmmDir {
         }
     }
 
-    /// A path to a file in it, for this process and as long as this value lives. What the VMM has made is not to be reached by it: there may
-    /// be a link instead.
+    /// A path to a file in it, for this process and as long as this value lives. What the VMM has
+    /// made is not to be reached by it: there may be a link instead.
     #[must_use]
     pub fn path(&self, name: &str) -> String {
         format!("/proc/self/fd/{}/{name}", self.0.as_raw_fd())
@@ -46,8 +47,8 @@ impl VmmDir {
         connect_in(&self.0, name).await
     }
 
-    /// The directory through a mount of its own, which holds nothing else and leads nowhere else: a VMM in a strict jail, whose file
-    /// systems are read-only, can write through it.
+    /// The directory through a mount of its own, which holds nothing else and leads nowhere else: a
+    /// VMM in a strict jail, whose file systems are read-only, can write through it.
     pub fn writable_alone(&self) -> io::Result<OwnedFd> {
         let mount = DetachedMount::clone_of(&self.0, false)?;
         mount.set(MountAttributes {

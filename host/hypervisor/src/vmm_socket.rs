@@ -1,7 +1,8 @@
 //! Connecting to a socket in a directory that the VMM can write to.
 //!
-//! A VMM that its guest has taken over may have put a link there in place of its socket, to one that only this process may speak to. So the
-//! name is followed nowhere, and what is connected to is what was looked at.
+//! A VMM that its guest has taken over may have put a link there in place of its socket, to one
+//! that only this process may speak to. So the name is followed nowhere, and what is connected to
+//! is what was looked at.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use tokio::net::UnixStream;
 
-/// Connects to the socket `name` in `directory`. As the path of the descriptor is short, the directory's own may have any length.
+/// Connects to the socket `name` in `directory`. As the path of the descriptor is short, the
+/// directory's own may have any length.
 ///
 /// # Errors
 /// Those of connect(2); also for a symbolic link wherever it leads, and for what is no socket.

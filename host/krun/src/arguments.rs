@@ -19,7 +19,8 @@ pub(crate) struct Inherited {
     pub(crate) taps: Vec<RawFd>,
 }
 
-/// The arguments after the program's name. `vsock_dir` is where the sockets for the guest's ports appear.
+/// The arguments after the program's name. `vsock_dir` is where the sockets for the guest's ports
+/// appear.
 pub(crate) fn of(
     settings: &KrunSettings,
     spec: &VmSpec,

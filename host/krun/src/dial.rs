@@ -24,7 +24,8 @@ struct Sockets {
     ports: Vec<u32>,
     again: Duration,
     vmm: Arc<Child>,
-    /// Whether the guest has ever answered: from then on its agent listens on all ports that it has.
+    /// Whether the guest has ever answered: from then on its agent listens on all ports that it
+    /// has.
     reached: Arc<AtomicBool>,
 }
 
@@ -39,8 +40,9 @@ impl Dialer {
         Self(Arc::new(Sockets { directory, ports, again, vmm, reached }))
     }
 
-    /// Connects as soon as the VMM listens, which it does when the guest's driver has come up. Where nobody in the guest listens, the stream
-    /// ends with its first read; until the guest has been reached it waits for somebody.
+    /// Connects as soon as the VMM listens, which it does when the guest's driver has come up.
+    /// Where nobody in the guest listens, the stream ends with its first read; until the guest has
+    /// been reached it waits for somebody.
     pub(crate) async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {
         if !self.0.ports.contains(&port) {
             let source = io::Error::new(
@@ -79,7 +81,8 @@ impl Dialer {
     }
 }
 
-/// Whether the VMM may listen later: the socket is not there, or a moment ago it was not listening yet.
+/// Whether the VMM may listen later: the socket is not there, or a moment ago it was not listening
+/// yet.
 fn is_early(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }

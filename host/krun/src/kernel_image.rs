@@ -9,11 +9,12 @@ use memchr::memmem;
 /// How much is looked at a time.
 const CHUNK: usize = 256 * 1024;
 
-/// The parameter by which a kernel that has `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES` built in learns of its devices
-/// (Documentation/admin-guide/kernel-parameters.txt); its name stands in the image.
+/// The parameter by which a kernel that has `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES` built in learns of
+/// its devices (Documentation/admin-guide/kernel-parameters.txt); its name stands in the image.
 const PARAMETER: &[u8] = b"virtio_mmio.device\0";
 
-/// What keeps the kernel from being booted, in words that fit into a sentence; `None` if nothing is seen.
+/// What keeps the kernel from being booted, in words that fit into a sentence; `None` if nothing is
+/// seen.
 pub(crate) fn obstacle(kernel: &Path) -> Option<String> {
     let name = kernel.display();
     let found = File::open(kernel).and_then(look_at);

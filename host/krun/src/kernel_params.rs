@@ -5,7 +5,8 @@ use kata_hypervisor::{VmSpec, kernel_command_line};
 /// What this VMM's machine is like.
 const MACHINE: &[&str] = &[
     "console=hvc0",
-    // A guest that panics or reboots ends its VM: by the keyboard controller's reset, the one way out that this VMM has.
+    // A guest that panics or reboots ends its VM: by the keyboard controller's reset, the one way
+    // out that this VMM has.
     "panic=-1",
     "reboot=k",
     // So the agent ends it that way, too.

@@ -27,15 +27,16 @@ pub(crate) async fn launch(
 ) -> Result<KrunVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
-    // Without KVM the VMM would say so, but not what to do; and a kernel that finds no device says nothing for ever.
+    // Without KVM the VMM would say so, but not what to do; and a kernel that finds no device says
+    // nothing for ever.
     if let Some(obstacle) = crate::obstacle(&spec.kernel) {
         let source = io::Error::other(format!("{obstacle}; or use QEMU, which needs neither"));
         return Err(HypervisorError::Setup { what: "krun", source });
     }
     let vsock_dir = spec.run_dir.join(VSOCK_DIR);
     let sockets = fresh_directory(&vsock_dir).map_err(setup("the directory for vsock ports"))?;
-    // The namespace of its processes is the one wall that it cannot put up without a second process.
-    // And a namespace that others may know by its process is not for it to leave.
+    // The namespace of its processes is the one wall that it cannot put up without a second
+    // process. And a namespace that others may know by its process is not for it to leave.
     let network = match &spec.network_namespace {
         Some(namespace) => Network::Joined(namespace.clone()),
         None => Network::Shared,
@@ -85,7 +86,8 @@ async fn greet(
     child: &Child,
     mut ready: pipe::Receiver,
 ) -> Result<(), HypervisorError> {
-    // It writes one byte when it is through with its set-up; a pipe that is closed before that is a VMM that is about to exit.
+    // It writes one byte when it is through with its set-up; a pipe that is closed before that is a
+    // VMM that is about to exit.
     if matches!(ready.read(&mut [0]).await, Ok(1)) {
         return Ok(());
     }

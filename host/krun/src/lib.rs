@@ -1,7 +1,8 @@
 //! The krun driver: the VMM that is installed with this software.
 //!
-//! The VMM is a program of its own, `kata-krun`, which is the `libkrun` crate in a jail. It needs KVM, has no firmware and no PCI,
-//! serves directories to its guest by itself, and reaches the guest's vsock through unix sockets, one for each port.
+//! The VMM is a program of its own, `kata-krun`, which is the `libkrun` crate in a jail. It needs
+//! KVM, has no firmware and no PCI, serves directories to its guest by itself, and reaches the
+//! guest's vsock through unix sockets, one for each port.
 //!
 //! ```text
 //!              settings ─┐
@@ -11,7 +12,8 @@
 //!   console ◀────────────────────────── pipe ─────────┘
 //! ```
 //!
-//! There is no control channel: what may be asked of this VMM is asked of its process, with signals.
+//! There is no control channel: what may be asked of this VMM is asked of its process, with
+//! signals.
 
 mod arguments;
 mod dial;
@@ -33,10 +35,12 @@ use kata_hypervisor::{
 /// The driver's name, and that of its section in the configuration.
 const NAME: &str = "krun";
 
-/// Most virtual CPUs: libkrun counts them in a byte, and gives each an 8-bit APIC id of which the last means all.
+/// Most virtual CPUs: libkrun counts them in a byte, and gives each an 8-bit APIC id of which the
+/// last means all.
 const MAX_VCPUS: u32 = 254;
 
-/// The version of landlock that the VMM restricts itself with: the first that lets files be renamed across directories.
+/// The version of landlock that the VMM restricts itself with: the first that lets files be renamed
+/// across directories.
 const LANDLOCK: u32 = 2;
 
 /// Settings that are the same for all VMs.
@@ -44,9 +48,11 @@ const LANDLOCK: u32 = 2;
 pub struct KrunSettings {
     /// The VMM's program, `kata-krun`.
     pub program: PathBuf,
-    /// The time between two tries to reach a guest that does not listen yet: its vsock has no event that would tell.
+    /// The time between two tries to reach a guest that does not listen yet: its vsock has no event
+    /// that would tell.
     pub dial_again: Duration,
-    /// The guest's ports that can be dialled; each is a socket of the VMM's. Those of the agent protocol where nothing else is needed.
+    /// The guest's ports that can be dialled; each is a socket of the VMM's. Those of the agent
+    /// protocol where nothing else is needed.
     pub ports: Vec<u32>,
 }
 
@@ -68,7 +74,8 @@ impl KrunSettings {
     }
 }
 
-/// What keeps krun from booting `kernel` on this host, in words that fit into a sentence; `None` where it works.
+/// What keeps krun from booting `kernel` on this host, in words that fit into a sentence; `None`
+/// where it works.
 #[must_use]
 pub fn obstacle(kernel: &Path) -> Option<String> {
     match kata_hypervisor::kvm_obstacle() {
@@ -77,15 +84,16 @@ pub fn obstacle(kernel: &Path) -> Option<String> {
     }
 }
 
-/// Boots virtual machines with krun. The guest kernel is an uncompressed ELF `vmlinux` that takes virtio-mmio devices from its command
-/// line (`CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`).
+/// Boots virtual machines with krun. The guest kernel is an uncompressed ELF `vmlinux` that takes
+/// virtio-mmio devices from its command line (`CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`).
 #[derive(Debug)]
 pub struct Krun {
     settings: KrunSettings,
 }
 
 impl Krun {
-    /// A driver with these settings. Looks at the host once, and says so in the log when the VMM must do without landlock.
+    /// A driver with these settings. Looks at the host once, and says so in the log when the VMM
+    /// must do without landlock.
     #[must_use]
     pub fn new(settings: KrunSettings) -> Self {
         if kata_linux::landlock::version().is_none_or(|version| version < LANDLOCK) {

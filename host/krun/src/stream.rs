@@ -1,7 +1,8 @@
 //! A connection to a guest that may not be listening yet.
 //!
-//! The VMM accepts at once and then asks the guest; if nobody listens there, it closes what it has accepted, and nothing before that
-//! tells the two apart. So the first bytes are kept until the guest has answered, and sent again after such an end:
+//! The VMM accepts at once and then asks the guest; if nobody listens there, it closes what it has
+//! accepted, and nothing before that tells the two apart. So the first bytes are kept until the
+//! guest has answered, and sent again after such an end:
 //!
 //! ```text
 //!               a byte from the guest
@@ -11,8 +12,9 @@
 //!     └── closed before the guest has taken anything ──▶ Waiting
 //! ```
 //!
-//! Whether the guest has taken something is what unix(7) tells: a peer that closes with unread bytes resets the connection, one that
-//! has read them all ends it. An end after all has been read is the guest's own, and is passed on.
+//! Whether the guest has taken something is what unix(7) tells: a peer that closes with unread
+//! bytes resets the connection, one that has read them all ends it. An end after all has been read
+//! is the guest's own, and is passed on.
 
 use std::future::Future;
 use std::io;
@@ -25,8 +27,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
-/// How much is kept for a guest that does not answer; whoever writes more waits for the answer. It fits into the buffer of a
-/// fresh socket.
+/// How much is kept for a guest that does not answer; whoever writes more waits for the answer. It
+/// fits into the buffer of a fresh socket.
 const KEPT: usize = 64 * 1024;
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<UnixStream>> + Send + Sync>>;

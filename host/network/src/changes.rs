@@ -39,7 +39,8 @@ impl Changes {
         Ok(Self { socket: descriptors::register(socket)? })
     }
 
-    /// Resolves when something has happened since the last call. What it was is for the caller to look at.
+    /// Resolves when something has happened since the last call. What it was is for the caller to
+    /// look at.
     pub async fn next(&self) -> io::Result<()> {
         let mut buffer = [0; 8192];
         let mut heard = false;

@@ -40,8 +40,9 @@ pub struct Nic {
     pub vhost: Option<OwnedFd>,
 }
 
-/// Joins interfaces of the namespace to taps, and with `vhost` opens a vhost-net device for each, where the host has it. On error
-/// nothing of it is left. It must be taken back with [`leave`] when the VMM is gone.
+/// Joins interfaces of the namespace to taps, and with `vhost` opens a vhost-net device for each,
+/// where the host has it. On error nothing of it is left. It must be taken back with [`leave`] when
+/// the VMM is gone.
 pub async fn join(
     namespace: &Namespace,
     interfaces: &[Interface],
@@ -69,8 +70,9 @@ pub async fn join(
     namespace.enter(work).await
 }
 
-/// Takes away what [`join`] has made for the interfaces with these numbers. What is gone already is fine, and so is an interface that
-/// is. The qdisc is taken to be ours: [`join`] fails where there was another.
+/// Takes away what [`join`] has made for the interfaces with these numbers. What is gone already is
+/// fine, and so is an interface that is. The qdisc is taken to be ours: [`join`] fails where there
+/// was another.
 pub async fn leave(namespace: &Namespace, indexes: &[u32]) -> Result<(), NetworkError> {
     let indexes = indexes.to_vec();
     namespace.enter(|netlink| async move { leave_all(&netlink, &indexes).await }).await
@@ -82,8 +84,8 @@ pub fn leave_blocking(namespace: &Namespace, indexes: &[u32]) -> Result<(), Netw
     namespace.enter_blocking(|netlink| async move { leave_all(&netlink, &indexes).await })
 }
 
-/// Closes the tap but leaves it in its namespace, for a VMM that opens it by the name that is returned, as the user `owner`. [`leave`]
-/// removes it.
+/// Closes the tap but leaves it in its namespace, for a VMM that opens it by the name that is
+/// returned, as the user `owner`. [`leave`] removes it.
 pub fn leave_tap(nic: Nic, owner: u32) -> Result<String, NetworkError> {
     let Nic { index, tap, .. } = nic;
     let name = tap_name(index);
@@ -91,7 +93,8 @@ pub fn leave_tap(nic: Nic, owner: u32) -> Result<String, NetworkError> {
     Ok(name)
 }
 
-/// The tap of an interface. The name is upstream's, with the interface's number, so that it can be found again.
+/// The tap of an interface. The name is upstream's, with the interface's number, so that it can be
+/// found again.
 pub(crate) fn tap_name(index: u32) -> String {
     format!("tap{index}_kata")
 }

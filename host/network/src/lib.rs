@@ -12,12 +12,13 @@
 //!                                    └ macvtap (passthru): whatever comes in at eth0 is the tap's
 //! ```
 //!
-//! The guest's interface has name, MAC, MTU, addresses, routes and neighbours of the one in the namespace, which keeps them all: nothing
-//! that the engine has made is changed, and [`leave`] takes away what [`join`] has added. Most of that goes by itself: a tap goes
-//! with the last descriptor for it. An ingress qdisc (tc(8)) and a macvtap do not.
+//! The guest's interface has name, MAC, MTU, addresses, routes and neighbours of the one in the
+//! namespace, which keeps them all: nothing that the engine has made is changed, and [`leave`]
+//! takes away what [`join`] has added. Most of that goes by itself: a tap goes with the last
+//! descriptor for it. An ingress qdisc (tc(8)) and a macvtap do not.
 //!
-//! All work is done by threads that enter the namespace and end there (setns(2) moves a thread), so that no other work of the process
-//! can ever find itself in it.
+//! All work is done by threads that enter the namespace and end there (setns(2) moves a thread), so
+//! that no other work of the process can ever find itself in it.
 
 mod changes;
 mod error;

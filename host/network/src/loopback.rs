@@ -1,13 +1,15 @@
-//! Connections to 127.0.0.1 in a namespace, whatever their port: for a guest whose servers whoever is in the namespace expects there.
+//! Connections to 127.0.0.1 in a namespace, whatever their port: for a guest whose servers whoever
+//! is in the namespace expects there.
 //!
 //! ```text
 //!   dialler ──▶ 127.0.0.1:8080 ──▶ the program: TCP, to 127.0.0.1, to no port of theirs ──▶ our socket, from which the owner accepts
 //!                                    └ anything else ──▶ who listens there, as without it
 //! ```
 //!
-//! The program (`BPF_PROG_TYPE_SK_LOOKUP`) is asked before the kernel looks for a listening socket, and cannot look itself. So ports on which
-//! somebody listens in the namespace already are written into it, and stay theirs; later ones find the guest in their place. Nothing of it
-//! outlives the owner's descriptors.
+//! The program (`BPF_PROG_TYPE_SK_LOOKUP`) is asked before the kernel looks for a listening socket,
+//! and cannot look itself. So ports on which somebody listens in the namespace already are written
+//! into it, and stay theirs; later ones find the guest in their place. Nothing of it outlives the
+//! owner's descriptors.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener as StdTcpListener};
@@ -32,8 +34,8 @@ pub struct Loopback {
 }
 
 impl Loopback {
-    /// Takes them. An error where the kernel has no such programs (before 5.9), or where very many others listen; then nothing has changed.
-    /// Call it inside of a runtime.
+    /// Takes them. An error where the kernel has no such programs (before 5.9), or where very many
+    /// others listen; then nothing has changed. Call it inside of a runtime.
     pub async fn take(namespace: &Namespace) -> Result<Self, NetworkError> {
         let failed = |source| {
             let action = "take connections to 127.0.0.1 in the network namespace".to_owned();
@@ -54,7 +56,8 @@ impl Loopback {
     }
 }
 
-/// In the namespace, on a thread of its own. Our socket's own port, of the kernel's choice, is the guest's as any other.
+/// In the namespace, on a thread of its own. Our socket's own port, of the kernel's choice, is the
+/// guest's as any other.
 fn listen(namespace: &Namespace) -> io::Result<(StdTcpListener, OwnedFd)> {
     let theirs = ports_of_others()?;
     let listener = StdTcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -84,7 +87,8 @@ fn ports_of_others() -> io::Result<Vec<u16>> {
 fn listening_ports(table: &str) -> Vec<u16> {
     /// The state of a socket that listens.
     const LISTENING: &str = "0A";
-    /// 127.0.0.1 and any address, each as IPv4, as IPv4 in IPv6, and as IPv6: words of the machine's order.
+    /// 127.0.0.1 and any address, each as IPv4, as IPv4 in IPv6, and as IPv6: words of the
+    /// machine's order.
     const ADDRESSES: [&str; 4] = [
         "0100007F",
         "00000000",
@@ -112,7 +116,8 @@ const IPV4: i32 = libc::AF_INET;
 const TCP: i32 = libc::IPPROTO_TCP;
 const LOCALHOST: i32 = i32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets());
 
-/// The kernel's functions for programs, as linux/bpf.h numbers them. None is for programs under the GPL alone.
+/// The kernel's functions for programs, as linux/bpf.h numbers them. None is for programs under the
+/// GPL alone.
 const MAP_LOOKUP: i32 = 1;
 const SK_ASSIGN: i32 = 124;
 

@@ -1,4 +1,5 @@
-//! A network namespace (network_namespaces(7)): opened, made, and entered by threads that end there.
+//! A network namespace (network_namespaces(7)): opened, made, and entered by threads that end
+//! there.
 
 use std::fmt;
 use std::fs::File;
@@ -50,8 +51,9 @@ impl fmt::Debug for Namespace {
 }
 
 impl Namespace {
-    /// Opens the namespace at `path`, as bound by ip-netns(8) or in some process's `/proc/PID/ns/net`. The host's is refused with
-    /// [`NetworkError::Host`], and so is that of the calling process.
+    /// Opens the namespace at `path`, as bound by ip-netns(8) or in some process's
+    /// `/proc/PID/ns/net`. The host's is refused with [`NetworkError::Host`], and so is that of the
+    /// calling process.
     pub fn open(path: &Path) -> Result<Self, NetworkError> {
         let namespace = Self::reopen(path)?;
         let hosts = ["/proc/self/ns/net", "/proc/1/ns/net"];
@@ -73,7 +75,8 @@ impl Namespace {
         Ok(Self { path: path.to_owned(), file: Arc::new(file.into()), id })
     }
 
-    /// Makes a new namespace, in which there is nothing but a loopback interface that is down. It goes with the last that uses it.
+    /// Makes a new namespace, in which there is nothing but a loopback interface that is down. It
+    /// goes with the last that uses it.
     pub fn fresh() -> Result<Self, NetworkError> {
         let failed =
             |source| NetworkError::Namespace { action: "make a network namespace", source };
@@ -106,7 +109,8 @@ impl Namespace {
         Arc::clone(&self.file)
     }
 
-    /// Runs `work` in the namespace, on a thread of its own with a connection to the namespace's netlink.
+    /// Runs `work` in the namespace, on a thread of its own with a connection to the namespace's
+    /// netlink.
     pub(crate) async fn enter<T, F>(
         &self,
         work: impl FnOnce(Handle) -> F + Send + 'static,

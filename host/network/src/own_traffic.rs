@@ -1,7 +1,9 @@
-//! Letting sockets of the namespace itself hear answers, beside a guest that gets all other traffic.
+//! Letting sockets of the namespace itself hear answers, beside a guest that gets all other
+//! traffic.
 //!
-//! Docker's name server is one that needs it: it asks servers outside over sockets in the container's namespace, at the guest's own address. A
-//! filter (tc-bpf(8)) before the one that sends everything to the guest looks for a socket of the namespace that a packet is for:
+//! Docker's name server is one that needs it: it asks servers outside over sockets in the
+//! container's namespace, at the guest's own address. A filter (tc-bpf(8)) before the one that
+//! sends everything to the guest looks for a socket of the namespace that a packet is for:
 //!
 //! ```text
 //!            ┌ IPv4, UDP or TCP, for a socket that the namespace has ──▶ the namespace
@@ -9,7 +11,8 @@
 //!            └ anything else ──▶ the guest
 //! ```
 //!
-//! Fragments and IPv6 are the guest's. The filter goes with the ingress qdisc on which it is ([`crate::leave`]).
+//! Fragments and IPv6 are the guest's. The filter goes with the ingress qdisc on which it is
+//! ([`crate::leave`]).
 
 use std::os::fd::AsRawFd;
 
@@ -35,8 +38,9 @@ use crate::{Namespace, NetworkError};
 /// Before the filter that redirects, which has a priority of the kernel's choice, far behind.
 const PRIORITY: u16 = 1;
 
-/// Has the interfaces with these numbers, which [`crate::join`] has joined by filters, give to sockets of the namespace what is for them. An
-/// error where the kernel has no such filters (CONFIG_NET_CLS_BPF), and then the guest gets everything, as before.
+/// Has the interfaces with these numbers, which [`crate::join`] has joined by filters, give to
+/// sockets of the namespace what is for them. An error where the kernel has no such filters
+/// (CONFIG_NET_CLS_BPF), and then the guest gets everything, as before.
 pub async fn share_with_sockets(
     namespace: &Namespace,
     indexes: &[u32],
@@ -86,7 +90,8 @@ async fn add(mut netlink: Handle, filter: TcMessage) -> Result<(), rtnetlink::Er
     Ok(())
 }
 
-/// What the program answers: the packet goes the way that it was on, to the namespace; or the next filter decides (linux/pkt_cls.h).
+/// What the program answers: the packet goes the way that it was on, to the namespace; or the next
+/// filter decides (linux/pkt_cls.h).
 const TO_NAMESPACE: i32 = 0;
 const TO_NEXT_FILTER: i32 = -1;
 
@@ -109,14 +114,15 @@ const ARP_OPERATION: i32 = ETHERNET + 6;
 /// The field of `struct __sk_buff` that has the protocol.
 const SKB_PROTOCOL: i16 = 16;
 
-/// Places on the stack. IPv4's header of twenty bytes ends with the two addresses; with the ports behind them they are the tuple by which
-/// sockets are found (`struct bpf_sock_tuple`).
+/// Places on the stack. IPv4's header of twenty bytes ends with the two addresses; with the ports
+/// behind them they are the tuple by which sockets are found (`struct bpf_sock_tuple`).
 const IP: i16 = -32;
 const ADDRESSES: i16 = IP + 12;
 const PORTS: i16 = IP + 20;
 const OPERATION: i16 = -8;
 
-/// The kernel's functions for programs, as linux/bpf.h numbers them. None is for programs under the GPL alone.
+/// The kernel's functions for programs, as linux/bpf.h numbers them. None is for programs under the
+/// GPL alone.
 const CLONE_REDIRECT: i32 = 13;
 const SKB_LOAD_BYTES: i32 = 26;
 const SK_LOOKUP_TCP: i32 = 84;
@@ -198,7 +204,8 @@ fn find_socket(code: &mut Assembler<Label>) {
     code.call(SK_LOOKUP_TCP);
 }
 
-/// Copies `length` bytes of the packet to the stack, from the offset that register 2 has. A packet that has none there is the next filter's.
+/// Copies `length` bytes of the packet to the stack, from the offset that register 2 has. A packet
+/// that has none there is the next filter's.
 fn load_bytes(code: &mut Assembler<Label>, to: i16, length: i32) {
     code.copy(1, PACKET);
     code.copy(3, FRAME);

@@ -35,8 +35,8 @@ impl Plan {
     }
 }
 
-/// Decides what is joined: every Ethernet interface that is in use. One that is in use and cannot be joined is an error, for a container with
-/// half of its network is worse than none.
+/// Decides what is joined: every Ethernet interface that is in use. One that is in use and cannot
+/// be joined is an error, for a container with half of its network is worse than none.
 pub fn plan(snapshot: &Snapshot) -> Result<Plan, NetworkError> {
     let mut plan = Plan::default();
     for link in in_use(snapshot) {
@@ -55,7 +55,8 @@ pub fn plan(snapshot: &Snapshot) -> Result<Plan, NetworkError> {
     Ok(plan)
 }
 
-/// The interfaces that a guest should have: all but loopback, ports of others, idle ones, and the taps that [`crate::join`] has made.
+/// The interfaces that a guest should have: all but loopback, ports of others, idle ones, and the
+/// taps that [`crate::join`] has made.
 pub fn in_use(snapshot: &Snapshot) -> impl Iterator<Item = &Link> {
     let is_tap = |link: &Link| {
         snapshot.links.iter().any(|one| tap_name(one.interface.index) == link.interface.name)
@@ -92,7 +93,8 @@ fn check(link: &Link, joined: &[Interface]) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// The guest knows no metrics: of several routes to one place it gets that which the namespace would take.
+/// The guest knows no metrics: of several routes to one place it gets that which the namespace
+/// would take.
 fn routes(snapshot: &Snapshot, plan: &mut Plan) -> Vec<PlannedRoute> {
     let mut wanted: Vec<&Route> = snapshot.routes.iter().collect();
     wanted.sort_by_key(|route| (route.gateway.is_some(), route.metric));

@@ -4,7 +4,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kata_linux::bpf::Instruction;
 
-/// Registers: what functions return, and the end of the stack's frame. Arguments of functions are 1 to 5, and 6 to 9 outlast a call.
+/// Registers: what functions return, and the end of the stack's frame. Arguments of functions are 1
+/// to 5, and 6 to 9 outlast a call.
 pub(crate) const RESULT: u8 = 0;
 pub(crate) const FRAME: u8 = 10;
 

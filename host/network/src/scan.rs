@@ -151,7 +151,8 @@ async fn routes(netlink: &Handle) -> Result<Vec<Route>, NetworkError> {
     Ok(routes)
 }
 
-/// The kernel's own routes come with the addresses, in the guest as here. Those of other tables mean nothing without their rules.
+/// The kernel's own routes come with the addresses, in the guest as here. Those of other tables
+/// mean nothing without their rules.
 fn is_configured(message: &RouteMessage) -> bool {
     message.header.table == RouteHeader::RT_TABLE_MAIN
         && message.header.protocol != RouteProtocol::Kernel

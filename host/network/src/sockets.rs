@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use crate::Namespace;
 
 impl Namespace {
-    /// A UDP socket of the namespace that speaks to `server` and nobody else. It keeps the namespace. Call it inside of a runtime.
+    /// A UDP socket of the namespace that speaks to `server` and nobody else. It keeps the
+    /// namespace. Call it inside of a runtime.
     pub async fn connect_udp(&self, server: SocketAddr) -> io::Result<UdpSocket> {
         let socket = self.socket(server, SocketType::DGRAM).await?;
         let socket = UdpSocket::from_std(StdUdpSocket::from(socket))?;
@@ -21,7 +22,8 @@ impl Namespace {
         Ok(socket)
     }
 
-    /// A TCP connection of the namespace to `server`, which takes as long as it takes. It keeps the namespace. Call it inside of a runtime.
+    /// A TCP connection of the namespace to `server`, which takes as long as it takes. It keeps the
+    /// namespace. Call it inside of a runtime.
     pub async fn connect_tcp(&self, server: SocketAddr) -> io::Result<TcpStream> {
         let socket = self.socket(server, SocketType::STREAM).await?;
         TcpSocket::from_std_stream(StdTcpStream::from(socket)).connect(server).await
@@ -34,7 +36,8 @@ impl Namespace {
         self.inside(move || Ok(socket_with(family, kind, flags, None)?)).await
     }
 
-    /// Does something short on a thread that enters the namespace and ends there: a socket stays where it was made.
+    /// Does something short on a thread that enters the namespace and ends there: a socket stays
+    /// where it was made.
     pub(crate) async fn inside<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,

@@ -24,7 +24,8 @@ mod ioctl {
     nix::ioctl_write_int_bad!(tun_set_owner, 0x4004_54cc);
 }
 
-/// Makes the tap `name`, down, in the calling thread's namespace. It exists as long as a descriptor for it does.
+/// Makes the tap `name`, down, in the calling thread's namespace. It exists as long as a descriptor
+/// for it does.
 pub(crate) fn make(name: &str) -> io::Result<OwnedFd> {
     let tun = open_tun()?;
     attach(tun.as_fd(), name)?;
@@ -41,8 +42,8 @@ pub(crate) fn keep(tap: &OwnedFd, owner: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens the macvtap with this index, which is in the calling thread's namespace. Its device file may be nowhere on the host, so one is made
-/// that nobody else sees.
+/// Opens the macvtap with this index, which is in the calling thread's namespace. Its device file
+/// may be nowhere on the host, so one is made that nobody else sees.
 pub(crate) fn open_macvtap(name: &str, index: u32) -> io::Result<OwnedFd> {
     let sysfs = detached("sysfs")?;
     let mut number = String::new();
@@ -77,12 +78,14 @@ pub(crate) fn open_vhost() -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Whether the kernel can move a VM's frames by itself here (vhost-net). An error if it could, and this process must not.
+/// Whether the kernel can move a VM's frames by itself here (vhost-net). An error if it could, and
+/// this process must not.
 pub fn has_vhost() -> io::Result<bool> {
     Ok(open_vhost()?.is_some())
 }
 
-/// What keeps taps from being made here, in words that fit into a sentence; `None` where they can be.
+/// What keeps taps from being made here, in words that fit into a sentence; `None` where they can
+/// be.
 #[must_use]
 pub fn tap_obstacle() -> Option<String> {
     open_tun().err().map(|error| format!("{TUN}: {error}"))
@@ -97,7 +100,8 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV))
 }
 
-/// Ethernet frames, each behind a header in which checksums and segmentation can be left to the other side.
+/// Ethernet frames, each behind a header in which checksums and segmentation can be left to the
+/// other side.
 fn attach(device: std::os::fd::BorrowedFd<'_>, name: &str) -> io::Result<()> {
     // SAFETY: a struct ifreq is plain memory, for which zeros are fine.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -111,12 +115,14 @@ fn attach(device: std::os::fd::BorrowedFd<'_>, name: &str) -> io::Result<()> {
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open, and the argument is a valid pointer to the struct that this request reads and writes.
+    // SAFETY: the descriptor is open, and the argument is a valid pointer to the struct that this
+    // request reads and writes.
     unsafe { ioctl::tun_set_iff(device.as_raw_fd(), &raw const request) }?;
     Ok(())
 }
 
-/// A file system that is mounted nowhere and goes with its descriptor. A sysfs shows the namespace in which it was made.
+/// A file system that is mounted nowhere and goes with its descriptor. A sysfs shows the namespace
+/// in which it was made.
 fn detached(kind: &str) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(context.as_fd())?;
@@ -128,7 +134,8 @@ fn parse_device(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Turns IPv6 off on `name`, so that the namespace does not speak to the guest over its own side of the tap.
+/// Turns IPv6 off on `name`, so that the namespace does not speak to the guest over its own side of
+/// the tap.
 pub(crate) fn silence(name: &str) -> io::Result<()> {
     let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
     let file = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;

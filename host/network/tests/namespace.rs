@@ -85,7 +85,8 @@ async fn joins_and_leaves(model: Model) {
     assert_eq!((nic.mtu, nic.mac), (1400, plan.interfaces[0].mac));
     assert!(netns.ip("link").contains(&format!("tap{}_kata", nic.index)));
 
-    // A second time is an error, and takes away what the first one has made: whoever holds it has lost the right to it.
+    // A second time is an error, and takes away what the first one has made: whoever holds it has
+    // lost the right to it.
     leave(&namespace, &[nic.index]).await.unwrap();
     assert_eq!(netns.picture(), before);
     leave(&namespace, &[nic.index]).await.unwrap();
@@ -133,7 +134,8 @@ async fn traffic_of_the_interface_is_the_taps() {
     let plan = plan(&scan(&namespace).await.unwrap()).unwrap();
     let mut nics = join(&namespace, &plan.interfaces, Model::TcFilter, false).await.unwrap();
     let tap = nics.pop().unwrap().tap;
-    // Every frame that is sent at the other end of the cable comes out of the tap, behind a virtio-net header of 10 bytes.
+    // Every frame that is sent at the other end of the cable comes out of the tap, behind a
+    // virtio-net header of 10 bytes.
     netns.ip("link set other address 02:00:00:00:00:aa up");
     let mut frame = [0; 2048];
     loop {
@@ -145,7 +147,8 @@ async fn traffic_of_the_interface_is_the_taps() {
     leave(&namespace, &[plan.interfaces[0].index]).await.unwrap();
 }
 
-/// What a name server needs that serves in a container's namespace: its own questions to the world are answered, and the guest misses nothing.
+/// What a name server needs that serves in a container's namespace: its own questions to the world
+/// are answered, and the guest misses nothing.
 #[tokio::test]
 async fn sockets_of_the_namespace_are_answered_and_the_rest_is_the_taps() {
     let (netns, outside) = (Netns::new(), Netns::new());
@@ -219,7 +222,8 @@ async fn connections_to_localhost_are_taken_but_for_ports_of_others() {
     let refused = connect("127.0.0.2:8080").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 
-    // Nothing is left of it, as soon as programs that other tests start have closed the descriptors that they begin with.
+    // Nothing is left of it, as soon as programs that other tests start have closed the descriptors
+    // that they begin with.
     drop(loopback);
     let refused = loop {
         if let Err(refused) = connect("127.0.0.1:8080").await {

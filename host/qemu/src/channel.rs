@@ -1,4 +1,5 @@
-//! The channel to the agent: vsock where the host has it and lets this process guard it, else a serial port.
+//! The channel to the agent: vsock where the host has it and lets this process guard it, else a
+//! serial port.
 
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -20,8 +21,9 @@ pub(crate) enum Channel {
 }
 
 impl Channel {
-    /// Makes both ends: this one, and the device whose descriptor is passed to QEMU. `dial_again` is the time between two tries where the
-    /// channel has no other way to learn that the agent listens.
+    /// Makes both ends: this one, and the device whose descriptor is passed to QEMU. `dial_again`
+    /// is the time between two tries where the channel has no other way to learn that the agent
+    /// listens.
     pub(crate) fn open(
         spawn: &mut Spawn,
         dial_again: Duration,

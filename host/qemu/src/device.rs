@@ -230,7 +230,8 @@ impl Device {
     }
 }
 
-/// The back end `name` of a disk. Its format is told, not looked for: a disk must not be able to say that it is something else.
+/// The back end `name` of a disk. Its format is told, not looked for: a disk must not be able to
+/// say that it is something else.
 fn raw_backend(
     name: &str,
     number: usize,

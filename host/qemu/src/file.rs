@@ -1,4 +1,5 @@
-//! Files that QEMU opens. It gets them as descriptors, for its user may enter few of the host's directories and write to none of its files.
+//! Files that QEMU opens. It gets them as descriptors, for its user may enter few of the host's
+//! directories and write to none of its files.
 //!
 //! ```text
 //!   -blockdev, -object   /dev/fdset/N        the descriptor itself, whatever its user may do
@@ -17,11 +18,13 @@ use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
 use crate::device::Argument;
 use crate::option::OptionValue;
 
-/// The right of everybody to read a file (inode(7)), and the rights to a file that all may read and nobody may write to.
+/// The right of everybody to read a file (inode(7)), and the rights to a file that all may read and
+/// nobody may write to.
 const READABLE_BY_ALL: u32 = 0o004;
 const READ_ONLY: Mode = Mode::RUSR.union(Mode::RGRP).union(Mode::ROTH);
 
-/// A descriptor that QEMU hands to those of its parts that open a file of this name: a set of descriptors with one in it.
+/// A descriptor that QEMU hands to those of its parts that open a file of this name: a set of
+/// descriptors with one in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FdSet(pub(crate) RawFd);
 
@@ -44,8 +47,8 @@ impl FdSet {
     }
 }
 
-/// A file that QEMU can open by the path that is returned, to read it once. `root` says that QEMU runs as root; else a file that not
-/// everybody may read is given to it as a copy in memory.
+/// A file that QEMU can open by the path that is returned, to read it once. `root` says that QEMU
+/// runs as root; else a file that not everybody may read is given to it as a copy in memory.
 pub(crate) fn readable(spawn: &mut Spawn, path: &Path, root: bool) -> io::Result<PathBuf> {
     let open = || {
         let file = File::open(path)?;

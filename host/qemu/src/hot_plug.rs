@@ -8,7 +8,8 @@ use kata_hypervisor::VmSpec;
 use crate::device::Device;
 use crate::machine::Machine;
 
-/// How many network devices a microvm takes. A port takes one device, and each makes a boot some milliseconds longer.
+/// How many network devices a microvm takes. A port takes one device, and each makes a boot some
+/// milliseconds longer.
 const NIC_PORTS: usize = 4;
 
 /// The places for devices that come later.

@@ -1,4 +1,5 @@
-//! Guest memory of huge pages: of the host's pool, which its administrator fills (Linux, Documentation/admin-guide/mm/hugetlbpage.rst).
+//! Guest memory of huge pages: of the host's pool, which its administrator fills (Linux,
+//! Documentation/admin-guide/mm/hugetlbpage.rst).
 
 use std::path::Path;
 use std::{fs, io};

@@ -30,7 +30,8 @@ impl KernelImage {
         })
     }
 
-    /// The marks are those of elf(5) and of Linux's boot protocol (Documentation/arch/x86/boot.rst).
+    /// The marks are those of elf(5) and of Linux's boot protocol
+    /// (Documentation/arch/x86/boot.rst).
     fn from_header(header: &[u8]) -> Option<Self> {
         if header.starts_with(b"\x7fELF") {
             Some(Self::Elf)

@@ -23,7 +23,8 @@ pub(crate) struct Circumstances<'a> {
     /// Whether memory may come later.
     pub(crate) more_memory: bool,
     pub(crate) vcpus: Vcpus,
-    /// The plan's own, which come last: of two that contradict each other the kernel takes the later one.
+    /// The plan's own, which come last: of two that contradict each other the kernel takes the
+    /// later one.
     pub(crate) extra: &'a [String],
 }
 
@@ -33,25 +34,29 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
         *circumstances;
     let mut params: Vec<String> = [
         "console=ttyS0",
-        // A guest that panics or reboots ends its VM: by a triple fault, which takes no device, and QEMU does not reboot.
+        // A guest that panics or reboots ends its VM: by a triple fault, which takes no device, and
+        // QEMU does not reboot.
         "panic=-1",
         "reboot=t",
     ]
     .map(str::to_owned)
     .into();
     if machine == Machine::MicrovmPci {
-        // Its ACPI describes the PCI bus too sparsely for the kernel to ask for what it needs to see new devices.
+        // Its ACPI describes the PCI bus too sparsely for the kernel to ask for what it needs to
+        // see new devices.
         params.push("pcie_ports=native".into());
     }
     if vsock {
         params.push(vsock::AGENT_PARAMETER.into());
     }
     if more_memory {
-        // Used at once, and of a kind that can be given back, as far as the kernel's own memory has to be of the other.
+        // Used at once, and of a kind that can be given back, as far as the kernel's own memory has
+        // to be of the other.
         params.push("memhp_default_state=online".into());
         params.push("memory_hotplug.online_policy=auto-movable".into());
-        // Its place may lie above 4 GiB. A kernel that is told so from the start (by ACPI's SRAT, where it knows NUMA) sets 64 MiB aside for
-        // devices that do not reach as far, of which there are none here.
+        // Its place may lie above 4 GiB. A kernel that is told so from the start (by ACPI's SRAT,
+        // where it knows NUMA) sets 64 MiB aside for devices that do not reach as far, of which
+        // there are none here.
         params.push("swiotlb=noforce".into());
     }
     params.extend(vcpus.kernel_parameter());
@@ -66,18 +71,21 @@ fn strings(words: &[String]) -> impl Iterator<Item = &str> {
 }
 
 fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
-    // The leaks that mitigations close do not exist between guest code that is translated; their costs do.
-    // Patching the lock prefixes away on one processor costs a translating emulator more than it ever wins.
+    // The leaks that mitigations close do not exist between guest code that is translated; their
+    // costs do. Patching the lock prefixes away on one processor costs a translating emulator more
+    // than it ever wins.
     let mut params = vec!["mitigations=off".to_owned(), "noreplace-smp".to_owned()];
-    // How fast its timer's clock is, which a kernel otherwise waits 100 ms to find out; one that is not ours does not heed this.
+    // How fast its timer's clock is, which a kernel otherwise waits 100 ms to find out; one that is
+    // not ours does not heed this.
     params.push(format!("lapic_timer_hz={LAPIC_TIMER_HZ}"));
-    // The emulation keeps its translation of a page of code until the guest writes to the page. The file server fills pages behind its back, so that
-    // since QEMU 8, which finds translations by the physical address alone, a program could be run as another that was there before. A page
+    // The emulation keeps its translation of a page of code until the guest writes to the page. The
+    // file server fills pages behind its back, so that since QEMU 8, which finds translations by
+    // the physical address alone, a program could be run as another that was there before. A page
     // that the guest clears when it takes it is written to.
     params.push("init_on_alloc=1".to_owned());
     if matches!(machine, Machine::Microvm | Machine::MicrovmPci) {
-        // This machine has no timer to calibrate the time stamp counter against but one that a busy host makes useless; the kernel
-        // would then wait for ever, and silently.
+        // This machine has no timer to calibrate the time stamp counter against but one that a busy
+        // host makes useless; the kernel would then wait for ever, and silently.
         params.push("no_timer_check".into());
         params.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
     }

@@ -6,8 +6,9 @@
 //!            device_del ─▶ … ─▶ DEVICE_DELETED ─▶ blockdev-del           the guest lets go, sooner or later
 //! ```
 //!
-//! What is taken away is first exchanged for nothing, a disk of one sector that reads as zeros: so the host's device is free whatever the guest
-//! does. A guest on native ports takes six seconds to let go, and one that was taken over never does; such a disk keeps its place.
+//! What is taken away is first exchanged for nothing, a disk of one sector that reads as zeros: so
+//! the host's device is free whatever the guest does. A guest on native ports takes six seconds to
+//! let go, and one that was taken over never does; such a disk keeps its place.
 
 use std::fs::{File, metadata};
 use std::io;
@@ -25,7 +26,8 @@ use crate::device::Transport;
 use crate::hot_plug::HotPlug;
 use crate::qmp::{Command, Qmp};
 
-/// The number of the first set of descriptors: more than any descriptor has that QEMU was started with, whose numbers its other sets have.
+/// The number of the first set of descriptors: more than any descriptor has that QEMU was started
+/// with, whose numbers its other sets have.
 const FIRST_SET: u64 = 1 << 20;
 
 /// How long a disk waits for the place of one that the guest is letting go of.
@@ -159,10 +161,12 @@ impl LaterDisks {
         Some(bus)
     }
 
-    /// Asks the guest to let go of what was taken away, and takes away what is left of what it has let go of.
+    /// Asks the guest to let go of what was taken away, and takes away what is left of what it has
+    /// let go of.
     async fn clean_up(&self, qmp: &Qmp) {
         for disk in self.all(|disk| disk.leaving && !disk.gone && !disk.asked) {
-            // QEMU refuses while the guest is still busy with finding it, and is asked once more the next time.
+            // QEMU refuses while the guest is still busy with finding it, and is asked once more
+            // the next time.
             match qmp.execute(Command::DeviceDel(disk.device_name())).await {
                 Ok(()) => self.change(&disk.id, |disk| disk.asked = true),
                 Err(error) => tracing::debug!("the disk {}: {error}", disk.id),
@@ -230,7 +234,8 @@ impl LaterDisks {
     }
 }
 
-/// What QEMU is told of a disk. Its format is told, not looked for: a disk must not be able to say that it is something else.
+/// What QEMU is told of a disk. Its format is told, not looked for: a disk must not be able to say
+/// that it is something else.
 impl Disk {
     fn file(&self, is_device: bool) -> Value {
         let driver = if is_device { "host_device" } else { "file" };

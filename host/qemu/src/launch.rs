@@ -259,7 +259,8 @@ async fn greet(
     }
 }
 
-/// The connection is made here, so that QEMU needs neither the path nor a network namespace in common with the server.
+/// The connection is made here, so that QEMU needs neither the path nor a network namespace in
+/// common with the server.
 async fn connect(socket: &Path) -> io::Result<StdUnixStream> {
     let stream = UnixStream::connect(socket)
         .await

@@ -1,12 +1,12 @@
 //! The QEMU driver.
 //!
 //! Under KVM where it works, on a `q35`; else under QEMU's software emulation (TCG), on a `microvm`
-//! where the kernel, disks and memory allow it. A microvm has a minimal firmware (qboot), virtio over
-//! MMIO, and PCI Express only where devices may come later (`machine.rs`, docs/adr/0007).
+//! where the kernel, disks and memory allow it. A microvm has a minimal firmware (qboot), virtio
+//! over MMIO, and PCI Express only where devices may come later (`machine.rs`, docs/adr/0007).
 //!
-//! Nothing of it is on disk: memory is a shared memory file, and the control socket, the console, the
-//! agent's channel and all files are inherited descriptors. It runs as a user and group of its own,
-//! without a capability ([`kata_linux::jail`]).
+//! Nothing of it is on disk: memory is a shared memory file, and the control socket, the console,
+//! the agent's channel and all files are inherited descriptors. It runs as a user and group of its
+//! own, without a capability ([`kata_linux::jail`]).
 //!
 //! ```text
 //!            settings ─┐                ┌── machine ── devices ──▶ argv          (pure: VmSpec in, strings out)
@@ -60,8 +60,8 @@ const NO_USER: &str = "this user namespace has no user id that could be QEMU's o
 const NO_DEVICE: &str =
     "nobody may make a device node here, by which QEMU's own user would open /dev/kvm";
 
-/// Boots virtual machines with QEMU. The guest kernel is an uncompressed ELF `vmlinux` with a PVH entry note, which every x86-64 kernel
-/// with `CONFIG_PVH` has, or a `bzImage`.
+/// Boots virtual machines with QEMU. The guest kernel is an uncompressed ELF `vmlinux` with a PVH
+/// entry note, which every x86-64 kernel with `CONFIG_PVH` has, or a `bzImage`.
 #[derive(Debug)]
 pub struct Qemu {
     settings: QemuSettings,
@@ -81,7 +81,8 @@ struct Host {
 }
 
 impl Qemu {
-    /// A driver with these settings. Looks at the host once, and says so in the log when it must do without KVM, or without a user for QEMU.
+    /// A driver with these settings. Looks at the host once, and says so in the log when it must do
+    /// without KVM, or without a user for QEMU.
     #[must_use]
     pub fn new(settings: QemuSettings) -> Self {
         let accelerator =

@@ -11,16 +11,20 @@ use crate::vcpus::Vcpus;
 /// The name of the memory object.
 pub(crate) const MEMORY: &str = "ram";
 
-/// Everything that the emulation can do, but for "fast" string instructions: it executes them byte by byte, and a kernel or C library that finds
-/// them uses them for every copy. Without them a boot takes 15 % less time.
+/// Everything that the emulation can do, but for "fast" string instructions: it executes them byte
+/// by byte, and a kernel or C library that finds them uses them for every copy. Without them a boot
+/// takes 15 % less time.
 const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
 
-/// How many disks may come later before a q35 is taken, whose one bridge has places for all: a microvm has a port for each.
+/// How many disks may come later before a q35 is taken, whose one bridge has places for all: a
+/// microvm has a port for each.
 const MOST_PORTS: usize = 4;
 
-/// A microvm's firmware, which every QEMU since 5.0 brings. The one that is taken without a choice is, where a distribution has it (Debian 13 has),
-/// SeaBIOS, and does not go together with this machine: it puts the ACPI tables where QEMU puts the end of the initial ramdisk, which then replaces
-/// them; and it leaves the interrupt controller of a PC's on, whose first tick of the timer the kernel takes for a division by zero.
+/// A microvm's firmware, which every QEMU since 5.0 brings. The one that is taken without a choice
+/// is, where a distribution has it (Debian 13 has), SeaBIOS, and does not go together with this
+/// machine: it puts the ACPI tables where QEMU puts the end of the initial ramdisk, which then
+/// replaces them; and it leaves the interrupt controller of a PC's on, whose first tick of the
+/// timer the kernel takes for a division by zero.
 const MICROVM_FIRMWARE: &str = "qboot.rom";
 
 /// The machine to emulate.
@@ -61,11 +65,13 @@ pub(crate) enum Refusal {
 }
 
 impl Machine {
-    /// The machine for a VM: the one that the administrator has chosen, or the smallest that will do. A microvm under KVM has no place for
-    /// devices that come later, which is refused when one comes.
+    /// The machine for a VM: the one that the administrator has chosen, or the smallest that will
+    /// do. A microvm under KVM has no place for devices that come later, which is refused when one
+    /// comes.
     ///
-    /// Under KVM a microvm is what nobody gets who has not asked for it: under nested KVM its guests were seen to hang in the first
-    /// second, with and without ports, where those of a q35 never do.
+    /// Under KVM a microvm is what nobody gets who has not asked for it: under nested KVM its
+    /// guests were seen to hang in the first second, with and without ports, where those of a q35
+    /// never do.
     pub(crate) fn choose(choice: MachineChoice, needs: Needs) -> Result<Self, Refusal> {
         let Needs { kernel, accelerator, hot_plug, disks, later_disks, more_memory } = needs;
         let late = hot_plug || later_disks > 0;
@@ -85,7 +91,8 @@ impl Machine {
         }
     }
 
-    /// How the devices that it boots with are attached. Those that come later are all on the PCI bus.
+    /// How the devices that it boots with are attached. Those that come later are all on the PCI
+    /// bus.
     pub(crate) fn transport(self) -> Transport {
         match self {
             Self::Microvm | Self::MicrovmPci => Transport::Mmio,
@@ -98,7 +105,8 @@ impl Machine {
             Self::Microvm | Self::MicrovmPci => {
                 let mut board = OptionValue::new("microvm")
                     .with("memory-backend", MEMORY)
-                    // virtio devices are found through ACPI: distributions' kernels do not read them off the command line.
+                    // virtio devices are found through ACPI: distributions' kernels do not read
+                    // them off the command line.
                     .with("acpi", "on")
                     .with("auto-kernel-cmdline", "off")
                     // So that the guest's clock is right before the agent is told the time.

@@ -1,6 +1,7 @@
 //! QEMU's control socket: a client of QMP, the QEMU Machine Protocol (one JSON object a line).
 //!
-//! One task owns the socket. It sends one command at a time, and remembers why the guest ended, for QEMU tells that before it exits.
+//! One task owns the socket. It sends one command at a time, and remembers why the guest ended, for
+//! QEMU tells that before it exits.
 
 mod message;
 
@@ -20,7 +21,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) use message::Command;
 use message::{Incoming, parse};
 
-/// The longest line that is accepted. QEMU is as little trusted as the guest that may have taken it over.
+/// The longest line that is accepted. QEMU is as little trusted as the guest that may have taken it
+/// over.
 const MAX_LINE: usize = 64 * 1024;
 
 /// A command on its way to the owner.
@@ -123,7 +125,8 @@ impl Qmp {
         answered.await.map_err(|_| gone(()))?.map_err(|reason| refused(&command, reason))
     }
 
-    /// Resolves when QEMU has closed the socket, which its end does, with why the guest ended, if QEMU told.
+    /// Resolves when QEMU has closed the socket, which its end does, with why the guest ended, if
+    /// QEMU told.
     pub(crate) async fn closed(&self) -> Option<String> {
         let mut reason = self.reason.clone();
         // Only the end of the owner, which drops its side, is waited for.
@@ -184,7 +187,8 @@ impl Owner {
         self.write.write_all(&line.as_bytes()[sent..]).await
     }
 
-    /// Sends the beginning of a line with a descriptor (SCM_RIGHTS in unix(7)), and tells how much of it.
+    /// Sends the beginning of a line with a descriptor (SCM_RIGHTS in unix(7)), and tells how much
+    /// of it.
     async fn send_with(&self, line: &[u8], descriptor: &OwnedFd) -> io::Result<usize> {
         let socket: &UnixStream = self.write.as_ref();
         let send = || {
@@ -207,7 +211,8 @@ impl Owner {
     }
 }
 
-/// The lines of the socket, parsed and bounded. `next` may be dropped and called again without loss.
+/// The lines of the socket, parsed and bounded. `next` may be dropped and called again without
+/// loss.
 struct Lines {
     read: BufReader<OwnedReadHalf>,
     line: Vec<u8>,

@@ -22,7 +22,8 @@ pub struct QemuSettings {
     pub entropy_source: PathBuf,
     /// Run QEMU as a user of its own, who is nobody, and not as root.
     pub rootless: bool,
-    /// The time between two tries to reach an agent that does not listen yet, where the channel is vsock.
+    /// The time between two tries to reach an agent that does not listen yet, where the channel is
+    /// vsock.
     pub dial_again: Duration,
 }
 
@@ -46,7 +47,8 @@ impl Default for QemuSettings {
 /// Which machine QEMU emulates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MachineChoice {
-    /// The smallest that does: [`MachineChoice::Microvm`], but for a compressed kernel [`MachineChoice::Q35`].
+    /// The smallest that does: [`MachineChoice::Microvm`], but for a compressed kernel
+    /// [`MachineChoice::Q35`].
     #[default]
     Auto,
     /// No PCI, no firmware, no hotplug. Boots an uncompressed kernel only.

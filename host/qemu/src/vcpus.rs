@@ -5,9 +5,10 @@
 //! | those that may come | are plugged into free sockets | are there from the start, and the guest's kernel is told not to use them |
 //! | those that go | are taken away | stay, unused |
 //!
-//! A microvm has no sockets. And the emulation cannot do it: QEMU 7.2 breaks its own heap when a place is filled for the second time, and Linux 6.12
-//! takes sockets that are empty at boot for ones that stay empty unless it knows the hypervisor, which it does not know the emulation as.
-//! So there the guest can use all of them whenever its kernel likes to.
+//! A microvm has no sockets. And the emulation cannot do it: QEMU 7.2 breaks its own heap when a
+//! place is filled for the second time, and Linux 6.12 takes sockets that are empty at boot for
+//! ones that stay empty unless it knows the hypervisor, which it does not know the emulation as. So
+//! there the guest can use all of them whenever its kernel likes to.
 
 use kata_hypervisor::{HypervisorError, VmSpec};
 use serde_json::{Value, json};

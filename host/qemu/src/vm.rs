@@ -106,7 +106,8 @@ impl Vm for QemuVm {
     }
 }
 
-/// Options as QMP takes them. Its types are those of QEMU's schema: switches and numbers are not strings there.
+/// Options as QMP takes them. Its types are those of QEMU's schema: switches and numbers are not
+/// strings there.
 fn object(options: Vec<(&'static str, String)>) -> Value {
     let typed = |key: &str, value: String| match (key, value.as_str()) {
         (_, "on") => Value::Bool(true),

@@ -1,7 +1,7 @@
 //! vsock, where the host's kernel has it: reserving an address for the guest, and dialling it.
 //!
-//! Whoever is on the host may dial any guest. So this dials from ports that the kernel keeps for the privileged, and the agent is told
-//! (by [`AGENT_PARAMETER`]) to take no others.
+//! Whoever is on the host may dial any guest. So this dials from ports that the kernel keeps for
+//! the privileged, and the agent is told (by [`AGENT_PARAMETER`]) to take no others.
 
 #![expect(
     unsafe_code,
@@ -27,8 +27,8 @@ const ATTEMPTS: usize = 100;
 /// Has the agent take connections from reserved ports only.
 pub(crate) const AGENT_PARAMETER: &str = "agent.vsock_peers=privileged";
 
-/// Ports below this one take `CAP_NET_BIND_SERVICE` in the first user namespace (Linux, net/vmw_vsock/af_vsock.c,
-/// `LAST_RESERVED_PORT`). All connections of this host share them.
+/// Ports below this one take `CAP_NET_BIND_SERVICE` in the first user namespace (Linux,
+/// net/vmw_vsock/af_vsock.c, `LAST_RESERVED_PORT`). All connections of this host share them.
 const FIRST_COMMON_PORT: u32 = 1024;
 
 mod ioctl {
@@ -55,7 +55,8 @@ pub(crate) struct Dialer {
     guest: Cid,
     /// The time between two tries.
     again: Duration,
-    /// Whether the guest has ever taken a connection: from then on its agent listens on all ports that it has.
+    /// Whether the guest has ever taken a connection: from then on its agent listens on all ports
+    /// that it has.
     reached: AtomicBool,
 }
 
@@ -64,8 +65,8 @@ impl Dialer {
         Self { guest, again, reached: AtomicBool::new(false) }
     }
 
-    /// Connects; until somebody in the guest has listened, again and again: its kernel resets such a connection at once, and vsock
-    /// has no event that would tell when to try next.
+    /// Connects; until somebody in the guest has listened, again and again: its kernel resets such
+    /// a connection at once, and vsock has no event that would tell when to try next.
     pub(crate) async fn dial(&self, port: u32) -> io::Result<ChannelStream> {
         loop {
             match connect(reserved_socket()?, VsockAddr::new(self.guest.0, port)).await {
@@ -123,8 +124,8 @@ async fn connect(socket: OwnedFd, guest: VsockAddr) -> io::Result<VsockStream> {
         Ok(()) | Err(Errno::EINPROGRESS) => {}
         Err(errno) => return Err(errno.into()),
     }
-    // Writable when the guest has answered, or never will.
-    // SAFETY: an `OwnedFd` is open and the same until it is dropped, which the `AsyncFd` does after deregistering it.
+    // Writable when the guest has answered, or never will. SAFETY: an `OwnedFd` is open and the
+    // same until it is dropped, which the `AsyncFd` does after deregistering it.
     let socket = unsafe { AsyncFd::register(socket) }?;
     drop(socket.writable().await?);
     let socket = socket.into_inner();
@@ -132,7 +133,8 @@ async fn connect(socket: OwnedFd, guest: VsockAddr) -> io::Result<VsockStream> {
     VsockStream::new(vsock::VsockStream::from(socket))
 }
 
-/// Whether a later dial may succeed: the guest's driver (`ENODEV`, a timeout) or its listener (a reset) is not there yet.
+/// Whether a later dial may succeed: the guest's driver (`ENODEV`, a timeout) or its listener (a
+/// reset) is not there yet.
 fn is_early(error: &io::Error, reached: bool) -> bool {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused => !reached,
@@ -141,8 +143,8 @@ fn is_early(error: &io::Error, reached: bool) -> bool {
     }
 }
 
-/// An open vhost device that holds an address no other guest has; `None` where the host has no such device, or has it but does not let this
-/// process dial so that the agent can tell it from others.
+/// An open vhost device that holds an address no other guest has; `None` where the host has no such
+/// device, or has it but does not let this process dial so that the agent can tell it from others.
 pub(crate) fn reserve_cid() -> io::Result<Option<(File, Cid)>> {
     let vhost = match File::options().read(true).write(true).open("/dev/vhost-vsock") {
         Ok(vhost) => vhost,
@@ -155,7 +157,8 @@ pub(crate) fn reserve_cid() -> io::Result<Option<(File, Cid)>> {
     }
     for _ in 0..ATTEMPTS {
         let cid = to_cid(random()?);
-        // SAFETY: the device is open, and the argument is a valid pointer to the u64 that this request reads.
+        // SAFETY: the device is open, and the argument is a valid pointer to the u64 that this
+        // request reads.
         match unsafe { ioctl::set_guest_cid(vhost.as_raw_fd(), &u64::from(cid.0)) } {
             Ok(_) => return Ok(Some((vhost, cid))),
             Err(Errno::EADDRINUSE) => {}

@@ -1,4 +1,5 @@
-//! `hypervisor_name = "auto"`: krun, which starts sooner and is installed already, where it can do what the sandbox needs; else QEMU.
+//! `hypervisor_name = "auto"`: krun, which starts sooner and is installed already, where it can do
+//! what the sandbox needs; else QEMU.
 
 use std::path::Path;
 
@@ -49,7 +50,8 @@ fn obstacle(config: &HostConfig, first: FirstContainer<'_>, prefix: &Path) -> Op
         .or_else(|| network_obstacle(config, first.spec))
 }
 
-/// krun takes disks at boot only, and where the root file system of a pod's first container is on one, those of the others are, too.
+/// krun takes disks at boot only, and where the root file system of a pod's first container is on
+/// one, those of the others are, too.
 fn disk_obstacle(FirstContainer { spec, rootfs_mounts }: FirstContainer<'_>) -> Option<String> {
     // Whatever is wrong with either is told when the container is planned.
     if role_of(spec.annotations().as_ref()).ok()? == ContainerRole::Single {
@@ -62,8 +64,8 @@ fn disk_obstacle(FirstContainer { spec, rootfs_mounts }: FirstContainer<'_>) -> 
     ))
 }
 
-/// Engines fill a namespace before or after they have the sandbox made, and krun takes no network devices after. One that is empty may stay
-/// so, but nothing tells.
+/// Engines fill a namespace before or after they have the sandbox made, and krun takes no network
+/// devices after. One that is empty may stay so, but nothing tells.
 fn network_obstacle(config: &HostConfig, spec: &Spec) -> Option<String> {
     if config.runtime.internetworking_model == InternetworkingModel::None {
         return None;

@@ -1,4 +1,5 @@
-//! Whether this host can run sandboxes: everything that a start needs is looked for with the code of the start, and nothing is started.
+//! Whether this host can run sandboxes: everything that a start needs is looked for with the code
+//! of the start, and nothing is started.
 
 use std::fs;
 use std::path::Path;
@@ -24,8 +25,9 @@ const KSM: &str = "/sys/kernel/mm/ksm/run";
 const KSM_COST: &str =
     "a tenant can learn what another's memory holds, by timing its own writes to merged pages";
 
-/// Looks at this host, with the configuration that [`Runtime::load`] finds for `option`. One finding for each thing, in the order in which
-/// a start needs them. Blocks for as long as a few programs take to tell their version.
+/// Looks at this host, with the configuration that [`Runtime::load`] finds for `option`. One
+/// finding for each thing, in the order in which a start needs them. Blocks for as long as a few
+/// programs take to tell their version.
 #[must_use]
 pub fn check(option: Option<&Path>) -> Vec<Finding> {
     let mut found = vec![privileges()];
@@ -67,7 +69,8 @@ fn of(runtime: &Runtime) -> Vec<Finding> {
     found
 }
 
-/// Where no hypervisor is chosen, krun runs what it can and QEMU the rest. So without QEMU containers start, if not all.
+/// Where no hypervisor is chosen, krun runs what it can and QEMU the rest. So without QEMU
+/// containers start, if not all.
 fn beside_krun(found: Vec<Finding>) -> Vec<Finding> {
     const SOME: &str = "containers whose network is complete when they are created";
     let eased = found.into_iter().map(|mut one| {

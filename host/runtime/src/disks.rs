@@ -1,4 +1,5 @@
-//! What of a container becomes a disk of its VM: a root file system on a block device, and block devices that it uses as such.
+//! What of a container becomes a disk of its VM: a root file system on a block device, and block
+//! devices that it uses as such.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -15,14 +16,15 @@ use crate::{ContainerRole, Runtime, RuntimeError, SpecError};
 /// The disk with the root file system of a container that is alone.
 const ROOT_DISK: &str = "root";
 
-/// How many containers with root file systems on disks a pod has room for at a time, its pause container among them.
+/// How many containers with root file systems on disks a pod has room for at a time, its pause
+/// container among them.
 const POD_ROOTS: usize = 8;
 
 /// How many block devices the containers of a pod may use at a time.
 const POD_DEVICES: usize = 4;
 
-/// The container's root file system, if it is on a device and the driver takes that as a disk: one that takes them at boot only does so from a
-/// container that is alone.
+/// The container's root file system, if it is on a device and the driver takes that as a disk: one
+/// that takes them at boot only does so from a container that is alone.
 pub(crate) fn root(
     runtime: &Runtime,
     role: &ContainerRole,
@@ -43,8 +45,9 @@ pub(crate) fn at_boot(disk: DiskRoot) -> Option<DiskSpec> {
     Some(DiskSpec { id: disk.id?, path: source, readonly })
 }
 
-/// The room that a sandbox needs for disks of containers that come after its boot: as its first one's root file system is, those of the others
-/// are, too; which devices they will use nobody knows.
+/// The room that a sandbox needs for disks of containers that come after its boot: as its first
+/// one's root file system is, those of the others are, too; which devices they will use nobody
+/// knows.
 pub(crate) fn later(
     takes: Disks,
     role: &ContainerRole,
@@ -64,7 +67,8 @@ pub(crate) fn later(
     }
 }
 
-/// Whether block devices of a container's spec become disks. A driver that takes them at boot only does so from a container that is alone.
+/// Whether block devices of a container's spec become disks. A driver that takes them at boot only
+/// does so from a container that is alone.
 pub(crate) fn takes_devices(runtime: &Runtime, role: &ContainerRole) -> bool {
     match runtime.hypervisor().capabilities().disks {
         Disks::None => false,
@@ -104,7 +108,8 @@ pub(crate) fn devices(
         .collect()
 }
 
-/// The host's node of a block device, which is looked for by its number: a path of the spec's is the container's.
+/// The host's node of a block device, which is looked for by its number: a path of the spec's is
+/// the container's.
 fn host_node(device: &LinuxDevice) -> Result<PathBuf, SpecError> {
     let (major, minor) = (device.major(), device.minor());
     let number = || Some(makedev(u32::try_from(major).ok()?, u32::try_from(minor).ok()?));
@@ -121,7 +126,8 @@ fn host_node(device: &LinuxDevice) -> Result<PathBuf, SpecError> {
     node.filter(is_it).ok_or_else(missing)
 }
 
-/// Whether a rule of the spec lets the container write to the device; without any rule for it nothing does.
+/// Whether a rule of the spec lets the container write to the device; without any rule for it
+/// nothing does.
 fn may_write(spec: &Spec, device: &LinuxDevice) -> bool {
     let linux = spec.linux().as_ref();
     let resources = linux.and_then(|linux| linux.resources().as_ref());

@@ -24,7 +24,8 @@ pub(crate) fn of(config: &HostConfig, prefix: &Path) -> Box<dyn Hypervisor> {
     }
 }
 
-/// Every driver that there is, for an installation under `prefix` without configuration, in the order of their names.
+/// Every driver that there is, for an installation under `prefix` without configuration, in the
+/// order of their names.
 #[must_use]
 pub fn all(prefix: &Path) -> Vec<Box<dyn Hypervisor>> {
     let mut config = HostConfig::defaults(prefix);

@@ -1,4 +1,5 @@
-//! What a report of a defect should tell: versions, files, settings and host, in the shape of Kata's own `kata-env`.
+//! What a report of a defect should tell: versions, files, settings and host, in the shape of
+//! Kata's own `kata-env`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,8 @@ const SHAPE: &str = "1.0.27";
 /// What an unknown thing is called.
 const UNKNOWN: &str = "unknown";
 
-/// The environment that sandboxes would be made in now. Fields whose names are not all their own words are Kata's.
+/// The environment that sandboxes would be made in now. Fields whose names are not all their own
+/// words are Kata's.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Environment {
@@ -126,8 +128,8 @@ section! {
 }
 
 impl Environment {
-    /// Looks at the host and at what `runtime` was loaded from. What cannot be learned is `unknown` or 0. Blocks for as long as the
-    /// hypervisor takes to tell its version.
+    /// Looks at the host and at what `runtime` was loaded from. What cannot be learned is `unknown`
+    /// or 0. Blocks for as long as the hypervisor takes to tell its version.
     #[must_use]
     pub fn of(runtime: &Runtime) -> Self {
         let config = &runtime.config;

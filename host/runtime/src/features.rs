@@ -42,7 +42,8 @@ const MOUNT_OPTIONS: [&str; 28] = [
 /// Hooks that are run.
 const HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
 
-/// What containers may ask for. What is switched off here, containerd does not ask for or refuses itself.
+/// What containers may ask for. What is switched off here, containerd does not ask for or refuses
+/// itself.
 pub fn features() -> Result<Features, OciSpecError> {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Uts};
     let linux = LinuxFeatureBuilder::default()

@@ -1,6 +1,8 @@
-//! The OCI spec as the guest is to see it: what belongs to the host is taken out, what cannot be kept is refused.
+//! The OCI spec as the guest is to see it: what belongs to the host is taken out, what cannot be
+//! kept is refused.
 //!
-//! Pure: the only things it looks at are the spec and, for mounts, what kind of file a source is (through `kata-storage`).
+//! Pure: the only things it looks at are the spec and, for mounts, what kind of file a source is
+//! (through `kata-storage`).
 
 use std::path::PathBuf;
 
@@ -71,7 +73,8 @@ pub enum SpecError {
         /// The device's minor number on the host.
         minor: i64,
     },
-    /// A limit for a disk that only the host has: in the guest its number would be nobody's, or another one's.
+    /// A limit for a disk that only the host has: in the guest its number would be nobody's, or
+    /// another one's.
     #[error(
         "a limit for the host's disk {major}:{minor} cannot be kept in a VM; remove the entry from {list} in the resources' `blockIO`"
     )]
@@ -96,7 +99,8 @@ pub(crate) struct GuestPolicy {
     pub(crate) disks: bool,
 }
 
-/// Takes away what of an engine's process is the host's alone: a container's first one, or one more.
+/// Takes away what of an engine's process is the host's alone: a container's first one, or one
+/// more.
 pub fn process_for_guest(process: &mut Process) {
     // Neither is known to the guest's kernel.
     process.set_apparmor_profile(None);
@@ -109,7 +113,8 @@ pub fn process_for_guest(process: &mut Process) {
     }
 }
 
-/// Turns the engine's spec into the guest's. The hooks that are the host's are somebody else's to run. Mounts and root are left to the caller, who knows where they are.
+/// Turns the engine's spec into the guest's. The hooks that are the host's are somebody else's to
+/// run. Mounts and root are left to the caller, who knows where they are.
 pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result<Spec, SpecError> {
     refuse_inner_hooks(&spec)?;
     spec.set_hooks(None);
@@ -148,7 +153,8 @@ pub(crate) fn network_namespace(spec: &Spec) -> Result<Option<PathBuf>, SpecErro
     network.map(|one| one.path().clone()).ok_or(SpecError::HostNetwork)
 }
 
-/// Whether programs of the host are to be run that see the container's namespaces, of which the host has only the network's.
+/// Whether programs of the host are to be run that see the container's namespaces, of which the
+/// host has only the network's.
 pub(crate) fn has_host_hooks(spec: &Spec) -> bool {
     let Some(hooks) = spec.hooks() else { return false };
     let lists = [hooks.prestart(), hooks.create_runtime(), hooks.poststart()];
@@ -169,7 +175,8 @@ fn refuse_inner_hooks(spec: &Spec) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// The guest has one network, its own; paths of the host's namespaces mean nothing there. Where a container looks for its limits, it finds them.
+/// The guest has one network, its own; paths of the host's namespaces mean nothing there. Where a
+/// container looks for its limits, it finds them.
 fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
     let namespaces = linux.namespaces().clone().unwrap_or_default();
     if namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::User) {
@@ -183,7 +190,8 @@ fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
             one
         })
         .collect();
-    // Engines on hosts with the first version of cgroups have no such namespace, since there a container is shown its own cgroups anyway.
+    // Engines on hosts with the first version of cgroups have no such namespace, since there a
+    // container is shown its own cgroups anyway.
     if !kept.iter().any(|one| one.typ() == LinuxNamespaceType::Cgroup) {
         let mut own = LinuxNamespace::default();
         own.set_typ(LinuxNamespaceType::Cgroup);
@@ -193,7 +201,8 @@ fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Devices that every guest has need no entry; others would name hardware of the host, but for `disks`.
+/// Devices that every guest has need no entry; others would name hardware of the host, but for
+/// `disks`.
 fn guest_devices(linux: &mut Linux, disks: bool) -> Result<(), SpecError> {
     let is_guests = |device: &LinuxDevice| {
         (disks && device.typ() == LinuxDeviceType::B)
@@ -209,8 +218,8 @@ fn guest_devices(linux: &mut Linux, disks: bool) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Refuses limits that a guest could not keep, or would put on something else. For those of a container's spec, which [`for_guest`] checks,
-/// and for those that it is given later.
+/// Refuses limits that a guest could not keep, or would put on something else. For those of a
+/// container's spec, which [`for_guest`] checks, and for those that it is given later.
 pub fn check_resources(resources: &LinuxResources) -> Result<(), SpecError> {
     let Some(io) = resources.block_io() else { return Ok(()) };
     let weights =

@@ -1,4 +1,5 @@
-//! From configuration and spec to plans: what is decided here is carried out by `kata-sandbox` without another look at either.
+//! From configuration and spec to plans: what is decided here is carried out by `kata-sandbox`
+//! without another look at either.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -35,13 +36,15 @@ pub fn run_dir_of(sandbox: &str) -> Result<PathBuf, IdentifierError> {
 /// Where the initial ramdisk is, below the place where this software is installed.
 const INSTALLED_INITRD: &str = "share/kata-containers/kata-containers-initrd.img";
 
-/// Where images of root file systems are kept, a directory for each sandbox. They may be large, so it is on a disk.
+/// Where images of root file systems are kept, a directory for each sandbox. They may be large, so
+/// it is on a disk.
 const IMAGES_DIR: &str = "/var/lib/kata-containers";
 
 /// The virtio-fs mount tag that both sides rely on (agent protocol).
 const SHARE_TAG: &str = "kataShared";
 
-/// The longest that QEMU takes to say hello on a busy host, and an emulated kernel to reach its init.
+/// The longest that QEMU takes to say hello on a busy host, and an emulated kernel to reach its
+/// init.
 const VMM_DEADLINE: Duration = Duration::from_secs(30);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -127,7 +130,8 @@ pub(crate) fn container(
     let role = role_of(spec.annotations().as_ref())?;
     let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
     let readonly_rootfs = root.readonly().unwrap_or_default();
-    // containerd mounts at `rootfs` whatever the spec says; without mounts the spec's path holds, relative to the bundle.
+    // containerd mounts at `rootfs` whatever the spec says; without mounts the spec's path holds,
+    // relative to the bundle.
     let rootfs =
         if rootfs_mounts.is_empty() { bundle.join(root.path()) } else { bundle.join("rootfs") };
     let shared_pid_namespace = guest_spec::shares_pid_namespace(&spec, &role);
@@ -180,7 +184,8 @@ fn resolv_conf(spec: &Spec) -> Option<ResolvConf> {
     mount.and_then(|mount| mount.source().clone()).map(ResolvConf::at)
 }
 
-/// What the guest starts from: what the configuration names, else the initial ramdisk that is installed with this software.
+/// What the guest starts from: what the configuration names, else the initial ramdisk that is
+/// installed with this software.
 pub(crate) fn guest_root(runtime: &Runtime) -> Result<GuestRoot, RuntimeError> {
     let vm = runtime.config.vm();
     match root(runtime)? {
@@ -268,7 +273,8 @@ fn agent_log_level(level: LogLevel) -> &'static str {
     }
 }
 
-/// The file server that the driver needs beside it; `None` if it serves directories by itself, or none at all.
+/// The file server that the driver needs beside it; `None` if it serves directories by itself, or
+/// none at all.
 pub(crate) fn file_server(runtime: &Runtime, run_dir: &Path) -> Option<FileServerSpec> {
     if runtime.hypervisor().capabilities().shared_file_system != SharedFileSystem::Server {
         return None;
@@ -286,7 +292,8 @@ pub(crate) fn file_server(runtime: &Runtime, run_dir: &Path) -> Option<FileServe
     })
 }
 
-/// The shared directory, as the driver takes it; none where it takes none, and the guest gets images and copies.
+/// The shared directory, as the driver takes it; none where it takes none, and the guest gets
+/// images and copies.
 fn shares(runtime: &Runtime, run_dir: &Path, server: Option<&FileServerSpec>) -> Vec<ShareSpec> {
     let source = match (runtime.hypervisor().capabilities().shared_file_system, server) {
         (SharedFileSystem::None, _) => return Vec::new(),
@@ -346,7 +353,8 @@ fn cgroup(config: &HostConfig, id: &str, spec: &Spec) -> String {
     }
 }
 
-/// The limits that are known when the VM is made: a pod's from CRI's annotations, a lone container's own.
+/// The limits that are known when the VM is made: a pod's from CRI's annotations, a lone
+/// container's own.
 fn limits(spec: &Spec, role: &ContainerRole) -> WorkloadLimits {
     if *role != ContainerRole::Single {
         let pod = PodLimits::of(spec.annotations().as_ref());

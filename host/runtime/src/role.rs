@@ -1,6 +1,7 @@
 //! What a container is to its sandbox, as the engine says in the spec's annotations.
 //!
-//! Under CRI-O all annotations of a pod end up there, so a family of keys that another engine would use may be the pod's author speaking.
+//! Under CRI-O all annotations of a pod end up there, so a family of keys that another engine would
+//! use may be the pod's author speaking.
 
 use std::collections::HashMap;
 
@@ -89,7 +90,8 @@ pub enum RoleError {
     },
 }
 
-/// Reads the role from a spec's annotations. A container that names a sandbox without saying its own kind is taken for a member.
+/// Reads the role from a spec's annotations. A container that names a sandbox without saying its
+/// own kind is taken for a member.
 pub fn role_of(annotations: Option<&Annotations>) -> Result<ContainerRole, RoleError> {
     let mut found: Option<(&Family, ContainerRole)> = None;
     for family in families(annotations) {
@@ -127,7 +129,8 @@ impl Family {
     }
 }
 
-/// The limits of a whole pod that its engine tells beforehand; `None` where it does not. The units are those of the OCI spec.
+/// The limits of a whole pod that its engine tells beforehand; `None` where it does not. The units
+/// are those of the OCI spec.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PodLimits {
     pub(crate) quota: Option<i64>,

@@ -91,11 +91,13 @@ pub struct FirstContainer<'a> {
 }
 
 impl Runtime {
-    /// Loads the configuration: `option` is the file that the engine named for this sandbox, if any; `KATA_CONF_FILE` wins over it.
-    /// Where neither names one, the name that this program was started under chooses ([`kata_config::variant_of`]).
-    /// Where neither chooses a hypervisor, the sandbox of this container gets the one that can do what it needs, and `None`, which is no sandbox in
-    /// particular, the one that can do most. The sandbox's annotations are applied as far as the administrator allows them. How much this
-    /// process logs follows the configuration from then on.
+    /// Loads the configuration: `option` is the file that the engine named for this sandbox, if
+    /// any; `KATA_CONF_FILE` wins over it. Where neither names one, the name that this program was
+    /// started under chooses ([`kata_config::variant_of`]). Where neither chooses a hypervisor, the
+    /// sandbox of this container gets the one that can do what it needs, and `None`, which is no
+    /// sandbox in particular, the one that can do most. The sandbox's annotations are applied as
+    /// far as the administrator allows them. How much this process logs follows the configuration
+    /// from then on.
     pub fn load(
         option: Option<&Path>,
         first: Option<FirstContainer<'_>>,
@@ -131,7 +133,8 @@ impl Runtime {
         self.hypervisor.as_ref()
     }
 
-    /// Decides what VM a sandbox gets whose first container is `id` with this spec. `rootfs_mounts` are the engine's for that container.
+    /// Decides what VM a sandbox gets whose first container is `id` with this spec. `rootfs_mounts`
+    /// are the engine's for that container.
     pub fn plan_sandbox(
         &self,
         id: &str,
@@ -141,7 +144,8 @@ impl Runtime {
         plan::sandbox(self, id, spec, rootfs_mounts)
     }
 
-    /// Decides how a container of this spec is made. `rootfs_mounts` are the engine's, to be mounted at `<bundle>/rootfs`.
+    /// Decides how a container of this spec is made. `rootfs_mounts` are the engine's, to be
+    /// mounted at `<bundle>/rootfs`.
     pub fn plan_container(
         &self,
         id: &str,

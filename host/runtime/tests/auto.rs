@@ -47,7 +47,8 @@ fn ip(args: &[&str]) {
     assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Which hypervisor runs a sandbox in that namespace, by a configuration of these lines and with a kernel that krun boots.
+/// Which hypervisor runs a sandbox in that namespace, by a configuration of these lines and with a
+/// kernel that krun boots.
 fn chosen(lines: &str, namespace: Option<PathBuf>) -> &'static str {
     let directory = TempDir::new().unwrap();
     let kernel = directory.path().join("vmlinux");

@@ -1,5 +1,5 @@
-//! Bringing a sandbox up: file server and VM side by side, then the agent, each stage with a deadline and with an eye on
-//! everything that may die meanwhile.
+//! Bringing a sandbox up: file server and VM side by side, then the agent, each stage with a
+//! deadline and with an eye on everything that may die meanwhile.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,8 @@ const AGENT_PORT: u32 = 1024;
 /// How many of the last lines of the console and of the VMM's stderr an error quotes.
 const QUOTED_LINES: usize = 8;
 
-/// How long the death of a part may take to explain a broken channel, and the last output to be delivered after it.
+/// How long the death of a part may take to explain a broken channel, and the last output to be
+/// delivered after it.
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
 /// How long the guest may take to write its dirty pages out before its VM is ended.
@@ -33,7 +34,8 @@ pub(crate) const FAREWELL_TO_DISKS: Duration = Duration::from_secs(60);
 /// How long the VM's death may take to follow what it has caused.
 const DEATH: Duration = Duration::from_millis(500);
 
-/// What the guest's kernel says when it ends because a block of its image does not match the hash tree (dm-verity).
+/// What the guest's kernel says when it ends because a block of its image does not match the hash
+/// tree (dm-verity).
 const CORRUPTED: &str = "dm-verity device corrupted";
 
 /// How far back the console is searched for a kernel's last words.
@@ -175,7 +177,8 @@ fn file_server_ended(plan: &SandboxPlan, last_words: &[String]) -> BootError {
     }
 }
 
-/// Tells the KSM throttler, where there is one, that a VM starts. Nobody waits for it, and a boot without it is as good.
+/// Tells the KSM throttler, where there is one, that a VM starts. Nobody waits for it, and a boot
+/// without it is as good.
 fn kick_ksm_throttler() {
     tokio::spawn(async {
         let socket = Path::new(kata_ksm_api::SOCKET);
@@ -218,7 +221,8 @@ async fn reach_agent(
         tokio::time::sleep(plan.deadlines.agent).await;
         (BootStage::Agent, plan.deadlines.agent)
     };
-    // Biased: when the VM's death has also broken the channel, the death is the cause and the one to tell.
+    // Biased: when the VM's death has also broken the channel, the death is the cause and the one
+    // to tell.
     let failure = tokio::select! {
         biased;
         exit = vm.exited() => return Err(died(plan, vm, &exit)),
@@ -229,7 +233,8 @@ async fn reach_agent(
         },
         (stage, after) = late => return Err(BootError::Late { stage, after, last_words: last_words(vm) }),
     };
-    // A channel that breaks and a file server that ends are most often a VM that dies: wait a moment for the better reason.
+    // A channel that breaks and a file server that ends are most often a VM that dies: wait a
+    // moment for the better reason.
     let exit = tokio::time::timeout(DEATH, vm.exited()).await;
     Err(exit.map_or(failure, |exit| died(plan, vm, &exit)))
 }
@@ -261,7 +266,8 @@ fn died(plan: &SandboxPlan, vm: &dyn Vm, exit: &VmExit) -> BootError {
     }
 }
 
-/// What VMM and console said last, on one line. A kernel that panicked says why before it lists where, so that line comes first.
+/// What VMM and console said last, on one line. A kernel that panicked says why before it lists
+/// where, so that line comes first.
 pub(crate) fn last_words(vm: &dyn Vm) -> String {
     let vmm = quote(&vm.stderr(), "the hypervisor said nothing");
     let lines = vm.console().last_lines(SEARCHED_LINES);

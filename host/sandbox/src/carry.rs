@@ -1,5 +1,6 @@
-//! Disks of containers. For guests that no directory can be shared with each is packed into an image, and the image given to the VM as
-//! a disk; a root file system on a block device becomes a disk as it is, and so does a block device that a container uses as such.
+//! Disks of containers. For guests that no directory can be shared with each is packed into an
+//! image, and the image given to the VM as a disk; a root file system on a block device becomes a
+//! disk as it is, and so does a block device that a container uses as such.
 //!
 //! ```text
 //!   host: rootfs ──pack──▶ <images>/<n> ──attach_disk──▶ guest: /dev/vdX ──▶ image   (read-only) ─┐
@@ -19,13 +20,16 @@ use tokio::time::timeout;
 
 use crate::{ContainerPlan, DiskDevice, DiskRoot, SandboxError};
 
-/// What the agent is told of directories that an overlay needs (the agent protocol's `driver_options`).
+/// What the agent is told of directories that an overlay needs (the agent protocol's
+/// `driver_options`).
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
 
-/// Where the guest mounts root file systems that are on block devices: not in the shared directory, in which it can make nothing.
+/// Where the guest mounts root file systems that are on block devices: not in the shared directory,
+/// in which it can make nothing.
 const GUEST_DISKS: &str = "/run/kata-containers/sandbox/disks";
 
-/// How long a VMM may take to take a disk, or to give one back. One that a guest has taken over may never answer.
+/// How long a VMM may take to take a disk, or to give one back. One that a guest has taken over may
+/// never answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Keeps the disks that one sandbox's VM gets while it runs.
@@ -58,12 +62,14 @@ enum What {
     Image(PathBuf),
     /// A block device with a container's root file system, or a file that is one's image.
     Root,
-    /// A block device that a container uses as such; all that use it in the same way share the disk.
+    /// A block device that a container uses as such; all that use it in the same way share the
+    /// disk.
     Device { path: PathBuf, readonly: bool },
 }
 
 impl Carrier {
-    /// Images go to `directory`, which is there; without one the guest gets what it mounts through the shared directory.
+    /// Images go to `directory`, which is there; without one the guest gets what it mounts through
+    /// the shared directory.
     pub(crate) fn new(directory: Option<PathBuf>) -> Self {
         Self { directory, disks: Mutex::default(), devices: tokio::sync::Mutex::default() }
     }
@@ -73,8 +79,9 @@ impl Carrier {
         self.directory.as_deref()
     }
 
-    /// Gives the VM the disk with the container's root file system, unless it has it, and tells what the guest is to mount, of which the
-    /// last is the root file system. Whatever fails, [`Carrier::forget`] takes away.
+    /// Gives the VM the disk with the container's root file system, unless it has it, and tells
+    /// what the guest is to mount, of which the last is the root file system. Whatever fails,
+    /// [`Carrier::forget`] takes away.
     pub(crate) async fn bring_disk(
         &self,
         vm: &dyn Vm,
@@ -100,7 +107,8 @@ impl Carrier {
         }])
     }
 
-    /// Gives the VM the disk that is a device of the container's, unless it has it. Whatever fails, [`Carrier::forget`] takes away.
+    /// Gives the VM the disk that is a device of the container's, unless it has it. Whatever fails,
+    /// [`Carrier::forget`] takes away.
     pub(crate) async fn bring_device(
         &self,
         vm: &dyn Vm,
@@ -124,8 +132,8 @@ impl Carrier {
         Ok(attach(vm, &disk).await?)
     }
 
-    /// Packs the container's root file system, gives it to the VM, and tells what the guest is to mount. Whatever fails,
-    /// [`Carrier::forget`] takes away.
+    /// Packs the container's root file system, gives it to the VM, and tells what the guest is to
+    /// mount. Whatever fails, [`Carrier::forget`] takes away.
     pub(crate) async fn bring_root(
         &self,
         vm: &dyn Vm,
@@ -157,8 +165,8 @@ impl Carrier {
         Ok(root_storages(&plan.id, found))
     }
 
-    /// Takes the container's disks away from the VM, and its image away altogether. The guest must not use them any more. A container without
-    /// any is fine.
+    /// Takes the container's disks away from the VM, and its image away altogether. The guest must
+    /// not use them any more. A container without any is fine.
     pub(crate) async fn forget(&self, vm: &dyn Vm, container: &str) {
         let _turn = self.devices.lock().await;
         for disk in self.take(container) {
@@ -180,7 +188,8 @@ impl Carrier {
         }
     }
 
-    /// One more disk of a container's. Its id is one that no disk had before, and `what` is told its number.
+    /// One more disk of a container's. Its id is one that no disk had before, and `what` is told
+    /// its number.
     fn note(&self, container: &str, what: impl FnOnce(u64) -> What) -> Disk {
         let mut disks = self.disks();
         disks.made += 1;
@@ -226,7 +235,8 @@ pub(crate) fn guest_place(container: &str, name: &str) -> String {
     format!("{GUEST_SHARE}/{container}/{name}")
 }
 
-/// The image, memory to write to, and one on the other. They go in the opposite order, all of them with the container.
+/// The image, memory to write to, and one on the other. They go in the opposite order, all of them
+/// with the container.
 fn root_storages(container: &str, disk: GuestDisk) -> Vec<GuestStorage> {
     let place = |name| guest_place(container, name);
     let (image, scratch) = (place("image"), place("scratch"));

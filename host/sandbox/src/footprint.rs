@@ -1,10 +1,12 @@
-//! What a sandbox leaves on the host while it lives, written down so that it can be swept away when its owner was killed.
+//! What a sandbox leaves on the host while it lives, written down so that it can be swept away when
+//! its owner was killed.
 //!
-//! A network namespace that the engine gave it belongs to it meanwhile, which the record says to all other sandboxes.
+//! A network namespace that the engine gave it belongs to it meanwhile, which the record says to
+//! all other sandboxes.
 //!
-//! A sandbox's mounts live in its owner's own mount namespace and its processes die with their parent, so that little is left to
-//! record: the directory `/run/kata/<id>`, the one with images of root file systems, the cgroup, and, against processes that are slow to die,
-//! their ids.
+//! A sandbox's mounts live in its owner's own mount namespace and its processes die with their
+//! parent, so that little is left to record: the directory `/run/kata/<id>`, the one with images of
+//! root file systems, the cgroup, and, against processes that are slow to die, their ids.
 
 mod record;
 mod sweep;
@@ -84,9 +86,10 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// Makes the sandbox's directory (mode 0700) and a cgroup of its own, at `cgroup` or, where that exists, within it, and moves the calling process
-    /// into the cgroup, so that its children are born there. Traces of dead sandboxes are swept away first, and those with the same id must go; a living
-    /// one with it is an error.
+    /// Makes the sandbox's directory (mode 0700) and a cgroup of its own, at `cgroup` or, where
+    /// that exists, within it, and moves the calling process into the cgroup, so that its children
+    /// are born there. Traces of dead sandboxes are swept away first, and those with the same id
+    /// must go; a living one with it is an error.
     pub fn make(id: &str, dir: &Path, cgroup: &str) -> Result<Self, FootprintError> {
         if let Some(owner) = Record::read(dir).and_then(|record| record.living_owner()) {
             return Err(FootprintError::InUse { id: id.to_owned(), pid: owner.pid });
@@ -134,7 +137,8 @@ impl Footprint {
         Err(FootprintError::NetworkInUse { namespace: namespace.path().to_owned(), id, pid })
     }
 
-    /// Makes a directory (mode 0700) for images of root file systems. One that is there is a dead sandbox's, and emptied.
+    /// Makes a directory (mode 0700) for images of root file systems. One that is there is a dead
+    /// sandbox's, and emptied.
     pub fn make_images(&self, dir: &Path) -> Result<(), FootprintError> {
         self.write(|record| record.images = Some(dir.to_owned()))?;
         sweep::remove_dir(dir)?;
@@ -142,8 +146,8 @@ impl Footprint {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)
     }
 
-    /// Writes down which interfaces of the claimed namespace are about to be joined. Without a claim there is nothing to write: a fresh
-    /// namespace goes with its sandbox.
+    /// Writes down which interfaces of the claimed namespace are about to be joined. Without a
+    /// claim there is nothing to write: a fresh namespace goes with its sandbox.
     pub fn record_interfaces(&self, interfaces: Vec<u32>) -> Result<(), FootprintError> {
         self.write(|record| {
             if let Some(network) = &mut record.network {
@@ -158,8 +162,9 @@ impl Footprint {
         record.write(&self.dir)
     }
 
-    /// Moves the calling process back to where it was, and removes images, cgroup and directory. The children must be gone. Every step is tried, and
-    /// what fails stays written down for a sweep; the first error is told.
+    /// Moves the calling process back to where it was, and removes images, cgroup and directory.
+    /// The children must be gone. Every step is tried, and what fails stays written down for a
+    /// sweep; the first error is told.
     pub fn remove(&self) -> Result<(), FootprintError> {
         let restored = self.before.restore();
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner).clone();

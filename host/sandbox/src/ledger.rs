@@ -6,9 +6,10 @@
 //!                                    └──────start_failed──────┘                       Paused
 //! ```
 //!
-//! `remove` is possible everywhere, and `begin_delete` says when it is right. An exec is born Created, and one whose start has failed
-//! is not started again. Two promises hold whatever the order of calls, and are tested so: an exit is released exactly once for each
-//! process, and an init's exit is released only after those of its execs, as containerd asks of a shim.
+//! `remove` is possible everywhere, and `begin_delete` says when it is right. An exec is born
+//! Created, and one whose start has failed is not started again. Two promises hold whatever the
+//! order of calls, and are tested so: an exit is released exactly once for each process, and an
+//! init's exit is released only after those of its execs, as containerd asks of a shim.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -78,7 +79,8 @@ pub enum Status {
     Stopped(Exit),
 }
 
-/// Why a request does not fit the state. The texts are runc's and containerd's, since their callers match on them.
+/// Why a request does not fit the state. The texts are runc's and containerd's, since their callers
+/// match on them.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// No such process.
@@ -110,7 +112,8 @@ enum Phase {
     /// An exec that could not be started.
     Failed,
     Running,
-    /// The guest has reported the end, but it is not released yet: execs of the same container come first.
+    /// The guest has reported the end, but it is not released yet: execs of the same container come
+    /// first.
     Ending(Exit),
     Stopped(Exit),
 }
@@ -127,7 +130,8 @@ impl Phase {
         }
     }
 
-    /// Of an init: whether its container can be frozen, and take more processes. Before it is started it can, too, as with runc.
+    /// Of an init: whether its container can be frozen, and take more processes. Before it is
+    /// started it can, too, as with runc.
     fn takes_more(self) -> bool {
         matches!(self, Self::Created | Self::Running)
     }
@@ -219,7 +223,8 @@ impl Ledger {
         }
     }
 
-    /// The guest has started it. False when its end is known already: its container has ended meanwhile.
+    /// The guest has started it. False when its end is known already: its container has ended
+    /// meanwhile.
     #[must_use]
     pub fn started(&mut self, key: &ProcessKey) -> bool {
         match self.phase_mut(key) {
@@ -231,15 +236,17 @@ impl Ledger {
         }
     }
 
-    /// The guest could not start it. An init is as before; an exec, whose streams are used up, can only be deleted.
+    /// The guest could not start it. An init is as before; an exec, whose streams are used up, can
+    /// only be deleted.
     pub fn start_failed(&mut self, key: &ProcessKey) {
         if let Ok(phase @ Phase::Starting) = self.phase_mut(key) {
             *phase = if key.exec.is_some() { Phase::Failed } else { Phase::Created };
         }
     }
 
-    /// Enters a process's end, and returns the exits that may be told now, in the order in which to tell them. Empty when the
-    /// end was known already, or is held back until the container's execs have ended.
+    /// Enters a process's end, and returns the exits that may be told now, in the order in which to
+    /// tell them. Empty when the end was known already, or is held back until the container's execs
+    /// have ended.
     pub fn exited(&mut self, key: &ProcessKey, exit: Exit) -> Released {
         match self.phase_mut(key) {
             Ok(phase) if !matches!(phase, Phase::Ending(_) | Phase::Stopped(_)) => {
@@ -250,7 +257,8 @@ impl Ledger {
         self.release(&key.container)
     }
 
-    /// Declares every exec of the container that still lives as killed, so that its init's exit is held back no longer.
+    /// Declares every exec of the container that still lives as killed, so that its init's exit is
+    /// held back no longer.
     pub fn kill_remaining(&mut self, container: &str, exit: Exit) -> Released {
         if let Some(entry) = self.containers.get_mut(container) {
             for phase in entry.execs.values_mut().filter(|phase| phase.is_alive()) {
@@ -302,8 +310,8 @@ impl Ledger {
         }
     }
 
-    /// Enters that the guest's kernel has killed a process of the container for want of memory. False when that is no news: the container
-    /// is unknown, or has ended with it known.
+    /// Enters that the guest's kernel has killed a process of the container for want of memory.
+    /// False when that is no news: the container is unknown, or has ended with it known.
     pub fn ran_out_of_memory(&mut self, container: &str) -> bool {
         let Some(container) = self.containers.get_mut(container) else { return false };
         let is_first = !std::mem::replace(&mut container.out_of_memory, true);
@@ -334,8 +342,8 @@ impl Ledger {
         matches!(self.phase(key), Ok(Phase::Created))
     }
 
-    /// Asks whether the process may be deleted, and marks its container as leaving if it is an init. A deletion that was not brought to its end
-    /// may begin again.
+    /// Asks whether the process may be deleted, and marks its container as leaving if it is an
+    /// init. A deletion that was not brought to its end may begin again.
     pub fn begin_delete(&mut self, key: &ProcessKey) -> Result<Deletion, Refusal> {
         let exit = match self.phase(key)? {
             Phase::Stopped(exit) => Some(exit),

@@ -1,8 +1,9 @@
 //! The sandbox: one virtual machine, the agent in it, and the containers that they run.
 //!
-//! [`Sandbox::boot`] takes a [`SandboxPlan`], in which everything has been decided, and brings the VM to the point where its
-//! agent answers. From then on the [`Sandbox`] owns the VM, the agent's channel, the shared directory and its file server, and
-//! the [`Ledger`] of processes. Callers ask; what happens by itself comes out through an [`EventSink`].
+//! [`Sandbox::boot`] takes a [`SandboxPlan`], in which everything has been decided, and brings the
+//! VM to the point where its agent answers. From then on the [`Sandbox`] owns the VM, the agent's
+//! channel, the shared directory and its file server, and the [`Ledger`] of processes. Callers ask;
+//! what happens by itself comes out through an [`EventSink`].
 //!
 //! ```text
 //!             boot                        stop, or the last container deleted

@@ -20,7 +20,8 @@ pub(crate) struct Memory {
     asked_mib: u32,
 }
 
-/// What the resources of a new container limit it to. Zero and less mean no limit (config-linux.md).
+/// What the resources of a new container limit it to. Zero and less mean no limit
+/// (config-linux.md).
 pub(crate) fn limit(resources: Option<&LinuxResources>) -> Limit {
     let limit = resources.and_then(|resources| resources.memory().as_ref())?.limit()?;
     u64::try_from(limit).ok().filter(|bytes| *bytes > 0)
@@ -48,7 +49,8 @@ impl Memory {
         self.limits.remove(container);
     }
 
-    /// What the VM should have: enough for all containers to use what they may, as far as the plan goes.
+    /// What the VM should have: enough for all containers to use what they may, as far as the plan
+    /// goes.
     pub(crate) fn wanted_mib(&self) -> u32 {
         u32::try_from(self.needed_mib()).unwrap_or(u32::MAX).min(self.plan.most_mib)
     }

@@ -1,4 +1,5 @@
-//! The sandbox's network: what of its namespace is joined to the VM, and what the guest is told of it.
+//! The sandbox's network: what of its namespace is joined to the VM, and what the guest is told of
+//! it.
 //!
 //! ```text
 //!   open ──▶ empty ──────────── start: looked at again ──▶ joined (hot-plugged), or empty for good
@@ -67,8 +68,8 @@ pub(crate) struct SandboxNetwork {
 }
 
 impl SandboxNetwork {
-    /// Opens the namespace that the plan names, or makes one, and joins what is in it. `None` when the plan wants none. The namespace is
-    /// entered in the footprint before it is touched.
+    /// Opens the namespace that the plan names, or makes one, and joins what is in it. `None` when
+    /// the plan wants none. The namespace is entered in the footprint before it is touched.
     pub(crate) async fn open(
         plan: &NetworkPlan,
         footprint: &Footprint,
@@ -133,7 +134,8 @@ impl SandboxNetwork {
         Ok(())
     }
 
-    /// Looks at a namespace that was empty again, before the first container starts: some engines fill it only then.
+    /// Looks at a namespace that was empty again, before the first container starts: some engines
+    /// fill it only then.
     pub(crate) async fn join_late(
         &mut self,
         footprint: &Footprint,
@@ -174,7 +176,8 @@ impl SandboxNetwork {
         !std::mem::replace(&mut self.settled, true)
     }
 
-    /// Interfaces in the namespace that are not joined, as a list for people; `None` when there are none.
+    /// Interfaces in the namespace that are not joined, as a list for people; `None` when there are
+    /// none.
     pub(crate) async fn strangers(&self) -> Result<Option<String>, JoinError> {
         let there = kata_network::scan(&self.namespace).await?;
         let mut list = String::new();
@@ -188,7 +191,8 @@ impl SandboxNetwork {
         Ok(Some(list).filter(|list| !list.is_empty()))
     }
 
-    /// Lets sockets of the namespace itself be answered from outside, beside the guest; else the reason why they are not.
+    /// Lets sockets of the namespace itself be answered from outside, beside the guest; else the
+    /// reason why they are not.
     pub(crate) async fn share_with_sockets(&self) -> Result<(), String> {
         match self.model {
             Model::TcFilter => {
@@ -220,7 +224,8 @@ impl SandboxNetwork {
     }
 }
 
-/// The device as the driver takes it: with an `opener` its tap stays in the namespace, open to nobody, for that user.
+/// The device as the driver takes it: with an `opener` its tap stays in the namespace, open to
+/// nobody, for that user.
 fn nic_spec(nic: Nic, opener: Option<u32>) -> Result<NicSpec, NetworkError> {
     let (id, mac, mtu) = (nic.index.to_string(), nic.mac.to_string(), nic.mtu);
     if let Some(opener) = opener {

@@ -1,5 +1,5 @@
-//! Everything that is decided before something happens: plain data, made by the layer above from configuration, OCI spec and
-//! the driver's capabilities.
+//! Everything that is decided before something happens: plain data, made by the layer above from
+//! configuration, OCI spec and the driver's capabilities.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,22 +16,24 @@ use crate::{NetworkModel, ResolvConf};
 pub struct SandboxPlan {
     /// The sandbox's id, a plain file name.
     pub id: String,
-    /// The virtual machine. Its `run_dir` is the sandbox's directory on the host, made at boot and removed at the end.
+    /// The virtual machine. Its `run_dir` is the sandbox's directory on the host, made at boot and
+    /// removed at the end.
     pub vm: VmSpec,
-    /// The file server for the shared directory, which is made at boot below `run_dir`; `None` where the VMM serves it by itself, and where
-    /// there is none.
+    /// The file server for the shared directory, which is made at boot below `run_dir`; `None`
+    /// where the VMM serves it by itself, and where there is none.
     pub file_server: Option<FileServerSpec>,
-    /// Where images of root file systems are kept, a directory that is made at boot and removed at the end; `None` where the guest gets them
-    /// through the shared directory.
+    /// Where images of root file systems are kept, a directory that is made at boot and removed at
+    /// the end; `None` where the guest gets them through the shared directory.
     pub images: Option<PathBuf>,
     /// What the agent is told first.
     pub guest: GuestSandbox,
-    /// The cgroup on the host for the VMM, its companions and the calling process, as in the OCI spec's `cgroupsPath`.
+    /// The cgroup on the host for the VMM, its companions and the calling process, as in the OCI
+    /// spec's `cgroupsPath`.
     pub cgroup: String,
     /// Where its network comes from.
     pub network: NetworkPlan,
-    /// The resolv.conf(5) of its first container, from which it learns at the first start whether a name server on the host is to be asked;
-    /// `None` where the engine mounts none.
+    /// The resolv.conf(5) of its first container, from which it learns at the first start whether a
+    /// name server on the host is to be asked; `None` where the engine mounts none.
     pub resolv_conf: Option<ResolvConf>,
     /// Ports of the guest that root on this host may reach through the sandbox's socket.
     pub open_ports: Vec<u32>,
@@ -43,26 +45,31 @@ pub struct SandboxPlan {
     pub vcpus: VcpusPlan,
     /// How long each stage of the boot, and each request, may take.
     pub deadlines: Deadlines,
-    /// No other container is expected: unless one has joined, the VM may go as soon as its first one has ended.
+    /// No other container is expected: unless one has joined, the VM may go as soon as its first
+    /// one has ended.
     pub single_container: bool,
 }
 
 /// Where a sandbox's network comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkPlan {
-    /// The network namespace that the engine has prepared. `None` makes a fresh one for the VMM to live in, which the engine may fill, through
-    /// the VMM's process id, until the first container starts.
+    /// The network namespace that the engine has prepared. `None` makes a fresh one for the VMM to
+    /// live in, which the engine may fill, through the VMM's process id, until the first container
+    /// starts.
     pub namespace: Option<PathBuf>,
     /// How its interfaces are joined to the VM; `None` joins none.
     pub model: Option<NetworkModel>,
     /// Whether the kernel may move the frames (vhost-net), where the host has that.
     pub vhost: bool,
-    /// The user as whom the VMM opens the taps itself ([`kata_hypervisor::Capabilities::named_taps`]), for which it lives in the namespace.
+    /// The user as whom the VMM opens the taps itself
+    /// ([`kata_hypervisor::Capabilities::named_taps`]), for which it lives in the namespace.
     pub named_taps: Option<u32>,
-    /// Whether the driver takes interfaces that come after the boot ([`kata_hypervisor::Capabilities::hot_plug`]); otherwise the first
-    /// container is not started where one has come.
+    /// Whether the driver takes interfaces that come after the boot
+    /// ([`kata_hypervisor::Capabilities::hot_plug`]); otherwise the first container is not started
+    /// where one has come.
     pub hot_plug: bool,
-    /// The VMM lives in the namespace, so that whoever knows its process id finds it there: hooks, and engines for want of a path.
+    /// The VMM lives in the namespace, so that whoever knows its process id finds it there: hooks,
+    /// and engines for want of a path.
     pub vmm_inside: bool,
 }
 
@@ -77,7 +84,8 @@ pub struct MemoryPlan {
     pub overhead_mib: u32,
     /// What it has at least while a container has no limit.
     pub unlimited_mib: u32,
-    /// Why it stays as it boots, as a part of a sentence; `None` where the VM takes more while it runs.
+    /// Why it stays as it boots, as a part of a sentence; `None` where the VM takes more while it
+    /// runs.
     pub fixed: Option<String>,
 }
 
@@ -92,7 +100,8 @@ pub struct VcpusPlan {
     pub overhead_millis: u32,
     /// How many it has at least while a container has no limit.
     pub unlimited: u32,
-    /// Why it stays as it boots, as a part of a sentence; `None` where the VM takes more while it runs.
+    /// Why it stays as it boots, as a part of a sentence; `None` where the VM takes more while it
+    /// runs.
     pub fixed: Option<String>,
 }
 
@@ -123,14 +132,16 @@ pub struct Deadlines {
 pub struct DiskRoot {
     /// The device, and how it is mounted.
     pub root: BlockRoot,
-    /// The disk among those that the VM has had since its boot ([`VmSpec::disks`]); `None` if it gets it now.
+    /// The disk among those that the VM has had since its boot ([`VmSpec::disks`]); `None` if it
+    /// gets it now.
     pub id: Option<String>,
 }
 
 /// A block device of the host that a container uses as such.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskDevice {
-    /// The disk among those that the VM has had since its boot ([`VmSpec::disks`]); `None` if it gets it now.
+    /// The disk among those that the VM has had since its boot ([`VmSpec::disks`]); `None` if it
+    /// gets it now.
     pub id: Option<String>,
     /// Its node on the host.
     pub path: PathBuf,
@@ -147,11 +158,13 @@ pub struct ContainerPlan {
     pub id: String,
     /// The spec as the guest is to see it, with `root.path` and the mounts still to be filled in.
     pub spec: Spec,
-    /// The mounts that make up its root file system, from the engine; empty when `rootfs` is one already.
+    /// The mounts that make up its root file system, from the engine; empty when `rootfs` is one
+    /// already.
     pub rootfs_mounts: Vec<RootfsMount>,
     /// Where its root file system is on the host.
     pub rootfs: PathBuf,
-    /// Its root file system, where that is on a disk of its own; it is then not mounted on the host.
+    /// Its root file system, where that is on a disk of its own; it is then not mounted on the
+    /// host.
     pub disk: Option<DiskRoot>,
     /// The root file system is read-only on the host's side too.
     pub readonly_rootfs: bool,

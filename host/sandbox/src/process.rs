@@ -1,5 +1,5 @@
-//! The ledger with what belongs to each process on the host: its streams, who waits for its end, and what an exec needs until it
-//! is started.
+//! The ledger with what belongs to each process on the host: its streams, who waits for its end,
+//! and what an exec needs until it is started.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -76,7 +76,8 @@ impl Processes {
         self.attached.values().cloned().collect()
     }
 
-    /// The streams whose stdin is to be closed; `None` when there are none yet, and the close is remembered.
+    /// The streams whose stdin is to be closed; `None` when there are none yet, and the close is
+    /// remembered.
     pub(crate) fn close_stdin(
         &mut self,
         key: &ProcessKey,
@@ -89,7 +90,8 @@ impl Processes {
         Ok(attached)
     }
 
-    /// Whether the guest has to be told of a terminal's new size; a pending exec only takes it down.
+    /// Whether the guest has to be told of a terminal's new size; a pending exec only takes it
+    /// down.
     pub(crate) fn resize(
         &mut self,
         key: &ProcessKey,

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 /// The largest in bytes that is looked at.
 const MAX_SIZE: u64 = 64 * 1024;
 
-/// Docker's name server, which listens there in the network namespace of each container. Other addresses of the loopback interface mean
-/// whatever a container of the pod may have there, and that is in the guest.
+/// Docker's name server, which listens there in the network namespace of each container. Other
+/// addresses of the loopback interface mean whatever a container of the pod may have there, and
+/// that is in the guest.
 const DOCKERS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Where one is on the host.
@@ -22,8 +23,9 @@ impl ResolvConf {
         Self(path)
     }
 
-    /// Its lines, as they are now: engines write it until the first container starts. One that cannot be read has none, for that is the mount's
-    /// own matter, and only a file of a sane size is one.
+    /// Its lines, as they are now: engines write it until the first container starts. One that
+    /// cannot be read has none, for that is the mount's own matter, and only a file of a sane size
+    /// is one.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let is_one = fs::metadata(&self.0)
@@ -32,7 +34,8 @@ impl ResolvConf {
         text.unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
-    /// The name server that it names and that only the sandbox's network namespace on the host has; `None` without one.
+    /// The name server that it names and that only the sandbox's network namespace on the host has;
+    /// `None` without one.
     pub(crate) fn server_on_host(&self) -> Option<Ipv4Addr> {
         self.lines().iter().filter_map(|line| name_server(line)).find(|server| *server == DOCKERS)
     }

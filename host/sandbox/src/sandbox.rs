@@ -6,6 +6,7 @@ mod guest_socket;
 mod port_forward;
 mod room;
 mod settle;
+mod take_down;
 mod watchers;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,12 +15,11 @@ use std::time::Duration;
 use kata_agent_client::{
     AgentClient, AgentError, ContainerStats, GuestContainer, GuestStorage, ProcessId,
 };
-use kata_hypervisor::{Hypervisor, Vm};
+use kata_hypervisor::{Hypervisor, LaterDisks, Vm};
 use kata_storage::{FileServer, Share, SharedMemory};
 use kata_timeline::{Recorder, Stage};
 use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::{OnceCell, watch};
-use tokio::task::JoinSet;
 
 use crate::boot::{self, Booted};
 use crate::carry::Carrier;
@@ -33,13 +33,11 @@ use crate::{
     Refusal, ResolvConf, SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
 };
 
-/// Why a sandbox is ended whose guest does not answer.
-const SILENT: &str = "its guest's agent answers nothing any more";
-
 /// SIGKILL, which is also what ends every process of a container at once.
 const SIGKILL: u32 = 9;
 
-/// One sandbox. Clones are handles on the same one; all methods may be called from several tasks at once.
+/// One sandbox. Clones are handles on the same one; all methods may be called from several tasks at
+/// once.
 #[derive(Clone)]
 pub struct Sandbox {
     shared: Arc<Shared>,
@@ -57,8 +55,9 @@ struct Shared {
     vm: Arc<dyn Vm>,
     agent: AgentClient,
     file_server: Option<FileServer>,
-    // Mutexes and not an owning task: every change is one short, pure step of the ledger, and nothing is awaited while they
-    // are held; events are emitted under the lock, which is what keeps their order.
+    // Mutexes and not an owning task: every change is one short, pure step of the ledger, and
+    // nothing is awaited while they are held; events are emitted under the lock, which is what
+    // keeps their order.
     /// `None` when it has been taken away, and where there is none.
     share: Mutex<Option<Share>>,
     carrier: Carrier,
@@ -70,8 +69,8 @@ struct Shared {
     farewell: Duration,
     /// The first container's.
     resolv_conf: Option<ResolvConf>,
-    /// `None` when there is none, and when it has been left. An async one, for the guest is asked while it is held: at the first start, and
-    /// never again.
+    /// `None` when there is none, and when it has been left. An async one, for the guest is asked
+    /// while it is held: at the first start, and never again.
     network: tokio::sync::Mutex<Option<SandboxNetwork>>,
     /// An async one, for VMM and guest are asked while it is held: one change of size at a time.
     memory: tokio::sync::Mutex<Memory>,
@@ -87,9 +86,10 @@ struct Shared {
 impl Sandbox {
     /// Boots the sandbox and returns when its agent has set it up. Blocks on nothing but the VM.
     ///
-    /// The calling thread becomes the parent of VMM and file server, which die with it; the calling process enters the
-    /// sandbox's cgroup and must have a mount namespace of its own. The stages of the start are added to `times`; the record is
-    /// written to the sandbox's directory when its first container has been started, and when that has written its first byte.
+    /// The calling thread becomes the parent of VMM and file server, which die with it; the calling
+    /// process enters the sandbox's cgroup and must have a mount namespace of its own. The stages
+    /// of the start are added to `times`; the record is written to the sandbox's directory when its
+    /// first container has been started, and when that has written its first byte.
     pub async fn boot(
         plan: SandboxPlan,
         hypervisor: &dyn Hypervisor,
@@ -99,8 +99,8 @@ impl Sandbox {
         let Booted { vm, agent, share, file_server, footprint, network } =
             boot::boot(&plan, hypervisor, &times).await?;
         let timing = Timing { times, sandbox: plan.id.clone(), dir: plan.vm.run_dir };
-        let farewell =
-            if plan.vm.disks.is_empty() { boot::FAREWELL } else { boot::FAREWELL_TO_DISKS };
+        let has_disks = !plan.vm.disks.is_empty() || plan.vm.later_disks != LaterDisks::default();
+        let farewell = if has_disks { boot::FAREWELL_TO_DISKS } else { boot::FAREWELL };
         let shared = Arc::new(Shared {
             id: plan.id,
             single_container: plan.single_container,
@@ -201,8 +201,9 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Starts a created process. Its start event is out before this returns. An exec whose start has failed can only be deleted, and one whose container has ended
-    /// meanwhile has ended with it.
+    /// Starts a created process. Its start event is out before this returns. An exec whose start
+    /// has failed can only be deleted, and one whose container has ended meanwhile has ended with
+    /// it.
     pub async fn start(&self, key: &ProcessKey) -> Result<(), SandboxError> {
         self.shared.timing.times.stamp(Stage::StartAsked);
         let mut pending = {
@@ -257,7 +258,8 @@ impl Sandbox {
         self.unless_gone(self.shared.agent.exec_process(&id, &exec.process)).await
     }
 
-    /// Sends a signal to one process, or with `all` to every process of the container. SIGKILL to a guest that answers nothing any more ends the sandbox.
+    /// Sends a signal to one process, or with `all` to every process of the container. SIGKILL to a
+    /// guest that answers nothing any more ends the sandbox.
     pub async fn kill(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<(), SandboxError> {
         let never_started = {
             let processes = self.shared.processes();
@@ -270,7 +272,8 @@ impl Sandbox {
             self.unless_gone(self.shared.agent.signal_process(&guest_id(key), signal)).await
         };
         match sent {
-            // It ended before the signal came, by itself or with its VM, and its exit is on its way.
+            // It ended before the signal came, by itself or with its VM, and its exit is on its
+            // way.
             Err(SandboxError::Agent(AgentError::NotFound { .. }) | SandboxError::Gone { .. }) => {
                 Err(Refusal::AlreadyFinished(key.clone()).into())
             }
@@ -290,22 +293,25 @@ impl Sandbox {
         }
     }
 
-    /// Resolves when the process has ended and its output has been delivered; at once if it has. May be asked any number of times.
+    /// Resolves when the process has ended and its output has been delivered; at once if it has.
+    /// May be asked any number of times.
     pub async fn wait(&self, key: &ProcessKey) -> Result<Exit, SandboxError> {
         let mut exit = self.shared.processes().subscribe(key)?;
         let exit = exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
         exit.ok_or_else(|| Refusal::NotFound(key.clone()).into())
     }
 
-    /// Whether the guest's kernel has killed a process of the container for want of memory, as far as the guest has told. What is told with
-    /// the end of its init is known when [`Sandbox::wait`] returns.
+    /// Whether the guest's kernel has killed a process of the container for want of memory, as far
+    /// as the guest has told. What is told with the end of its init is known when [`Sandbox::wait`]
+    /// returns.
     #[must_use]
     pub fn is_out_of_memory(&self, container: &str) -> bool {
         self.shared.processes().ledger.is_out_of_memory(container)
     }
 
-    /// Deletes a process that has ended or never ran; with an init everything of its container, and with the last container
-    /// the sandbox. Returns how the process ended; `None` when it never ran.
+    /// Deletes a process that has ended or never ran; with an init everything of its container, and
+    /// with the last container the sandbox. Returns how the process ended; `None` when it never
+    /// ran.
     pub async fn delete(&self, key: &ProcessKey) -> Result<Option<Exit>, SandboxError> {
         let Deletion { exit, empties_sandbox } =
             self.shared.processes().ledger.begin_delete(key)?;
@@ -331,7 +337,8 @@ impl Sandbox {
         Ok(exit)
     }
 
-    /// Closes a process's stdin, after what is still on its way; before the start it takes effect with it.
+    /// Closes a process's stdin, after what is still on its way; before the start it takes effect
+    /// with it.
     pub async fn close_stdin(&self, key: &ProcessKey) -> Result<(), SandboxError> {
         let attached = self.shared.processes().close_stdin(key)?;
         if let Some(attached) = attached {
@@ -354,7 +361,8 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Freezes a running container. One of which it is not known whether it is frozen counts as if it were, so that it can be thawed.
+    /// Freezes a running container. One of which it is not known whether it is frozen counts as if
+    /// it were, so that it can be thawed.
     pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
         self.shared.processes().ledger.may_pause(container)?;
         let paused = self.unless_gone(self.shared.agent.pause_container(container)).await;
@@ -411,8 +419,8 @@ impl Sandbox {
         self.shared.processes().ledger.live_execs(container)
     }
 
-    /// Ends the sandbox: whatever runs is killed, and VM, file server, mounts, cgroup and directory go. Returns when they are gone;
-    /// the first call decides the reason.
+    /// Ends the sandbox: whatever runs is killed, and VM, file server, mounts, cgroup and directory
+    /// go. Returns when they are gone; the first call decides the reason.
     pub async fn stop(&self, reason: &str) {
         self.shared.take_down(reason, true).await;
     }
@@ -472,7 +480,8 @@ impl Shared {
             () = self.until_gone() => return Err(self.gone_error()),
         };
         if matches!(answer, Err(AgentError::Disconnected { .. })) {
-            // A broken channel is the sandbox's end, and whoever notices that first knows the reason.
+            // A broken channel is the sandbox's end, and whoever notices that first knows the
+            // reason.
             let _ = tokio::time::timeout(boot::GRACE, self.until_gone()).await;
             return Err(self.gone_error());
         }
@@ -497,79 +506,10 @@ impl Shared {
             processes.tell_exit(&process, exit);
         }
     }
-
-    /// Ends everything, once; whoever comes later waits for it. `guest_lives` says whether the guest can still be asked.
-    async fn take_down(&self, reason: &str, guest_lives: bool) {
-        let end = async {
-            self.gone.send_if_modified(|gone| {
-                gone.is_none().then(|| *gone = Some(reason.to_owned())).is_some()
-            });
-            if guest_lives {
-                self.say_farewell().await;
-            }
-            self.vm.stop().await;
-            boot::stop(self.file_server.as_ref()).await;
-            if let Some(network) = self.network.lock().await.take() {
-                network.leave().await;
-            }
-            self.tell_all_killed().await;
-            let share = self.share.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(Err(error)) = share.map(Share::remove) {
-                tracing::warn!("sandbox {}: {error}", self.id);
-            }
-            if let Err(error) = self.footprint.remove() {
-                tracing::warn!("sandbox {}: {error}", self.id);
-            }
-        };
-        self.taken_down.get_or_init(|| end).await;
-    }
-
-    /// Has the guest write out what it still holds in its page cache.
-    async fn say_farewell(&self) {
-        match tokio::time::timeout(self.farewell, self.agent.destroy_sandbox()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!("sandbox {}: the agent's farewell: {error}", self.id),
-            Err(_) => tracing::warn!(
-                "sandbox {}: its guest has not ended by itself within {:?}; what it had not written to its disks is lost",
-                self.id,
-                self.farewell
-            ),
-        }
-    }
-
-    /// Ends the sandbox if its guest does not even answer that it is there. Whether it did.
-    async fn end_if_silent(&self) -> bool {
-        let answer = tokio::time::timeout(boot::FAREWELL, self.agent.check()).await;
-        let silent = matches!(answer, Err(_) | Ok(Err(AgentError::Deadline { .. })));
-        if silent {
-            tracing::error!("sandbox {}: {SILENT}", self.id);
-            self.take_down(SILENT, false).await;
-        }
-        silent
-    }
-
-    /// Gives a reader who takes nothing a last moment.
-    async fn last_output_of(&self, key: &ProcessKey) {
-        let attached = self.processes().attached(key);
-        if let Some(stdio) = attached {
-            let _ = tokio::time::timeout(boot::GRACE, stdio.delivered()).await;
-        }
-    }
-
-    /// Tells the end of every process that has not ended by itself, after the last of its output.
-    async fn tell_all_killed(&self) {
-        let attached = self.processes().all_attached();
-        let all: JoinSet<()> =
-            attached.into_iter().map(|stdio| async move { stdio.delivered().await }).collect();
-        // Dropped, those that are left are aborted: the copying goes on without them.
-        let _ = tokio::time::timeout(boot::GRACE, all.join_all()).await;
-        let mut processes = self.processes();
-        let released = processes.ledger.kill_all(Exit::killed());
-        self.publish(&mut processes, released);
-    }
 }
 
-/// A tmpfs that the agent mounts for the first container that needs it, and keeps until the last one goes.
+/// A tmpfs that the agent mounts for the first container that needs it, and keeps until the last
+/// one goes.
 fn memory_storage(memory: &SharedMemory) -> GuestStorage {
     let options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned);
     let size = (memory.size > 0).then(|| format!("size={}", memory.size));

@@ -1,4 +1,5 @@
-//! What a sandbox needs from whoever uses it: somewhere for a process's streams, and somewhere for events.
+//! What a sandbox needs from whoever uses it: somewhere for a process's streams, and somewhere for
+//! events.
 
 use std::sync::Arc;
 
@@ -15,10 +16,12 @@ pub type StdioError = Box<dyn std::error::Error + Send + Sync>;
 /// The host's side of a process's standard streams.
 #[async_trait]
 pub trait Stdio: Send {
-    /// Opens what is not open yet. Called just before the process starts, and before [`Stdio::attach`].
+    /// Opens what is not open yet. Called just before the process starts, and before
+    /// [`Stdio::attach`].
     async fn open(&mut self) -> Result<(), StdioError>;
 
-    /// Starts copying between the guest's process and the host. Called once, when the guest knows the process.
+    /// Starts copying between the guest's process and the host. Called once, when the guest knows
+    /// the process.
     fn attach(self: Box<Self>, process: GuestProcess) -> Arc<dyn AttachedStdio>;
 }
 
@@ -27,15 +30,17 @@ pub trait Stdio: Send {
 pub enum Delivery {
     /// All of it has reached whoever wants it.
     Whole,
-    /// A reader has it open and has taken nothing for a while. The rest is still delivered when it does, as long as the VM is there.
+    /// A reader has it open and has taken nothing for a while. The rest is still delivered when it
+    /// does, as long as the VM is there.
     Stalled,
 }
 
 /// Streams that are being copied.
 #[async_trait]
 pub trait AttachedStdio: Send + Sync {
-    /// To be called when the process has ended. Resolves when everything that it wrote has reached the host's side, or that side is gone; or when somebody is there who takes
-    /// nothing. May be called again.
+    /// To be called when the process has ended. Resolves when everything that it wrote has reached
+    /// the host's side, or that side is gone; or when somebody is there who takes nothing. May be
+    /// called again.
     async fn drained(&self) -> Delivery;
 
     /// The same, however long somebody takes nothing.
@@ -58,12 +63,14 @@ impl GuestProcess {
         Self { agent, id, timing }
     }
 
-    /// The next bytes of stdout, at most `max`; empty at its end. Waits for as long as there are none.
+    /// The next bytes of stdout, at most `max`; empty at its end. Waits for as long as there are
+    /// none.
     pub async fn read_stdout(&self, max: u32) -> Result<Vec<u8>, AgentError> {
         self.timed(self.agent.read_stdout(&self.id, max).await)
     }
 
-    /// The next bytes of stderr, at most `max`; empty at its end, at once for a process with a terminal.
+    /// The next bytes of stderr, at most `max`; empty at its end, at once for a process with a
+    /// terminal.
     pub async fn read_stderr(&self, max: u32) -> Result<Vec<u8>, AgentError> {
         self.timed(self.agent.read_stderr(&self.id, max).await)
     }
@@ -94,7 +101,8 @@ pub enum SandboxEvent {
         /// Which one.
         process: ProcessKey,
     },
-    /// A process has ended, and its output has been delivered. Once for each process; an init's after those of its execs.
+    /// A process has ended, and its output has been delivered. Once for each process; an init's
+    /// after those of its execs.
     Exited {
         /// Which one.
         process: ProcessKey,

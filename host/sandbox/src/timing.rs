@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use kata_agent_client::BootStamps;
 use kata_timeline::{GuestClock, Recorder, Stage};
 
-/// A start's record, and where it is written down for whoever looks into it while the sandbox lives.
+/// A start's record, and where it is written down for whoever looks into it while the sandbox
+/// lives.
 #[derive(Debug)]
 pub(crate) struct Timing {
     pub(crate) times: Recorder,
@@ -15,7 +16,8 @@ pub(crate) struct Timing {
 }
 
 impl Timing {
-    /// Records one of the last stages, and if it is reached for the first time, writes the record down.
+    /// Records one of the last stages, and if it is reached for the first time, writes the record
+    /// down.
     pub(crate) fn stamp_and_save(&self, stage: Stage) {
         if self.times.stamp(stage)
             && let Err(error) = self.times.timeline(&self.sandbox).save(&self.dir)
@@ -26,7 +28,8 @@ impl Timing {
     }
 }
 
-/// Enters what the guest has told of its boot, if the exchange in which it did shows that it can be true.
+/// Enters what the guest has told of its boot, if the exchange in which it did shows that it can be
+/// true.
 pub(crate) fn record_guest(times: &Recorder, told: Option<BootStamps>) {
     let Some(told) = told.filter(is_in_order) else { return };
     let so_far = times.timeline("");

@@ -35,7 +35,8 @@ impl Default for Bandwidth {
 }
 
 impl Bandwidth {
-    /// With what `cpu` names. A quota or period of 0 is none that is named, a negative quota takes the limit away (config-linux.md).
+    /// With what `cpu` names. A quota or period of 0 is none that is named, a negative quota takes
+    /// the limit away (config-linux.md).
     pub(crate) fn updated(self, cpu: Option<&LinuxCpu>) -> Self {
         let Some(cpu) = cpu else { return self };
         let quota = match cpu.quota() {
@@ -75,7 +76,8 @@ impl Vcpus {
         self.containers.remove(container);
     }
 
-    /// How many the VM should have: enough for all containers to use what they may, as far as the plan goes.
+    /// How many the VM should have: enough for all containers to use what they may, as far as the
+    /// plan goes.
     pub(crate) fn wanted(&self) -> u32 {
         u32::try_from(self.needed()).unwrap_or(u32::MAX).min(self.plan.most)
     }

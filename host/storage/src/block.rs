@@ -1,4 +1,5 @@
-//! Root file systems that are on a device of their own, as containerd's devicemapper and blockfile snapshotters give them.
+//! Root file systems that are on a device of their own, as containerd's devicemapper and blockfile
+//! snapshotters give them.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -26,8 +27,9 @@ pub struct BlockRoot {
 }
 
 impl BlockRoot {
-    /// The root file system that `mounts` make up, if it is one on a block device, or in a file that is to be mounted like one. `None` for
-    /// all others. Only a source that itself is a device, or is said to be an image by the option `loop`, becomes a disk.
+    /// The root file system that `mounts` make up, if it is one on a block device, or in a file
+    /// that is to be mounted like one. `None` for all others. Only a source that itself is a
+    /// device, or is said to be an image by the option `loop`, becomes a disk.
     pub fn of(mounts: &[RootfsMount]) -> Result<Option<Self>, StorageError> {
         let [mount] = mounts else { return Ok(None) };
         let is_root = mount.target.is_empty() || mount.target == "/";

@@ -1,7 +1,7 @@
 //! Files of the host that a guest gets as copies, because no directory can be shared with it.
 //!
-//! Copies are what they were when the container was made: nobody's changes are seen on the other side. They are kept in the guest's memory,
-//! and therefore small.
+//! Copies are what they were when the container was made: nobody's changes are seen on the other
+//! side. They are kept in the guest's memory, and therefore small.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -32,7 +32,8 @@ impl Default for CopyBudget {
 /// A copy of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopiedFile {
-    /// Where it is below the mount's source; empty for the source itself. The protocol carries text only.
+    /// Where it is below the mount's source; empty for the source itself. The protocol carries text
+    /// only.
     pub path: String,
     /// The low twelve bits of its mode.
     pub mode: u32,
@@ -56,11 +57,12 @@ pub enum CopiedContent {
 }
 
 impl CopyBudget {
-    /// Reads a bind mount's source with all that is in it, a directory before its files, and takes that off the budget. File systems that
-    /// are mounted below it come along if the mount says so.
+    /// Reads a bind mount's source with all that is in it, a directory before its files, and takes
+    /// that off the budget. File systems that are mounted below it come along if the mount says so.
     ///
     /// # Errors
-    /// [`StorageError::Unsupported`] when it is too much, or when there is something that has no copy: a socket, a fifo, a device.
+    /// [`StorageError::Unsupported`] when it is too much, or when there is something that has no
+    /// copy: a socket, a fifo, a device.
     pub fn read(&mut self, bind: &HostBind) -> Result<Vec<CopiedFile>, StorageError> {
         let mut copies = Vec::new();
         let tree = Tree::at_resolved(&bind.source).map_err(failed(&bind.source))?;

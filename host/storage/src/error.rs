@@ -21,7 +21,8 @@ pub enum StorageError {
         /// Where.
         destination: PathBuf,
     },
-    /// A bind mount's source is not there or not accessible. Worded as runc words it, since engines match on that.
+    /// A bind mount's source is not there or not accessible. Worded as runc words it, since engines
+    /// match on that.
     #[error("error mounting \"{origin}\" to rootfs at \"{destination}\": stat {origin}: {reason}")]
     NoSource {
         /// The source as the spec has it.

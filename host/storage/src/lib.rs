@@ -7,14 +7,16 @@
 //!                                                                   FileServer: <shared> read-only, jailed ──▶ VM
 //! ```
 //!
-//! Where the VMM has no shared file system, the root file system becomes an image for a disk ([`pack`]), and the binds become copies
-//! ([`CopyBudget`]).
+//! Where the VMM has no shared file system, the root file system becomes an image for a disk
+//! ([`pack`]), and the binds become copies ([`CopyBudget`]).
 //!
 //! All mounts live in the mount namespace of the calling process, which must be a private one
-//! ([`kata_linux::mount::unshare_mount_namespace`]): they vanish with the last process in it, however that ended.
+//! ([`kata_linux::mount::unshare_mount_namespace`]): they vanish with the last process in it,
+//! however that ended.
 //!
-//! The guest is not trusted, and everything below a shared mount is the guest's to change. So the host never resolves a path
-//! there: it acts on file descriptors of the [`Share`]'s own directories, which the guest sees but cannot write to.
+//! The guest is not trusted, and everything below a shared mount is the guest's to change. So the
+//! host never resolves a path there: it acts on file descriptors of the [`Share`]'s own
+//! directories, which the guest sees but cannot write to.
 
 mod block;
 mod copy;

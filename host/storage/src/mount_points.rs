@@ -1,8 +1,9 @@
 //! Mount points in a root file system that the guest gets read-only.
 //!
-//! A runtime makes the mount points that an image lacks before it makes the root file system read-only. Here read-only is the host's
-//! doing, so that the guest cannot make them any more, and the host does, before the guest sees anything of it. Every step is taken by
-//! the kernel inside of the root (openat2(2), RESOLVE_IN_ROOT): a link in an image leads nowhere else.
+//! A runtime makes the mount points that an image lacks before it makes the root file system
+//! read-only. Here read-only is the host's doing, so that the guest cannot make them any more, and
+//! the host does, before the guest sees anything of it. Every step is taken by the kernel inside of
+//! the root (openat2(2), RESOLVE_IN_ROOT): a link in an image leads nowhere else.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,8 +15,8 @@ use rustix::io::Errno;
 
 use crate::{GuestMounts, StorageError};
 
-/// Makes what `rootfs` lacks: directories for all mounts, empty files for mounts of files, and the working directory. What
-/// lies below another mount is left to the guest, which makes that mount.
+/// Makes what `rootfs` lacks: directories for all mounts, empty files for mounts of files, and the
+/// working directory. What lies below another mount is left to the guest, which makes that mount.
 pub fn make_mount_points(
     rootfs: &Path,
     spec: &Spec,
@@ -46,7 +47,8 @@ pub fn make_mount_points(
     make(&root, &cwd, false).map_err(|errno| failed(&cwd, errno))
 }
 
-/// Refuses what no kernel mounts: a file on a directory, or a directory on a file. Said here, it names both.
+/// Refuses what no kernel mounts: a file on a directory, or a directory on a file. Said here, it
+/// names both.
 pub fn check_mount_points(rootfs: &Path, mounts: &GuestMounts) -> Result<(), StorageError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(root) = openat(CWD, rootfs, flags, Mode::empty()) else { return Ok(()) };
@@ -55,7 +57,8 @@ pub fn check_mount_points(rootfs: &Path, mounts: &GuestMounts) -> Result<(), Sto
         if earlier.any(|mount| bind.destination.starts_with(mount.destination())) {
             continue;
         }
-        // What is not there will be made, and what cannot be looked at is for the guest to complain about.
+        // What is not there will be made, and what cannot be looked at is for the guest to complain
+        // about.
         let Ok(target) = open(&root, &bind.destination).and_then(rustix::fs::fstat) else {
             continue;
         };

@@ -24,8 +24,9 @@ const XATTR_SIZE_MAX: usize = 65536;
 /// The file system of the images, for mount(2).
 pub const IMAGE_TYPE: &str = "erofs";
 
-/// Writes all that is in the directory `root` to a new file `image`, which only root can write to, and everybody can read who gets to it.
-/// Returns its size in bytes. It holds the files as they are: owners, times, attributes, hard links, device nodes.
+/// Writes all that is in the directory `root` to a new file `image`, which only root can write to,
+/// and everybody can read who gets to it. Returns its size in bytes. It holds the files as they
+/// are: owners, times, attributes, hard links, device nodes.
 ///
 /// Blocks for as long as it takes to read everything. On error no file is left.
 pub fn pack(root: &Path, image: &Path) -> Result<u64, StorageError> {
@@ -70,7 +71,8 @@ struct Packed {
 type Failure = (PathBuf, io::Error);
 
 impl Packed {
-    /// Adds all that is in a directory, and the directories in it to those that are still to be looked into.
+    /// Adds all that is in a directory, and the directories in it to those that are still to be
+    /// looked into.
     fn add_directory(
         &mut self,
         directory: &Path,
@@ -143,7 +145,8 @@ fn node(found: &Found) -> io::Result<Node> {
     })
 }
 
-/// The extended attributes that mean something in a guest, too. The path leads to the file itself, also where that is a symbolic link.
+/// The extended attributes that mean something in a guest, too. The path leads to the file itself,
+/// also where that is a symbolic link.
 fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
     let mut names = Vec::with_capacity(XATTR_SIZE_MAX);
     match listxattr(path, spare_capacity(&mut names)) {

@@ -28,15 +28,17 @@ const GUEST_TYPES: [&str; 16] = [
     "devtmpfs",
 ];
 
-/// How mounts spread is decided on the host's side; in the guest the words would refer to the share.
+/// How mounts spread is decided on the host's side; in the guest the words would refer to the
+/// share.
 const PROPAGATION: [&str; 8] =
     ["shared", "rshared", "slave", "rslave", "private", "rprivate", "unbindable", "runbindable"];
 
 /// A spec's mounts, sorted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GuestMounts {
-    /// All mounts in the spec's order, as the guest is to make them. Where a [`HostBind`] points, `source` is to be replaced by the
-    /// guest's path of the shared file ([`crate::Share::add_mounts`] does both).
+    /// All mounts in the spec's order, as the guest is to make them. Where a [`HostBind`] points,
+    /// `source` is to be replaced by the guest's path of the shared file
+    /// ([`crate::Share::add_mounts`] does both).
     pub spec_mounts: Vec<Mount>,
     /// The mounts whose source is the host's to share.
     pub host_binds: Vec<HostBind>,
@@ -57,11 +59,13 @@ pub struct HostBind {
     pub readonly: bool,
     /// What is mounted below the source comes along.
     pub recursive: bool,
-    /// What is mounted below the source later comes along too. Never with `readonly`, since a later mount would be writable.
+    /// What is mounted below the source later comes along too. Never with `readonly`, since a later
+    /// mount would be writable.
     pub follows_host: bool,
 }
 
-/// Sorts a spec's mounts. Relative sources are taken from `bundle`. Changes nothing; looks at the sources of bind mounts only.
+/// Sorts a spec's mounts. Relative sources are taken from `bundle`. Changes nothing; looks at the
+/// sources of bind mounts only.
 pub fn plan_mounts(spec: &Spec, bundle: &Path) -> Result<GuestMounts, StorageError> {
     let mut plan =
         GuestMounts { spec_mounts: Vec::new(), host_binds: Vec::new(), shared_memory: Vec::new() };

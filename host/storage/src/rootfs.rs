@@ -20,11 +20,11 @@ pub struct RootfsMount {
     pub options: Vec<String>,
 }
 
-/// Mounts a root file system on `target`, in the order given. No mounts at all is fine: the engine has put the files
-/// there already.
+/// Mounts a root file system on `target`, in the order given. No mounts at all is fine: the engine
+/// has put the files there already.
 ///
-/// The mounts are made in the caller's mount namespace. On error those that were made stay, for whoever removes the container
-/// or ends the namespace.
+/// The mounts are made in the caller's mount namespace. On error those that were made stay, for
+/// whoever removes the container or ends the namespace.
 pub fn mount_rootfs(mounts: &[RootfsMount], target: &Path) -> Result<(), StorageError> {
     if !mounts.is_empty() {
         std::fs::create_dir_all(target).map_err(|source| StorageError::Io {
@@ -61,7 +61,8 @@ fn check(one: &RootfsMount) -> Result<(), StorageError> {
     Ok(())
 }
 
-/// Mounts on a directory of the root file system, which is found without ever leaving it: links in it are an image's.
+/// Mounts on a directory of the root file system, which is found without ever leaving it: links in
+/// it are an image's.
 fn mount_below(one: &RootfsMount, root: &Path) -> Result<(), StorageError> {
     let failed = |errno: rustix::io::Errno| StorageError::Io {
         action: "open",

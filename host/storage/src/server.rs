@@ -13,7 +13,8 @@ use crate::StorageError;
 /// How to run a file server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileServerSpec {
-    /// Our `kata-virtiofsd`, or another one: that of QEMU up to 7, or the one written in Rust that took its place.
+    /// Our `kata-virtiofsd`, or another one: that of QEMU up to 7, or the one written in Rust that
+    /// took its place.
     pub program: PathBuf,
     /// Whether it is another one: it then puts up its walls by itself, all of them.
     pub external: bool,
@@ -29,8 +30,8 @@ pub struct FileServerSpec {
     pub debug: bool,
 }
 
-/// A running file server. It serves one VMM, and ends when that disconnects, when the thread that started it ends, or when this value
-/// is dropped.
+/// A running file server. It serves one VMM, and ends when that disconnects, when the thread that
+/// started it ends, or when this value is dropped.
 #[derive(Debug)]
 pub struct FileServer {
     child: Child,
@@ -38,9 +39,11 @@ pub struct FileServer {
 }
 
 impl FileServer {
-    /// Starts the server. On return its socket accepts connections, whether the program is through with its set-up or not.
+    /// Starts the server. On return its socket accepts connections, whether the program is through
+    /// with its set-up or not.
     ///
-    /// The server sees what is mounted below the directory in the calling thread's mount namespace, now and later.
+    /// The server sees what is mounted below the directory in the calling thread's mount namespace,
+    /// now and later.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -52,7 +55,8 @@ impl FileServer {
         })?;
         let mut spawn = Spawn::new(&spec.program);
         let fd = spawn.pass_fd(listener);
-        // The namespace of its processes is the one wall that it cannot put up without a second process.
+        // The namespace of its processes is the one wall that it cannot put up without a second
+        // process.
         let jail =
             Jail { own_pids: !spec.external, limits: vec![(Resource::Core, 0)], ..Jail::default() };
         let child = spawn.args(arguments(spec, fd)).jail(jail).spawn().inspect_err(|_| {

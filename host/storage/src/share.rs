@@ -8,8 +8,8 @@
 //!     sandbox-mounts/<name>      a bind of a directory that the administrator gives to every sandbox
 //! ```
 //!
-//! The guest can change what is inside of the binds, but none of the directories that lead to them. The host makes those through
-//! the backing directory, and mounts on them through the face.
+//! The guest can change what is inside of the binds, but none of the directories that lead to them.
+//! The host makes those through the backing directory, and mounts on them through the face.
 
 mod beneath;
 
@@ -36,8 +36,8 @@ pub const SHARED: &str = "shared";
 const ROOTFS: &str = "rootfs";
 const MOUNTS: &str = "mounts";
 
-/// One sandbox's share. All its mounts are in the mount namespace of the thread that created it. Dropped, it takes everything away as
-/// far as it can; [`Share::remove`] tells what could not be.
+/// One sandbox's share. All its mounts are in the mount namespace of the thread that created it.
+/// Dropped, it takes everything away as far as it can; [`Share::remove`] tells what could not be.
 #[derive(Debug)]
 pub struct Share {
     path: PathBuf,
@@ -51,7 +51,8 @@ pub struct Share {
 }
 
 impl Share {
-    /// Makes `<run_dir>/shared`, which must not exist yet, and prepares it for being served. `run_dir` belongs to the sandbox alone.
+    /// Makes `<run_dir>/shared`, which must not exist yet, and prepares it for being served.
+    /// `run_dir` belongs to the sandbox alone.
     pub fn create(run_dir: &Path) -> Result<Self, StorageError> {
         let path = run_dir.join(SHARED);
         let failed = |action: &'static str| {
@@ -80,7 +81,8 @@ impl Share {
         &self.path
     }
 
-    /// Shows a container's root file system to the guest and returns its path there. `rootfs` is a directory.
+    /// Shows a container's root file system to the guest and returns its path there. `rootfs` is a
+    /// directory.
     ///
     /// With `readonly`, not even mount points can be created in it.
     pub fn add_rootfs(
@@ -99,7 +101,8 @@ impl Share {
 
     /// Shows a directory or a single file of the host to the guest and returns its path there.
     ///
-    /// The source is resolved here, once. If it has become a device since it was planned, that is refused.
+    /// The source is resolved here, once. If it has become a device since it was planned, that is
+    /// refused.
     pub fn add_mount(&self, container: &str, bind: &HostBind) -> Result<PathBuf, StorageError> {
         check_container_id(container)?;
         let source = self.io("open", &bind.source, open_source(&bind.source))?;
@@ -153,7 +156,8 @@ impl Share {
         Ok(mounts)
     }
 
-    /// Shows a directory or file of the host to everything in the guest, under its own last name, and returns its path there.
+    /// Shows a directory or file of the host to everything in the guest, under its own last name,
+    /// and returns its path there.
     pub fn add_sandbox_mount(
         &self,
         source: &Path,
@@ -174,7 +178,8 @@ impl Share {
         self.bind(&tree, &relative, BindKind { readonly, recursive: true, follows_host: !readonly })
     }
 
-    /// Takes everything of a container away, also while the guest uses it. One that has nothing here is fine.
+    /// Takes everything of a container away, also while the guest uses it. One that has nothing
+    /// here is fine.
     pub fn remove_container(&self, container: &str) -> Result<(), StorageError> {
         check_container_id(container)?;
         let path = self.path.join(container);
@@ -241,7 +246,8 @@ impl Share {
         self.io("remove", &path, unlinkat(&self.backing, SANDBOX_MOUNTS, AtFlags::REMOVEDIR))
     }
 
-    /// Only empty directories and files are ever removed, and only where no mount can be seen, so nothing of a source can be hit.
+    /// Only empty directories and files are ever removed, and only where no mount can be seen, so
+    /// nothing of a source can be hit.
     fn remove_directories(
         &self,
         container: &str,
@@ -338,7 +344,8 @@ struct BindKind {
     follows_host: bool,
 }
 
-/// Binds the directory onto itself: read-only, cut off from the host, and passing on what is mounted below it to the server's copy.
+/// Binds the directory onto itself: read-only, cut off from the host, and passing on what is
+/// mounted below it to the server's copy.
 fn bind_face(backing: &OwnedFd) -> io::Result<OwnedFd> {
     let tree = DetachedMount::clone_of(backing, false)?;
     tree.set(MountAttributes {

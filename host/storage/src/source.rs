@@ -12,7 +12,8 @@ use rustix::fs::{major, minor, statfs};
 pub(crate) enum Source {
     /// The host: a directory or file to be shared, its links resolved.
     Host(PathBuf),
-    /// The guest has the same under this path: a device that every kernel has, or a part of `/proc`, `/sys` or `/dev`.
+    /// The guest has the same under this path: a device that every kernel has, or a part of
+    /// `/proc`, `/sys` or `/dev`.
     Guest(PathBuf),
     /// Memory that processes share: the guest makes its own.
     SharedMemory(SharedMemory),
@@ -20,8 +21,9 @@ pub(crate) enum Source {
     Refused(String),
 }
 
-/// Memory of the guest in place of memory of the host, which no process of the VM could share with one of the host. Containers of one
-/// sandbox that are given the same of the host's are given the same of the guest's.
+/// Memory of the guest in place of memory of the host, which no process of the VM could share with
+/// one of the host. Containers of one sandbox that are given the same of the host's are given the
+/// same of the guest's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedMemory {
     /// Where the guest is to have it, as a tmpfs.
@@ -30,8 +32,8 @@ pub struct SharedMemory {
     pub size: u64,
 }
 
-/// The kernel's own file systems by their magic numbers (statfs(2)). Files on them are faces of the host's kernel, and mean nothing
-/// in a guest, or too much.
+/// The kernel's own file systems by their magic numbers (statfs(2)). Files on them are faces of the
+/// host's kernel, and mean nothing in a guest, or too much.
 const KERNEL_FILE_SYSTEMS: [(u64, &str); 13] = [
     (0x9fa0, "proc"),
     (0x6265_6572, "sysfs"),
@@ -96,13 +98,15 @@ fn guest_memory(metadata: &fs::Metadata) -> PathBuf {
     PathBuf::from(format!("{GUEST_MEMORY}-{:x}-{:x}", metadata.dev(), metadata.ino()))
 }
 
-/// Whether the path belongs to what a guest has itself. Shared memory below `/dev` is ordinary files.
+/// Whether the path belongs to what a guest has itself. Shared memory below `/dev` is ordinary
+/// files.
 fn is_in_system_tree(path: &Path) -> bool {
     let below = |tree: &str| path.starts_with(tree);
     below("/proc") || below("/sys") || (below("/dev") && !below("/dev/shm"))
 }
 
-/// Linux's Documentation/admin-guide/devices.txt: the devices without hardware, which a guest has too.
+/// Linux's Documentation/admin-guide/devices.txt: the devices without hardware, which a guest has
+/// too.
 fn device(major: u32, minor: u32, source: &Path) -> Source {
     let path = match (major, minor) {
         (1, 3) => "/dev/null",

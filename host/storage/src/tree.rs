@@ -1,7 +1,8 @@
 //! Reading a directory tree of the host while somebody may change it.
 //!
-//! What is read ends in a guest, and whoever runs there may be who changes the tree on the host. So no name in it is followed to somewhere
-//! else, and what is read is what was looked at: a file is opened once, without being used, and everything is asked of that descriptor.
+//! What is read ends in a guest, and whoever runs there may be who changes the tree on the host. So
+//! no name in it is followed to somewhere else, and what is read is what was looked at: a file is
+//! opened once, without being used, and everything is asked of that descriptor.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -28,14 +29,16 @@ pub(crate) struct Found {
 }
 
 impl Tree {
-    /// The tree at a path that was resolved before: a symbolic link anywhere in it has come later, and is an error.
+    /// The tree at a path that was resolved before: a symbolic link anywhere in it has come later,
+    /// and is an error.
     pub(crate) fn at_resolved(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let top = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
         Ok(Self { top, path: path.to_owned() })
     }
 
-    /// The directory at a path of the administrator's or engine's, whose links are followed for the last time.
+    /// The directory at a path of the administrator's or engine's, whose links are followed for the
+    /// last time.
     pub(crate) fn of_directory(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { top: openat(CWD, path, flags, Mode::empty())?, path: path.to_owned() })
@@ -93,7 +96,8 @@ impl Found {
         Ok(names)
     }
 
-    /// A regular file for reading. Any other kind is an error: opening it might wait, or do something.
+    /// A regular file for reading. Any other kind is an error: opening it might wait, or do
+    /// something.
     pub(crate) fn open(&self) -> io::Result<File> {
         if self.kind() != FileType::RegularFile {
             return Err(io::Error::new(
@@ -105,7 +109,8 @@ impl Found {
         File::options().read(true).custom_flags(flags).open(self.own_path())
     }
 
-    /// A path for this process that leads to this very file, a symbolic link included, as long as this value lives.
+    /// A path for this process that leads to this very file, a symbolic link included, as long as
+    /// this value lives.
     pub(crate) fn own_path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
     }

@@ -1,5 +1,5 @@
-//! The share for real, seen the way a file server sees it. Each test acts in a mount namespace of its own thread, and
-//! needs root.
+//! The share for real, seen the way a file server sees it. Each test acts in a mount namespace of
+//! its own thread, and needs root.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +13,8 @@ use kata_storage::{
     GUEST_SHARE, HostBind, RootfsMount, Share, StorageError, mount_rootfs, plan_mounts,
 };
 
-/// Runs `test` with a sandbox directory and a host directory on a tmpfs that only it can see; checks that nothing is left.
+/// Runs `test` with a sandbox directory and a host directory on a tmpfs that only it can see;
+/// checks that nothing is left.
 fn in_namespace(test: impl FnOnce(&Path, &Path) + Send) {
     assert!(rustix::process::geteuid().is_root(), "this test needs root");
     let outside = tempfile::tempdir().unwrap();

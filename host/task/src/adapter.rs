@@ -1,4 +1,5 @@
-//! Joins the two halves of a process's streams: the host's, which `stdio` opens, and the guest's, which the sandbox has.
+//! Joins the two halves of a process's streams: the host's, which `stdio` opens, and the guest's,
+//! which the sandbox has.
 
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use crate::stdio::{
     self, GuestStreams, ProcessStdio, StdioError, StdioIds, StdioSpec, StreamError,
 };
 
-/// Streams that the engine named. An init's are opened when it is created, since engines connect to them then; an exec's when it is
-/// started, since before that nobody may hold them open.
+/// Streams that the engine named. An init's are opened when it is created, since engines connect to
+/// them then; an exec's when it is started, since before that nobody may hold them open.
 pub(crate) struct HostStdio {
     spec: StdioSpec,
     ids: StdioIds,

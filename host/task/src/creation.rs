@@ -8,8 +8,9 @@ use tokio::task::JoinHandle;
 use crate::error::Failure;
 use crate::owner::{CreateOrder, Owner};
 
-/// A create request that is being served. It goes on when its caller goes away, for a boot cannot be left half-way; but then
-/// nobody has learned of the container, so it is deleted, and the shim ends if that was its last one.
+/// A create request that is being served. It goes on when its caller goes away, for a boot cannot
+/// be left half-way; but then nobody has learned of the container, so it is deleted, and the shim
+/// ends if that was its last one.
 #[derive(Debug)]
 pub(crate) struct Creation {
     owner: Arc<Owner>,
@@ -28,7 +29,8 @@ impl Creation {
         Self { owner, id, task: Some(task) }
     }
 
-    /// The answer: the pid that stands for the container. An outer error means that the request was lost.
+    /// The answer: the pid that stands for the container. An outer error means that the request was
+    /// lost.
     pub(crate) async fn finish(mut self) -> Result<Result<u32, Failure>, ttrpc::Error> {
         let task = self.task.as_mut().expect("it is taken out below only");
         let answer = task.await.map_err(|error| Failure::lost(error).into());

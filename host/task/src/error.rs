@@ -1,4 +1,5 @@
-//! How a failure reaches containerd: a ttrpc status whose code callers act on, and one sentence that their users read.
+//! How a failure reaches containerd: a ttrpc status whose code callers act on, and one sentence
+//! that their users read.
 
 use std::error::Error;
 

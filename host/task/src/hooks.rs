@@ -5,7 +5,8 @@
 //!                 └ the bundle's file DUE comes                                └ and goes
 //! ```
 //!
-//! The file is what makes poststop run once, whether the shim lives to see the container deleted or has to be cleaned up after.
+//! The file is what makes poststop run once, whether the shim lives to see the container deleted or
+//! has to be cleaned up after.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -23,7 +24,8 @@ use ttrpc::Code;
 
 use crate::error::Failure;
 
-/// The name in a bundle of the file that says that its poststop hooks have not been run, although others have.
+/// The name in a bundle of the file that says that its poststop hooks have not been run, although
+/// others have.
 const DUE: &str = "poststop-is-due";
 
 /// The mount namespace that the engine sees, which hooks are run in.
@@ -67,8 +69,8 @@ impl ContainerHooks {
         })
     }
 
-    /// Runs those that come before the container. `pid` is a process in its network namespace. Whatever the result,
-    /// [`ContainerHooks::deleted`] is due from now on.
+    /// Runs those that come before the container. `pid` is a process in its network namespace.
+    /// Whatever the result, [`ContainerHooks::deleted`] is due from now on.
     pub(crate) async fn before(
         self: &Arc<Self>,
         view: &EnginesView,
@@ -96,7 +98,8 @@ impl ContainerHooks {
         self.log_failures(self.run_in(view, run).await);
     }
 
-    /// Runs those that follow the container's end, unless that was done. That one has failed is logged, and changes nothing.
+    /// Runs those that follow the container's end, unless that was done. That one has failed is
+    /// logged, and changes nothing.
     pub(crate) async fn deleted(self: &Arc<Self>, view: &EnginesView) {
         if self.take_due() {
             self.log_failures(self.run_in(view, Self::run_poststop).await);
@@ -151,7 +154,8 @@ impl ContainerHooks {
     }
 }
 
-/// Runs the poststop hooks of a container whose shim has died before it could. To be called in the engine's mount namespace.
+/// Runs the poststop hooks of a container whose shim has died before it could. To be called in the
+/// engine's mount namespace.
 pub(crate) fn make_up_for(id: &str, bundle: &Path) {
     if !bundle.join(DUE).exists() {
         return;

@@ -1,6 +1,8 @@
-//! containerd's Task API for one sandbox: what the shim serves, and what is left to do when the shim is dead.
+//! containerd's Task API for one sandbox: what the shim serves, and what is left to do when the
+//! shim is dead.
 //!
-//! [`serve`] answers requests until the engine says shut down; [`cleanup`] removes what a killed shim left behind.
+//! [`serve`] answers requests until the engine says shut down; [`cleanup`] removes what a killed
+//! shim left behind.
 //!
 //! ```text
 //!   ttrpc ─▶ service (one method each) ─▶ owner (sandbox, records) ─▶ kata-sandbox

@@ -1,7 +1,8 @@
 //! What a container uses, in the shape in which engines expect it on this host.
 //!
-//! The guest always counts as cgroup version 2 does. Engines read by the version of the host's cgroups, so on an older host the
-//! numbers are put under the older names. No part is ever missing: some engines take that for granted.
+//! The guest always counts as cgroup version 2 does. Engines read by the version of the host's
+//! cgroups, so on an older host the numbers are put under the older names. No part is ever missing:
+//! some engines take that for granted.
 
 mod legacy;
 mod unified;
@@ -10,7 +11,8 @@ use kata_linux::cgroup;
 use kata_sandbox::{ContainerStats, MemoryStats};
 use kata_shim_api::{Any, metrics};
 
-/// The metrics of a container, as version 2 where the host has nothing else, and as version 1 otherwise.
+/// The metrics of a container, as version 2 where the host has nothing else, and as version 1
+/// otherwise.
 pub(crate) fn to_any(stats: &ContainerStats) -> Any {
     if cgroup::is_unified() {
         metrics::v2_any(&unified::metrics(stats))

@@ -1,4 +1,5 @@
-//! What the task service owns: the sandbox once there is one, what the engine told of each process, and the events that it is told.
+//! What the task service owns: the sandbox once there is one, what the engine told of each process,
+//! and the events that it is told.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -19,7 +19,8 @@ pub(crate) fn status(status: Status) -> api::Status {
     }
 }
 
-/// The container's init and execs. All of them are the VMM to the host, which is the only process that it can see.
+/// The container's init and execs. All of them are the VMM to the host, which is the only process
+/// that it can see.
 pub(crate) fn infos(pid: u32, execs: &[String]) -> Result<Vec<api::ProcessInfo>, Failure> {
     let init = api::ProcessInfo { pid, ..Default::default() };
     let execs = execs.iter().map(|exec| {

@@ -37,8 +37,9 @@ pub struct ServeOptions {
     pub asked: Option<Moment>,
 }
 
-/// Serves one sandbox until the engine shuts it down or SIGTERM comes. To be called on a current-thread runtime, in a process
-/// with one thread: it takes a mount namespace of its own, and its thread is the parent of VMM and file server.
+/// Serves one sandbox until the engine shuts it down or SIGTERM comes. To be called on a
+/// current-thread runtime, in a process with one thread: it takes a mount namespace of its own, and
+/// its thread is the parent of VMM and file server.
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let view = EnginesView::take().context("cannot keep the engine's mount namespace")?;
     mount::unshare_mount_namespace().context("cannot take a mount namespace of its own")?;
@@ -73,8 +74,9 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     server.shutdown().await.context("cannot end the task API")
 }
 
-/// Removes everything that a shim left behind that was killed: processes, cgroup, directory, mounts. Nothing there is fine; it may
-/// be repeated. For a container that was a member of a pod only its own bundle is cleaned.
+/// Removes everything that a shim left behind that was killed: processes, cgroup, directory,
+/// mounts. Nothing there is fine; it may be repeated. For a container that was a member of a pod
+/// only its own bundle is cleaned.
 pub fn cleanup(id: &str, bundle: &Path) -> anyhow::Result<()> {
     let dir = kata_host_runtime::run_dir_of(id)?;
     kata_sandbox::sweep(&dir)
@@ -83,8 +85,8 @@ pub fn cleanup(id: &str, bundle: &Path) -> anyhow::Result<()> {
         .context("cannot unmount the bundle's root file system")
 }
 
-/// Runs the poststop hooks of a container whose shim was killed before it could, a member of a pod or not. Those that fail change nothing;
-/// it may be repeated.
+/// Runs the poststop hooks of a container whose shim was killed before it could, a member of a pod
+/// or not. Those that fail change nothing; it may be repeated.
 pub fn make_up_for_hooks(id: &str, bundle: &Path) {
     hooks::make_up_for(id, bundle);
 }

@@ -41,7 +41,8 @@ fn order(context: &TtrpcContext, req: api::CreateTaskRequest) -> CreateOrder {
 
 type Answer<T> = ttrpc::Result<T>;
 
-/// Does all of something, even if its caller goes away meanwhile, with whom the server would drop it halfway.
+/// Does all of something, even if its caller goes away meanwhile, with whom the server would drop
+/// it halfway.
 async fn whole<T, E>(
     request: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> Result<T, Failure>

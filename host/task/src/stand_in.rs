@@ -1,4 +1,5 @@
-//! A process of the host that stands for one in the guest, and what becomes of the latter when the former goes away.
+//! A process of the host that stands for one in the guest, and what becomes of the latter when the
+//! former goes away.
 
 use std::sync::Arc;
 
@@ -9,8 +10,9 @@ use crate::owner::Owner;
 /// SIGKILL.
 const KILL: u32 = 9;
 
-/// Held while a stand-in waits for its process. Dropped before the process has ended, which happens when the connection is lost, it
-/// takes the process with it, and the sandbox if that was its last container.
+/// Held while a stand-in waits for its process. Dropped before the process has ended, which happens
+/// when the connection is lost, it takes the process with it, and the sandbox if that was its last
+/// container.
 #[derive(Debug)]
 pub(crate) struct StandIn {
     owner: Arc<Owner>,
@@ -20,7 +22,8 @@ pub(crate) struct StandIn {
 
 impl StandIn {
     pub(crate) fn new(owner: Arc<Owner>, key: ProcessKey) -> Self {
-        // Until now the first stand-in's death ended this whole process, since nobody else would have noticed it.
+        // Until now the first stand-in's death ended this whole process, since nobody else would
+        // have noticed it.
         if let Err(error) = rustix::process::set_parent_process_death_signal(None) {
             tracing::warn!("the sandbox will end with its first stand-in: {error}");
         }

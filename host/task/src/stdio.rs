@@ -1,4 +1,5 @@
-//! The host's side of a process's standard streams: fifos, files and log programs, and the copying between them and the guest.
+//! The host's side of a process's standard streams: fifos, files and log programs, and the copying
+//! between them and the guest.
 //!
 //! ```text
 //!   open ──▶ ProcessStdio ──attach──▶ AttachedStdio ──drained──▶ all ends closed
@@ -6,8 +7,9 @@
 //!              program ready           guest ─▶ stdout, stderr
 //! ```
 //!
-//! What the guest has written is never lost while somebody may still read it: a slow reader holds the process up, as a pipe would.
-//! Once the process has ended, only readers that are really there are waited for, and its end is told in spite of one that takes nothing.
+//! What the guest has written is never lost while somebody may still read it: a slow reader holds
+//! the process up, as a pipe would. Once the process has ended, only readers that are really there
+//! are waited for, and its end is told in spite of one that takes nothing.
 
 mod fifo;
 mod input;
@@ -110,7 +112,8 @@ pub(crate) struct ProcessStdio {
 }
 
 impl ProcessStdio {
-    /// Opens what `spec` asks for. Never waits for a fifo's other end; waits for a log program to say that it is ready.
+    /// Opens what `spec` asks for. Never waits for a fifo's other end; waits for a log program to
+    /// say that it is ready.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -185,9 +188,10 @@ pub(crate) struct AttachedStdio {
 }
 
 impl AttachedStdio {
-    /// Says that the process has ended, and resolves when all that it has written is in the fifos, in the files, or with the log
-    /// program, and those are closed. Readers that are slow are waited for, and readers that are gone are not; those that take nothing for some
-    /// seconds are [`Delivery::Stalled`].
+    /// Says that the process has ended, and resolves when all that it has written is in the fifos,
+    /// in the files, or with the log program, and those are closed. Readers that are slow are
+    /// waited for, and readers that are gone are not; those that take nothing for some seconds are
+    /// [`Delivery::Stalled`].
     pub(crate) async fn drained(&self) -> Delivery {
         let mut stalled = self.stalled.clone();
         tokio::select! {

@@ -4,21 +4,23 @@ use std::time::Duration;
 
 use crate::Moment;
 
-/// What the two clocks say of one exchange: the host asked, the guest took the question and gave the answer, the host had it.
-/// Both run at the same speed, so one sum turns the guest's moments into the host's (as in NTP, RFC 5905 §8).
+/// What the two clocks say of one exchange: the host asked, the guest took the question and gave
+/// the answer, the host had it. Both run at the same speed, so one sum turns the guest's moments
+/// into the host's (as in NTP, RFC 5905 §8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GuestClock {
-    /// The host's moment at which the guest's clock was zero, in nanoseconds. A guest's clock cannot be older than its host's.
+    /// The host's moment at which the guest's clock was zero, in nanoseconds. A guest's clock
+    /// cannot be older than its host's.
     zero: u64,
     uncertainty: u64,
 }
 
 impl GuestClock {
-    /// Compares the clocks by an exchange that the host saw from `asked` to `answered`, and the guest, by its own clock, from `taken`
-    /// to `given`.
+    /// Compares the clocks by an exchange that the host saw from `asked` to `answered`, and the
+    /// guest, by its own clock, from `taken` to `given`.
     ///
-    /// `None` if that cannot be: the guest says that it took longer than the host has waited, or that it is older than the host. It is
-    /// not to be believed then.
+    /// `None` if that cannot be: the guest says that it took longer than the host has waited, or
+    /// that it is older than the host. It is not to be believed then.
     #[must_use]
     pub fn compare(
         asked: Moment,
@@ -41,7 +43,8 @@ impl GuestClock {
         self.zero.checked_add(nanos(guest)?).map(Moment::from_nanos)
     }
 
-    /// How far a moment may be off, in nanoseconds: half of the time that the exchange was on its way.
+    /// How far a moment may be off, in nanoseconds: half of the time that the exchange was on its
+    /// way.
     #[must_use]
     pub fn uncertainty_ns(self) -> u64 {
         self.uncertainty

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// Nanoseconds of the host's `CLOCK_MONOTONIC`, which begins with the host's boot and is the same for all processes of the
-/// host (time_namespaces(7) excepted).
+/// Nanoseconds of the host's `CLOCK_MONOTONIC`, which begins with the host's boot and is the same
+/// for all processes of the host (time_namespaces(7) excepted).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Moment(u64);

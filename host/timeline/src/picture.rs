@@ -18,8 +18,8 @@ const TICKS: u32 = 12;
 
 /// Draws the record. Stages that were not reached are left out.
 ///
-/// A program may write its first byte whenever it likes. One that comes later than all of the start took is named in the caption, but does not
-/// squeeze the rest.
+/// A program may write its first byte whenever it likes. One that comes later than all of the start
+/// took is named in the caption, but does not squeeze the rest.
 #[must_use]
 pub fn svg(timeline: &Timeline) -> String {
     let title = format!("Start of {}", timeline.sandbox);

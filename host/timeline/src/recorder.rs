@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{GuestClock, Moment, Stage, Stamp, Timeline};
 
-/// A start that is being recorded. Clones are handles on the same one. Each stage is recorded once: of two stamps the first counts, for
-/// later containers pass the same places.
+/// A start that is being recorded. Clones are handles on the same one. Each stage is recorded once:
+/// of two stamps the first counts, for later containers pass the same places.
 #[derive(Debug, Clone, Default)]
 pub struct Recorder {
     // A mutex and not a channel: held for a push, and read once or twice.

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The end of a stage. In the order in which they are usually reached, which is the order of the table where two moments are the same.
+/// The end of a stage. In the order in which they are usually reached, which is the order of the
+/// table where two moments are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::{Span, Timeline};
 
-/// The stages in the order of time: when each ended, counted from the first, and how long after the one before it. Below, who
-/// was busy with what for how long, the longest first.
+/// The stages in the order of time: when each ended, counted from the first, and how long after the
+/// one before it. Below, who was busy with what for how long, the longest first.
 #[must_use]
 pub fn table(timeline: &Timeline) -> String {
     let mut text = format!("{:>10} {:>10}  stage\n", "at, ms", "after, ms");

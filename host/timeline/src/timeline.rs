@@ -29,7 +29,8 @@ pub struct Timeline {
     pub sandbox: String,
     /// Sorted by moment, then by stage.
     pub stamps: Vec<Stamp>,
-    /// How far a moment in the guest may be off, in nanoseconds; `None` while the two clocks have not been compared.
+    /// How far a moment in the guest may be off, in nanoseconds; `None` while the two clocks have
+    /// not been compared.
     #[serde(default)]
     pub guest_uncertainty_ns: Option<u64>,
 }
@@ -79,7 +80,8 @@ impl Timeline {
         serde_json::from_slice(&text).map_err(|source| TimelineError::Parse { path, source })
     }
 
-    /// Writes the record into the sandbox's directory, in one step: a reader sees the old one or the new one.
+    /// Writes the record into the sandbox's directory, in one step: a reader sees the old one or
+    /// the new one.
     pub fn save(&self, dir: &Path) -> io::Result<()> {
         let fresh = dir.join("timeline.new");
         fs::write(&fresh, self.to_json())?;
@@ -98,7 +100,8 @@ impl Timeline {
         self.stamps.iter().find(|stamp| stamp.stage == stage).map(|stamp| stamp.at)
     }
 
-    /// The time from one stage's end to another's; `None` if one of them is missing, zero if they are the other way round.
+    /// The time from one stage's end to another's; `None` if one of them is missing, zero if they
+    /// are the other way round.
     #[must_use]
     pub fn between(&self, from: Stage, to: Stage) -> Option<Duration> {
         Some(self.at(to)?.since(self.at(from)?))

@@ -1,5 +1,5 @@
-//! Table and picture of one start, compared with what was looked at and found good. After a change that is meant, run with
-//! `UPDATE_SNAPSHOTS=1` and look again.
+//! Table and picture of one start, compared with what was looked at and found good. After a change
+//! that is meant, run with `UPDATE_SNAPSHOTS=1` and look again.
 
 use std::fs;
 use std::path::Path;

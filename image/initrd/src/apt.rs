@@ -107,7 +107,8 @@ fn kernel_packages(package: &str) -> Result<BTreeSet<String>, FetchError> {
     Ok(found)
 }
 
-/// What apt's lists say about a package: lines `Field: value` of the version that would be installed.
+/// What apt's lists say about a package: lines `Field: value` of the version that would be
+/// installed.
 ///
 /// # Errors
 /// When apt is missing or does not know the package.

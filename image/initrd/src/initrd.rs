@@ -44,8 +44,8 @@ pub enum InitrdError {
 
 /// An initrd with this agent and the guest's modules of this kernel, as an uncompressed cpio
 /// archive (which costs no time to unpack). `extra_modules` names modules to add to
-/// [`GUEST_MODULES`] and those of [`OPTIONAL_MODULES`] that there are, with - or _. Without a package the kernel has everything built in, and the
-/// initrd is the agent alone.
+/// [`GUEST_MODULES`] and those of [`OPTIONAL_MODULES`] that there are, with - or _. Without a
+/// package the kernel has everything built in, and the initrd is the agent alone.
 ///
 /// The same input gives the same bytes.
 ///

@@ -24,7 +24,8 @@ pub const GUEST_MODULES: &[&str] = &[
     "virtio_net",
 ];
 
-/// Those that a guest can do without, and has where its kernel's package has them: memory that comes while it runs.
+/// Those that a guest can do without, and has where its kernel's package has them: memory that
+/// comes while it runs.
 pub(crate) const OPTIONAL_MODULES: &[&str] = &["virtio_mem"];
 
 /// Why the guest's modules cannot be gathered.

@@ -1,4 +1,5 @@
-//! Code of our own that is compiled into the kernel, where no option of its does what a guest needs.
+//! Code of our own that is compiled into the kernel, where no option of its does what a guest
+//! needs.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -16,7 +17,8 @@ pub(crate) fn text() -> String {
     ADDITIONS.iter().map(|(name, code)| format!("{name}\n{code}\n")).collect()
 }
 
-/// Puts them into the unpacked source `tree`. On an error, it comes with the file that cannot be written.
+/// Puts them into the unpacked source `tree`. On an error, it comes with the file that cannot be
+/// written.
 pub(crate) fn add_to(tree: &Path) -> Result<(), (PathBuf, io::Error)> {
     let place = tree.join(PLACE);
     let makefile = place.join("Makefile");

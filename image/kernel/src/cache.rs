@@ -29,8 +29,8 @@ pub enum CacheError {
     },
 }
 
-/// The cache's directory: `$KATA_CACHE_DIR`, else `/var/cache/kata-containers` for root, else `$XDG_CACHE_HOME/kata-containers`
-/// or `~/.cache/kata-containers`. It need not exist.
+/// The cache's directory: `$KATA_CACHE_DIR`, else `/var/cache/kata-containers` for root, else
+/// `$XDG_CACHE_HOME/kata-containers` or `~/.cache/kata-containers`. It need not exist.
 ///
 /// # Errors
 /// When none of the variables is set to an absolute path.
@@ -51,8 +51,8 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// The hash of everything that a kernel is made from, in hexadecimal. Each part is hashed with its length, so that no two lists of
-/// parts look alike.
+/// The hash of everything that a kernel is made from, in hexadecimal. Each part is hashed with its
+/// length, so that no two lists of parts look alike.
 pub(crate) fn key(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {

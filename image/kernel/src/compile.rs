@@ -95,11 +95,12 @@ pub struct Kernel {
     pub config: PathBuf,
 }
 
-/// The kernel of these options, built unless the cache has it. `None` when it would have to be built and `only_cached` is set.
+/// The kernel of these options, built unless the cache has it. `None` when it would have to be
+/// built and `only_cached` is set.
 ///
 /// # Errors
-/// When a symbol of the configuration is dropped, or a package, a program or the compilation fails. Nothing is left but, maybe,
-/// an empty cache.
+/// When a symbol of the configuration is dropped, or a package, a program or the compilation fails.
+/// Nothing is left but, maybe, an empty cache.
 pub fn build_kernel(
     options: &KernelOptions,
     progress: &dyn Progress,
@@ -186,7 +187,8 @@ impl Tree {
         let mut make = self.make();
         make.arg(format!("-j{jobs}"))
             .args(["vmlinux", "bzImage"])
-            // What else would differ from build to build (Linux, Documentation/kbuild/reproducible-builds.rst).
+            // What else would differ from build to build (Linux,
+            // Documentation/kbuild/reproducible-builds.rst).
             .env("KBUILD_BUILD_TIMESTAMP", date)
             .env("KBUILD_BUILD_USER", BUILDER)
             .env("KBUILD_BUILD_HOST", BUILDER)

@@ -1,4 +1,5 @@
-//! The kernel's configuration: fragments merged into one list, and the check that Kconfig has kept all of it.
+//! The kernel's configuration: fragments merged into one list, and the check that Kconfig has kept
+//! all of it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -89,7 +90,8 @@ impl Configuration {
     /// The fragments of this repository.
     ///
     /// # Errors
-    /// When a fragment has a line that is no symbol, a group without a reason, or contradicts another.
+    /// When a fragment has a line that is no symbol, a group without a reason, or contradicts
+    /// another.
     pub fn merged() -> Result<Self, ConfigurationError> {
         Self::of(FRAGMENTS)
     }

@@ -1,4 +1,5 @@
-//! Builds the guest's own kernel: configuration from fragments, source from a Debian package with a few lines of ours, result in a cache.
+//! Builds the guest's own kernel: configuration from fragments, source from a Debian package with a
+//! few lines of ours, result in a cache.
 //!
 //! ```text
 //!   Configuration::merged() ─────────────┐

@@ -52,7 +52,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// The package of this name; without a name `linux-source-6.12`, or where apt does not know it what `linux-source` depends on.
+    /// The package of this name; without a name `linux-source-6.12`, or where apt does not know it
+    /// what `linux-source` depends on.
     ///
     /// # Errors
     /// When apt is missing or knows no such package.
@@ -90,8 +91,8 @@ fn field<'a>(record: &'a str, package: &str, name: &'static str) -> Result<&'a s
     value.ok_or_else(|| SourceError::Record { package: package.to_owned(), field: name })
 }
 
-/// Unpacks the source in `package` into `tree`, without the archive's own top directory. Gives the time at which the package was
-/// made, in seconds since 1970: the only time that a build may show.
+/// Unpacks the source in `package` into `tree`, without the archive's own top directory. Gives the
+/// time at which the package was made, in seconds since 1970: the only time that a build may show.
 pub(crate) fn unpack(package: &Path, tree: &Path) -> Result<u64, SourceError> {
     let failed = |source| SourceError::Unpack { path: package.to_owned(), source };
     let deb = fs::read(package).map_err(failed)?;

@@ -1,5 +1,5 @@
-//! The disk around the file system: a partition table, the file system in partition 1 and its hash tree in partition 2, where
-//! upstream's images have them.
+//! The disk around the file system: a partition table, the file system in partition 1 and its hash
+//! tree in partition 2, where upstream's images have them.
 
 const SECTOR: usize = 512;
 /// Partitions begin at whole MiB.

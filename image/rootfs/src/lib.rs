@@ -1,5 +1,6 @@
-//! Builds the guest's rootfs image: a disk with a read-only file system that holds the agent and, if wanted, packages of Debian; and
-//! a hash tree (dm-verity) by which the guest's kernel checks every block that it reads.
+//! Builds the guest's rootfs image: a disk with a read-only file system that holds the agent and,
+//! if wanted, packages of Debian; and a hash tree (dm-verity) by which the guest's kernel checks
+//! every block that it reads.
 //!
 //! ```text
 //!   agent, packages ──▶ Tree ──▶ erofs | ext4 ──┬──▶ partition 1 ─┐

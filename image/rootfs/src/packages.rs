@@ -1,5 +1,5 @@
-//! Packages of a Debian release with all that they depend on, downloaded by an apt that has nothing installed, needs no root and
-//! touches nothing outside of its directory.
+//! Packages of a Debian release with all that they depend on, downloaded by an apt that has nothing
+//! installed, needs no root and touches nothing outside of its directory.
 
 use std::fs;
 use std::io;
@@ -57,7 +57,8 @@ impl Suite {
     }
 }
 
-/// Downloads packages and what they depend on into a new directory below `directory`; gives their files, sorted by name.
+/// Downloads packages and what they depend on into a new directory below `directory`; gives their
+/// files, sorted by name.
 ///
 /// # Errors
 /// When apt is missing, reaches no archive, or knows no such package.
@@ -122,7 +123,8 @@ fn failure(what: &'static str, output: &Output) -> PackagesError {
     PackagesError::Failed { what, reason }
 }
 
-/// The line for a suite in a list of sources: the archive from which this machine has its own packages.
+/// The line for a suite in a list of sources: the archive from which this machine has its own
+/// packages.
 fn source_line(suite: &Suite) -> Result<String, PackagesError> {
     let output = Command::new("apt-get")
         .args(["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"])
@@ -131,7 +133,8 @@ fn source_line(suite: &Suite) -> Result<String, PackagesError> {
     let targets = String::from_utf8_lossy(&output.stdout);
     let archive = targets.lines().find_map(|line| line.strip_prefix("Debian|Debian|"));
     let archive = archive.ok_or(PackagesError::NoArchive)?;
-    // Where the package debian-archive-keyring has the keys of all suites; else those count that the machine trusts.
+    // Where the package debian-archive-keyring has the keys of all suites; else those count that
+    // the machine trusts.
     let keys =
         if Path::new(KEYS).exists() { format!("[signed-by={KEYS}] ") } else { String::new() };
     Ok(format!("deb {keys}{archive} {} main\n", suite.0))

@@ -17,7 +17,8 @@ const INIT: &str = "usr/sbin/init";
 /// Where systemd's packages have it.
 const SYSTEMD: &str = "usr/lib/systemd/systemd";
 
-/// What makes the agent a service of systemd. The runtime has systemd start the target, and nothing but what it needs.
+/// What makes the agent a service of systemd. The runtime has systemd start the target, and nothing
+/// but what it needs.
 const UNITS: &[(&str, &str)] = &[
     ("usr/lib/systemd/system/kata-agent.service", include_str!("../systemd/kata-agent.service")),
     (
@@ -126,7 +127,8 @@ pub struct RootfsOptions<'a> {
 /// A built image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rootfs {
-    /// The disk's bytes: a partition table, the file system in partition 1, and the hash tree, if any, in partition 2.
+    /// The disk's bytes: a partition table, the file system in partition 1, and the hash tree, if
+    /// any, in partition 2.
     pub disk: Vec<u8>,
     /// What the kernel must be told to check it.
     pub verity: Option<Verity>,
@@ -161,7 +163,8 @@ pub fn build_rootfs(options: &RootfsOptions<'_>) -> Result<Rootfs, RootfsError> 
     Ok(Rootfs { disk: disk(&[data, hashes]), verity: Some(verity) })
 }
 
-/// The agent and the places that it needs. /run and /tmp are mounted over; everything else stays as it is.
+/// The agent and the places that it needs. /run and /tmp are mounted over; everything else stays as
+/// it is.
 fn skeleton(agent: &[u8]) -> io::Result<Tree> {
     let mut tree = Tree::default();
     for &(path, mode) in DIRECTORIES {
@@ -191,7 +194,8 @@ fn add_systemd(tree: &mut Tree) -> io::Result<()> {
     for &(path, unit) in UNITS {
         tree.add(path, Node::new(0o644, Kind::File(unit.into())))?;
     }
-    // It would write a cache of libraries, which nobody needs where libraries are in their usual places.
+    // It would write a cache of libraries, which nobody needs where libraries are in their usual
+    // places.
     add_link(tree, "etc/systemd/system/ldconfig.service", "/dev/null")?;
     // Every boot has an id of its own, which systemd mounts over this file.
     tree.add("etc/machine-id", Node::new(0o444, Kind::File(Vec::new())))

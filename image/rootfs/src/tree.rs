@@ -37,14 +37,16 @@ impl Node {
     }
 }
 
-/// Files by path, without a leading slash. Every path's directory is there too; the root itself is not listed.
+/// Files by path, without a leading slash. Every path's directory is there too; the root itself is
+/// not listed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Tree {
     nodes: BTreeMap<String, Node>,
 }
 
 impl Tree {
-    /// Adds or replaces a file. Directories on the way are made where they are missing, links on the way are followed.
+    /// Adds or replaces a file. Directories on the way are made where they are missing, links on
+    /// the way are followed.
     pub(crate) fn add(&mut self, path: &str, node: Node) -> io::Result<()> {
         let path = self.place(path)?;
         if path.is_empty() {

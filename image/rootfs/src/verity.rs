@@ -1,7 +1,8 @@
-//! The hash tree of dm-verity (Linux, Documentation/admin-guide/device-mapper/verity.rst), format 1 without a superblock.
+//! The hash tree of dm-verity (Linux, Documentation/admin-guide/device-mapper/verity.rst), format 1
+//! without a superblock.
 //!
-//! Hashes of data blocks fill blocks, whose hashes fill blocks again, until one is left: its hash is the root hash. On disk the
-//! last level comes first.
+//! Hashes of data blocks fill blocks, whose hashes fill blocks again, until one is left: its hash
+//! is the root hash. On disk the last level comes first.
 
 use sha2::{Digest, Sha256};
 
@@ -31,8 +32,8 @@ impl Verity {
     }
 }
 
-/// The hash tree of `data`, whose length is a multiple of [`BLOCK`]. The salt is the data's own hash: no two images share one, and
-/// the same image always has the same.
+/// The hash tree of `data`, whose length is a multiple of [`BLOCK`]. The salt is the data's own
+/// hash: no two images share one, and the same image always has the same.
 pub(crate) fn hash_tree(data: &[u8]) -> (Vec<u8>, Verity) {
     assert!(data.len().is_multiple_of(BLOCK), "file systems are whole blocks");
     let salt = Sha256::digest(data);

@@ -1,12 +1,13 @@
-//! A writer of EROFS images (Linux, Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h): uncompressed, every file in blocks of
-//! its own. The same tree gives the same bytes.
+//! A writer of EROFS images (Linux, Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h):
+//! uncompressed, every file in blocks of its own. The same tree gives the same bytes.
 //!
 //! ```text
 //!   block 0            1 …                                     …
 //!   │ superblock │ inodes, each with its extended attributes │ directories, links and files, each from a block's beginning │
 //! ```
 //!
-//! Files' contents are asked for one after the other while the image is written, so that they need not be in memory.
+//! Files' contents are asked for one after the other while the image is written, so that they need
+//! not be in memory.
 
 mod inode;
 
@@ -76,7 +77,8 @@ impl Image {
     /// Adds a file.
     ///
     /// # Errors
-    /// When `parent` is no directory, the name cannot be one or is taken, or the file's extended attributes are too many.
+    /// When `parent` is no directory, the name cannot be one or is taken, or the file's extended
+    /// attributes are too many.
     pub fn add(&mut self, parent: NodeId, name: &[u8], node: Node) -> io::Result<NodeId> {
         node.check()?;
         let id = NodeId(self.inodes.len());
@@ -121,10 +123,12 @@ impl Image {
         Ok(())
     }
 
-    /// Writes the image, whose size in bytes, a multiple of 4096, is returned. `content` is asked for the content of each regular file.
+    /// Writes the image, whose size in bytes, a multiple of 4096, is returned. `content` is asked
+    /// for the content of each regular file.
     ///
     /// # Errors
-    /// When `content` fails, or gives less than the file's size; of more the rest is left out. When the image is larger than 16 TiB.
+    /// When `content` fails, or gives less than the file's size; of more the rest is left out. When
+    /// the image is larger than 16 TiB.
     pub fn write<R: Read>(
         &self,
         out: &mut impl Write,
@@ -193,7 +197,8 @@ impl Image {
         Ok(Layout { contents, sizes, blocks, meta_blocks, all_blocks })
     }
 
-    /// A directory's blocks: in each, entries sorted by name, then their names. The last is not filled up.
+    /// A directory's blocks: in each, entries sorted by name, then their names. The last is not
+    /// filled up.
     fn directory(&self, inode: &Inode, slots: &[u64]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut block: Vec<(&[u8], u64, u8)> = Vec::new();

@@ -1,4 +1,5 @@
-//! Images against erofs-utils, where those are installed: they find no fault in one, and take out of it what was put in.
+//! Images against erofs-utils, where those are installed: they find no fault in one, and take out
+//! of it what was put in.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 

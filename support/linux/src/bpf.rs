@@ -1,4 +1,5 @@
-//! Programs for the kernel (bpf(2)): loading one, and having it judge the devices of a cgroup or look up the sockets of a network namespace.
+//! Programs for the kernel (bpf(2)): loading one, and having it judge the devices of a cgroup or
+//! look up the sockets of a network namespace.
 
 #![expect(unsafe_code, reason = "bpf has no safe wrapper")]
 
@@ -12,8 +13,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 pub struct Instruction {
     /// Class, operation and kind of operand.
     pub code: u8,
-    /// The destination in the low four bits, the source in the high ones. (On a big-endian machine the two halves change places; all that
-    /// this software runs on are little-endian.)
+    /// The destination in the low four bits, the source in the high ones. (On a big-endian machine
+    /// the two halves change places; all that this software runs on are little-endian.)
     pub registers: u8,
     /// Of a jump: instructions to skip; of a load: bytes from the source register.
     pub offset: i16,
@@ -33,7 +34,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Where it is going to be attached, if the kernel wants to know that when the program is loaded.
+    /// Where it is going to be attached, if the kernel wants to know that when the program is
+    /// loaded.
     fn attachment(self) -> u32 {
         match self {
             Self::SocketLookup => SOCKET_LOOKUP,
@@ -58,7 +60,8 @@ const SOCKET_MAP: u32 = 15;
 const ALLOW_MULTI: u32 = 2;
 const REPLACE: u32 = 4;
 
-/// The kernel has helper functions for programs under the GPL alone; without them any licence will do.
+/// The kernel has helper functions for programs under the GPL alone; without them any licence will
+/// do.
 const LICENCE: &CStr = c"Apache-2.0";
 
 /// The part of `union bpf_attr` that loads a program.
@@ -111,9 +114,10 @@ struct Attach {
     replaced: u32,
 }
 
-/// Hands a program to the kernel, which checks it. Its descriptor closes on exec. An error is ENOSYS or EINVAL from a kernel without such
-/// programs, EPERM without the right to load any, and EINVAL, EACCES or E2BIG for a program that it does not take, such as one that calls a
-/// helper function for programs under the GPL alone.
+/// Hands a program to the kernel, which checks it. Its descriptor closes on exec. An error is
+/// ENOSYS or EINVAL from a kernel without such programs, EPERM without the right to load any, and
+/// EINVAL, EACCES or E2BIG for a program that it does not take, such as one that calls a helper
+/// function for programs under the GPL alone.
 pub fn load(kind: Kind, program: &[Instruction]) -> io::Result<OwnedFd> {
     let attributes = Load {
         kind: kind as u32,
@@ -126,8 +130,8 @@ pub fn load(kind: Kind, program: &[Instruction]) -> io::Result<OwnedFd> {
     Ok(owned(unless_interrupted(|| bpf(PROG_LOAD, &attributes))?))
 }
 
-/// The kernel gives the check of a program up when a signal arrives, such as that of a child's end, and says EAGAIN; the next time it is
-/// handled already. As libraries do, for a few times.
+/// The kernel gives the check of a program up when a signal arrives, such as that of a child's end,
+/// and says EAGAIN; the next time it is handled already. As libraries do, for a few times.
 fn unless_interrupted<T>(mut load: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..LOADS {
         match load() {
@@ -138,8 +142,9 @@ fn unless_interrupted<T>(mut load: impl FnMut() -> io::Result<T>) -> io::Result<
     load()
 }
 
-/// Lets `program` judge every access from `cgroup` and below from now on, in place of `replaced`, of which there is no moment without
-/// either. It stays for as long as the group does. An error when `replaced` is not attached there, and on a kernel without such programs.
+/// Lets `program` judge every access from `cgroup` and below from now on, in place of `replaced`,
+/// of which there is no moment without either. It stays for as long as the group does. An error
+/// when `replaced` is not attached there, and on a kernel without such programs.
 pub fn attach_to_cgroup(
     cgroup: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -155,8 +160,9 @@ pub fn attach_to_cgroup(
     bpf(PROG_ATTACH, &attributes).map(drop)
 }
 
-/// A map with one entry, of number 0: `socket`, which leaves it when it is closed. A program finds it there ([`SOCKET_OF_MAP`]). Its descriptor
-/// closes on exec. An error as of [`load`], or when the socket neither listens nor is connected.
+/// A map with one entry, of number 0: `socket`, which leaves it when it is closed. A program finds
+/// it there ([`SOCKET_OF_MAP`]). Its descriptor closes on exec. An error as of [`load`], or when
+/// the socket neither listens nor is connected.
 pub fn map_of_socket(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let attributes = Map { kind: SOCKET_MAP, key_size: 4, value_size: 4, entries: 1 };
     let map = owned(bpf(MAP_CREATE, &attributes)?);
@@ -175,8 +181,9 @@ pub fn map_of_socket(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// The number of the only entry of a [`map_of_socket`].
 pub const SOCKET_OF_MAP: u32 = 0;
 
-/// Has `program` ([`Kind::SocketLookup`]) look up sockets in a network namespace, before the kernel does, for as long as the descriptor that
-/// is returned stays open. It closes on exec. An error is EINVAL from a kernel without such programs (before 5.9).
+/// Has `program` ([`Kind::SocketLookup`]) look up sockets in a network namespace, before the kernel
+/// does, for as long as the descriptor that is returned stays open. It closes on exec. An error is
+/// EINVAL from a kernel without such programs (before 5.9).
 pub fn attach_to_namespace(
     namespace: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -197,8 +204,8 @@ fn owned(fd: libc::c_int) -> OwnedFd {
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: these commands only read: the attributes, whose size is given, and what they point to,
-    // which outlives the call and has the length that they say.
+    // SAFETY: these commands only read: the attributes, whose size is given, and what they point
+    // to, which outlives the call and has the length that they say.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>())
     };

@@ -5,8 +5,9 @@ use std::io;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// All that acting on behalf of a guest's users takes, for whoever serves them files. `DAC_READ_SEARCH` is left out on purpose: with it, a
-/// file could be opened by its handle wherever it is (open_by_handle_at(2)).
+/// All that acting on behalf of a guest's users takes, for whoever serves them files.
+/// `DAC_READ_SEARCH` is left out on purpose: with it, a file could be opened by its handle wherever
+/// it is (open_by_handle_at(2)).
 pub const FILE_SERVER: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -16,8 +17,9 @@ pub const FILE_SERVER: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP);
 
-/// Leaves the calling thread, all that it will start and whatever those may become with nothing but `kept`: out of the bounding and
-/// ambient sets goes everything else, and `no_new_privs` is set (capabilities(7), prctl(2)). Call it before any thread is started.
+/// Leaves the calling thread, all that it will start and whatever those may become with nothing but
+/// `kept`: out of the bounding and ambient sets goes everything else, and `no_new_privs` is set
+/// (capabilities(7), prctl(2)). Call it before any thread is started.
 pub fn keep_only(kept: CapabilitySet) -> io::Result<()> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);

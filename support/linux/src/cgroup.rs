@@ -1,7 +1,9 @@
-//! One group of processes in every cgroup hierarchy of the host: v2 alone, v1 alone, or both side by side.
+//! One group of processes in every cgroup hierarchy of the host: v2 alone, v1 alone, or both side
+//! by side.
 //!
-//! The group is only for membership (accounting, and finding every process again); limits are set where the
-//! workload runs. Sources: cgroups(7), Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
+//! The group is only for membership (accounting, and finding every process again); limits are set
+//! where the workload runs. Sources: cgroups(7), Documentation/admin-guide/cgroup-v1 and
+//! cgroup-v2.rst.
 
 use std::fs;
 use std::io;
@@ -49,8 +51,9 @@ pub struct HostCgroup {
 }
 
 impl HostCgroup {
-    /// Makes the cgroup `path` in every mounted hierarchy, with its parents, and nothing in it. One that exists is taken
-    /// over. `path` is as in the OCI runtime spec's `cgroupsPath`: `/a/b`, or systemd's `slice:prefix:name`.
+    /// Makes the cgroup `path` in every mounted hierarchy, with its parents, and nothing in it. One
+    /// that exists is taken over. `path` is as in the OCI runtime spec's `cgroupsPath`: `/a/b`, or
+    /// systemd's `slice:prefix:name`.
     pub fn create(path: &str) -> Result<Self, CgroupError> {
         let relative = relative_path(path)?;
         let dirs = hierarchies()?
@@ -60,8 +63,9 @@ impl HostCgroup {
         Ok(Self { dirs })
     }
 
-    /// Where a cgroup of one's own would be: `path`, as for [`HostCgroup::create`], where there is none yet; else `name` within it, for whoever is
-    /// in the one that exists is somebody else's. Makes nothing.
+    /// Where a cgroup of one's own would be: `path`, as for [`HostCgroup::create`], where there is
+    /// none yet; else `name` within it, for whoever is in the one that exists is somebody else's.
+    /// Makes nothing.
     pub fn plan(path: &str, name: &str) -> Result<PlannedCgroup, CgroupError> {
         let relative = relative_path(path)?;
         let place = |hierarchy: Hierarchy| match hierarchy.mount_point.join(&relative).exists() {
@@ -83,13 +87,15 @@ impl HostCgroup {
         &self.dirs
     }
 
-    /// Moves the calling process with all its threads into the cgroup; children that it starts from now on are born there.
+    /// Moves the calling process with all its threads into the cgroup; children that it starts from
+    /// now on are born there.
     pub fn enter(&self) -> Result<(), CgroupError> {
         self.dirs.iter().try_for_each(|dir| join(dir))
     }
 
-    /// Removes the cgroup from every hierarchy. One that is gone already is fine, and one in which others have made theirs is left to them; one
-    /// that still has processes is an error, after the others have been removed. Takes half a second at most.
+    /// Removes the cgroup from every hierarchy. One that is gone already is fine, and one in which
+    /// others have made theirs is left to them; one that still has processes is an error, after the
+    /// others have been removed. Takes half a second at most.
     pub fn remove(&self) -> Result<(), CgroupError> {
         let deadline = Instant::now() + EMPTIED;
         let mut result = Ok(());
@@ -169,7 +175,8 @@ impl PlannedCgroup {
     }
 }
 
-/// Where a process was before it entered another cgroup: directories, each with the root of its hierarchy.
+/// Where a process was before it entered another cgroup: directories, each with the root of its
+/// hierarchy.
 #[derive(Debug, Clone)]
 pub struct Membership(Vec<(PathBuf, PathBuf)>);
 
@@ -185,8 +192,8 @@ impl Membership {
         Ok(Self(membership_dirs(&text, &hierarchies()?)))
     }
 
-    /// Moves the calling process back there; to the root of a hierarchy whose cgroup has been removed since. All hierarchies are tried, and the
-    /// first error is told.
+    /// Moves the calling process back there; to the root of a hierarchy whose cgroup has been
+    /// removed since. All hierarchies are tried, and the first error is told.
     pub fn restore(&self) -> Result<(), CgroupError> {
         let mut result = Ok(());
         for (dir, root) in &self.0 {
@@ -218,8 +225,8 @@ pub fn hierarchies_in_words() -> Result<&'static str, CgroupError> {
     })
 }
 
-/// A process leaves its cgroups a moment after its end has been told, and no event says when. So a group without processes that is
-/// still busy gets a few moments; one with processes does not.
+/// A process leaves its cgroups a moment after its end has been told, and no event says when. So a
+/// group without processes that is still busy gets a few moments; one with processes does not.
 fn remove_emptied(dir: &Path, deadline: Instant) -> io::Result<()> {
     const MOMENT: Duration = Duration::from_millis(10);
     loop {
@@ -308,7 +315,8 @@ fn hierarchies() -> Result<Vec<Hierarchy>, CgroupError> {
     Ok(parse_hierarchies(&text))
 }
 
-/// The cgroup mounts of a mountinfo text (proc_pid_mountinfo(5)), the first mount of each hierarchy.
+/// The cgroup mounts of a mountinfo text (proc_pid_mountinfo(5)), the first mount of each
+/// hierarchy.
 fn parse_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mountinfo.lines() {
@@ -340,7 +348,8 @@ fn controllers_of(options: &str) -> Vec<String> {
     controllers
 }
 
-/// The directories that a `/proc/PID/cgroup` text names (cgroups(7)), as far as they are mounted, each with its hierarchy's root.
+/// The directories that a `/proc/PID/cgroup` text names (cgroups(7)), as far as they are mounted,
+/// each with its hierarchy's root.
 fn membership_dirs(text: &str, hierarchies: &[Hierarchy]) -> Vec<(PathBuf, PathBuf)> {
     text.lines()
         .filter_map(|line| {

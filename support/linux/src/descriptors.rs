@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::io::fcntl_getfd;
 use tokio::io::unix::AsyncFd;
 
-/// Has tokio tell when a descriptor can be read or written. It must be non-blocking, and of a kind that epoll(7) takes.
+/// Has tokio tell when a descriptor can be read or written. It must be non-blocking, and of a kind
+/// that epoll(7) takes.
 ///
 /// # Panics
 /// Outside of a tokio runtime with I/O.
@@ -22,23 +23,27 @@ pub fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
-/// Marks every descriptor from `first` on to be closed at the next execve(2): whatever the caller left open by mistake or on purpose goes
-/// no further than this process. Those that are opened later are not meant.
+/// Marks every descriptor from `first` on to be closed at the next execve(2): whatever the caller
+/// left open by mistake or on purpose goes no further than this process. Those that are opened
+/// later are not meant.
 pub fn close_at_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: the call changes a flag of descriptors and touches no memory; nothing relies on a descriptor outliving an exec.
+    // SAFETY: the call changes a flag of descriptors and touches no memory; nothing relies on a
+    // descriptor outliving an exec.
     let result =
         unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The descriptor with this number, 3 to 63, that the caller has passed on purpose. To be called once for each number, before this process
-/// opens anything itself. An error (EBADF) if there is none.
+/// The descriptor with this number, 3 to 63, that the caller has passed on purpose. To be called
+/// once for each number, before this process opens anything itself. An error (EBADF) if there is
+/// none.
 pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     static TAKEN: AtomicU64 = AtomicU64::new(0);
     if !(3..64).contains(&number) {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
-    // SAFETY: borrowed only to ask whether it is open; nothing of this process can close it meanwhile, since nothing owns it.
+    // SAFETY: borrowed only to ask whether it is open; nothing of this process can close it
+    // meanwhile, since nothing owns it.
     fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
     let bit = 1 << number;
     if TAKEN.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
@@ -48,7 +53,8 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// What standard input is, which becomes /dev/null instead: the one descriptor that needs no agreement on numbers, as with inetd.
+/// What standard input is, which becomes /dev/null instead: the one descriptor that needs no
+/// agreement on numbers, as with inetd.
 pub fn take_stdin() -> io::Result<OwnedFd> {
     let taken = io::stdin().as_fd().try_clone_to_owned()?;
     nix::unistd::dup2_stdin(File::open("/dev/null")?)?;

@@ -17,8 +17,8 @@ use tokio::io::unix::AsyncFd;
 /// Enough for any event: a name has 255 bytes at most (inotify(7)).
 const ROOM: usize = 4096;
 
-/// Watches a directory from the moment on at which it was opened. To wait for a file, open this first, then look whether it is there,
-/// then wait.
+/// Watches a directory from the moment on at which it was opened. To wait for a file, open this
+/// first, then look whether it is there, then wait.
 #[derive(Debug)]
 pub struct DirectoryWatch(AsyncFd<OwnedFd>);
 
@@ -30,7 +30,8 @@ impl DirectoryWatch {
     pub fn open(directory: &Path) -> io::Result<Self> {
         let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         inotify::add_watch(&watch, directory, WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
-        // SAFETY: an `OwnedFd` is open and the same until it is dropped, which the `AsyncFd` does after deregistering it.
+        // SAFETY: an `OwnedFd` is open and the same until it is dropped, which the `AsyncFd` does
+        // after deregistering it.
         Ok(Self(unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) }?))
     }
 

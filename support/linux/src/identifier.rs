@@ -32,7 +32,8 @@ pub enum IdentifierError {
     },
 }
 
-/// Accepts `value` if it can be a file name and nothing else: letters, digits, `.`, `_`, `+`, `-`, beginning with a letter or digit.
+/// Accepts `value` if it can be a file name and nothing else: letters, digits, `.`, `_`, `+`, `-`,
+/// beginning with a letter or digit.
 ///
 /// `what` names it in the error.
 pub fn check(what: &'static str, value: &str) -> Result<(), IdentifierError> {

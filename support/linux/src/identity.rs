@@ -1,5 +1,5 @@
-//! Processes that are remembered across time: a process id alone may belong to somebody else by now, together with the time at
-//! which its process started it does not.
+//! Processes that are remembered across time: a process id alone may belong to somebody else by
+//! now, together with the time at which its process started it does not.
 
 use std::fs;
 use std::io;
@@ -20,8 +20,8 @@ pub struct ProcessIdentity {
 }
 
 impl ProcessIdentity {
-    /// The process that has this id now; `None` when there is none. One that has ended and was not reaped yet has its id still, and
-    /// may have threads that are just ending.
+    /// The process that has this id now; `None` when there is none. One that has ended and was not
+    /// reaped yet has its id still, and may have threads that are just ending.
     #[must_use]
     pub fn of(pid: u32) -> Option<Self> {
         Self::with_state(pid).map(|(identity, _)| identity)
@@ -39,8 +39,8 @@ impl ProcessIdentity {
         Some((Self { pid, start_time }, state))
     }
 
-    /// Kills it if it still runs, and waits until it is gone, but not longer than `patience`. Never touches another process that
-    /// has got its id meanwhile. False when it is still there.
+    /// Kills it if it still runs, and waits until it is gone, but not longer than `patience`. Never
+    /// touches another process that has got its id meanwhile. False when it is still there.
     #[must_use]
     pub fn kill_and_wait(&self, patience: Duration) -> bool {
         self.signal_and_wait(Some(Signal::KILL), patience)
@@ -52,8 +52,8 @@ impl ProcessIdentity {
         self.signal_and_wait(None, patience)
     }
 
-    /// As [`ProcessIdentity::kill_and_wait`] for several: all are killed before any is waited for, and `patience` is for all together. Returns
-    /// those that are still there.
+    /// As [`ProcessIdentity::kill_and_wait`] for several: all are killed before any is waited for,
+    /// and `patience` is for all together. Returns those that are still there.
     #[must_use]
     pub fn kill_all_and_wait(all: &[Self], patience: Duration) -> Vec<Self> {
         let deadline = Instant::now() + patience;
@@ -84,8 +84,8 @@ impl ProcessIdentity {
     }
 }
 
-/// Waits for a process's end and says whether it has come. The descriptor is readable when the last thread has ended; the first one may be a
-/// zombie long before that.
+/// Waits for a process's end and says whether it has come. The descriptor is readable when the last
+/// thread has ended; the first one may be a zombie long before that.
 fn has_ended(pidfd: &OwnedFd, patience: Duration) -> bool {
     let timeout = Timespec::try_from(patience).ok();
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
@@ -96,7 +96,8 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     rustix::io::retry_on_intr(&mut call).map_err(io::Error::from)
 }
 
-/// State and start time. The second field, the command in parentheses, may itself hold spaces and parentheses.
+/// State and start time. The second field, the command in parentheses, may itself hold spaces and
+/// parentheses.
 fn parse_stat(stat: &str) -> Option<(char, u64)> {
     let (_, after) = stat.rsplit_once(')')?;
     let mut fields = after.split_ascii_whitespace();

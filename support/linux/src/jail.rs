@@ -1,10 +1,12 @@
 //! What a child process is put into between fork and exec.
 //!
-//! A [`Jail`] is plain data; `install` turns it into a hook that runs in the child. The hook makes system calls only: after the fork
-//! of a process with threads nothing else is safe, no allocation and no lock. A step that fails writes its name to the child's
-//! stderr, since an `errno` is all that passes back to the parent.
+//! A [`Jail`] is plain data; `install` turns it into a hook that runs in the child. The hook makes
+//! system calls only: after the fork of a process with threads nothing else is safe, no allocation
+//! and no lock. A step that fails writes its name to the child's stderr, since an `errno` is all
+//! that passes back to the parent.
 //!
-//! The order matters: mounts before the user and capabilities go, capabilities before `no_new_privs`, and the descriptors last.
+//! The order matters: mounts before the user and capabilities go, capabilities before
+//! `no_new_privs`, and the descriptors last.
 
 #![expect(
     unsafe_code,
@@ -43,8 +45,9 @@ pub enum Mounts {
     /// As its parent does, in the parent's mount namespace.
     #[default]
     Shared,
-    /// In a mount namespace of its own (mount_namespaces(7)) in which everything is read-only and no program gains privileges. Opening
-    /// device nodes and writing to descriptors that were passed still works.
+    /// In a mount namespace of its own (mount_namespaces(7)) in which everything is read-only and
+    /// no program gains privileges. Opening device nodes and writing to descriptors that were
+    /// passed still works.
     ReadOnly,
 }
 
@@ -69,24 +72,27 @@ pub struct Jail {
     pub network: Network,
     /// An IPC namespace of its own: neither System V IPC nor POSIX message queues of the host.
     pub own_ipc: bool,
-    /// A PID namespace of its own, in which the child is process 1 (pid_namespaces(7)): when it dies, the kernel kills
-    /// whatever it has forked. With [`Mounts::ReadOnly`] it also gets a `/proc` that shows nothing else.
+    /// A PID namespace of its own, in which the child is process 1 (pid_namespaces(7)): when it
+    /// dies, the kernel kills whatever it has forked. With [`Mounts::ReadOnly`] it also gets a
+    /// `/proc` that shows nothing else.
     pub own_pids: bool,
-    /// All capabilities that the child and its descendants may ever have; `None` leaves them as they are. With this,
-    /// `no_new_privs` is set as well (prctl(2)).
+    /// All capabilities that the child and its descendants may ever have; `None` leaves them as
+    /// they are. With this, `no_new_privs` is set as well (prctl(2)).
     pub capabilities: Option<CapabilitySet>,
     /// Whom the child becomes; `None` leaves it its parent's user and groups.
     pub user: Option<Nobody>,
-    /// Whether the program becomes somebody else by itself, as jailers do. With the user it would lose its tie to its parent (prctl(2),
-    /// `PR_SET_PDEATHSIG`), so its stdin is another one: a pipe whose other end only the parent has. Not with `own_pids`: no signal from
-    /// inside or outside but one of its parent's ends process 1.
+    /// Whether the program becomes somebody else by itself, as jailers do. With the user it would
+    /// lose its tie to its parent (prctl(2), `PR_SET_PDEATHSIG`), so its stdin is another one: a
+    /// pipe whose other end only the parent has. Not with `own_pids`: no signal from inside or
+    /// outside but one of its parent's ends process 1.
     pub changes_user: bool,
     /// Upper bounds, soft and hard (setrlimit(2)). Only lowering needs no privilege.
     pub limits: Vec<(Resource, u64)>,
 }
 
 impl Jail {
-    /// Every wall there is, no capability, no core dumps: for a program that lives on the descriptors it was given.
+    /// Every wall there is, no capability, no core dumps: for a program that lives on the
+    /// descriptors it was given.
     #[must_use]
     pub fn strict() -> Self {
         Self {
@@ -121,8 +127,9 @@ struct Parent {
     alive: OwnedFd,
 }
 
-/// Makes `command`'s children enter `jail` and die with the thread that spawns them. Descriptors above stderr are closed at exec; whatever
-/// is to be passed on must be unmarked by a hook that is installed after this one.
+/// Makes `command`'s children enter `jail` and die with the thread that spawns them. Descriptors
+/// above stderr are closed at exec; whatever is to be passed on must be unmarked by a hook that is
+/// installed after this one.
 pub(crate) fn install(command: &mut Command, jail: Jail) -> io::Result<()> {
     let parent = Parent { alive: pidfd_open(getpid(), PidfdFlags::empty())? };
     let enter = move || {
@@ -132,8 +139,8 @@ pub(crate) fn install(command: &mut Command, jail: Jail) -> io::Result<()> {
             errno.into()
         })
     };
-    // SAFETY: `enter` and all that it calls make system calls on memory that was set up before the fork. They neither
-    // allocate nor lock; paths are C strings.
+    // SAFETY: `enter` and all that it calls make system calls on memory that was set up before the
+    // fork. They neither allocate nor lock; paths are C strings.
     unsafe { command.pre_exec(enter) };
     Ok(())
 }
@@ -149,8 +156,8 @@ pub(crate) fn spawn(command: &mut Command, own_pids: bool) -> io::Result<Child> 
     if !own_pids {
         return command.spawn();
     }
-    // A namespace that was unshared is entered by the thread's next children, not by the thread itself. It is set back before anything
-    // else can run on this thread.
+    // A namespace that was unshared is entered by the thread's next children, not by the thread
+    // itself. It is set back before anything else can run on this thread.
     let outer = File::open("/proc/thread-self/ns/pid_for_children")?;
     // SAFETY: unsharing the PID namespace touches neither descriptors nor memory of this process.
     unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
@@ -173,8 +180,8 @@ fn tie_to(parent: &Parent) -> Result<(), Failure> {
 /// asm-generic/fcntl.h; libc has no name for it.
 const F_SETSIG: libc::c_int = 10;
 
-/// Has the kernel kill this process when nobody can write to its stdin, a pipe, any more. It is root that orders this, so it holds for
-/// whomever the process becomes (fcntl(2), `F_SETOWN`).
+/// Has the kernel kill this process when nobody can write to its stdin, a pipe, any more. It is
+/// root that orders this, so it holds for whomever the process becomes (fcntl(2), `F_SETOWN`).
 fn tie_by_stdin() -> Result<(), Failure> {
     let orders = [
         (libc::F_SETOWN, getpid().as_raw_nonzero().get()),

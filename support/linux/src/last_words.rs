@@ -9,11 +9,13 @@ use tokio::net::unix::pipe;
 /// Bytes that are kept: some fifty lines.
 const CAPACITY: usize = 4096;
 
-/// Read at most this often at a time, so that a child that never stops writing cannot keep its watcher from anything else.
+/// Read at most this often at a time, so that a child that never stops writing cannot keep its
+/// watcher from anything else.
 const READS_AT_A_TIME: usize = 64;
 
 /// A handle on the bytes; clones share them.
-// A mutex and not a channel: readers want the words at the moment of failure, when the watching task may be gone.
+// A mutex and not a channel: readers want the words at the moment of failure, when the watching
+// task may be gone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LastWords(Arc<Mutex<VecDeque<u8>>>);
 
@@ -38,8 +40,8 @@ impl LastWords {
         kept.drain(..overflow);
     }
 
-    /// The lines, oldest first, with everything replaced by `?` that is not printable ASCII: children carry words of those who are not
-    /// trusted.
+    /// The lines, oldest first, with everything replaced by `?` that is not printable ASCII:
+    /// children carry words of those who are not trusted.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.make_contiguous()

@@ -1,4 +1,5 @@
-//! Small, safe faces on Linux: processes that never outlive their parent, mounts, cgroups, the TSC's frequency.
+//! Small, safe faces on Linux: processes that never outlive their parent, mounts, cgroups, the
+//! TSC's frequency.
 //!
 //! Knows no VM and no container.
 

@@ -1,7 +1,9 @@
-//! Mounts: containerd's and OCI's option strings, binds by file descriptor, propagation, and the mount table.
+//! Mounts: containerd's and OCI's option strings, binds by file descriptor, propagation, and the
+//! mount table.
 //!
-//! Everything here acts in the mount namespace of the calling thread. Needs Linux 5.12 (`mount_setattr`).
-//! Sources: mount(2), mount_setattr(2), mount_namespaces(7), proc_pid_mountinfo(5).
+//! Everything here acts in the mount namespace of the calling thread. Needs Linux 5.12
+//! (`mount_setattr`). Sources: mount(2), mount_setattr(2), mount_namespaces(7),
+//! proc_pid_mountinfo(5).
 
 mod options;
 mod overlay;
@@ -67,11 +69,13 @@ pub enum MountError {
     },
 }
 
-/// Mounts `source` at `target` as a container engine words it: `fstype` and option strings, of which flags (`ro`, `nosuid`, …),
-/// `bind`/`rbind` and propagation (`rslave`, …) are recognised and all others are handed to the file system.
+/// Mounts `source` at `target` as a container engine words it: `fstype` and option strings, of
+/// which flags (`ro`, `nosuid`, …), `bind`/`rbind` and propagation (`rslave`, …) are recognised and
+/// all others are handed to the file system.
 ///
-/// A bind takes its flags at once, never being writable for a moment, and recursively with `rbind`. An overlay may have more
-/// layers than fit into mount(2)'s page, as long as they have a common parent. `target` is resolved once.
+/// A bind takes its flags at once, never being writable for a moment, and recursively with `rbind`.
+/// An overlay may have more layers than fit into mount(2)'s page, as long as they have a common
+/// parent. `target` is resolved once.
 pub fn mount(
     source: &str,
     target: &Path,
@@ -107,8 +111,9 @@ pub fn mount(
     }
 }
 
-/// Binds `source` (a directory or a file, links are followed) onto `target`, with everything mounted below it when
-/// `recursive`. With `readonly` the bind and all that it brings along is read-only from the first moment.
+/// Binds `source` (a directory or a file, links are followed) onto `target`, with everything
+/// mounted below it when `recursive`. With `readonly` the bind and all that it brings along is
+/// read-only from the first moment.
 pub fn bind(
     source: &Path,
     target: &Path,
@@ -140,12 +145,14 @@ fn bind_with(
         })
 }
 
-/// Makes the mount at `path`, and with `recursive` all below it, pass on mounts to its copies and take theirs.
+/// Makes the mount at `path`, and with `recursive` all below it, pass on mounts to its copies and
+/// take theirs.
 pub fn make_shared(path: &Path, recursive: bool) -> Result<(), MountError> {
     change_propagation(path, Propagation::Shared, recursive)
 }
 
-/// Makes the mount at `path`, and with `recursive` all below it, take mounts from where it was copied from but pass none on.
+/// Makes the mount at `path`, and with `recursive` all below it, take mounts from where it was
+/// copied from but pass none on.
 pub fn make_slave(path: &Path, recursive: bool) -> Result<(), MountError> {
     change_propagation(path, Propagation::Slave, recursive)
 }
@@ -173,8 +180,9 @@ fn change_propagation(
     })
 }
 
-/// Gives the calling thread a mount namespace of its own, in which mounts made by others still appear but from which none
-/// gets out. To move a whole process, call it before any thread is started.
+/// Gives the calling thread a mount namespace of its own, in which mounts made by others still
+/// appear but from which none gets out. To move a whole process, call it before any thread is
+/// started.
 pub fn unshare_mount_namespace() -> Result<(), MountError> {
     let root = PathBuf::from("/");
     unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| MountError::Io {
@@ -185,20 +193,23 @@ pub fn unshare_mount_namespace() -> Result<(), MountError> {
     make_slave(&root, true)
 }
 
-/// Makes the working directory, which must be a mount point, the root of this mount namespace, and lets go of all mounts outside of it. For
-/// those who have a mount namespace of their own, with CAP_SYS_ADMIN.
+/// Makes the working directory, which must be a mount point, the root of this mount namespace, and
+/// lets go of all mounts outside of it. For those who have a mount namespace of their own, with
+/// CAP_SYS_ADMIN.
 pub fn pivot_to_working_directory() -> Result<(), MountError> {
     let failed = |action| {
         move |errno: Errno| MountError::Io { action, path: "/".into(), source: errno.into() }
     };
-    // With both the same, the old root ends up on top of the new one (pivot_root(2)), and is what `.` unmounts.
+    // With both the same, the old root ends up on top of the new one (pivot_root(2)), and is what
+    // `.` unmounts.
     rustix::process::pivot_root(".", ".").map_err(failed("put the working directory at"))?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed("let go of the old"))?;
     rustix::process::chdir("/").map_err(failed("change to"))
 }
 
-/// Moves the calling thread, and no other of its process, into a mount namespace: an open file like `/proc/<pid>/ns/mnt`. Its root and
-/// working directory are that namespace's root from then on. Needs CAP_SYS_ADMIN.
+/// Moves the calling thread, and no other of its process, into a mount namespace: an open file like
+/// `/proc/<pid>/ns/mnt`. Its root and working directory are that namespace's root from then on.
+/// Needs CAP_SYS_ADMIN.
 pub fn enter_mount_namespace(namespace: impl AsFd) -> Result<(), MountError> {
     let namespace = namespace.as_fd();
     let entered = || -> rustix::io::Result<()> {
@@ -213,8 +224,8 @@ pub fn enter_mount_namespace(namespace: impl AsFd) -> Result<(), MountError> {
     })
 }
 
-/// Detaches everything that is mounted at `path`, with all below it, however busy; a last component that is a link is not
-/// followed. `path` not being a mount point, or not existing, is fine.
+/// Detaches everything that is mounted at `path`, with all below it, however busy; a last component
+/// that is a link is not followed. `path` not being a mount point, or not existing, is fine.
 pub fn unmount_tree(path: &Path) -> Result<(), MountError> {
     // A path can be mounted over several times.
     loop {
@@ -232,7 +243,8 @@ pub fn unmount_tree(path: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Like [`unmount_tree`] for the entry `name` of an open directory, so that no other path is resolved.
+/// Like [`unmount_tree`] for the entry `name` of an open directory, so that no other path is
+/// resolved.
 pub fn unmount_tree_at(directory: impl AsFd, name: &str) -> Result<(), MountError> {
     let path = format!("/proc/self/fd/{}/{name}", directory.as_fd().as_raw_fd());
     unmount_tree(Path::new(&path))

@@ -7,14 +7,16 @@ use std::path::Path;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Moves the calling thread into the network namespace at `path`; in a process with one thread that is the process. Needs CAP_SYS_ADMIN.
+/// Moves the calling thread into the network namespace at `path`; in a process with one thread that
+/// is the process. Needs CAP_SYS_ADMIN.
 pub fn enter(path: &Path) -> io::Result<()> {
     let namespace = File::open(path)?;
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     Ok(())
 }
 
-/// Gives the calling thread a network namespace of its own, in which there is only a loopback interface that is down.
+/// Gives the calling thread a network namespace of its own, in which there is only a loopback
+/// interface that is down.
 pub fn unshare() -> io::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
     Ok(())

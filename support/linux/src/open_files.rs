@@ -1,7 +1,8 @@
-//! How many files this process may have open: as many as it is allowed, and its children what it was given itself.
+//! How many files this process may have open: as many as it is allowed, and its children what it
+//! was given itself.
 //!
-//! Service managers give a low soft limit, for programs that wait with select(2) and fail beyond 1024, and a high hard one, for programs that know
-//! better to take.
+//! Service managers give a low soft limit, for programs that wait with select(2) and fail beyond
+//! 1024, and a high hard one, for programs that know better to take.
 
 use std::io;
 use std::process::Command;
@@ -26,7 +27,8 @@ pub fn raise_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// Lets a child that is not ours, a user's program, start with the limit that this process was given.
+/// Lets a child that is not ours, a user's program, start with the limit that this process was
+/// given.
 pub fn give_back_limit(command: &mut Command) {
     if let Some(given) = GIVEN.get().copied() {
         jail::limit(command, Resource::Nofile, given);

@@ -1,4 +1,5 @@
-//! A process as a descriptor (pidfd_open(2)): its end is an event, and a signal reaches it or nobody.
+//! A process as a descriptor (pidfd_open(2)): its end is an event, and a signal reaches it or
+//! nobody.
 
 #![expect(
     unsafe_code,
@@ -17,18 +18,21 @@ use tokio::io::unix::AsyncFd;
 
 use crate::process::Exit;
 
-/// One process, which keeps its identity here also after its end, when its id may belong to another.
+/// One process, which keeps its identity here also after its end, when its id may belong to
+/// another.
 #[derive(Debug)]
 pub struct Pidfd(AsyncFd<OwnedFd>);
 
 impl Pidfd {
-    /// The process that has the id `pid` now; that it is the one meant is sure for one's own children that were not reaped yet.
+    /// The process that has the id `pid` now; that it is the one meant is sure for one's own
+    /// children that were not reaped yet.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn open(pid: Pid) -> io::Result<Self> {
         let fd = pidfd_open(pid, PidfdFlags::empty())?;
-        // SAFETY: an `OwnedFd` is open and the same until it is dropped, which the `AsyncFd` does after deregistering it.
+        // SAFETY: an `OwnedFd` is open and the same until it is dropped, which the `AsyncFd` does
+        // after deregistering it.
         Ok(Self(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?))
     }
 
@@ -48,7 +52,8 @@ impl Pidfd {
         }
     }
 
-    /// Reaps the process, which must be a child of this one; waits if it has not [ended](Self::ended) yet.
+    /// Reaps the process, which must be a child of this one; waits if it has not
+    /// [ended](Self::ended) yet.
     #[must_use]
     pub fn reap(&self) -> Exit {
         let status = loop {

@@ -30,7 +30,8 @@ use crate::pidfd::Pidfd;
 /// The first descriptor that is passed; the standard three come before it.
 const FIRST_PASSED_FD: RawFd = 3;
 
-/// Where programs are looked for that were named without a path. The rest of the environment is not passed on.
+/// Where programs are looked for that were named without a path. The rest of the environment is not
+/// passed on.
 pub(crate) const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why a child could not be started.
@@ -88,8 +89,9 @@ impl fmt::Display for Exit {
     }
 }
 
-/// A child to be. Its stdin is `/dev/null`, and so is its stdout unless [`Spawn::stdout`] says otherwise; its stderr is kept ([`Child::stderr`]), its environment is a `PATH`, and no descriptor
-/// reaches it but the passed ones.
+/// A child to be. Its stdin is `/dev/null`, and so is its stdout unless [`Spawn::stdout`] says
+/// otherwise; its stderr is kept ([`Child::stderr`]), its environment is a `PATH`, and no
+/// descriptor reaches it but the passed ones.
 #[derive(Debug)]
 pub struct Spawn {
     program: OsString,
@@ -134,7 +136,8 @@ impl Spawn {
         self
     }
 
-    /// Passes a descriptor and tells the number that it will have in the child: 3 for the first one, then 4, ….
+    /// Passes a descriptor and tells the number that it will have in the child: 3 for the first
+    /// one, then 4, ….
     pub fn pass_fd(&mut self, fd: impl Into<OwnedFd>) -> RawFd {
         let number =
             FIRST_PASSED_FD + RawFd::try_from(self.fds.len()).expect("descriptors are few");
@@ -149,7 +152,8 @@ impl Spawn {
         self
     }
 
-    /// Starts the child, and a task on the current tokio runtime that reaps it. The child is killed when the calling thread ends.
+    /// Starts the child, and a task on the current tokio runtime that reaps it. The child is killed
+    /// when the calling thread ends.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -186,7 +190,8 @@ impl Spawn {
         command.args(&self.args).env_clear().env("PATH", SEARCH_PATH);
         let stdout = self.stdout.map_or_else(Stdio::null, Stdio::from);
         command.stdin(stdin).stdout(stdout).stderr(stderr);
-        // The jail marks all descriptors to be closed at exec; the mapping comes after it and unmarks the passed ones.
+        // The jail marks all descriptors to be closed at exec; the mapping comes after it and
+        // unmarks the passed ones.
         jail::install(&mut command, self.jail)?;
         let mappings = self.fds.into_iter().zip(FIRST_PASSED_FD..);
         let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
@@ -195,7 +200,8 @@ impl Spawn {
     }
 }
 
-/// Tells a failed step of the jail, which has left its name on stderr, from a failed exec, which has not.
+/// Tells a failed step of the jail, which has left its name on stderr, from a failed exec, which
+/// has not.
 fn why_not(program: String, words: io::Result<PipeReader>, source: io::Error) -> SpawnError {
     let mut step = String::new();
     match words.map(|words| words.take(100).read_to_string(&mut step)) {
@@ -217,7 +223,8 @@ pub struct Child {
 }
 
 impl Child {
-    /// The process id, as this process's PID namespace counts. It may belong to another process once the child has exited.
+    /// The process id, as this process's PID namespace counts. It may belong to another process
+    /// once the child has exited.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
@@ -229,7 +236,8 @@ impl Child {
         self.executed
     }
 
-    /// Resolves when the child has ended, has been reaped, and what it wrote to stderr has been read; at once if it already has.
+    /// Resolves when the child has ended, has been reaped, and what it wrote to stderr has been
+    /// read; at once if it already has.
     pub async fn exited(&self) -> Exit {
         let mut exit = self.exit.clone();
         // An error means that the watching task went down with its runtime, which killed the child.
@@ -245,7 +253,8 @@ impl Child {
         *self.exit.borrow()
     }
 
-    /// Sends a signal. A child that has ended is not an error: the signal reaches nobody, and surely nobody else.
+    /// Sends a signal. A child that has ended is not an error: the signal reaches nobody, and
+    /// surely nobody else.
     pub fn kill(&self, signal: Signal) -> io::Result<()> {
         self.pidfd.kill(signal)
     }
@@ -257,7 +266,8 @@ impl Child {
         self.exited().await
     }
 
-    /// The last lines that the child wrote to stderr, oldest first; a few kilobytes at most, printable only.
+    /// The last lines that the child wrote to stderr, oldest first; a few kilobytes at most,
+    /// printable only.
     #[must_use]
     pub fn stderr(&self) -> Vec<String> {
         self.last_words.lines()
@@ -308,7 +318,8 @@ async fn watch_over(
             () = reaper.pidfd.ended() => break,
         }
     }
-    // What was written before the end is in the pipe by now. Not until its end: a grandchild may hold it open.
+    // What was written before the end is in the pipe by now. Not until its end: a grandchild may
+    // hold it open.
     last_words.read_from(&stderr);
     report.send_replace(Some(reaper.reap()));
 }

@@ -17,8 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// As much of the answer as is looked at, in bytes.
 const LONGEST: u64 = 4096;
 
-/// Where `program` is that [`crate::process::Spawn`] would run: the path itself, or for a name without one the first such file in the
-/// usual directories. An error if there is none, or if it cannot be executed.
+/// Where `program` is that [`crate::process::Spawn`] would run: the path itself, or for a name
+/// without one the first such file in the usual directories. An error if there is none, or if it
+/// cannot be executed.
 pub fn find(program: &Path) -> io::Result<PathBuf> {
     if program.components().count() > 1 {
         return is_executable(program).map(|()| program.to_owned());
@@ -37,8 +38,9 @@ fn is_executable(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is no executable file"))
 }
 
-/// What keeps a user without any rights from running the `program` that [`find`] found: the program itself, or a directory on the way to it, of its path or of
-/// what that leads to if it is a link, that not everybody may enter. `None` where nothing does, as far as permission bits tell.
+/// What keeps a user without any rights from running the `program` that [`find`] found: the program
+/// itself, or a directory on the way to it, of its path or of what that leads to if it is a link,
+/// that not everybody may enter. `None` where nothing does, as far as permission bits tell.
 pub fn barrier(program: &Path) -> io::Result<Option<PathBuf>> {
     let target = fs::canonicalize(program)?;
     for part in program.ancestors().chain(target.ancestors()) {
@@ -51,7 +53,8 @@ pub fn barrier(program: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The first line that `program --version` prints. The program is killed if it says nothing within ten seconds.
+/// The first line that `program --version` prints. The program is killed if it says nothing within
+/// ten seconds.
 pub fn version_of(program: &Path) -> io::Result<String> {
     let (output, theirs) = io::pipe()?;
     let mut command = Command::new(program);

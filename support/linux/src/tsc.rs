@@ -1,10 +1,11 @@
 //! The frequency of the processor's time stamp counter.
 //!
-//! An emulated guest whose machine has no timer to calibrate against cannot find it out when the host is busy, and then waits for ever; so
-//! the host measures and tells it.
+//! An emulated guest whose machine has no timer to calibrate against cannot find it out when the
+//! host is busy, and then waits for ever; so the host measures and tells it.
 
-/// How fast the host's time stamp counter runs in kHz, measured against `CLOCK_MONOTONIC_RAW` for 2 ms (which this call takes)
-/// and good to 0.05 %. `None` where there is no such counter, or where it could not be read undisturbed.
+/// How fast the host's time stamp counter runs in kHz, measured against `CLOCK_MONOTONIC_RAW` for 2
+/// ms (which this call takes) and good to 0.05 %. `None` where there is no such counter, or where
+/// it could not be read undisturbed.
 #[must_use]
 pub fn host_khz() -> Option<u32> {
     imp::host_khz()
@@ -64,8 +65,8 @@ mod imp {
 
     fn reading() -> Reading {
         let before = now_ns();
-        // SAFETY: every x86-64 processor has the instruction; Linux lets user space execute it unless prctl(PR_SET_TSC) says otherwise, which
-        // nothing in this program does.
+        // SAFETY: every x86-64 processor has the instruction; Linux lets user space execute it
+        // unless prctl(PR_SET_TSC) says otherwise, which nothing in this program does.
         let ticks = unsafe { _rdtsc() };
         let after = now_ns();
         Reading { ns: before.midpoint(after), ticks, uncertainty_ns: after - before }

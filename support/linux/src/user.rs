@@ -1,24 +1,28 @@
 //! Users that nobody is: the id that a process gives to what it starts and does not trust.
 //!
-//! The id is made of the process's own, so it needs no list that could be lost or leak: as long as the process is there its id is nobody
-//! else's, and what it has started does not outlive it ([`crate::process`]).
+//! The id is made of the process's own, so it needs no list that could be lost or leak: as long as
+//! the process is there its id is nobody else's, and what it has started does not outlive it
+//! ([`crate::process`]).
 
 use std::fs;
 
-/// The first of the ids. From here to the last one neither distributions' ranges reach, nor those that containers and directory services
-/// are given by default (systemd's UIDS-GIDS, login.defs(5), sssd-ldap(5)).
+/// The first of the ids. From here to the last one neither distributions' ranges reach, nor those
+/// that containers and directory services are given by default (systemd's UIDS-GIDS, login.defs(5),
+/// sssd-ldap(5)).
 const FIRST: u32 = 0x7f00_0000;
 
 /// More process ids than any kernel has (PID_MAX_LIMIT in linux/threads.h).
 const MOST_PROCESSES: u32 = 1 << 22;
 
-/// The id, of a user and of a group, for what this process starts. In this PID namespace no other process gives the same.
+/// The id, of a user and of a group, for what this process starts. In this PID namespace no other
+/// process gives the same.
 #[must_use]
 pub fn of_this_process() -> u32 {
     FIRST + std::process::id() % MOST_PROCESSES
 }
 
-/// Whether this process can make another one of this user and group: in a user namespace many ids are nobody's (user_namespaces(7)).
+/// Whether this process can make another one of this user and group: in a user namespace many ids
+/// are nobody's (user_namespaces(7)).
 #[must_use]
 pub fn exists(id: u32) -> bool {
     // Without user namespaces in the kernel there are no such files, and no missing ids.

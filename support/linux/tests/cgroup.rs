@@ -1,5 +1,5 @@
-//! A cgroup for real; needs root. The one test of its program: the whole process enters the cgroup, and whatever another test started
-//! meanwhile would be born there.
+//! A cgroup for real; needs root. The one test of its program: the whole process enters the cgroup,
+//! and whatever another test started meanwhile would be born there.
 
 use kata_linux::cgroup::{HostCgroup, Membership};
 

@@ -10,7 +10,8 @@ use kata_linux::mount::{
     mount, mounts_below, unmount_tree, unshare_mount_namespace,
 };
 
-/// Runs `test` in a fresh tmpfs that only it can see, and checks that nothing of it is left outside.
+/// Runs `test` in a fresh tmpfs that only it can see, and checks that nothing of it is left
+/// outside.
 fn in_namespace(test: impl FnOnce(&Path) + Send) {
     assert!(rustix::process::geteuid().is_root(), "this test needs root");
     let outside = tempfile::tempdir().unwrap();

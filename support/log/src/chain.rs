@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::fmt::Write;
 
-/// An error with all its causes, on one line. A cause that the text before it ends with already is not said again.
+/// An error with all its causes, on one line. A cause that the text before it ends with already is
+/// not said again.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

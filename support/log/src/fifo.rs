@@ -1,6 +1,7 @@
 //! A log that is a fifo, as containerd makes one for each shim.
 //!
-//! containerd may be away, or slow. What cannot be written is counted, and told when writing works again.
+//! containerd may be away, or slow. What cannot be written is counted, and told when writing works
+//! again.
 
 use std::fs::File;
 use std::io::{self, Write};

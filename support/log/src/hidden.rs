@@ -1,7 +1,8 @@
 //! Characters of a stranger's text that would not show as what they are.
 
-/// Whether a terminal or a viewer obeys the character in place of showing it: a control character, a separator of lines or paragraphs, or a
-/// mark that turns the direction of the text around it, so that another text is read than the one that is there.
+/// Whether a terminal or a viewer obeys the character in place of showing it: a control character,
+/// a separator of lines or paragraphs, or a mark that turns the direction of the text around it, so
+/// that another text is read than the one that is there.
 #[must_use]
 pub fn is_hidden(character: char) -> bool {
     character.is_control()

@@ -1,4 +1,5 @@
-//! Where the log of a process goes that has nobody to print to: lines as logrus writes them, into a fifo or a file of bounded size.
+//! Where the log of a process goes that has nobody to print to: lines as logrus writes them, into a
+//! fifo or a file of bounded size.
 //!
 //! Logging never holds anything up and never fails.
 
@@ -32,9 +33,10 @@ struct Started {
 
 static STARTED: OnceLock<Started> = OnceLock::new();
 
-/// Changes how much is logged from now on: `level` of everything, but of what is traced under a target that begins with one of `of`, the
-/// level beside it. A process that was started to help find a defect goes on to log at least [`LevelFilter::DEBUG`]. Does nothing before
-/// logging has started.
+/// Changes how much is logged from now on: `level` of everything, but of what is traced under a
+/// target that begins with one of `of`, the level beside it. A process that was started to help
+/// find a defect goes on to log at least [`LevelFilter::DEBUG`]. Does nothing before logging has
+/// started.
 pub fn set_levels(level: LevelFilter, of: &[(&str, LevelFilter)]) {
     let Some(Started { filter, least }) = STARTED.get() else { return };
     let of = of.iter().map(|&(target, level)| (target, level.max(*least)));
@@ -42,14 +44,16 @@ pub fn set_levels(level: LevelFilter, of: &[(&str, LevelFilter)]) {
     let _ = filter.reload(Targets::new().with_default(level.max(*least)).with_targets(of));
 }
 
-/// From now on, whatever is traced goes to the fifo, with the sandbox's id on each line. A fifo that is not there is none of an error:
-/// the process may have been started by hand. Lines that cannot be written are counted, and told when writing works again.
+/// From now on, whatever is traced goes to the fifo, with the sandbox's id on each line. A fifo
+/// that is not there is none of an error: the process may have been started by hand. Lines that
+/// cannot be written are counted, and told when writing works again.
 pub fn to_fifo(fifo: &Path, sandbox: &str, debug: bool) {
     start(LogFifo::new(fifo), sandbox, debug);
 }
 
-/// From now on, whatever is traced goes to the file, which is made if need be. It never grows over a mebibyte: the older half of a log
-/// that is too long is in a second file with `.1` after its name.
+/// From now on, whatever is traced goes to the file, which is made if need be. It never grows over
+/// a mebibyte: the older half of a log that is too long is in a second file with `.1` after its
+/// name.
 pub fn to_file(file: &Path, sandbox: &str, debug: bool) {
     start(LogFile::new(file), sandbox, debug);
 }
@@ -67,7 +71,8 @@ fn start(sink: impl Sink, sandbox: &str, debug: bool) {
     let (levels, filter) = reload::Layer::new(Targets::new().with_default(level));
     let layer =
         SinkLayer { sandbox: sandbox.to_owned(), sink: Mutex::new(sink) }.with_filter(levels);
-    // An error means that somebody was first, which nobody can be in a program that logs to one place.
+    // An error means that somebody was first, which nobody can be in a program that logs to one
+    // place.
     if tracing::subscriber::set_global_default(registry().with(layer)).is_ok() {
         let _ = STARTED.set(Started { filter, least });
     }
@@ -75,7 +80,8 @@ fn start(sink: impl Sink, sandbox: &str, debug: bool) {
 
 struct SinkLayer<S> {
     sandbox: String,
-    // A mutex and not a channel: a line written before a crash must be out, and writing never waits.
+    // A mutex and not a channel: a line written before a crash must be out, and writing never
+    // waits.
     sink: Mutex<S>,
 }
 

@@ -1,4 +1,5 @@
-//! How much is logged, as it changes while a process runs. In a process of its own, for it is the whole process's.
+//! How much is logged, as it changes while a process runs. In a process of its own, for it is the
+//! whole process's.
 
 use tracing::level_filters::LevelFilter;
 

@@ -1,12 +1,14 @@
-//! Small drawings: shapes and texts in, one SVG file out (SVG 1.1, CSS for the colours), which needs nothing else to be shown
-//! and is readable on light and dark ground.
+//! Small drawings: shapes and texts in, one SVG file out (SVG 1.1, CSS for the colours), which
+//! needs nothing else to be shown and is readable on light and dark ground.
 //!
-//! A drawing never fails. Whatever text is given is escaped, and coordinates are in pixels from the upper left corner, written
-//! with one decimal, so that the same input gives the same bytes on every machine.
+//! A drawing never fails. Whatever text is given is escaped, and coordinates are in pixels from the
+//! upper left corner, written with one decimal, so that the same input gives the same bytes on
+//! every machine.
 
 use std::fmt::Write;
 
-/// How many colours there are for things that are to be told apart; a [`Colour`]'s number counts modulo this.
+/// How many colours there are for things that are to be told apart; a [`Colour`]'s number counts
+/// modulo this.
 pub const COLOURS: usize = 8;
 
 /// Light ground first, dark ground after it. Chosen to be told apart by brightness too.
@@ -141,8 +143,8 @@ pub fn width_of(text: &str) -> f64 {
     text.chars().count() as f64 * PER_CHARACTER
 }
 
-/// The distance between the marks of an axis that is `length` long: 1, 2 or 5 times a power of ten, so that there are at most
-/// `most` marks. 1 for a length that is no positive number.
+/// The distance between the marks of an axis that is `length` long: 1, 2 or 5 times a power of ten,
+/// so that there are at most `most` marks. 1 for a length that is no positive number.
 #[must_use]
 pub fn tick(length: f64, most: u32) -> f64 {
     if !(length.is_finite() && length > 0.0) {

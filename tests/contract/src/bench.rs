@@ -27,7 +27,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// The virtio-fs mount tag.
 const TAG: &str = "kataShared";
 
-/// The tests of a process run one after the other: what is left of a VM is seen by what the process has more than before.
+/// The tests of a process run one after the other: what is left of a VM is seen by what the process
+/// has more than before.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// A spec that may be changed before it is booted, and a directory for it.
@@ -59,7 +60,8 @@ impl Bench {
         self.directory.path().join("shared")
     }
 
-    /// Adds a share as the driver takes it, with the file server that it may need. Only for drivers that have one.
+    /// Adds a share as the driver takes it, with the file server that it may need. Only for drivers
+    /// that have one.
     pub(crate) fn share(&mut self) -> Result<Option<FileServer>> {
         fs::create_dir_all(self.shared()).context("cannot make a directory")?;
         let server = match self.subject.hypervisor.capabilities().shared_file_system {

@@ -32,7 +32,8 @@ pub(crate) struct Cable {
 }
 
 impl Cable {
-    /// Makes the namespace, and a tap that is joined to what is in it, as a driver takes it that can do this.
+    /// Makes the namespace, and a tap that is joined to what is in it, as a driver takes it that
+    /// can do this.
     pub(crate) async fn new(can: Capabilities) -> Result<Self> {
         let name = format!("contract-{}", std::process::id());
         let mut cable = Self { name, nic: None, inside: None };

@@ -1,4 +1,5 @@
-//! A driver without a machine: its VMM is a process that waits, and its guest an agent that is a task of the tests' own.
+//! A driver without a machine: its VMM is a process that waits, and its guest an agent that is a
+//! task of the tests' own.
 
 use std::fmt;
 use std::fs;

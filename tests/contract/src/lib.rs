@@ -1,4 +1,5 @@
-//! The contract of hypervisor drivers (`host/hypervisor`), as tests. A driver's own tests are about what is its own.
+//! The contract of hypervisor drivers (`host/hypervisor`), as tests. A driver's own tests are about
+//! what is its own.
 //!
 //! ```text
 //!   contract!(subject)  ──▶  a test for each promise  ──▶  promises::PROMISE(Subject)
@@ -6,8 +7,9 @@
 //!   Subject: a driver, what it boots ── Bench: a spec ── boot ┴─▶ a VM, its agent
 //! ```
 //!
-//! The guest is the installed one: its kernel, its initial ramdisk or image, its agent. What a driver's capabilities deny must be refused as
-//! unsupported, and that is a promise, too. [`Fake`] is a driver without a machine, which shows that the tests hold no more than they say.
+//! The guest is the installed one: its kernel, its initial ramdisk or image, its agent. What a
+//! driver's capabilities deny must be refused as unsupported, and that is a promise, too. [`Fake`]
+//! is a driver without a machine, which shows that the tests hold no more than they say.
 
 mod bench;
 mod cable;
@@ -19,8 +21,8 @@ mod traces;
 pub use fake::Fake;
 pub use subject::{Subject, program_on_path};
 
-/// Makes a test of every promise for the driver that `$subject`, a `fn() -> Result<Subject, String>`, makes; where it cannot, the tests say
-/// why and are skipped.
+/// Makes a test of every promise for the driver that `$subject`, a `fn() -> Result<Subject,
+/// String>`, makes; where it cannot, the tests say why and are skipped.
 #[macro_export]
 macro_rules! contract {
     ($subject:path) => {

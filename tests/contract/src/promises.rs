@@ -24,7 +24,8 @@ use crate::{Subject, skipped};
 /// How long a guest that stands still is listened to.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// The agent is reached over the channel, more than once; the console shows its first line; the VMM is a process that names the sandbox.
+/// The agent is reached over the channel, more than once; the console shows its first line; the VMM
+/// is a process that names the sandbox.
 pub async fn agent_is_reached(subject: Subject) -> Result<()> {
     let bench = Bench::new(subject, "agent").await?;
     let (vm, _agent) = bench.boot_to_agent().await?;
@@ -37,7 +38,8 @@ pub async fn agent_is_reached(subject: Subject) -> Result<()> {
     Ok(())
 }
 
-/// A port of the guest on which nobody listens is refused, and soon, once the agent was reached: by an error, or by a stream that ends.
+/// A port of the guest on which nobody listens is refused, and soon, once the agent was reached: by
+/// an error, or by a stream that ends.
 pub async fn port_without_a_listener_is_refused(subject: Subject) -> Result<()> {
     let bench = Bench::new(subject, "port").await?;
     let (vm, _agent) = bench.boot_to_agent().await?;
@@ -113,7 +115,8 @@ pub async fn vm_that_is_dropped_leaves_nothing(subject: Subject) -> Result<()> {
     traces.vanish().await
 }
 
-/// A guest whose kernel panics ends its VM by itself, says why on the console, and the end has a reason.
+/// A guest whose kernel panics ends its VM by itself, says why on the console, and the end has a
+/// reason.
 pub async fn panic_ends_the_vm_and_is_its_last_word(subject: Subject) -> Result<()> {
     if !subject.guest.has_kernel {
         skipped("panic_ends_the_vm_and_is_its_last_word", "the guest has no kernel");
@@ -140,7 +143,8 @@ pub async fn several_processors_come_up(subject: Subject) -> Result<()> {
     Ok(())
 }
 
-/// What the guest writes into its share is on the host, by the way that the capabilities name; the other way is refused.
+/// What the guest writes into its share is on the host, by the way that the capabilities name; the
+/// other way is refused.
 pub async fn files_are_shared(subject: Subject) -> Result<()> {
     let mut bench = Bench::new(subject, "share").await?;
     let way = bench.subject.hypervisor.capabilities().shared_file_system;
@@ -293,8 +297,8 @@ pub async fn frames_pass_through_a_network_device(subject: Subject) -> Result<()
     Ok(())
 }
 
-/// A VM takes a network device while it runs if it was booted with room for one; without, and where the capabilities deny it, that is
-/// refused.
+/// A VM takes a network device while it runs if it was booted with room for one; without, and where
+/// the capabilities deny it, that is refused.
 pub async fn network_device_may_come_late(subject: Subject) -> Result<()> {
     let mut bench = Bench::new(subject, "hotplug").await?;
     let mut cable = Cable::new(bench.subject.hypervisor.capabilities()).await?;
@@ -320,8 +324,8 @@ pub async fn network_device_may_come_late(subject: Subject) -> Result<()> {
     Ok(())
 }
 
-/// A VM that was booted with room for more memory takes it, and gives back what it does not use; without, and where the capabilities deny
-/// it, that is refused.
+/// A VM that was booted with room for more memory takes it, and gives back what it does not use;
+/// without, and where the capabilities deny it, that is refused.
 pub async fn memory_may_come_and_go(subject: Subject) -> Result<()> {
     let mut bench = Bench::new(subject, "memory").await?;
     let (vm, _agent) = bench.boot_to_agent().await?;
@@ -357,8 +361,8 @@ pub async fn memory_may_come_and_go(subject: Subject) -> Result<()> {
     Ok(())
 }
 
-/// A VM that was booted with room for more virtual CPUs gets them, the guest can use them, and they go again, more than once; without, and
-/// where the capabilities deny it, that is refused.
+/// A VM that was booted with room for more virtual CPUs gets them, the guest can use them, and they
+/// go again, more than once; without, and where the capabilities deny it, that is refused.
 pub async fn virtual_cpus_may_come_and_go(subject: Subject) -> Result<()> {
     let mut bench = Bench::new(subject, "vcpus").await?;
     let (vm, _agent) = bench.boot_to_agent().await?;

@@ -46,7 +46,8 @@ impl Subject {
     }
 }
 
-/// A VMM's program, or another of its maker's, where `PATH` leads to it; else a sentence that says so.
+/// A VMM's program, or another of its maker's, where `PATH` leads to it; else a sentence that says
+/// so.
 pub fn program_on_path(name: &str) -> Result<PathBuf, String> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut programs = env::split_paths(&path).map(|directory| directory.join(name));

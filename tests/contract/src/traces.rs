@@ -25,10 +25,12 @@ impl Traces {
         Ok(Self { sandbox: sandbox.to_owned(), directory, descriptors: descriptors()? })
     }
 
-    /// Waits until nothing more than before is there: no process of the VM's, no descriptor of this process's, and nothing mounted for it.
+    /// Waits until nothing more than before is there: no process of the VM's, no descriptor of this
+    /// process's, and nothing mounted for it.
     pub(crate) async fn vanish(&self) -> Result<()> {
         let gone = async {
-            // Whoever reaps the VMM closes descriptors in threads of its own, and nothing tells of one that is closed.
+            // Whoever reaps the VMM closes descriptors in threads of its own, and nothing tells of
+            // one that is closed.
             while !self.left()?.is_empty() {
                 tokio::task::yield_now().await;
             }

@@ -1,4 +1,5 @@
-//! The contract with Firecracker, where it is on `PATH` and KVM works; and in the cell of its jailer, where that is there, too.
+//! The contract with Firecracker, where it is on `PATH` and KVM works; and in the cell of its
+//! jailer, where that is there, too.
 
 use kata_driver_contract::{Subject, contract, program_on_path};
 use kata_firecracker::{Firecracker, FirecrackerSettings};

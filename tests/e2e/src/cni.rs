@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Makes `directory`, and writes `bridge.conflist` into it: the plugin `bridge` makes the bridge 10.98.0.1, whose leases are in `leases` beside it.
+/// Makes `directory`, and writes `bridge.conflist` into it: the plugin `bridge` makes the bridge
+/// 10.98.0.1, whose leases are in `leases` beside it.
 pub(crate) fn write_bridge(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).context("cannot make a directory for CNI")?;
     let text = bridge(&directory.join("leases"));

@@ -1,4 +1,5 @@
-//! The OCI command line by hand: a bundle, a root of its own, and a runtime that is called as a shell would call it.
+//! The OCI command line by hand: a bundle, a root of its own, and a runtime that is called as a
+//! shell would call it.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
@@ -21,7 +22,8 @@ use crate::runtime::{Installation, Runtime};
 use crate::spec::Spec;
 use crate::watch::{Watch, until};
 
-/// Starts crun where its cgroups are of one kind: it refuses a host that has both, and takes one where the second kind is not mounted.
+/// Starts crun where its cgroups are of one kind: it refuses a host that has both, and takes one
+/// where the second kind is not mounted.
 const CRUN: [&str; 5] =
     ["--mount", "sh", "-c", "umount /sys/fs/cgroup/unified 2> /dev/null; exec crun \"$@\"", "crun"];
 
@@ -33,7 +35,8 @@ enum Caller {
     Crun,
 }
 
-/// One runtime with a directory of its own for bundles and state. What carries its mark must be gone in the end.
+/// One runtime with a directory of its own for bundles and state. What carries its mark must be
+/// gone in the end.
 #[derive(Debug)]
 pub struct CommandLine {
     caller: Caller,
@@ -140,7 +143,8 @@ impl CommandLine {
         self.call(args)?.success().with_context(|| args.join(" "))
     }
 
-    /// Creates a container from a bundle. Its output goes to the file `<name>.out`; the pid file is `<name>.pid`.
+    /// Creates a container from a bundle. Its output goes to the file `<name>.out`; the pid file is
+    /// `<name>.pid`.
     pub fn create(&self, name: &str, bundle: &Path) -> Result<()> {
         let out = File::create(self.file(&format!("{name}.out"))).context("cannot make a file")?;
         let pid_file = self.file(&format!("{name}.pid"));
@@ -153,7 +157,8 @@ impl CommandLine {
         Ok(())
     }
 
-    /// Creates a container from a bundle whose process wants a terminal. Returns the end of it that an engine gets.
+    /// Creates a container from a bundle whose process wants a terminal. Returns the end of it that
+    /// an engine gets.
     pub fn create_in_terminal(&self, name: &str, bundle: &Path) -> Result<File> {
         let socket = self.file(&format!("{name}.sock"));
         let listener = UnixListener::bind(&socket).context("cannot make a console socket")?;
@@ -215,7 +220,8 @@ impl CommandLine {
         Client::spawn(self.command(args), input)
     }
 
-    /// Waits for the first process of one part of any of its sandboxes, which may still be on its way.
+    /// Waits for the first process of one part of any of its sandboxes, which may still be on its
+    /// way.
     pub fn await_part(&self, part: Part) -> Result<Process> {
         await_part(&self.mark, part, Deadline::for_command())
     }

@@ -34,7 +34,8 @@ impl Configuration {
     }
 }
 
-/// The name of the hypervisor under test: the one that the configuration under test chooses, else QEMU's.
+/// The name of the hypervisor under test: the one that the configuration under test chooses, else
+/// QEMU's.
 pub fn hypervisor_under_test() -> Result<String> {
     let text = under_test()?;
     let chosen = text.lines().find_map(|line| line.strip_prefix("hypervisor_name = "));

@@ -33,7 +33,8 @@ const READY: &str = "containerd successfully booted";
 /// How long it may take until it says so, and how long to end.
 const START: Duration = Duration::from_secs(60);
 
-/// Plugins without which a daemon starts faster and touches nothing outside its directory. Unknown names are harmless.
+/// Plugins without which a daemon starts faster and touches nothing outside its directory. Unknown
+/// names are harmless.
 const DISABLED: &[&str] = &[
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
@@ -79,7 +80,8 @@ impl Daemon {
     }
 }
 
-/// A running containerd with a directory, a socket and a namespace of its own, and the image [`Image::busybox`] in it.
+/// A running containerd with a directory, a socket and a namespace of its own, and the image
+/// [`Image::busybox`] in it.
 #[derive(Debug)]
 pub struct Containerd {
     directory: TempDir,
@@ -96,7 +98,8 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts one and waits until it answers. `kubernetes` gives it a network of its own with CNI, and the namespace of Kubernetes' containers.
+    /// Starts one and waits until it answers. `kubernetes` gives it a network of its own with CNI,
+    /// and the namespace of Kubernetes' containers.
     pub(crate) fn start(
         daemon: Daemon,
         mut environment: Vec<(String, OsString)>,
@@ -311,8 +314,8 @@ fn launch(
     Ok(client)
 }
 
-/// A configuration that every release from 1.6 to 2.x takes, unless `plugins` has tables that came with 2.0. `{directory}` in them is the
-/// daemon's own, and what they name is not switched off.
+/// A configuration that every release from 1.6 to 2.x takes, unless `plugins` has tables that came
+/// with 2.0. `{directory}` in them is the daemon's own, and what they name is not switched off.
 fn configuration(directory: &Path, plugins: &str) -> String {
     let disabled: Vec<_> = DISABLED.iter().filter(|plugin| !plugins.contains(**plugin)).collect();
     let plugins = plugins.replace("{directory}", &directory.display().to_string());

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use rustix::time::Timespec;
 
-/// How long one command of the engine may take before the test fails: a boot under emulation on a busy machine, and some.
+/// How long one command of the engine may take before the test fails: a boot under emulation on a
+/// busy machine, and some.
 const COMMAND: Duration = Duration::from_secs(90);
 
 /// A point in time until which something must have happened.

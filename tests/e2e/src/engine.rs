@@ -1,4 +1,5 @@
-//! Engines that call the OCI command line: Podman, and Docker's daemon, each with directories, images and a network of its own.
+//! Engines that call the OCI command line: Podman, and Docker's daemon, each with directories,
+//! images and a network of its own.
 //!
 //! ```text
 //!   podman(|podman| {                                      or docker(|docker| …): the same words for both
@@ -40,18 +41,21 @@ use docker::Dockerd;
 /// The image of all containers, and of a pod's first one.
 const IMAGE: &str = "localhost/busybox";
 
-/// Runs `test` with a Podman of its own, and checks that nothing is left. What the test left on purpose is an error, too.
+/// Runs `test` with a Podman of its own, and checks that nothing is left. What the test left on
+/// purpose is an error, too.
 pub fn podman(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
     scenario(Kind::Podman, runtime_configuration().as_deref(), test)
 }
 
-/// Runs `test` with a Docker daemon of its own, and checks that nothing is left. What the test left on purpose is an error, too.
+/// Runs `test` with a Docker daemon of its own, and checks that nothing is left. What the test left
+/// on purpose is an error, too.
 pub fn docker(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
     scenario(Kind::Docker, runtime_configuration().as_deref(), test)
 }
 
-/// As [`docker`], with the shim in place of the command line: Docker's containerd starts it. With `configuration` as the runtime's file, if one
-/// is given. Left out, and said so, where Docker is too old to know other shims than runc's.
+/// As [`docker`], with the shim in place of the command line: Docker's containerd starts it. With
+/// `configuration` as the runtime's file, if one is given. Left out, and said so, where Docker is
+/// too old to know other shims than runc's.
 pub fn docker_with_shim(
     configuration: Option<&Path>,
     test: impl FnOnce(&Engine) -> Result<()>,
@@ -83,14 +87,16 @@ pub(crate) enum Kind {
     DockerWithShim,
 }
 
-/// A Podman or Docker with a directory and a network namespace of its own, the runtime under test as its default, and an image.
+/// A Podman or Docker with a directory and a network namespace of its own, the runtime under test
+/// as its default, and an image.
 #[derive(Debug)]
 pub struct Engine {
     kind: Kind,
     mark: Mark,
     directory: TempDir,
     network: Netns,
-    // Locked only to replace the daemon when it is started again; `None` for Podman, which has none.
+    // Locked only to replace the daemon when it is started again; `None` for Podman, which has
+    // none.
     daemon: Mutex<Option<Dockerd>>,
     // Of the containers that were started detached. Locked only to add one or copy them.
     ids: Mutex<Vec<String>>,
@@ -143,7 +149,8 @@ impl Engine {
             daemon: Mutex::new(None),
             ids: Mutex::new(Vec::new()),
         };
-        // Beside the engine's own files, so that it carries the mark. For one that is empty defaults stand.
+        // Beside the engine's own files, so that it carries the mark. For one that is empty
+        // defaults stand.
         let text = configuration.map_or_else(|| Ok(String::new()), fs::read_to_string);
         text.and_then(|text| fs::write(engine.file("configuration.toml"), text))
             .context("cannot copy the runtime's configuration")?;
@@ -183,7 +190,8 @@ impl Engine {
         client::run(command)
     }
 
-    /// Runs the engine's client with these words to its end, which must be a good one. Returns what it has said, without the last line end.
+    /// Runs the engine's client with these words to its end, which must be a good one. Returns what
+    /// it has said, without the last line end.
     pub fn succeed(&self, words: &str) -> Result<String> {
         let said = self.call(words)?.success().with_context(|| words.to_owned())?;
         Ok(said.trim_end().to_owned())
@@ -212,7 +220,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs a shell with `script` in a container to its end, which must be a good one. Returns what it has said, without the last line end.
+    /// Runs a shell with `script` in a container to its end, which must be a good one. Returns what
+    /// it has said, without the last line end.
     pub fn shell(&self, container: &str, script: &str) -> Result<String> {
         let said = self.call_with(["exec", container, "sh", "-c", script])?;
         let said = said.success().with_context(|| format!("in {container}: {script}"))?;
@@ -237,7 +246,8 @@ impl Engine {
         client::run(shell)
     }
 
-    /// A name server at an address of the network that is the host's for this engine. It knows one name, with one address.
+    /// A name server at an address of the network that is the host's for this engine. It knows one
+    /// name, with one address.
     pub fn name_server(&self, at: Ipv4Addr, name: &str, address: Ipv4Addr) -> Result<NameServer> {
         NameServer::start(self.network.name(), at, name, address)
     }
@@ -248,7 +258,8 @@ impl Engine {
         parts_of(&Mark::of(&self.inspect(container, format)?), part)
     }
 
-    /// Waits for the first process of one part of any of its containers, which may still be on its way.
+    /// Waits for the first process of one part of any of its containers, which may still be on its
+    /// way.
     pub fn await_part(&self, part: Part) -> Result<Process> {
         await_part(&self.mark, part, Deadline::for_command())
     }
@@ -273,7 +284,8 @@ impl Engine {
         let mut daemon = self.daemon();
         let running = daemon.take().context("this engine has no daemon")?;
         running.kill()?;
-        // The kernel kills the daemon's containerd after it, which must be gone before a new one can take its place.
+        // The kernel kills the daemon's containerd after it, which must be gone before a new one
+        // can take its place.
         for process in crate::process::marked(&self.mark)? {
             let is_containerd = process.program.ends_with("containerd");
             ensure!(
@@ -350,7 +362,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether what `list` lists goes by itself: Podman removes a detached container in a process of its own.
+    /// Whether what `list` lists goes by itself: Podman removes a detached container in a process
+    /// of its own.
     fn goes(&self, list: &str, deadline: Deadline) -> Result<bool> {
         for process in crate::process::marked(&self.mark)? {
             let cleans_up = process.command_line.iter().any(|word| word == "cleanup");

@@ -64,7 +64,8 @@ impl Events {
         topics.collect()
     }
 
-    /// Time, namespace, topic and content, a line each. The last line may be there in part only, and is left out.
+    /// Time, namespace, topic and content, a line each. The last line may be there in part only,
+    /// and is left out.
     fn lines(&self) -> Vec<String> {
         let text = self.client.stdout.text();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);

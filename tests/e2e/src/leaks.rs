@@ -5,7 +5,8 @@
 //!     network devices     mark, paths                      all but the daemon           not one process or mount
 //! ```
 //!
-//! What has to go may take its time to go: the check looks again whenever something changes, until its deadline.
+//! What has to go may take its time to go: the check looks again whenever something changes, until
+//! its deadline.
 
 mod cgroups;
 mod engine;
@@ -109,7 +110,8 @@ impl Traces<'_> {
     }
 }
 
-/// Waits until `find` finds nothing, and looks again whenever something changes in the directories, or a process of it ends.
+/// Waits until `find` finds nothing, and looks again whenever something changes in the directories,
+/// or a process of it ends.
 fn wait_until_none(
     directories: &[PathBuf],
     patience: Duration,

@@ -1,4 +1,5 @@
-//! Fixtures for end-to-end tests: a containerd of one's own, containers in it, and the check that nothing is left.
+//! Fixtures for end-to-end tests: a containerd of one's own, containers in it, and the check that
+//! nothing is left.
 //!
 //! ```text
 //!   scenario(|containerd| {                            a private daemon: directory, socket, namespace of its own
@@ -9,8 +10,8 @@
 //!   })                                                 the leak check, whatever happened before
 //! ```
 //!
-//! Tests of one process, and several such processes, may run at the same time: whatever a fixture makes carries its [`Mark`],
-//! and the leak check looks for that mark only.
+//! Tests of one process, and several such processes, may run at the same time: whatever a fixture
+//! makes carries its [`Mark`], and the leak check looks for that mark only.
 //!
 //! | variable | means |
 //! |---|---|

@@ -8,10 +8,12 @@ use serde::Serialize;
 
 use crate::Process;
 
-/// After that an idle sandbox changes nothing any more. Nothing would tell: its processes only stop to do something.
+/// After that an idle sandbox changes nothing any more. Nothing would tell: its processes only stop
+/// to do something.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Waits until a sandbox that has nothing to do has come to rest, so that what it costs can be measured.
+/// Waits until a sandbox that has nothing to do has come to rest, so that what it costs can be
+/// measured.
 pub fn let_it_settle() {
     std::thread::sleep(SETTLED);
 }
@@ -80,7 +82,8 @@ impl Share {
         self.rest as f64 / 1024.0
     }
 
-    /// proc_pid_smaps(5): a line for each mapping, and lines of what is in it, of which its size is the first.
+    /// proc_pid_smaps(5): a line for each mapping, and lines of what is in it, of which its size is
+    /// the first.
     fn parse(maps: &str, is_guests: impl Fn(Mapping<'_>) -> bool) -> Self {
         let mut share = Self::default();
         let (mut line, mut is_guest) = ("", false);

@@ -21,7 +21,8 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// Has it serve at `address` in the network namespace of the name `netns`, which has this address.
+    /// Has it serve at `address` in the network namespace of the name `netns`, which has this
+    /// address.
     pub(crate) fn start(
         netns: &str,
         address: Ipv4Addr,
@@ -48,7 +49,8 @@ fn serve(socket: &UdpSocket, name: &str, address: Ipv4Addr) {
     }
 }
 
-/// The answer to a question: a record for the name that is known, none for its other kinds, and "no such name" (RFC 1035, section 4.1).
+/// The answer to a question: a record for the name that is known, none for its other kinds, and "no
+/// such name" (RFC 1035, section 4.1).
 fn answer(question: &[u8], name: &str, address: Ipv4Addr) -> Option<Vec<u8>> {
     let asked: Vec<u8> = name.split('.').chain([""]).flat_map(label).collect();
     let end = QUESTION + question.get(QUESTION..)?.iter().position(|byte| *byte == 0)? + 1;

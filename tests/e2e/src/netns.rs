@@ -1,4 +1,5 @@
-//! A network namespace that stands for an engine's host, so that its bridges, addresses and packet filters touch nothing else.
+//! A network namespace that stands for an engine's host, so that its bridges, addresses and packet
+//! filters touch nothing else.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
@@ -32,7 +33,8 @@ impl Netns {
         Ok(netns)
     }
 
-    /// A program in it. Unlike with ip-netns(8), it shares the mounts of the host, where engines keep their containers' namespaces.
+    /// A program in it. Unlike with ip-netns(8), it shares the mounts of the host, where engines
+    /// keep their containers' namespaces.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.name)).arg(program);
@@ -62,7 +64,8 @@ pub fn dial_in(namespace: &Path, address: SocketAddr) -> Result<TcpStream> {
     dialled.with_context(|| format!("cannot connect to {address} in {}", namespace.display()))
 }
 
-/// Does something on a thread in the network namespace of this name, which ends with that. A socket that is made there stays in it.
+/// Does something on a thread in the network namespace of this name, which ends with that. A socket
+/// that is made there stays in it.
 pub(crate) fn inside<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,

@@ -46,21 +46,24 @@ impl Suite {
         let targets = run(apt)?.success()?;
         let archive = targets.lines().find_map(|line| line.strip_prefix("Debian|Debian|"));
         let archive = archive.context("apt knows no archive of Debian; run apt-get update")?;
-        // Where the package debian-archive-keyring has the keys of all suites; else those count that the machine trusts.
+        // Where the package debian-archive-keyring has the keys of all suites; else those count
+        // that the machine trusts.
         let keys = Path::new(KEYS);
         let options = if keys.exists() { format!("[signed-by={KEYS}] ") } else { String::new() };
         Ok(format!("deb {options}{archive} {} main\n", self.name()))
     }
 }
 
-/// A directory with packages and all that they depend on, as if they were installed there. It is kept in `build/` for the next time.
+/// A directory with packages and all that they depend on, as if they were installed there. It is
+/// kept in `build/` for the next time.
 #[derive(Debug)]
 pub struct PackageRoot {
     root: PathBuf,
 }
 
 impl PackageRoot {
-    /// Fetches packages of `suite` from the archive from which this machine has its own, unless they are there already.
+    /// Fetches packages of `suite` from the archive from which this machine has its own, unless
+    /// they are there already.
     pub fn fetch(suite: Suite, packages: &[&str]) -> Result<Self> {
         let place = checkout().join("build/packages").join(suite.name());
         let root = place.join("root");
@@ -88,7 +91,8 @@ impl PackageRoot {
         Daemon { containerd: self.program("containerd"), ctr: self.program("ctr"), bin: None }
     }
 
-    /// A command line that runs one of its programs with its own loader and libraries, since the machine's may be too old.
+    /// A command line that runs one of its programs with its own loader and libraries, since the
+    /// machine's may be too old.
     fn program(&self, name: &str) -> Vec<OsString> {
         let triplet = format!("{}-linux-gnu", std::env::consts::ARCH);
         let libraries = self.root.join("usr/lib").join(triplet);
@@ -105,7 +109,8 @@ impl PackageRoot {
     }
 }
 
-/// An apt that knows one suite, has nothing installed, and touches nothing outside of its directory.
+/// An apt that knows one suite, has nothing installed, and touches nothing outside of its
+/// directory.
 struct Apt {
     place: PathBuf,
 }

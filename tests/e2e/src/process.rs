@@ -111,8 +111,8 @@ impl Process {
     }
 }
 
-/// Waits until a process of one part that carries `mark` has come to be. Every step of a sandbox's start opens a file, which is the
-/// event that this waits for.
+/// Waits until a process of one part that carries `mark` has come to be. Every step of a sandbox's
+/// start opens a file, which is the event that this waits for.
 pub fn await_part(mark: &Mark, part: Part, deadline: Deadline) -> Result<Process> {
     let watch = Watch::new()?;
     let installation = Installation::under_test();
@@ -131,7 +131,8 @@ pub fn parts_of(mark: &Mark, part: Part) -> Result<Vec<Process>> {
     Ok(marked(mark)?.into_iter().filter(|process| process.is(part)).collect())
 }
 
-/// Every living process that carries `mark` in its command line, environment, cgroup, directory or an open file. Not this one.
+/// Every living process that carries `mark` in its command line, environment, cgroup, directory or
+/// an open file. Not this one.
 pub(crate) fn marked(mark: &Mark) -> Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("cannot list /proc")? {
@@ -185,7 +186,8 @@ fn open_files(folder: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
-/// What the open descriptors of a process lead to, as far as they carry `mark` and `filter` takes them.
+/// What the open descriptors of a process lead to, as far as they carry `mark` and `filter` takes
+/// them.
 pub(crate) fn open_paths(pid: u32, filter: impl Fn(&str) -> bool) -> Vec<String> {
     let links = open_files(Path::new(&format!("/proc/{pid}")));
     let targets = links.iter().filter_map(|link| fs::read_link(link).ok());

@@ -37,7 +37,8 @@ impl Pty {
             .write(true)
             .open(&path)
             .with_context(|| format!("cannot open {path}"))?;
-        // ctr leaves the translation of line ends on; what the container's terminal has shown shall come through unchanged.
+        // ctr leaves the translation of line ends on; what the container's terminal has shown shall
+        // come through unchanged.
         let mut modes = tcgetattr(&slave).context("cannot ask for the terminal's modes")?;
         modes.output_modes.remove(OutputModes::OPOST | OutputModes::ONLCR);
         tcsetattr(&slave, OptionalActions::Now, &modes).context("cannot set the modes")?;
@@ -53,7 +54,8 @@ pub(crate) fn is_raw(terminal: &File) -> Result<bool> {
     Ok(!modes.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO))
 }
 
-/// Receives a terminal as engines do: one message with something to read, exactly one descriptor, and room for no other.
+/// Receives a terminal as engines do: one message with something to read, exactly one descriptor,
+/// and room for no other.
 pub(crate) fn receive(connection: &UnixStream) -> Result<File> {
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut room);

@@ -134,8 +134,8 @@ impl Installation {
     }
 }
 
-/// The guest kernels that `make` and `make kernel` have built in this checkout, each in a directory with the initial ramdisk that
-/// goes with it.
+/// The guest kernels that `make` and `make kernel` have built in this checkout, each in a directory
+/// with the initial ramdisk that goes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestKernel {
     /// The small one, which has everything built in.

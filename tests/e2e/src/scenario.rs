@@ -18,7 +18,8 @@ use crate::mark::Mark;
 use crate::process::marked;
 use crate::runtime::{Installation, Runtime};
 
-/// Runs `test` with a containerd of its own, and checks that nothing is left. What the test left on purpose is an error, too.
+/// Runs `test` with a containerd of its own, and checks that nothing is left. What the test left on
+/// purpose is an error, too.
 pub fn scenario(test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
     Scenario::new().run(test)
 }
@@ -40,7 +41,8 @@ impl Default for Scenario {
 }
 
 impl Scenario {
-    /// The machine's containerd, and the configuration that `KATA_E2E_CONFIG` names, else the installed one.
+    /// The machine's containerd, and the configuration that `KATA_E2E_CONFIG` names, else the
+    /// installed one.
     pub fn new() -> Self {
         match std::env::var_os(configuration::VARIABLE) {
             Some(file) => Self::unconfigured().configuration(Path::new(&file)),
@@ -75,14 +77,16 @@ impl Scenario {
         self
     }
 
-    /// Tables of the daemon's configuration, for plugins that are off otherwise. `{directory}` in them is the daemon's own directory.
+    /// Tables of the daemon's configuration, for plugins that are off otherwise. `{directory}` in
+    /// them is the daemon's own directory.
     pub fn plugins(mut self, tables: &str) -> Self {
         self.plugins.push_str(tables);
         self
     }
 
-    /// A daemon as the kubelet finds it on a node, in a network namespace of its own: its containers are those of the namespace `k8s.io`, and
-    /// `{directory}/cni` has a configuration of CNI. The plugins that speak CRI have to be named in [`plugins`](Self::plugins).
+    /// A daemon as the kubelet finds it on a node, in a network namespace of its own: its
+    /// containers are those of the namespace `k8s.io`, and `{directory}/cni` has a configuration of
+    /// CNI. The plugins that speak CRI have to be named in [`plugins`](Self::plugins).
     pub fn for_kubernetes(mut self) -> Self {
         self.kubernetes = true;
         self
@@ -125,7 +129,8 @@ fn nothing_is_known(containerd: &Containerd) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a failed test has left, as far as that goes: the failure was told already, and the next test shall not suffer.
+/// Removes what a failed test has left, as far as that goes: the failure was told already, and the
+/// next test shall not suffer.
 pub(crate) fn sweep(mark: &Mark) {
     let processes = marked(mark).unwrap_or_default();
     for process in &processes {

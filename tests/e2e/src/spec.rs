@@ -19,7 +19,8 @@ impl Spec {
         Self(spec)
     }
 
-    /// With the value at `pointer` (RFC 6901), like `/process/cwd`, replaced; missing parts on the way are made.
+    /// With the value at `pointer` (RFC 6901), like `/process/cwd`, replaced; missing parts on the
+    /// way are made.
     ///
     /// # Panics
     /// When the pointer leads through something that is not an object.

@@ -21,7 +21,8 @@ struct Collected {
 /// A stream that a thread reads to its end, so that its writer never waits for a test.
 #[derive(Debug, Clone)]
 pub struct Stream {
-    // Shared with the reading thread; a condition variable is what lets both sides wait without a loop.
+    // Shared with the reading thread; a condition variable is what lets both sides wait without a
+    // loop.
     shared: Arc<(Mutex<Collected>, Condvar)>,
 }
 

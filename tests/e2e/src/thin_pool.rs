@@ -1,4 +1,5 @@
-//! A pool of thin devices (Linux, Documentation/admin-guide/device-mapper/thin-provisioning.rst) for containerd's devicemapper snapshotter.
+//! A pool of thin devices (Linux, Documentation/admin-guide/device-mapper/thin-provisioning.rst)
+//! for containerd's devicemapper snapshotter.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use crate::mark::Mark;
 const DATA: u64 = 2 << 30;
 const METADATA: u64 = 32 << 20;
 
-/// In sectors of 512 bytes: of a block of the pool, and of the blocks that may be left before it warns.
+/// In sectors of 512 bytes: of a block of the pool, and of the blocks that may be left before it
+/// warns.
 const BLOCK: u32 = 128;
 const LOW_WATER: u32 = 1024;
 
@@ -45,7 +47,8 @@ impl LoopDevice {
 
     /// Detaches it from its file at once; fails where somebody has it open or has it mounted.
     pub fn is_released(&self) -> Result<()> {
-        // A device that is in use is detached only when it is not any more, and looks the same until then.
+        // A device that is in use is detached only when it is not any more, and looks the same
+        // until then.
         run("losetup", &["--detach", &self.0])?;
         let left = run("losetup", &["--list", "--noheadings", "--output", "NAME"])?;
         ensure!(!left.lines().any(|name| name.trim() == self.0), "{} is in use", self.0);

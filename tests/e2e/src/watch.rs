@@ -10,7 +10,8 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::deadline::Deadline;
 
-/// Changes in directories, of the mount table and of processes, as one event. What happens after a thing was added is not missed.
+/// Changes in directories, of the mount table and of processes, as one event. What happens after a
+/// thing was added is not missed.
 #[derive(Debug)]
 pub(crate) struct Watch {
     directories: OwnedFd,
@@ -26,7 +27,8 @@ impl Watch {
         Ok(Self { directories, mounts })
     }
 
-    /// What is made, removed and moved in a directory. One that does not exist is not watched; watch its parent.
+    /// What is made, removed and moved in a directory. One that does not exist is not watched;
+    /// watch its parent.
     pub(crate) fn names_in(&self, directory: &Path) -> Result<()> {
         let names =
             WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::DELETE_SELF;
@@ -50,7 +52,8 @@ impl Watch {
         }
     }
 
-    /// Waits until something changes, or a descriptor of `others` is readable. False when the deadline has passed.
+    /// Waits until something changes, or a descriptor of `others` is readable. False when the
+    /// deadline has passed.
     pub(crate) fn wait(&self, others: &[BorrowedFd<'_>], deadline: Deadline) -> Result<bool> {
         let mut fds = vec![
             PollFd::new(&self.directories, PollFlags::IN),
@@ -70,7 +73,8 @@ impl Watch {
     }
 }
 
-/// Runs `find` now and after every change of `watch` until it finds something; `None` when the deadline has passed.
+/// Runs `find` now and after every change of `watch` until it finds something; `None` when the
+/// deadline has passed.
 pub(crate) fn until<T>(
     watch: &Watch,
     deadline: Deadline,
@@ -86,7 +90,8 @@ pub(crate) fn until<T>(
     }
 }
 
-/// Waits until there is something at `path`, whose parent's parent is there already. False when the deadline has passed.
+/// Waits until there is something at `path`, whose parent's parent is there already. False when the
+/// deadline has passed.
 pub fn await_path(path: &Path, deadline: Deadline) -> Result<bool> {
     let watch = Watch::new()?;
     let directories: Vec<&Path> = path.ancestors().skip(1).take(2).collect();

@@ -12,8 +12,8 @@ use crate::containerd::Containerd;
 use crate::deadline::Deadline;
 use crate::name_server::NameServer;
 
-/// Two namespaces: one for a container, as a CNI plugin would prepare it, and one that stands for the rest of the world. It goes when it is
-/// dropped.
+/// Two namespaces: one for a container, as a CNI plugin would prepare it, and one that stands for
+/// the rest of the world. It goes when it is dropped.
 ///
 /// ```text
 ///   world ── w0 (10.99.0.1/24, fd99::1/64) ════════ eth0 (10.99.0.2/24, fd99::2/64, default routes) ── container
@@ -31,7 +31,8 @@ impl Wire {
         let wire = Self { world: format!("w-{name}"), container: format!("c-{name}") };
         for namespace in [&wire.world, &wire.container] {
             ip(&["netns", "add", namespace])?;
-            // Without duplicate address detection, which would change what is to be seen after a second or two.
+            // Without duplicate address detection, which would change what is to be seen after a
+            // second or two.
             let settle = "ip link set lo up; for f in all default; do echo 0 > /proc/sys/net/ipv6/conf/$f/accept_dad; done";
             client::run(shell_in(namespace, settle))?.success()?;
         }
@@ -46,8 +47,8 @@ impl Wire {
         Ok(wire)
     }
 
-    /// One more cable: `name` in the container's namespace, and `w{number}` in the world, with addresses of the networks 10.99.NUMBER.0/24 and
-    /// fd99:NUMBER::/64.
+    /// One more cable: `name` in the container's namespace, and `w{number}` in the world, with
+    /// addresses of the networks 10.99.NUMBER.0/24 and fd99:NUMBER::/64.
     pub fn plug(&self, name: &str, number: u8) -> Result<()> {
         let (world, container) = (&self.world, &self.container);
         let other = format!("w{number}");
@@ -99,8 +100,9 @@ impl Wire {
         NameServer::start(&self.container, at, name, address)
     }
 
-    /// Runs `ctr run --rm --cni` with a shell in the world, where the plugin `bridge` makes the bridge 10.98.0.1. ctr looks for plugins and
-    /// configuration in places that cannot be changed, so it is shown others there.
+    /// Runs `ctr run --rm --cni` with a shell in the world, where the plugin `bridge` makes the
+    /// bridge 10.98.0.1. ctr looks for plugins and configuration in places that cannot be changed,
+    /// so it is shown others there.
     pub fn ctr_with_cni(&self, containerd: &Containerd, script: &str) -> Result<Output> {
         let scratch = containerd.directory().join("cni");
         cni::write_bridge(&scratch)?;
@@ -143,7 +145,8 @@ impl Drop for Wire {
     }
 }
 
-/// Arguments: scratch directory, containerd's address and namespace, then those of `ctr run`. ip-netns(8) has made a mount namespace.
+/// Arguments: scratch directory, containerd's address and namespace, then those of `ctr run`.
+/// ip-netns(8) has made a mount namespace.
 const CTR_WITH_CNI: &str = r#"
     mkdir "$0/etc"
     cp -a /etc/. "$0/etc"
@@ -172,7 +175,8 @@ fn ip(args: &[&str]) -> Result<()> {
     output.success().map(drop).with_context(|| format!("ip {}", args.join(" ")))
 }
 
-/// Whether the host's kernel has the tap on top of an interface that the model `macvtap` needs. If not, says that `what` is left out.
+/// Whether the host's kernel has the tap on top of an interface that the model `macvtap` needs. If
+/// not, says that `what` is left out.
 pub fn has_macvtap(what: &str) -> Result<bool> {
     let mut probe = Command::new("unshare");
     probe.args([

@@ -1,5 +1,5 @@
-//! What the machine has to speed a sandbox up is used: KVM and vhost-vsock, on each machine that QEMU emulates. Nobody else gets into a
-//! guest by it.
+//! What the machine has to speed a sandbox up is used: KVM and vhost-vsock, on each machine that
+//! QEMU emulates. Nobody else gets into a guest by it.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -20,7 +20,8 @@ fn opens(device: &str) -> bool {
     File::options().read(true).write(true).open(device).is_ok()
 }
 
-/// Runs a container on the machine and checks what its VMM was told, what the guest sees of it, and that streams pass.
+/// Runs a container on the machine and checks what its VMM was told, what the guest sees of it, and
+/// that streams pass.
 fn everything_is_used(machine: &str) -> Result<()> {
     if !only_a_vm("an accelerator") {
         return Ok(());
@@ -72,7 +73,8 @@ fn word_after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_once(key)?.1.split([',', ' ']).next()
 }
 
-/// Whoever is on the host may dial a guest. This does it as an ordinary user would: from any port that is free.
+/// Whoever is on the host may dial a guest. This does it as an ordinary user would: from any port
+/// that is free.
 fn strangers_are_refused(cid: u32) -> Result<()> {
     for port in PORTS_OF_THE_AGENT {
         let said = VsockStream::connect_with_cid_port(cid, port).and_then(|mut stream| {

@@ -1,5 +1,5 @@
-//! Whatever a guest boots, a container is a container: small kernel and distribution's, initial ramdisk and image; and an image that was
-//! tampered with boots nothing.
+//! Whatever a guest boots, a container is a container: small kernel and distribution's, initial
+//! ramdisk and image; and an image that was tampered with boots nothing.
 
 use std::fs;
 use std::path::Path;
@@ -39,8 +39,8 @@ fn works(kernel: GuestKernel, root: &str) -> Result<()> {
     })
 }
 
-/// A little of everything that needs the guest's kernel: exit codes, files of the host, file systems in memory, a second process,
-/// limits, device rules, signals.
+/// A little of everything that needs the guest's kernel: exit codes, files of the host, file
+/// systems in memory, a second process, limits, device rules, signals.
 fn is_a_container(containerd: &Containerd) -> Result<()> {
     let container = containerd.run(["sleep", "1000"]).start()?;
     let said = |script: &str| container.shell(script).output()?.success();
@@ -84,7 +84,8 @@ fn image(file: &Path) -> String {
     format!("image = \"{}\"\n", file.display())
 }
 
-/// An image with a hash tree, and a configuration that demands it. `tamper` changes the disk after the root hash was taken.
+/// An image with a hash tree, and a configuration that demands it. `tamper` changes the disk after
+/// the root hash was taken.
 fn checked_image(tamper: impl FnOnce(&mut Vec<u8>)) -> Result<(TempDir, String)> {
     let directory = tempfile::tempdir()?;
     let agent = fs::read(guest_agent()).context("there is no agent; run `make`")?;
@@ -124,7 +125,8 @@ fn image_that_was_tampered_with_is_refused_with_a_sentence() -> Result<()> {
 #[test]
 fn kernel_that_cannot_check_its_image_does_not_boot_it() -> Result<()> {
     let (_directory, root) = checked_image(|_| {})?;
-    // It has neither the driver of the disk nor what makes the checked device, and says that there is no root.
+    // It has neither the driver of the disk nor what makes the checked device, and says that there
+    // is no root.
     is_refused(GuestKernel::Distribution, &root, "panic")
 }
 

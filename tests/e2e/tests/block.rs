@@ -1,5 +1,6 @@
-//! Root file systems on block devices (containerd's snapshotters blockfile and devicemapper), and block devices that a container uses as such, of
-//! containers that are alone and of those of a pod. The VM gets the device as a disk; the host does not even mount it.
+//! Root file systems on block devices (containerd's snapshotters blockfile and devicemapper), and
+//! block devices that a container uses as such, of containers that are alone and of those of a pod.
+//! The VM gets the device as a disk; the host does not even mount it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,7 +29,8 @@ fn has_blockfile() -> Result<bool> {
     Ok(String::from_utf8_lossy(&output.stdout).contains("snapshotter.v1.blockfile"))
 }
 
-/// The scratch file is what all root file systems begin as; some releases make it by themselves, others take it as it is.
+/// The scratch file is what all root file systems begin as; some releases make it by themselves,
+/// others take it as it is.
 fn with_blockfile(test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
     if !has_loop_devices() {
         eprintln!(
@@ -53,7 +55,8 @@ fn with_blockfile(test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
     Scenario::new().plugins(&tables).run(test)
 }
 
-/// Nothing of the container's root file system is mounted on the host, and the container can use and change it.
+/// Nothing of the container's root file system is mounted on the host, and the container can use
+/// and change it.
 fn is_a_disk(containerd: &Containerd, snapshotter: &str) -> Result<()> {
     let script = "grep -E '^/dev/vd[a-z]+ / ext4 ' /proc/mounts >/dev/null && cat /etc/hostname
         echo kept > /etc/hostname && cat /etc/hostname && exec sleep 1000";
@@ -156,7 +159,8 @@ fn member<'a>(run: Run<'a>, pod: &Container<'_>) -> Run<'a> {
         .option("--annotation", &format!("{SANDBOX}={}", pod.id()))
 }
 
-/// Whether the hypervisor under test takes disks while its VM runs; a member of a pod with a disk is refused elsewhere.
+/// Whether the hypervisor under test takes disks while its VM runs; a member of a pod with a disk
+/// is refused elsewhere.
 fn takes_disks_later() -> Result<bool> {
     Ok(["qemu", "firecracker"].contains(&hypervisor_under_test()?.as_str()))
 }

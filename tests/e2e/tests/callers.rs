@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 const SLEEP: &str = "echo up; exec sleep 1000";
 
-/// Engines wait for the end of pipes that they have given to the runtime, and of descriptors that they forgot to close.
+/// Engines wait for the end of pipes that they have given to the runtime, and of descriptors that
+/// they forgot to close.
 #[test]
 fn descriptors_of_the_caller_are_held_by_nobody() -> Result<()> {
     if !only_a_vm("processes that live on beside the container's") {
@@ -43,7 +44,8 @@ fn descriptors_of_the_caller_are_held_by_nobody() -> Result<()> {
     })
 }
 
-/// Those of the sandbox's processes whose parent is none of them: children of whoever reaps for the caller.
+/// Those of the sandbox's processes whose parent is none of them: children of whoever reaps for the
+/// caller.
 fn orphans(processes: &[Process]) -> Result<Vec<&Process>> {
     let ours: BTreeSet<u32> = processes.iter().map(|process| process.pid).collect();
     let mut orphans = Vec::new();
@@ -57,7 +59,8 @@ fn orphans(processes: &[Process]) -> Result<Vec<&Process>> {
     Ok(orphans)
 }
 
-/// conmon and containerd's shim wait for whatever they inherit: for each process of a container that is the one in its pid file.
+/// conmon and containerd's shim wait for whatever they inherit: for each process of a container
+/// that is the one in its pid file.
 #[test]
 fn caller_inherits_one_child_for_each_process() -> Result<()> {
     if !only_a_vm("processes beside the container's") {
@@ -152,7 +155,8 @@ fn written_specification_runs_and_features_are_told_without_a_root() -> Result<(
     })
 }
 
-/// How kata-shim tells engines of a guest that ran out of memory, where the host's cgroups are of the second version: a guest is such a host.
+/// How kata-shim tells engines of a guest that ran out of memory, where the host's cgroups are of
+/// the second version: a guest is such a host.
 #[test]
 fn killer_of_a_second_version_cgroup_takes_the_stand_ins_victim() -> Result<()> {
     if !only_a_vm("a stand-in") {

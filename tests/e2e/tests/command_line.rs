@@ -276,7 +276,8 @@ fn umask_is_the_specs_for_the_first_process_and_for_others() -> Result<()> {
     Ok(())
 }
 
-/// A creation whose parts die fails, and says why; what there was of it is gone, and the id is free.
+/// A creation whose parts die fails, and says why; what there was of it is gone, and the id is
+/// free.
 #[test]
 fn whichever_part_is_killed_while_a_container_is_made_its_creation_fails() -> Result<()> {
     if !only_a_vm("parts that can be killed") {

@@ -1,5 +1,6 @@
-//! Containers of a hypervisor that shares no files: their root file systems are images on disks, and what they see of the host are copies.
-//! They run with a configuration (`KATA_E2E_CONFIG`) that chooses Firecracker, and are left out with any other.
+//! Containers of a hypervisor that shares no files: their root file systems are images on disks,
+//! and what they see of the host are copies. They run with a configuration (`KATA_E2E_CONFIG`) that
+//! chooses Firecracker, and are left out with any other.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};

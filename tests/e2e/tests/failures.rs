@@ -1,4 +1,5 @@
-//! What goes wrong is told in a sentence that names the cause, by containerd and in its log, and leaves nothing behind.
+//! What goes wrong is told in a sentence that names the cause, by containerd and in its log, and
+//! leaves nothing behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};

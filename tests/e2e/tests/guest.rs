@@ -1,4 +1,5 @@
-//! How people look into a guest: its debug console (`kata-runtime exec SANDBOX`), its console and its agent's log (`kata-runtime logs`).
+//! How people look into a guest: its debug console (`kata-runtime exec SANDBOX`), its console and
+//! its agent's log (`kata-runtime logs`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -63,7 +64,8 @@ fn shell() -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// Everything that a person does in the debug console of sandbox `id`. The words are put before its arguments.
+/// Everything that a person does in the debug console of sandbox `id`. The words are put before its
+/// arguments.
 fn console_is_a_shell_of_the_guest(words: &[&str], id: &str) -> Result<()> {
     let arguments = [words, &["exec", id]].concat();
     let mut client = kata_runtime(&arguments, Input::Terminal)?;

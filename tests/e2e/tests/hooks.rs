@@ -29,7 +29,8 @@ impl Place {
         fs::read_to_string(self.file("log")).unwrap_or_default()
     }
 
-    /// A list with one hook, a shell with `script` that has this place's directory in `$place`. It first writes down its name.
+    /// A list with one hook, a shell with `script` that has this place's directory in `$place`. It
+    /// first writes down its name.
     fn hook(&self, name: &str, script: &str) -> Value {
         let script = format!("echo {name} >> $place/log; {script}");
         json!([{

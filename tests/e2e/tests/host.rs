@@ -1,4 +1,5 @@
-//! What `kata-runtime` tells of a host: whether containers can start there, and what they would be made of.
+//! What `kata-runtime` tells of a host: whether containers can start there, and what they would be
+//! made of.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};

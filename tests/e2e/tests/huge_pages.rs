@@ -43,7 +43,8 @@ impl Drop for Reserved {
     }
 }
 
-/// In one test, for the pages are the machine's: first there are too few of them, then there are enough.
+/// In one test, for the pages are the machine's: first there are too few of them, then there are
+/// enough.
 #[test]
 fn memory_is_of_huge_pages_or_the_lack_of_them_is_told() -> Result<()> {
     if !only_a_vm("huge pages") || !Path::new(POOL).exists() {

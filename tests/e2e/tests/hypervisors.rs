@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use kata_e2e::{Containerd, Deadline, Part, Scenario, Wire, only_a_vm, parts_of};
 use kata_hypervisor::kvm_obstacle;
 
-/// Runs a container under `io.containerd.kata-HYPERVISOR.v2`, whose one VMM must be `program`, and whose guest has no network interfaces
-/// but its own.
+/// Runs a container under `io.containerd.kata-HYPERVISOR.v2`, whose one VMM must be `program`, and
+/// whose guest has no network interfaces but its own.
 fn name_chooses(hypervisor: &'static str, program: &str) -> Result<()> {
     if !only_a_vm("the choice of a hypervisor") {
         return Ok(());

@@ -118,9 +118,10 @@ fn half_closed_input_reaches_the_process() -> Result<()> {
 
 #[test]
 fn input_that_ends_before_the_start_is_read_to_its_end() -> Result<()> {
-    // The client has everything, and the end, while the process is still being made. It tells the end only if nobody takes its input
-    // before it has made the exec: so the shim must open the input at the start, and not before. (Of init's input, ctr itself forgets
-    // to tell so early an end, whatever the runtime.)
+    // The client has everything, and the end, while the process is still being made. It tells the
+    // end only if nobody takes its input before it has made the exec: so the shim must open the
+    // input at the start, and not before. (Of init's input, ctr itself forgets to tell so early an
+    // end, whatever the runtime.)
     scenario(|containerd| {
         let short = || Input::Bytes(b"short".to_vec());
         let container = containerd.run(["sleep", "1000"]).start()?;
@@ -178,7 +179,8 @@ fn short_lived_processes_are_heard() -> Result<()> {
 
 #[test]
 fn slow_reader_loses_nothing() -> Result<()> {
-    // The client stops reading while far more is written than all buffers on the way hold, and the writer exits meanwhile.
+    // The client stops reading while far more is written than all buffers on the way hold, and the
+    // writer exits meanwhile.
     scenario(|containerd| {
         let container = containerd.run(["sleep", "1000"]).start()?;
         let client = container.shell("head -c 4194304 /dev/zero; echo end").attach()?;

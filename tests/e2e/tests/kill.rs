@@ -1,4 +1,5 @@
-//! `kill -9` of any part, at any time: the client has its answer in time, the engine can delete everything, and nothing is left.
+//! `kill -9` of any part, at any time: the client has its answer in time, the engine can delete
+//! everything, and nothing is left.
 
 use std::fs;
 use std::time::Duration;

@@ -10,7 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const SOCKET: &str = "/var/run/kata-ksm-throttler/ksm.sock";
 
-/// The installed daemon where runtimes look for it. It sets plain files in a directory, so that this host's kernel is left alone.
+/// The installed daemon where runtimes look for it. It sets plain files in a directory, so that
+/// this host's kernel is left alone.
 struct Throttler(Child);
 
 impl Throttler {

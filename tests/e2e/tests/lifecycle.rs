@@ -64,7 +64,8 @@ fn detached_container_lives_until_it_is_killed() -> Result<()> {
     })
 }
 
-/// An engine decodes one of two messages, by the version of the host's cgroups, and looks into these parts without asking.
+/// An engine decodes one of two messages, by the version of the host's cgroups, and looks into
+/// these parts without asking.
 fn metrics_have_all_parts(container: &Container<'_>) -> Result<()> {
     let metrics = container.metrics()?;
     for part in ["cpu", "memory", "pids"] {
@@ -143,8 +144,8 @@ fn terminal_shows_input_and_size() -> Result<()> {
     })
 }
 
-/// Resizes the terminal. `ctr` listens for that at some time after the start, and the size takes its way past the input: so it is told,
-/// and the guest is asked, until the guest knows.
+/// Resizes the terminal. `ctr` listens for that at some time after the start, and the size takes
+/// its way past the input: so it is told, and the guest is asked, until the guest knows.
 fn resize(client: &mut kata_e2e::Client, rows: u16, columns: u16) -> Result<()> {
     let size = format!("{rows} {columns}");
     for round in 1..=100 {
@@ -231,8 +232,8 @@ fn logs_go_where_the_engine_says() -> Result<()> {
     })
 }
 
-/// A logging program as containerd defines it: output on descriptors 3 and 4, and 5 to be closed when it is ready. Told to end by
-/// SIGTERM, it reads to the end first.
+/// A logging program as containerd defines it: output on descriptors 3 and 4, and 5 to be closed
+/// when it is ready. Told to end by SIGTERM, it reads to the end first.
 fn write_logger(path: &std::path::Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let script = "#!/bin/sh\n[ \"$1\" = to ] || exit 1\n\

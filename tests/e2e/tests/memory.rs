@@ -1,4 +1,5 @@
-//! Memory that a sandbox gets and gives back while it runs, as the limits of its containers want it.
+//! Memory that a sandbox gets and gives back while it runs, as the limits of its containers want
+//! it.
 
 use std::fs;
 

@@ -47,8 +47,8 @@ fn carries_everything(containerd: &Containerd) -> Result<()> {
     sees("ping -c 1 -w 10 10.99.0.1 && ping6 -c 1 -w 10 fd99::1")?;
     wire.world("busybox ping -c 1 -w 10 10.99.0.2 && busybox ping6 -c 1 -w 10 fd99::2")?;
 
-    // 16 MiB each way, over IPv4 out of the guest and over IPv6 into it. The receiver's input stays open, for a sender gives up when the other
-    // side has no more to say.
+    // 16 MiB each way, over IPv4 out of the guest and over IPv6 into it. The receiver's input stays
+    // open, for a sender gives up when the other side has no more to say.
     let script = "head -c 16777216 /dev/urandom > /tmp/file; nc 10.99.0.1 7000 < /tmp/file; sha256sum < /tmp/file";
     let received = wire.start_in_world("busybox nc -l -p 7000 | sha256sum", Input::Pipe)?;
     let sent = sees(script)?;
@@ -84,7 +84,8 @@ fn macvtap_carries_the_same() -> Result<()> {
     with_model("macvtap", carries_everything)
 }
 
-/// As Docker has one in each container's namespace, whatever its version and however it calls the runtime.
+/// As Docker has one in each container's namespace, whatever its version and however it calls the
+/// runtime.
 #[test]
 fn name_server_of_the_namespace_is_asked() -> Result<()> {
     scenario(|containerd| {
@@ -241,7 +242,8 @@ fn empty_namespace_is_told_and_so_is_an_interface_that_comes_late() -> Result<()
     })
 }
 
-/// Or, with a hypervisor that takes none any more, refused. `ctr run --cni` fills the namespace between create and start, through the process id that it was told, like Docker.
+/// Or, with a hypervisor that takes none any more, refused. `ctr run --cni` fills the namespace
+/// between create and start, through the process id that it was told, like Docker.
 #[test]
 fn interface_that_comes_before_the_start_is_plugged_in() -> Result<()> {
     scenario(|containerd| {

@@ -1,5 +1,6 @@
-//! The commands of the OCI command line in all orders, those that the specification allows and those that it refuses, compared with runc's
-//! and crun's one by one: the exit code, the words that callers look for, what is printed, and the status that the container has then.
+//! The commands of the OCI command line in all orders, those that the specification allows and
+//! those that it refuses, compared with runc's and crun's one by one: the exit code, the words that
+//! callers look for, what is printed, and the status that the container has then.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,8 +11,9 @@ use anyhow::{Context, Result};
 use kata_e2e::{CommandLine, Output, Runtime};
 use serde_json::Value;
 
-/// One command a line, of words with blanks between. `ID` stands for the container, `BUNDLE` for its bundle, and `~` for a blank in a word.
-/// Two lines are the test's: `make` creates the container, `ends` waits for its process's end.
+/// One command a line, of words with blanks between. `ID` stands for the container, `BUNDLE` for
+/// its bundle, and `~` for a blank in a word. Two lines are the test's: `make` creates the
+/// container, `ends` waits for its process's end.
 const ORDERS: &str = "
     list --format json
     state ID
@@ -211,7 +213,8 @@ impl Step {
     }
 }
 
-/// What can be compared of what was printed: of a process its output, of JSON the shape, of people's texts nothing.
+/// What can be compared of what was printed: of a process its output, of JSON the shape, of
+/// people's texts nothing.
 fn printed(command: &str, output: &Output) -> String {
     let text = output.text();
     let is_json = command.starts_with("state") || command.contains("--format json");

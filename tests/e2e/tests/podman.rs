@@ -79,7 +79,8 @@ fn container_is_seen_entered_paused_stopped_and_started_again() -> Result<()> {
         if only_a_vm("a cgroup of the second version whatever the host has") {
             assert_eq!(podman.shell("web", "cat /sys/fs/cgroup/cpu.max")?, "50000 100000");
         }
-        // With options of ps(1), older Podmans run the container's own, newer ones the host's in its process id namespace.
+        // With options of ps(1), older Podmans run the container's own, newer ones the host's in
+        // its process id namespace.
         let older = podman.release()? < 5;
         let processes =
             podman.succeed(if older { "top web -o pid,args" } else { "exec web ps" })?;
@@ -153,7 +154,8 @@ fn limits_hold_in_the_guest() -> Result<()> {
         assert_eq!(greedy.output()?.code, 137);
         assert_eq!(how_it_ended(podman, "greedy")?, "137 true");
         podman.succeed("rm greedy")?;
-        // One that outlives the greedy one among its processes was short of memory, too; one that is killed by hand was not.
+        // One that outlives the greedy one among its processes was short of memory, too; one that
+        // is killed by hand was not.
         let survivor =
             podman.run("--name greedy --network none --memory 64m", "tail /dev/zero; exit 7");
         assert_eq!(survivor.output()?.code, 7);
@@ -167,8 +169,9 @@ fn limits_hold_in_the_guest() -> Result<()> {
     })
 }
 
-/// The exit code, and whether Podman was told that memory was wanting. The conmon that goes with Podman 4 tells it by a file where Podman was
-/// started, in which Podman does not look: there `inspect` says nothing under runc either.
+/// The exit code, and whether Podman was told that memory was wanting. The conmon that goes with
+/// Podman 4 tells it by a file where Podman was started, in which Podman does not look: there
+/// `inspect` says nothing under runc either.
 fn how_it_ended(podman: &Engine, container: &str) -> Result<String> {
     let end = podman.inspect(container, "{{.State.ExitCode}} {{.State.OOMKilled}}")?;
     let file = podman.file("oom");
@@ -321,7 +324,8 @@ fn killed_conmon_leaves_a_container_that_can_be_removed() -> Result<()> {
         assert_eq!(podman.shell("web", "echo alive")?, "alive");
         let id = podman.inspect("web", "{{.ID}}")?;
         podman.succeed("rm --force --time 0 web")?;
-        // Podman 4.3 does not have the runtime forget it then, runc's neither. Whoever does that may do so twice.
+        // Podman 4.3 does not have the runtime forget it then, runc's neither. Whoever does that
+        // may do so twice.
         let runtime = Installation::under_test().bin().join("kata-runtime");
         for _ in 0..2 {
             podman.on_host(&format!("{} delete --force {id}", runtime.display()))?.success()?;

@@ -1,4 +1,5 @@
-//! Several containers in one sandbox, as Kubernetes makes them: the engine names the sandbox by annotation.
+//! Several containers in one sandbox, as Kubernetes makes them: the engine names the sandbox by
+//! annotation.
 
 use std::fs;
 use std::path::PathBuf;

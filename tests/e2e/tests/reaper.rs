@@ -1,5 +1,5 @@
-//! The command line under a child subreaper, as conmon and containerd's shim for runc are. Alone in its file: the test waits for every child
-//! of its process.
+//! The command line under a child subreaper, as conmon and containerd's shim for runc are. Alone in
+//! its file: the test waits for every child of its process.
 
 use std::fs;
 
@@ -16,7 +16,8 @@ fn a_created_container_leaves_one_child_and_no_descriptor_to_its_caller() -> Res
         return Ok(());
     }
     CommandLine::scenario(Runtime::Kata, |host| {
-        // As conmon and containerd's shim are: whoever loses its parent becomes a child of this process.
+        // As conmon and containerd's shim are: whoever loses its parent becomes a child of this
+        // process.
         set_child_subreaper(Some(rustix::process::getpid())).context("cannot be a subreaper")?;
         let bundle = host.bundle("c", SLEEP, |spec| spec)?;
         host.create("c", &bundle)?;

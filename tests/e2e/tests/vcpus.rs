@@ -1,4 +1,5 @@
-//! Virtual CPUs that a sandbox gets and gives back while it runs, as the limits of its containers want it.
+//! Virtual CPUs that a sandbox gets and gives back while it runs, as the limits of its containers
+//! want it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

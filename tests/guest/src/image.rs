@@ -1,4 +1,5 @@
-//! What the machine boots: the staged kernel and initrd, with busybox added for the guest itself and as a container's root.
+//! What the machine boots: the staged kernel and initrd, with busybox added for the guest itself
+//! and as a container's root.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -103,7 +104,8 @@ fn built(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The rootfs image that `kata-image rootfs` makes as ext4 with these arguments, in a directory that is removed with the value.
+/// The rootfs image that `kata-image rootfs` makes as ext4 with these arguments, in a directory
+/// that is removed with the value.
 ///
 /// # Errors
 ///
@@ -126,7 +128,8 @@ pub fn image_with(arguments: &[&str]) -> Result<(TempDir, PathBuf)> {
     Ok((directory, image))
 }
 
-/// The kernel's initrd, and what this module adds if it is `wanted`. Of several archives the kernel unpacks one after the other.
+/// The kernel's initrd, and what this module adds if it is `wanted`. Of several archives the kernel
+/// unpacks one after the other.
 pub(crate) fn initrd(kernel: GuestKernel, wanted: bool) -> Result<Vec<u8>> {
     let mut bytes = fs::read(kernel.file("kata-containers-initrd.img")?)?;
     if !wanted {

@@ -1,4 +1,5 @@
-//! Fixtures for tests of the agent: a VM of one's own that boots the staged guest, and a client that speaks the agent's protocol.
+//! Fixtures for tests of the agent: a VM of one's own that boots the staged guest, and a client
+//! that speaks the agent's protocol.
 //!
 //! ```text
 //!   booted(First::Agent, |guest| async move {     QEMU, the staged kernel and initrd, and a root file system in memory
@@ -6,7 +7,8 @@
 //!   })                                             DestroySandbox, after which the machine must end by itself
 //! ```
 //!
-//! Nothing of the host's side of kata is involved, so that a test speaks as any host may, and says what the guest does.
+//! Nothing of the host's side of kata is involved, so that a test speaks as any host may, and says
+//! what the guest does.
 
 mod client;
 mod control;

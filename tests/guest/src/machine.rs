@@ -1,4 +1,5 @@
-//! A machine under QEMU: processors, one network card without a network, the agent's serial port, and maybe disks.
+//! A machine under QEMU: processors, one network card without a network, the agent's serial port,
+//! and maybe disks.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -77,7 +78,8 @@ impl Board {
 }
 
 impl Setup {
-    /// The id of the virtio-mem device of a machine of [`Setup::hot_pluggable`], which has 512 MiB to give and gives none at first.
+    /// The id of the virtio-mem device of a machine of [`Setup::hot_pluggable`], which has 512 MiB
+    /// to give and gives none at first.
     pub const FINE_MEMORY: &str = "finemem";
 
     /// Two processors, 512 MiB, and the staged initrd with busybox beside the agent.
@@ -93,7 +95,8 @@ impl Setup {
         }
     }
 
-    /// The same machine, with this rootfs image as its root: the agent of the initrd loads drivers, and goes on to the image's.
+    /// The same machine, with this rootfs image as its root: the agent of the initrd loads drivers,
+    /// and goes on to the image's.
     #[must_use]
     pub fn image(image: &Path) -> Self {
         Self { image: Some(image.to_owned()), ..Self::new(First::Agent) }
@@ -199,7 +202,8 @@ impl Setup {
         all.into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 
-    /// Boots the machine, makes a sandbox in it, runs `test`, and destroys the sandbox, with which the machine must end.
+    /// Boots the machine, makes a sandbox in it, runs `test`, and destroys the sandbox, with which
+    /// the machine must end.
     ///
     /// # Errors
     ///
@@ -247,7 +251,8 @@ impl Machine {
         self.control.execute(command, arguments)
     }
 
-    /// Waits for an event of QEMU's that `is_it`, and gives its data. Those before it are forgotten.
+    /// Waits for an event of QEMU's that `is_it`, and gives its data. Those before it are
+    /// forgotten.
     ///
     /// # Errors
     ///

@@ -330,7 +330,8 @@ async fn many_at_once(guest: &Guest) -> Result<()> {
     guest.remove("m").await
 }
 
-/// With its sandbox every container ends, in whatever state it is: the machine must end by itself afterwards.
+/// With its sandbox every container ends, in whatever state it is: the machine must end by itself
+/// afterwards.
 async fn left_to_the_sandbox(guest: &Guest) -> Result<()> {
     for id in ["created", "running", "paused"] {
         guest.create(id, sh("trap '' TERM; sleep 1000")).await?;

@@ -1,7 +1,8 @@
 //! Memory and processors that are plugged in while the guest runs, and used once the agent is told.
 //!
-//! Processors need KVM: under emulation Linux 6.12 refuses them, and older ones take half a minute for each and may not come back. That
-//! the agent switches them on is tested there with one that was off (`machine.rs`).
+//! Processors need KVM: under emulation Linux 6.12 refuses them, and older ones take half a minute
+//! for each and may not come back. That the agent switches them on is tested there with one that
+//! was off (`machine.rs`).
 
 use std::time::{Duration, Instant};
 
@@ -102,8 +103,8 @@ async fn fine_memory(guest: &Guest) -> Result<()> {
     has_grown(guest, before, 128).await
 }
 
-/// The agent is told, and then `mib` more are there, but for what the kernel keeps to describe them. Nothing tells when the kernel is
-/// done with the last piece, so that one has to look again.
+/// The agent is told, and then `mib` more are there, but for what the kernel keeps to describe
+/// them. Nothing tells when the kernel is done with the last piece, so that one has to look again.
 async fn has_grown(guest: &Guest, before: u64, mib: u64) -> Result<()> {
     guest.agent.online_cpu_mem(context(), &OnlineCPUMemRequest::new()).await?;
     let deadline = Instant::now() + PATIENCE;

@@ -5,7 +5,8 @@ use kata_channel::dns_relay::{Message, Transport, ask_to_listen};
 use kata_channel::{ChannelStream, DNS_RELAY_PORT};
 use kata_guest_tests::*;
 
-/// A question for the addresses of `web`, with its length before it as by TCP, and octal for printf(1).
+/// A question for the addresses of `web`, with its length before it as by TCP, and octal for
+/// printf(1).
 const QUESTION: &str =
     r"\000\025\022\064\001\000\000\001\000\000\000\000\000\000\003web\000\000\001\000\001";
 

@@ -6,7 +6,8 @@ use kata_channel::DEBUG_CONSOLE_PORT;
 use kata_guest_tests::*;
 use tokio::io::AsyncWriteExt as _;
 
-/// Dependencies come along, names of files are where Debian's users expect them, and the root stays read-only.
+/// Dependencies come along, names of files are where Debian's users expect them, and the root stays
+/// read-only.
 #[test]
 fn debug_shell_has_the_packages_that_were_asked_for() -> Result<()> {
     let packages = ["--suite=stable", "--package=bash", "--package=coreutils", "--package=procps"];
@@ -24,7 +25,8 @@ fn debug_shell_has_the_packages_that_were_asked_for() -> Result<()> {
     })
 }
 
-/// The bigger image: systemd sets the machine up, starts the agent as a service without a complaint, and the machine ends with it.
+/// The bigger image: systemd sets the machine up, starts the agent as a service without a
+/// complaint, and the machine ends with it.
 #[test]
 fn agent_is_a_service_of_systemd() -> Result<()> {
     let (_directory, image) =

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 
-/// Our directory in the cache of this user: `$XDG_CACHE_HOME/kata-containers`, else `/var/cache/kata-containers` for root and
-/// `~/.cache/kata-containers` for others.
+/// Our directory in the cache of this user: `$XDG_CACHE_HOME/kata-containers`, else
+/// `/var/cache/kata-containers` for root and `~/.cache/kata-containers` for others.
 pub(crate) fn directory() -> PathBuf {
     directory_of(
         rustix::process::geteuid().is_root(),
@@ -28,8 +28,9 @@ fn directory_of(root: bool, cache: Option<OsString>, home: Option<OsString>) -> 
     place.join("kata-containers")
 }
 
-/// The directory `name` in the cache, which `make` fills unless it is there already. It is whole or not there at all; whoever comes while
-/// another process makes it waits for that. Others named `kind-…` go: they were made of something that has changed since.
+/// The directory `name` in the cache, which `make` fills unless it is there already. It is whole or
+/// not there at all; whoever comes while another process makes it waits for that. Others named
+/// `kind-…` go: they were made of something that has changed since.
 pub(crate) fn whole_directory(
     kind: &str,
     digest: &str,

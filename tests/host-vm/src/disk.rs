@@ -16,8 +16,8 @@ const SIZE: u64 = 2 << 30;
 /// Where the machine mounts it.
 pub(crate) const MOUNT: &str = "/project";
 
-/// Files and directories that the machine has at the same places, read-only, so that configurations which name them fit. Goes with
-/// this value.
+/// Files and directories that the machine has at the same places, read-only, so that configurations
+/// which name them fit. Goes with this value.
 #[derive(Debug)]
 pub struct Disk {
     directory: TempDir,

@@ -17,8 +17,9 @@ const DISK_SIZE: u64 = 6 << 30;
 /// Documentation that nobody reads there.
 const LEFT_OUT: &[&str] = &["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*"];
 
-/// What of the root file system is kept beside the disk: the QEMU that runs the machine, for the one on this machine may be too old
-/// to emulate a KVM host without crashing. It brings its loader and libraries.
+/// What of the root file system is kept beside the disk: the QEMU that runs the machine, for the
+/// one on this machine may be too old to emulate a KVM host without crashing. It brings its loader
+/// and libraries.
 const QEMU_PARTS: &[&str] = &["usr/lib/x86_64-linux-gnu", "usr/share/qemu", "usr/share/seabios"];
 
 /// A built machine: files in the cache, which nobody writes to.
@@ -28,7 +29,8 @@ pub struct HostImage {
 }
 
 impl HostImage {
-    /// The machine of this source tree; builds it if it is not in the cache, which takes a minute or two and needs root, mmdebstrap and the network.
+    /// The machine of this source tree; builds it if it is not in the cache, which takes a minute
+    /// or two and needs root, mmdebstrap and the network.
     pub fn ready() -> Result<Self> {
         let place = cache::whole_directory("host-vm", &recipe::digest(), build)?;
         Ok(Self { place })
@@ -105,7 +107,8 @@ fn write_files(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Installs packages of `suite`, and all that they depend on, into the directory `root`, which need not be there.
+/// Installs packages of `suite`, and all that they depend on, into the directory `root`, which need
+/// not be there.
 pub(crate) fn install_packages(suite: Suite, packages: &[&str], root: &Path) -> Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap.args(["--quiet", "--mode=root", "--variant=minbase", "--skip=check/empty"]);
@@ -120,7 +123,8 @@ pub(crate) fn install_packages(suite: Suite, packages: &[&str], root: &Path) -> 
     succeed(mmdebstrap, "mmdebstrap is a package of Debian; `make host-vm` installs it")
 }
 
-/// Whether this machine's apt refuses lists of packages that are out of date. It does unless it is told that its archive is a copy of an earlier day's.
+/// Whether this machine's apt refuses lists of packages that are out of date. It does unless it is
+/// told that its archive is a copy of an earlier day's.
 fn apt_minds_age() -> Result<bool> {
     let mut apt = Command::new("apt-config");
     apt.args(["shell", "minds", "Acquire::Check-Valid-Until/b"]);
@@ -128,7 +132,8 @@ fn apt_minds_age() -> Result<bool> {
     Ok(!String::from_utf8_lossy(&output.stdout).contains("false"))
 }
 
-/// An ext4 file system of `size` bytes in the sparse file `disk`, filled with what is in `tree`. It has no journal: nothing is written to it for long.
+/// An ext4 file system of `size` bytes in the sparse file `disk`, filled with what is in `tree`. It
+/// has no journal: nothing is written to it for long.
 pub(crate) fn make_disk(tree: &Path, disk: &Path, size: u64) -> Result<()> {
     let file = fs::File::create(disk).with_context(|| format!("cannot make {}", disk.display()))?;
     file.set_len(size).context("cannot size a disk")?;

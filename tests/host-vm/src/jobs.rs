@@ -12,7 +12,8 @@ pub enum Line {
 }
 
 impl Line {
-    /// A line without its end. `None` for one that means nothing: the empty one before a status, or half of one.
+    /// A line without its end. `None` for one that means nothing: the empty one before a status, or
+    /// half of one.
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let line = line.trim_end_matches(['\r', '\n']);
         if line == "ready" {

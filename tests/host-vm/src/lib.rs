@@ -1,5 +1,5 @@
-//! A machine with KVM, made on the spot: QEMU's software emulation has AMD's virtualisation extension, so a Debian in it is a whole KVM host, slow
-//! but real, on any Linux.
+//! A machine with KVM, made on the spot: QEMU's software emulation has AMD's virtualisation
+//! extension, so a Debian in it is a whole KVM host, slow but real, on any Linux.
 //!
 //! ```text
 //!   Recipe ── hash ──▶ HostImage, built once ─┐
@@ -9,7 +9,8 @@
 //!
 //! The image is never written to; what happens in a machine is forgotten with it.
 //!
-//! And the engines of another release of Debian, where it is only they that matter: an [`EngineRoot`] runs them on this machine itself.
+//! And the engines of another release of Debian, where it is only they that matter: an
+//! [`EngineRoot`] runs them on this machine itself.
 
 mod cache;
 mod disk;

@@ -25,7 +25,8 @@ use crate::jobs::Line;
 /// How long it may take until the machine takes jobs.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// How long a job may say nothing before the machine counts as dead. Longer than any test is silent.
+/// How long a job may say nothing before the machine counts as dead. Longer than any test is
+/// silent.
 const SILENCE: Duration = Duration::from_secs(300);
 
 /// Memory in MiB: two guests with 2 GiB each, which they don't use up, and the engines.
@@ -34,10 +35,12 @@ const MEMORY_MIB: u32 = 4096;
 /// Emulated processors. More are slower: the emulation's locks are shared.
 const PROCESSORS: u32 = 2;
 
-/// AMD's virtualisation is part of `max`. The emulation crashes rarely, and never was seen to, without five-level page tables.
+/// AMD's virtualisation is part of `max`. The emulation crashes rarely, and never was seen to,
+/// without five-level page tables.
 const PROCESSOR: &str = "max,la57=off";
 
-/// Room for translated code in MiB: throwing all of it away at once, when it is full, is when races show.
+/// Room for translated code in MiB: throwing all of it away at once, when it is full, is when races
+/// show.
 const TRANSLATED_MIB: u32 = 1024;
 
 /// A kernel that says little, starts only what tests need, and whose crash is the machine's end.
@@ -80,8 +83,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Runs a shell command as root to its end and gives every line of its output to `show`. Returns its exit status; [`Died`] if the
-    /// machine ends before. The command must be one line.
+    /// Runs a shell command as root to its end and gives every line of its output to `show`.
+    /// Returns its exit status; [`Died`] if the machine ends before. The command must be one line.
     pub fn run(&mut self, command: &str, mut show: impl FnMut(&str)) -> Result<i32> {
         ensure!(!command.contains('\n'), "a job is one line: {command:?}");
         if writeln!(self.jobs, "{command}").is_err() {

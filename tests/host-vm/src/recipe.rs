@@ -81,7 +81,8 @@ const fn text(path: &'static str, content: &'static str) -> File {
     File { path, mode: 0o644, content }
 }
 
-/// Changes when the machine does. The packages' versions are those of the day on which it was built.
+/// Changes when the machine does. The packages' versions are those of the day on which it was
+/// built.
 pub(crate) fn digest() -> String {
     let mut hash = Sha256::new();
     // Counts changes of what is done with the packages and files.

@@ -1,4 +1,5 @@
-//! The engines of another release of Debian on this machine: their root file system, with this machine's kernel, processes and /run.
+//! The engines of another release of Debian on this machine: their root file system, with this
+//! machine's kernel, processes and /run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,8 +21,9 @@ pub struct EngineRoot {
 }
 
 impl EngineRoot {
-    /// The one of this source tree with packages of `suite`; installs it if it is not in the cache, which takes a minute and needs root,
-    /// mmdebstrap and the network. The packages' versions are those of that day.
+    /// The one of this source tree with packages of `suite`; installs it if it is not in the cache,
+    /// which takes a minute and needs root, mmdebstrap and the network. The packages' versions are
+    /// those of that day.
     pub fn ready(suite: Suite) -> Result<Self> {
         let kind = format!("engines-{}", suite.name());
         let place = cache::whole_directory(&kind, &recipe::digest_of_root(), |place| {
@@ -37,8 +39,9 @@ impl EngineRoot {
         Ok(Self { place })
     }
 
-    /// A shell command in it. The machine's /dev, /proc, /run, /sys and /tmp are there, and so is each of `paths`, at the same place.
-    /// Whatever else is written to is forgotten with the command.
+    /// A shell command in it. The machine's /dev, /proc, /run, /sys and /tmp are there, and so is
+    /// each of `paths`, at the same place. Whatever else is written to is forgotten with the
+    /// command.
     #[must_use]
     pub fn command(&self, script: &str, paths: &[PathBuf]) -> Command {
         let mut command = Command::new("unshare");

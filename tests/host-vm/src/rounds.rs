@@ -46,7 +46,8 @@ impl Rounds {
         Ok(Self { rounds: vec![round], directory })
     }
 
-    /// Those with Cloud Hypervisor and Firecracker are among them where their programs are found in `search_path`, a list as in `PATH`.
+    /// Those with Cloud Hypervisor and Firecracker are among them where their programs are found in
+    /// `search_path`, a list as in `PATH`.
     pub fn with_programs_of(search_path: Option<&OsStr>) -> Result<Self> {
         let directory = directory()?;
         let configured =
@@ -143,8 +144,9 @@ impl Rounds {
 }
 
 impl Round {
-    /// The commands for a shell, each with the name of its test binary. With `all` no test of a binary is left out. `patience` is by how
-    /// much deadlines are longer than on this machine, `threads` how many tests of a binary run at a time.
+    /// The commands for a shell, each with the name of its test binary. With `all` no test of a
+    /// binary is left out. `patience` is by how much deadlines are longer than on this machine,
+    /// `threads` how many tests of a binary run at a time.
     pub fn commands<'a>(
         &'a self,
         binaries: &'a [TestBinary],

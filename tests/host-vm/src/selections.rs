@@ -3,11 +3,13 @@
 /// A test binary's name, and what of it runs: all, if nothing is named.
 pub(crate) type Selection = (&'static str, &'static [&'static str]);
 
-/// A nested guest boots in about ten seconds, so these are the few that show the whole path: the accelerator and channel that are
-/// used, a container's life, a pod, disks, whom the VMM runs as, memory and virtual CPUs that come late, an end by violence.
+/// A nested guest boots in about ten seconds, so these are the few that show the whole path: the
+/// accelerator and channel that are used, a container's life, a pod, disks, whom the VMM runs as,
+/// memory and virtual CPUs that come late, an end by violence.
 pub(crate) const QEMU: &[Selection] = &[
     ("qemu", &["on_q35"]),
-    // Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see `Machine::choose` in host/qemu.
+    // Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see
+    // `Machine::choose` in host/qemu.
     ("acceleration", &["q35_uses_what_the_machine_has"]),
     ("hotplug", &["processors_that_come_later_are_switched_on"]),
     ("hypervisors", &[]),
@@ -29,8 +31,8 @@ pub(crate) const QEMU: &[Selection] = &[
     ("kill", &["vmm_is_killed_while_busy"]),
 ];
 
-/// And for the others, which run nowhere else, what differs from QEMU: streams over another channel, other devices for networks and images,
-/// another file server, another way to stand still.
+/// And for the others, which run nowhere else, what differs from QEMU: streams over another
+/// channel, other devices for networks and images, another file server, another way to stand still.
 pub(crate) const KRUN: &[Selection] = &[
     ("krun", &[]),
     (
@@ -102,7 +104,8 @@ pub(crate) const JAILER: &[Selection] = &[
     ("kill", &["vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"]),
 ];
 
-/// And what differs with the engines of the machine's release: Docker 26 has shims, and both know cgroups of the second version only.
+/// And what differs with the engines of the machine's release: Docker 26 has shims, and both know
+/// cgroups of the second version only.
 pub(crate) const ENGINES: &[Selection] = &[
     (
         "docker",

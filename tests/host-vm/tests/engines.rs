@@ -1,4 +1,5 @@
-//! The tests of Docker and Podman with the newest releases of them that Debian has, on this machine. Its results are theirs.
+//! The tests of Docker and Podman with the newest releases of them that Debian has, on this
+//! machine. Its results are theirs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

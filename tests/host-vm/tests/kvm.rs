@@ -1,4 +1,5 @@
-//! The end-to-end tests on a machine with KVM: this one where it has that, else one that is made on the spot. Its results are theirs.
+//! The end-to-end tests on a machine with KVM: this one where it has that, else one that is made on
+//! the spot. Its results are theirs.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};

@@ -127,7 +127,8 @@ impl Container<'_> {
         self.id.clone()
     }
 
-    /// Runs a shell with `script` in it. Waits for `seconds`, without an end if that is 0; then the command is killed, which is an error.
+    /// Runs a shell with `script` in it. Waits for `seconds`, without an end if that is 0; then the
+    /// command is killed, which is an error.
     pub fn exec(&self, script: &str, seconds: i64) -> Result<Said> {
         let cmd = ["sh", "-c", script].map(str::to_owned).into();
         let request = ExecSyncRequest {

@@ -1,7 +1,8 @@
-//! A port of a pod, as `kubectl port-forward` gets at it: by a WebSocket (RFC 6455) of the engine's, as much of it as the engine speaks.
+//! A port of a pod, as `kubectl port-forward` gets at it: by a WebSocket (RFC 6455) of the
+//! engine's, as much of it as the engine speaks.
 //!
-//! A frame's first byte says which of two channels it is of: the connection itself, or what the engine has to say of it. Each begins with
-//! the port's number.
+//! A frame's first byte says which of two channels it is of: the connection itself, or what the
+//! engine has to say of it. Each begins with the port's number.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

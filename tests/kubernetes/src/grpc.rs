@@ -11,7 +11,8 @@ use tokio::runtime::Runtime;
 /// As many bytes as an answer may have.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// A service that listens on a socket. Every call has a connection of its own, so that a service that was started again is reached, too.
+/// A service that listens on a socket. Every call has a connection of its own, so that a service
+/// that was started again is reached, too.
 #[derive(Debug)]
 pub(crate) struct Service {
     socket: PathBuf,
@@ -27,7 +28,8 @@ impl Service {
         Ok(Self { socket: socket.to_owned(), path, runtime })
     }
 
-    /// Calls a method and waits for its answer, at most for `patience`. The error is what the service says.
+    /// Calls a method and waits for its answer, at most for `patience`. The error is what the
+    /// service says.
     pub(crate) fn call<Answer: Message>(
         &self,
         method: &str,

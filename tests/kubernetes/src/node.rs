@@ -14,8 +14,8 @@ use crate::grpc::Service;
 use crate::messages::{Nothing, RemovePodSandboxRequest, StopPodSandboxRequest};
 use crate::pod::PodPlan;
 
-/// Containerd's settings for pods. A pause container does nothing but wait for the pod's end. Where root may not lower the score of a process for
-/// the kernel's OOM killer, runc would fail.
+/// Containerd's settings for pods. A pause container does nothing but wait for the pod's end. Where
+/// root may not lower the score of a process for the kernel's OOM killer, runc would fail.
 const PLUGIN: &str = r#"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "localhost/kata-e2e/pause:latest"
@@ -134,7 +134,8 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Calls a method of the CRI's runtime service, again while the engine is still looking for its pods. The error is the engine's.
+    /// Calls a method of the CRI's runtime service, again while the engine is still looking for its
+    /// pods. The error is the engine's.
     pub(crate) fn call<Answer: Message>(
         &self,
         method: &str,

@@ -40,7 +40,8 @@ impl<'a> PodPlan<'a> {
             ..Default::default()
         };
         let linux = config.linux.mut_or_insert_default();
-        // The kubelet makes a cgroup for each pod, and takes it away. This one goes with the fixture.
+        // The kubelet makes a cgroup for each pod, and takes it away. This one goes with the
+        // fixture.
         linux.cgroup_parent = format!("/ns-{mark}");
         Self { node, config }.pid_namespace(NamespaceMode::CONTAINER)
     }
@@ -143,7 +144,8 @@ impl<'a> Pod<'a> {
         Forward::open(self.node, &answer.url)
     }
 
-    /// Connects to one of its ports as the engine itself does: at 127.0.0.1 of the pod's network namespace on the host.
+    /// Connects to one of its ports as the engine itself does: at 127.0.0.1 of the pod's network
+    /// namespace on the host.
     pub fn dial(&self, port: u16) -> Result<TcpStream> {
         let info: serde_json::Value = match self.answer(true)?.info.get("info") {
             Some(info) => serde_json::from_str(info).context("the engine's words are no JSON")?,

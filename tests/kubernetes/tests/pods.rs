@@ -159,7 +159,8 @@ fn answers(mut echo: &TcpStream) -> Result<()> {
     Ok(echo.read_exact(&mut [0])?)
 }
 
-/// Sends something while it reads, and shuts down when all is sent. What came until the other side did the same.
+/// Sends something while it reads, and shuts down when all is sent. What came until the other side
+/// did the same.
 fn exchange(mut connection: &TcpStream, sent: &[u8]) -> Result<Vec<u8>> {
     connection.set_read_timeout(Some(Deadline::for_command().remaining()))?;
     let mut heard = Vec::new();
@@ -203,7 +204,8 @@ fn volumes_of_kubernetes_are_followed() -> Result<()> {
     })
 }
 
-/// Puts a version of a ConfigMap in place, as the kubelet does: the directory is complete before a link is turned to it.
+/// Puts a version of a ConfigMap in place, as the kubelet does: the directory is complete before a
+/// link is turned to it.
 fn publish(volume: &Path, version: &str, text: &str) -> Result<()> {
     let directory = volume.join(version);
     fs::create_dir_all(&directory)?;

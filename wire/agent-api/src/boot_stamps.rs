@@ -1,7 +1,9 @@
-//! When the guest reached the stages of its boot: an addition of ours to the answer to CreateSandbox.
+//! When the guest reached the stages of its boot: an addition of ours to the answer to
+//! CreateSandbox.
 //!
-//! The answer is `google.protobuf.Empty`, and the stamps are fields of it that no other peer knows. A decoder skips what it does not
-//! know (protobuf's encoding rules), so that other runtimes do not notice, and an answer without them is from another agent.
+//! The answer is `google.protobuf.Empty`, and the stamps are fields of it that no other peer knows.
+//! A decoder skips what it does not know (protobuf's encoding rules), so that other runtimes do not
+//! notice, and an answer without them is from another agent.
 //!
 //! | field | what, in nanoseconds of the guest's `CLOCK_MONOTONIC` |
 //! |---|---|
@@ -20,7 +22,8 @@ use crate::empty::Empty;
 
 const FIRST_FIELD: u32 = 20001;
 
-/// Moments on the guest's clock. Whoever gets them from a guest must not believe them without a look.
+/// Moments on the guest's clock. Whoever gets them from a guest must not believe them without a
+/// look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BootStamps {
     /// The kernel executed its init; `None` if it did not tell.
@@ -33,8 +36,8 @@ pub struct BootStamps {
     pub taken: Duration,
     /// The answer was given.
     pub given: Duration,
-    /// How long the machine had been running when the answer was given, which is longer than the kernel's clock says; `None` if
-    /// nothing tells.
+    /// How long the machine had been running when the answer was given, which is longer than the
+    /// kernel's clock says; `None` if nothing tells.
     pub machine_age: Option<Duration>,
 }
 

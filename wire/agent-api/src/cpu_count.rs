@@ -1,8 +1,8 @@
-//! How many processors the guest is to use altogether: an addition of ours to the request OnlineCPUMem, which knows how many are new and has no
-//! word for those that are to go.
+//! How many processors the guest is to use altogether: an addition of ours to the request
+//! OnlineCPUMem, which knows how many are new and has no word for those that are to go.
 //!
-//! It is a field that no other peer knows, and that a decoder skips (protobuf's encoding rules). An agent of another kind therefore switches on
-//! what `nb_cpus` says and leaves on what it has.
+//! It is a field that no other peer knows, and that a decoder skips (protobuf's encoding rules). An
+//! agent of another kind therefore switches on what `nb_cpus` says and leaves on what it has.
 //!
 //! | field | what |
 //! |---|---|

@@ -1,8 +1,9 @@
-//! Whether the kernel had killed a process of the container for want of memory by the time its first process ended: an addition of ours
-//! to the answer to WaitProcess.
+//! Whether the kernel had killed a process of the container for want of memory by the time its
+//! first process ended: an addition of ours to the answer to WaitProcess.
 //!
-//! Engines want to know it together with the status, and the answer to GetOOMEvent, another request, may come later. It is field 20001, a
-//! number, which no other peer knows and every decoder skips (protobuf's encoding rules). An answer without it says nothing.
+//! Engines want to know it together with the status, and the answer to GetOOMEvent, another
+//! request, may come later. It is field 20001, a number, which no other peer knows and every
+//! decoder skips (protobuf's encoding rules). An answer without it says nothing.
 
 use protobuf::UnknownValueRef;
 

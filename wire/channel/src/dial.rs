@@ -17,8 +17,8 @@ pub struct SerialDialer {
 }
 
 impl SerialDialer {
-    /// Takes the carrier over and spawns the task that drives it on the current tokio runtime. The task ends when the carrier does, that
-    /// is with the VM; streams outlive the dialer.
+    /// Takes the carrier over and spawns the task that drives it on the current tokio runtime. The
+    /// task ends when the carrier does, that is with the VM; streams outlive the dialer.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -32,8 +32,9 @@ impl SerialDialer {
         Self { requests, permits }
     }
 
-    /// Opens a stream to `port` and resolves when the guest has accepted it, however long that takes: also a guest that has not yet booted
-    /// may be dialled, and the caller sets the deadline. Dropping the future gives the attempt up.
+    /// Opens a stream to `port` and resolves when the guest has accepted it, however long that
+    /// takes: also a guest that has not yet booted may be dialled, and the caller sets the
+    /// deadline. Dropping the future gives the attempt up.
     pub async fn dial(&self, port: u32) -> Result<ChannelStream, ChannelError> {
         let mut stream = self.open().await?;
         match handshake::open(&mut stream, port).await {

@@ -1,7 +1,9 @@
-//! What host and guest say to each other about names: DNS messages of the guest's programs, which a name server on the host answers.
+//! What host and guest say to each other about names: DNS messages of the guest's programs, which a
+//! name server on the host answers.
 //!
-//! A stream to [`DNS_RELAY_PORT`](crate::DNS_RELAY_PORT) begins with the address at which the guest is to take questions, and the guest says
-//! so when it does. Then each side sends messages. Numbers are big-endian.
+//! A stream to [`DNS_RELAY_PORT`](crate::DNS_RELAY_PORT) begins with the address at which the guest
+//! is to take questions, and the guest says so when it does. Then each side sends messages. Numbers
+//! are big-endian.
 //!
 //! ```text
 //!  host                                                 guest
@@ -13,7 +15,8 @@
 //!  message:  asker (8 bytes) │ transport (1): 0 UDP, 1 TCP │ length (2) │ the DNS message (RFC 1035, section 4)
 //! ```
 //!
-//! The asker means something to the guest only; an answer has that of its question. Questions may stay without an answer.
+//! The asker means something to the guest only; an answer has that of its question. Questions may
+//! stay without an answer.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -47,8 +50,9 @@ pub struct Message {
 }
 
 impl Message {
-    /// Reads one; `None` at the stream's end. A transport that does not exist is [`io::ErrorKind::InvalidData`]. It takes no more memory than
-    /// the message has bytes. What was read is lost when the future is dropped.
+    /// Reads one; `None` at the stream's end. A transport that does not exist is
+    /// [`io::ErrorKind::InvalidData`]. It takes no more memory than the message has bytes. What was
+    /// read is lost when the future is dropped.
     pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Self>> {
         let asker = match stream.read_u64().await {
             Ok(asker) => asker,
@@ -81,7 +85,8 @@ impl Message {
     }
 }
 
-/// The host's first words: where the guest is to listen. Resolves when it does; the stream's end means that it cannot.
+/// The host's first words: where the guest is to listen. Resolves when it does; the stream's end
+/// means that it cannot.
 pub async fn ask_to_listen<T: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut T,
     address: SocketAddrV4,
@@ -111,14 +116,16 @@ pub async fn listening(stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()>
     stream.flush().await
 }
 
-/// Reads a DNS message with its length before it, which is also how they come by TCP (RFC 1035, section 4.2.2).
+/// Reads a DNS message with its length before it, which is also how they come by TCP (RFC 1035,
+/// section 4.2.2).
 pub async fn read_with_length(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut dns = vec![0; stream.read_u16().await?.into()];
     stream.read_exact(&mut dns).await?;
     Ok(dns)
 }
 
-/// A DNS message with its length before it. Longer than 65535 bytes is [`io::ErrorKind::InvalidInput`].
+/// A DNS message with its length before it. Longer than 65535 bytes is
+/// [`io::ErrorKind::InvalidInput`].
 pub fn with_length(dns: &[u8]) -> io::Result<Vec<u8>> {
     let length = u16::try_from(dns.len()).map_err(|_| {
         let text = format!("a DNS message of {} bytes is too long", dns.len());

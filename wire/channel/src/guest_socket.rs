@@ -1,7 +1,9 @@
-//! The socket by which people of the host reach into a guest: one in each sandbox's directory, for root only.
+//! The socket by which people of the host reach into a guest: one in each sandbox's directory, for
+//! root only.
 //!
-//! A connection begins with one line, a [`GuestRequest`], and is answered with one: `OK\n`, after which it carries what was asked for, or
-//! `NO <sentence>\n`, after which it ends. The words are those of hybrid vsock ([`crate::handshake`]) where it has some.
+//! A connection begins with one line, a [`GuestRequest`], and is answered with one: `OK\n`, after
+//! which it carries what was asked for, or `NO <sentence>\n`, after which it ends. The words are
+//! those of hybrid vsock ([`crate::handshake`]) where it has some.
 //!
 //! ```text
 //!   CONNECT 1026\n          a port of the guest, of those that people may reach; bytes in both directions
@@ -88,7 +90,8 @@ pub fn granted() -> &'static str {
     "OK\n"
 }
 
-/// The line that refuses a request, its newline included. The sentence is cut where the line would be too long.
+/// The line that refuses a request, its newline included. The sentence is cut where the line would
+/// be too long.
 #[must_use]
 pub fn refused(sentence: &str) -> String {
     let mut line = format!("NO {}", sentence.replace('\n', " "));
@@ -98,7 +101,8 @@ pub fn refused(sentence: &str) -> String {
     line + "\n"
 }
 
-/// Whether an answer without its newline grants the request, and if not the sentence; `None` if it is no answer.
+/// Whether an answer without its newline grants the request, and if not the sentence; `None` if it
+/// is no answer.
 #[must_use]
 pub fn parse_answer(line: &str) -> Option<Result<(), &str>> {
     if line == "OK" { Some(Ok(())) } else { line.strip_prefix("NO ").map(Err) }

@@ -1,8 +1,9 @@
 //! The handshake of hybrid vsock, as a pure codec and as two functions over a stream.
 //!
-//! Whoever opens a stream writes `CONNECT <port>\n`; whoever accepts it answers `OK <number>\n`, or closes it. The number is the
-//! accepting side's own and means nothing to the opener. The words are those of Firecracker's vsock device (its
-//! `docs/vsock.md`, "Host-Initiated Connections"); numbers are decimal `u32`.
+//! Whoever opens a stream writes `CONNECT <port>\n`; whoever accepts it answers `OK <number>\n`, or
+//! closes it. The number is the accepting side's own and means nothing to the opener. The words are
+//! those of Firecracker's vsock device (its `docs/vsock.md`, "Host-Initiated Connections"); numbers
+//! are decimal `u32`.
 
 use std::io;
 
@@ -66,8 +67,9 @@ fn parse(line: &[u8], word: &'static str) -> Result<u32, HandshakeError> {
     str::from_utf8(number).ok().and_then(|text| text.parse().ok()).ok_or(HandshakeError::BadNumber)
 }
 
-/// Asks for `port` over a fresh `stream` and resolves when the other side has granted it, however long that takes. Then the stream leads to
-/// that port. An end of the stream counts as [`ChannelError::Refused`].
+/// Asks for `port` over a fresh `stream` and resolves when the other side has granted it, however
+/// long that takes. Then the stream leads to that port. An end of the stream counts as
+/// [`ChannelError::Refused`].
 pub async fn open<T: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut T,
     port: u32,
@@ -84,8 +86,8 @@ pub async fn open<T: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Reads one line and not a byte more: what follows it belongs to the stream's user. The newline is not part of the
-/// result; `None` means that the stream ended first.
+/// Reads one line and not a byte more: what follows it belongs to the stream's user. The newline is
+/// not part of the result; `None` means that the stream ended first.
 pub(crate) async fn read_line(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<Option<Result<Vec<u8>, HandshakeError>>> {

@@ -19,8 +19,8 @@ pub struct SerialListener {
 }
 
 impl SerialListener {
-    /// Takes the carrier over and spawns the task that drives it on the current tokio runtime. The task ends when the carrier
-    /// does; streams outlive the listener.
+    /// Takes the carrier over and spawns the task that drives it on the current tokio runtime. The
+    /// task ends when the carrier does; streams outlive the listener.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -32,9 +32,11 @@ impl SerialListener {
         tokio::spawn(async move {
             // The sender is kept so that the queue is merely empty, not closed.
             let _no_requests = no_requests;
-            // Only the driver holds the queue beyond a handshake: with its end `accept` returns `None`.
+            // Only the driver holds the queue beyond a handshake: with its end `accept` returns
+            // `None`.
             let on_inbound = |stream| {
-                // A task per handshake, so that an opener who dawdles holds up nobody else. There are at most MAX_STREAMS.
+                // A task per handshake, so that an opener who dawdles holds up nobody else. There
+                // are at most MAX_STREAMS.
                 tokio::spawn(shake_hands(stream, accepted.clone()));
             };
             driver.run(requests, on_inbound).await;
@@ -42,13 +44,15 @@ impl SerialListener {
         Self { pending }
     }
 
-    /// The next stream that the host has asked for, and the port that it wants. `None` when the carrier is gone.
+    /// The next stream that the host has asked for, and the port that it wants. `None` when the
+    /// carrier is gone.
     pub async fn accept(&mut self) -> Option<(u32, PendingStream)> {
         self.pending.recv().await
     }
 }
 
-/// Reads the opener's line. A stream that ends before it or does not speak the protocol is dropped, which resets it.
+/// Reads the opener's line. A stream that ends before it or does not speak the protocol is dropped,
+/// which resets it.
 async fn shake_hands(mut stream: MuxStream, accepted: mpsc::Sender<(u32, PendingStream)>) {
     let Ok(Some(Ok(line))) = read_line(&mut stream).await else { return };
     let Ok(port) = parse_connect(&line) else { return };
@@ -56,7 +60,8 @@ async fn shake_hands(mut stream: MuxStream, accepted: mpsc::Sender<(u32, Pending
     let _ = accepted.send((port, PendingStream { port, stream })).await;
 }
 
-/// A stream that the host has asked for and that is neither granted nor refused yet. Dropping it refuses it.
+/// A stream that the host has asked for and that is neither granted nor refused yet. Dropping it
+/// refuses it.
 pub struct PendingStream {
     port: u32,
     stream: MuxStream,

@@ -14,17 +14,19 @@ use yamux::{Config, Connection, Mode};
 /// Streams that may be open at a time.
 pub const MAX_STREAMS: usize = 128;
 
-/// What yamux itself allows. A closed stream is forgotten by the driver a little after its user dropped it, and yamux ends the whole
-/// connection at its limit, so it is well above ours.
+/// What yamux itself allows. A closed stream is forgotten by the driver a little after its user
+/// dropped it, and yamux ends the whole connection at its limit, so it is well above ours.
 const YAMUX_STREAMS: usize = 2 * MAX_STREAMS;
 
 /// What every stream may hold unread, fixed by the yamux specification.
 const BASE_WINDOW: usize = 256 * 1024;
 
-/// What all streams together may hold unread beyond their base windows: room for a few fast ones to grow.
+/// What all streams together may hold unread beyond their base windows: room for a few fast ones to
+/// grow.
 const EXTRA_WINDOW: usize = 16 * 1024 * 1024;
 
-/// A frame with its 12 bytes of header fills 32 KiB, the most that Linux's virtio console driver passes on at once.
+/// A frame with its 12 bytes of header fills 32 KiB, the most that Linux's virtio console driver
+/// passes on at once.
 const FRAME_BODY: usize = 32 * 1024 - 12;
 
 /// Buffers of the carrier, so that a frame's header and body cost one system call.
@@ -83,7 +85,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Driver<T> {
         .await;
     }
 
-    /// Whether the connection lives on. A request that cannot be served is dropped, which its sender sees.
+    /// Whether the connection lives on. A request that cannot be served is dropped, which its
+    /// sender sees.
     fn open(
         &mut self,
         cx: &mut Context<'_>,
@@ -97,7 +100,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Driver<T> {
                 true
             }
             Poll::Ready(Err(_)) => false,
-            // 256 streams wait for the peer's first sign of life; ours are fewer, so this does not happen.
+            // 256 streams wait for the peer's first sign of life; ours are fewer, so this does not
+            // happen.
             Poll::Pending => true,
         }
     }

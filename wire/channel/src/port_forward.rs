@@ -1,7 +1,9 @@
-//! What host and guest say to each other about a TCP connection that ends at a port of the guest's loopback interface.
+//! What host and guest say to each other about a TCP connection that ends at a port of the guest's
+//! loopback interface.
 //!
-//! A stream to [`PORT_FORWARD_PORT`](crate::PORT_FORWARD_PORT) is one connection. It begins with the port, and the guest says whether somebody
-//! listens there. Then each side sends what its end of the connection brings, in pieces. Numbers are big-endian.
+//! A stream to [`PORT_FORWARD_PORT`](crate::PORT_FORWARD_PORT) is one connection. It begins with
+//! the port, and the guest says whether somebody listens there. Then each side sends what its end
+//! of the connection brings, in pieces. Numbers are big-endian.
 //!
 //! ```text
 //!  host                                                 guest
@@ -13,8 +15,9 @@
 //!  piece:  length (2 bytes), at least 1 │ bytes
 //! ```
 //!
-//! The end of one direction is a word of its own, for two reasons. Not every hypervisor's vsock keeps a stream half open. And a stream that
-//! ends without it tells that the connection was broken, so that half a file is not taken for a whole one.
+//! The end of one direction is a word of its own, for two reasons. Not every hypervisor's vsock
+//! keeps a stream half open. And a stream that ends without it tells that the connection was
+//! broken, so that half a file is not taken for a whole one.
 
 use std::io;
 use std::pin::pin;
@@ -31,14 +34,15 @@ const SILENCE: Duration = Duration::from_secs(300);
 const CONNECTED: u8 = 1;
 const REFUSED: u8 = 2;
 
-/// The largest piece that is sent, in bytes, and so what a connection keeps in each direction. The other side may send larger ones.
+/// The largest piece that is sent, in bytes, and so what a connection keeps in each direction. The
+/// other side may send larger ones.
 const PIECE: usize = 16 * 1024;
 
 /// A piece's length before it.
 const HEADER: usize = 2;
 
-/// The host's first word: which port is wanted. Resolves when the guest is connected to it; nobody there, or nobody who takes it, is
-/// [`io::ErrorKind::ConnectionRefused`].
+/// The host's first word: which port is wanted. Resolves when the guest is connected to it; nobody
+/// there, or nobody who takes it, is [`io::ErrorKind::ConnectionRefused`].
 pub async fn ask_for_port<T: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut T,
     port: u16,
@@ -66,10 +70,11 @@ pub async fn answer(stream: &mut (impl AsyncWrite + Unpin), connected: bool) -> 
     stream.flush().await
 }
 
-/// Carries both directions between the stream and this side's end of the connection, until both have ended well. On an error, also one of the
-/// other side's that shows as [`io::ErrorKind::UnexpectedEof`], the connection is to be reset, and dropping the stream has the other side do the
-/// same. It is one, too, when one direction has ended and the other brings nothing for five minutes: nobody tells whether a dialler that says
-/// no more still listens.
+/// Carries both directions between the stream and this side's end of the connection, until both
+/// have ended well. On an error, also one of the other side's that shows as
+/// [`io::ErrorKind::UnexpectedEof`], the connection is to be reset, and dropping the stream has the
+/// other side do the same. It is one, too, when one direction has ended and the other brings
+/// nothing for five minutes: nobody tells whether a dialler that says no more still listens.
 pub async fn carry<S, C>(stream: S, connection: C) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite,

@@ -1,4 +1,5 @@
-//! The client's side of gRPC over a unix socket, without encryption: one request, one answer ("gRPC over HTTP2"). ADR 6 says why by hand.
+//! The client's side of gRPC over a unix socket, without encryption: one request, one answer ("gRPC
+//! over HTTP2"). ADR 6 says why by hand.
 //!
 //! ```text
 //!   client                                       service
@@ -50,8 +51,9 @@ pub enum CallError {
     TooLong,
 }
 
-/// Calls the method at `path`, like `/ksm.KSMThrottler/Kick`, of the service that listens at `socket`, over a connection of its own, and returns the
-/// answer's message. It takes as long as it takes. An answer of more than `most` bytes is an error. To be called on a tokio runtime with
+/// Calls the method at `path`, like `/ksm.KSMThrottler/Kick`, of the service that listens at
+/// `socket`, over a connection of its own, and returns the answer's message. It takes as long as it
+/// takes. An answer of more than `most` bytes is an error. To be called on a tokio runtime with
 /// I/O.
 ///
 /// # Panics

@@ -22,7 +22,8 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-/// One keep-alive connection. After an error nothing more can be said about what the next bytes mean, so it is not used again.
+/// One keep-alive connection. After an error nothing more can be said about what the next bytes
+/// mean, so it is not used again.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: UnixStream,

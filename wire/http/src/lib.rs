@@ -1,7 +1,9 @@
-//! A client of VMMs that are told of their machines by HTTP requests with JSON in them, over a unix socket.
+//! A client of VMMs that are told of their machines by HTTP requests with JSON in them, over a unix
+//! socket.
 //!
-//! Descriptors go beside a request, which HTTP clients from the shelf cannot do. The peer runs a guest that may have taken it over, so
-//! nothing that it says is taken on trust: heads, bodies and reasons have their limits.
+//! Descriptors go beside a request, which HTTP clients from the shelf cannot do. The peer runs a
+//! guest that may have taken it over, so nothing that it says is taken on trust: heads, bodies and
+//! reasons have their limits.
 
 mod connection;
 mod message;
@@ -86,8 +88,8 @@ impl Request {
     }
 }
 
-/// A connection to one VMM. Clones share it; requests go one after the other. A request that was sent is followed to its end, also when
-/// its future is dropped.
+/// A connection to one VMM. Clones share it; requests go one after the other. A request that was
+/// sent is followed to its end, also when its future is dropped.
 #[derive(Debug, Clone)]
 pub struct Client {
     connection: Arc<Mutex<Connection>>,
@@ -137,7 +139,8 @@ impl Response {
     }
 }
 
-/// What a refusal says, on one line and printable: the texts of its document in their order, each the cause of the one before.
+/// What a refusal says, on one line and printable: the texts of its document in their order, each
+/// the cause of the one before.
 fn reason(response: &Response) -> String {
     let mut texts = Vec::new();
     match serde_json::from_slice::<Value>(&response.body) {

@@ -1,10 +1,12 @@
-//! As much of HTTP/1.1 (RFC 9112) as the VMM's server and its client need: one request, one response, bodies of a known length.
+//! As much of HTTP/1.1 (RFC 9112) as the VMM's server and its client need: one request, one
+//! response, bodies of a known length.
 
 use std::fmt::Write;
 
 /// The longest head of a response that is accepted.
 pub(crate) const MAX_HEAD: usize = 8 * 1024;
-/// The longest body of a response that is accepted. The longest one there is describes the whole machine.
+/// The longest body of a response that is accepted. The longest one there is describes the whole
+/// machine.
 pub(crate) const MAX_BODY: usize = 1024 * 1024;
 
 /// How a response begins.

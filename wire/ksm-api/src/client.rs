@@ -37,8 +37,8 @@ pub enum KickError {
     Late,
 }
 
-/// Kicks the throttler that listens at `socket`, and returns when it has changed the kernel's settings. Gives up after five seconds. To
-/// be called on a tokio runtime with I/O and time.
+/// Kicks the throttler that listens at `socket`, and returns when it has changed the kernel's
+/// settings. Gives up after five seconds. To be called on a tokio runtime with I/O and time.
 pub async fn kick(socket: &Path) -> Result<(), KickError> {
     let path = PathAndQuery::from_static(KICK);
     match tokio::time::timeout(DEADLINE, call(socket, path, &[], MAX_ANSWER)).await {

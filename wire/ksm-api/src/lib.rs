@@ -1,8 +1,9 @@
 //! What the KSM throttler hears: a kick, when a virtual machine is about to start.
 //!
-//! It is gRPC without encryption over a unix socket: the service `ksm.KSMThrottler` with the one unary method `Kick`, whose request and answer are both
-//! `google.protobuf.Empty`. An empty message is no bytes at all, so that nothing but the frames of HTTP/2 is left of gRPC (its
-//! "gRPC over HTTP2" document), see [`kick`] and [`serve`].
+//! It is gRPC without encryption over a unix socket: the service `ksm.KSMThrottler` with the one
+//! unary method `Kick`, whose request and answer are both `google.protobuf.Empty`. An empty message
+//! is no bytes at all, so that nothing but the frames of HTTP/2 is left of gRPC (its "gRPC over
+//! HTTP2" document), see [`kick`] and [`serve`].
 //!
 //! ```text
 //!   client                                          throttler

@@ -13,17 +13,19 @@ use crate::{EMPTY, KICK};
 /// Calls at a time on one connection.
 const MAX_CALLS: u32 = 16;
 
-/// The longest request body in bytes: more than an empty message with a few fields that nobody knows.
+/// The longest request body in bytes: more than an empty message with a few fields that nobody
+/// knows.
 const MAX_REQUEST: usize = 4096;
 
 /// gRPC's numbers for what can go wrong.
 const INTERNAL: &str = "13";
 const UNIMPLEMENTED: &str = "12";
 
-/// Serves one connection until its client closes it. Every kick calls `kicked`, and is answered when that resolves; its error goes to the
-/// client. To be called on a tokio runtime.
+/// Serves one connection until its client closes it. Every kick calls `kicked`, and is answered
+/// when that resolves; its error goes to the client. To be called on a tokio runtime.
 ///
-/// A request whose `:authority` is no host name, but the socket's path for example, is reset: see docs/adr/0006.
+/// A request whose `:authority` is no host name, but the socket's path for example, is reset: see
+/// docs/adr/0006.
 pub async fn serve<F, R>(connection: UnixStream, kicked: F) -> Result<(), h2::Error>
 where
     F: Fn() -> R + Clone + Send + 'static,

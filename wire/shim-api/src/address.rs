@@ -1,5 +1,5 @@
-//! Where a shim listens. The address is computed, never looked up: every `start` for a container of a pod must come to the same
-//! socket from the sandbox's id alone.
+//! Where a shim listens. The address is computed, never looked up: every `start` for a container of
+//! a pod must come to the same socket from the sandbox's id alone.
 
 use std::fmt;
 use std::fs;
@@ -15,7 +15,8 @@ pub const SOCKET_DIR: &str = "/run/containerd/s";
 /// The file in a bundle that holds the address, for a containerd that has been restarted.
 pub const ADDRESS_FILE: &str = "address";
 
-/// The longest path that fits a `sockaddr_un` with room to spare, as containerd counts (unix(7): 108 with the final NUL).
+/// The longest path that fits a `sockaddr_un` with room to spare, as containerd counts (unix(7):
+/// 108 with the final NUL).
 const MAX_PATH: usize = 106;
 
 /// The address of a shim's socket. Displays as containerd wants it: `unix:///path`.
@@ -40,8 +41,8 @@ pub enum AddressError {
 }
 
 impl SocketAddress {
-    /// The socket of sandbox `id`: `dir` (or [`SOCKET_DIR`]) and the SHA-256 of containerd's address, its namespace, and the id
-    /// joined as a path.
+    /// The socket of sandbox `id`: `dir` (or [`SOCKET_DIR`]) and the SHA-256 of containerd's
+    /// address, its namespace, and the id joined as a path.
     pub fn of_sandbox(
         dir: Option<&Path>,
         containerd: &str,
@@ -64,7 +65,8 @@ impl SocketAddress {
         &self.0
     }
 
-    /// The address that [`write_to`](Self::write_to) left in `bundle`. Reads a file; [`io::ErrorKind::NotFound`] if there is none.
+    /// The address that [`write_to`](Self::write_to) left in `bundle`. Reads a file;
+    /// [`io::ErrorKind::NotFound`] if there is none.
     pub fn read_from(bundle: &Path) -> io::Result<Self> {
         let text = fs::read_to_string(bundle.join(ADDRESS_FILE))?;
         text.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
@@ -93,7 +95,8 @@ impl std::str::FromStr for SocketAddress {
     }
 }
 
-/// Puts `content` into `bundle`/`name` so that a reader finds the old file or the new one, never half of it.
+/// Puts `content` into `bundle`/`name` so that a reader finds the old file or the new one, never
+/// half of it.
 ///
 /// No newline is added: containerd takes the content as it is.
 pub fn write_whole(bundle: &Path, name: &str, content: &str) -> io::Result<()> {
@@ -109,7 +112,8 @@ pub fn write_whole(bundle: &Path, name: &str, content: &str) -> io::Result<()> {
     fs::rename(&unfinished, bundle.join(name))
 }
 
-/// Joins path elements as containerd does (Go's `filepath.Join`): empty ones are left out, the result is cleaned lexically.
+/// Joins path elements as containerd does (Go's `filepath.Join`): empty ones are left out, the
+/// result is cleaned lexically.
 fn join(elements: &[&str]) -> String {
     let joined = elements
         .iter()

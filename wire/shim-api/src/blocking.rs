@@ -1,6 +1,8 @@
-//! A client of the task service for programs without an asynchronous runtime: a connection for each call, which ends with it.
+//! A client of the task service for programs without an asynchronous runtime: a connection for each
+//! call, which ends with it.
 //!
-//! A frame is a header of ten bytes (length, stream, kind, flags; ttrpc's PROTOCOL.md) and a message.
+//! A frame is a header of ten bytes (length, stream, kind, flags; ttrpc's PROTOCOL.md) and a
+//! message.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -41,7 +43,8 @@ pub enum CallError {
     Malformed(#[source] protobuf::Error),
 }
 
-/// Where a task service is served: a socket in a directory. The directory is held open, so that its path may have any length.
+/// Where a task service is served: a socket in a directory. The directory is held open, so that its
+/// path may have any length.
 #[derive(Debug)]
 pub struct TaskSocket {
     directory: OwnedFd,
@@ -55,14 +58,15 @@ impl TaskSocket {
         Ok(Self { directory: openat(CWD, directory, flags, Mode::empty())?, name: name.to_owned() })
     }
 
-    /// A path that is short enough for a socket's address (unix(7): 108 bytes) and leads there as long as this value lives.
+    /// A path that is short enough for a socket's address (unix(7): 108 bytes) and leads there as
+    /// long as this value lives.
     #[must_use]
     pub fn short_path(&self) -> String {
         format!("/proc/self/fd/{}/{}", self.directory.as_fd().as_raw_fd(), self.name)
     }
 
-    /// Calls a method of the task service and waits for its answer, however long that takes. `metadata` are keys and values that go
-    /// along, see [`crate::metadata`].
+    /// Calls a method of the task service and waits for its answer, however long that takes.
+    /// `metadata` are keys and values that go along, see [`crate::metadata`].
     pub fn call<A: Message>(
         &self,
         method: &str,

@@ -6,7 +6,8 @@
 //! | 1.7 to 2.2 | the same | the bare address, or JSON (which 1.6 would take for an address) |
 //! | 2.3 and later | [`BootstrapParams`] | [`BootstrapResult`], or any of the above |
 //!
-//! Both inputs have a string first and bytes second, so each parses as the other: only what the strings say tells them apart.
+//! Both inputs have a string first and bytes second, so each parses as the other: only what the
+//! strings say tells them apart.
 
 use std::path::Path;
 
@@ -44,12 +45,14 @@ pub struct StartInputError {
 }
 
 impl StartInput {
-    /// Tells which message `bytes` are. `id` and `namespace` are those of the flags, which every containerd passes too.
+    /// Tells which message `bytes` are. `id` and `namespace` are those of the flags, which every
+    /// containerd passes too.
     pub fn decode(bytes: &[u8], id: &str, namespace: &str) -> Result<Self, StartInputError> {
         if bytes.is_empty() {
             return Ok(Self::Legacy { options: None });
         }
-        // Options read as parameters would have a type name as instance and a message's bytes as namespace.
+        // Options read as parameters would have a type name as instance and a message's bytes as
+        // namespace.
         if let Ok(params) = BootstrapParams::parse_from_bytes(bytes)
             && params.instance_id == id
             && params.namespace == namespace
@@ -90,7 +93,8 @@ impl StartInput {
         }
     }
 
-    /// The whole of what `start` writes to its standard output, in the form that this containerd is sure to understand.
+    /// The whole of what `start` writes to its standard output, in the form that this containerd is
+    /// sure to understand.
     ///
     /// Neither begins nor ends with a byte that containerd would trim as white space.
     pub fn answer(&self, address: &SocketAddress) -> Vec<u8> {

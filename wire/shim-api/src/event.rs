@@ -19,7 +19,8 @@ pub use containerd_shim_protos::shim_async::{Events, EventsClient, create_events
 pub trait TaskEvent: Message {
     /// The topic that subscribers filter by.
     const TOPIC: &'static str;
-    /// The message's full name: containerd wants it bare in [`Any`], without `type.googleapis.com/`.
+    /// The message's full name: containerd wants it bare in [`Any`], without
+    /// `type.googleapis.com/`.
     const TYPE_NAME: &'static str;
 
     /// The event, packed the way containerd unpacks it.

@@ -16,8 +16,9 @@ pub fn features_any(json: Vec<u8>) -> Any {
 
 /// The answer to `-info`.
 ///
-/// `options` are those that were on standard input. There are no annotations: `containerd.io/runtime-allow-mounts` would name the
-/// mount types that containerd's mount manager should leave to the shim, and there are none.
+/// `options` are those that were on standard input. There are no annotations:
+/// `containerd.io/runtime-allow-mounts` would name the mount types that containerd's mount manager
+/// should leave to the shim, and there are none.
 pub fn runtime_info(name: &str, version: &str, features: Any, options: Option<Any>) -> RuntimeInfo {
     RuntimeInfo {
         name: name.to_owned(),

@@ -1,8 +1,10 @@
-//! What a shim and containerd say to each other: the invocation, the task service, events, and metrics.
+//! What a shim and containerd say to each other: the invocation, the task service, events, and
+//! metrics.
 //!
-//! The messages are those of `containerd-shim-protos`; this crate gives them one place with stable names, serves one
-//! implementation of [`Task`] to every generation of containerd, and holds the rules that no message definition states: how the
-//! socket's address is made, how `start` must answer, who may connect.
+//! The messages are those of `containerd-shim-protos`; this crate gives them one place with stable
+//! names, serves one implementation of [`Task`] to every generation of containerd, and holds the
+//! rules that no message definition states: how the socket's address is made, how `start` must
+//! answer, who may connect.
 //!
 //! Only types and codecs: the few functions that touch the file system say so.
 

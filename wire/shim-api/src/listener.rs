@@ -8,13 +8,14 @@ use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use ttrpc::asynchronous::transport::Listener;
 
-/// The time after a connection that could not be taken until the next try: too many files are open, and nothing tells when one is closed. The
-/// connection waits in the socket meanwhile.
+/// The time after a connection that could not be taken until the next try: too many files are open,
+/// and nothing tells when one is closed. The connection waits in the socket meanwhile.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections on `socket` as the ttrpc server takes them, without those of other users.
 ///
-/// The socket's mode keeps others out already; this holds when the socket is in a directory that somebody else has made.
+/// The socket's mode keeps others out already; this holds when the socket is in a directory that
+/// somebody else has made.
 pub fn listener(socket: UnixListener) -> Listener {
     Listener::new(stream::unfold(socket, |socket| async {
         let connection = next(|| socket.accept()).await;
@@ -22,7 +23,8 @@ pub fn listener(socket: UnixListener) -> Listener {
     }))
 }
 
-/// The next connection of somebody who may connect. Never an error: the server would ask again at once, and find the same one.
+/// The next connection of somebody who may connect. Never an error: the server would ask again at
+/// once, and find the same one.
 async fn next<F>(accept: impl Fn() -> F) -> UnixStream
 where
     F: Future<Output = io::Result<(UnixStream, SocketAddr)>>,

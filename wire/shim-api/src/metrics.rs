@@ -16,7 +16,8 @@ pub mod v2 {
 const V1: &str = "io.containerd.cgroups.v1.Metrics";
 const V2: &str = "io.containerd.cgroups.v2.Metrics";
 
-/// Metrics as [`StatsResponse`](crate::api::StatsResponse) carries them. Engines choose how to read them by this name.
+/// Metrics as [`StatsResponse`](crate::api::StatsResponse) carries them. Engines choose how to read
+/// them by this name.
 pub fn v1_any(metrics: &v1::Metrics) -> Any {
     pack(V1, metrics)
 }

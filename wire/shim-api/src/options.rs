@@ -3,21 +3,24 @@
 use protobuf::CodedInputStream;
 use protobuf::well_known_types::any::Any;
 
-/// Names of the one message that is understood; engines of different age wrap it under different ones.
+/// Names of the one message that is understood; engines of different age wrap it under different
+/// ones.
 const NAMES: [&str; 3] = [
     "runtimeoptions.v1.Options",
     "cri.runtimeoptions.v1.Options",
     "containerd.runtimeoptions.v1.Options",
 ];
 
-/// `runtimeoptions.v1.Options`: what `[plugins….runtimes.kata.options]`, or `--runtime-config-path`, says.
+/// `runtimeoptions.v1.Options`: what `[plugins….runtimes.kata.options]`, or
+/// `--runtime-config-path`, says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuntimeOptions {
     /// The type that the engine's own configuration names; of no use here. Empty if not given.
     pub type_url: String,
     /// The configuration file to use. Empty: the usual locations.
     pub config_path: String,
-    /// The engine's `options` table as TOML (containerd 1.7 and later, if it has no `ConfigPath`). Empty if not given.
+    /// The engine's `options` table as TOML (containerd 1.7 and later, if it has no `ConfigPath`).
+    /// Empty if not given.
     pub config_body: Vec<u8>,
 }
 
@@ -31,8 +34,9 @@ pub struct OptionsError {
 }
 
 impl RuntimeOptions {
-    /// The options in `any`. All empty if there are none, or if they are another message, such as runc's options, which a default
-    /// configuration sends to every runtime and which mean nothing here.
+    /// The options in `any`. All empty if there are none, or if they are another message, such as
+    /// runc's options, which a default configuration sends to every runtime and which mean nothing
+    /// here.
     pub fn from_any(any: Option<&Any>) -> Result<Self, OptionsError> {
         let Some(any) = any else { return Ok(Self::default()) };
         let name = any.type_url.rsplit('/').next().unwrap_or_default();

@@ -1,7 +1,8 @@
 //! What kata-runtime and kata-shim say to each other.
 //!
-//! kata-runtime starts kata-shim with the process's own standard streams, a few more descriptors with fixed numbers, and a command line
-//! ([`Order`]). Then both talk over the descriptor [`CONTROL`], a line each:
+//! kata-runtime starts kata-shim with the process's own standard streams, a few more descriptors
+//! with fixed numbers, and a command line ([`Order`]). Then both talk over the descriptor
+//! [`CONTROL`], a line each:
 //!
 //! ```text
 //!   kata-shim                                          kata-runtime
@@ -34,8 +35,8 @@ pub const LISTENER: i32 = 7;
 /// The task service's socket in a sandbox's directory.
 pub const SOCKET: &str = "proxy.sock";
 
-/// A field of the answer to `Wait` that only a stand-in gets: 1 when the guest's kernel has killed a process of the container for want of
-/// memory.
+/// A field of the answer to `Wait` that only a stand-in gets: 1 when the guest's kernel has killed
+/// a process of the container for want of memory.
 const OUT_OF_MEMORY: u32 = 20001;
 
 /// Has an answer say that memory was wanting.
@@ -102,8 +103,8 @@ pub struct Order {
     pub network: NetworkNamespace,
     /// The cgroup to live in, as the OCI spec has it; empty for the caller's.
     pub cgroup: String,
-    /// What its mount namespace shows once the process exists: first the container's root file system at `/`, then what is mounted in
-    /// it. Empty for the caller's namespace.
+    /// What its mount namespace shows once the process exists: first the container's root file
+    /// system at `/`, then what is mounted in it. Empty for the caller's namespace.
     pub mounts: Vec<Shown>,
     /// A file to remove at the end.
     pub record: Option<PathBuf>,

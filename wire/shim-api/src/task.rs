@@ -16,15 +16,17 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 
 /// Services that containerd 2.x may ask for and that are not there.
 ///
-/// The server answers an unknown service with INVALID_ARGUMENT, while containerd falls back only on UNIMPLEMENTED, which is what
-/// an unknown method of a known service gets: hence services without methods.
+/// The server answers an unknown service with INVALID_ARGUMENT, while containerd falls back only on
+/// UNIMPLEMENTED, which is what an unknown method of a known service gets: hence services without
+/// methods.
 const ABSENT: [&str; 2] =
     ["containerd.runtime.sandbox.v1.Sandbox", "containerd.services.streaming.v1.Streaming"];
 
-/// The services to register with a ttrpc server so that containerd 1.6 to 2.x and CRI-O all find `task`.
+/// The services to register with a ttrpc server so that containerd 1.6 to 2.x and CRI-O all find
+/// `task`.
 ///
-/// Versions 2 and 3 of the task service differ in nothing but the name. Services that a shim may have but this one lacks answer
-/// UNIMPLEMENTED.
+/// Versions 2 and 3 of the task service differ in nothing but the name. Services that a shim may
+/// have but this one lacks answer UNIMPLEMENTED.
 pub fn task_services<T: Task + Send + Sync + 'static>(task: &Arc<T>) -> HashMap<String, Service> {
     let create = || create_task(Arc::<T>::clone(task));
     let mut services = create();

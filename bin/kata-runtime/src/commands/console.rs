@@ -24,8 +24,8 @@ use crate::terminal::RawTerminal;
 /// Control and `]`, the key that leaves the console whatever the guest does.
 const LEAVE: u8 = 0x1d;
 
-/// What is typed where a file ends that is the input. Control and D would be lost: a shell that has not asked for keys yet throws it away
-/// when it changes the terminal's modes.
+/// What is typed where a file ends that is the input. Control and D would be lost: a shell that has
+/// not asked for keys yet throws it away when it changes the terminal's modes.
 const END_OF_INPUT: &[u8] = b"\nexit\n";
 
 /// Returns when the shell has ended, or when the user has left it.
@@ -45,7 +45,8 @@ pub(super) fn run(host: &Host, id: &str) -> Result<u8> {
     carried.context("the debug console is lost").map(|()| 0)
 }
 
-/// The signals that come with a terminal. They are only looked at by the loop, so that none ends this program with a raw terminal.
+/// The signals that come with a terminal. They are only looked at by the loop, so that none ends
+/// this program with a raw terminal.
 fn signals() -> Result<SignalFd> {
     let mut set = SigSet::empty();
     for signal in
@@ -152,7 +153,8 @@ impl Keys {
         Ok(())
     }
 
-    /// Nothing is the end of the input: of a terminal the user has gone; the end of a file is told in a word that every shell knows.
+    /// Nothing is the end of the input: of a terminal the user has gone; the end of a file is told
+    /// in a word that every shell knows.
     fn take(&mut self, keys: &[u8], in_terminal: bool) {
         if keys.is_empty() {
             self.ended = true;

@@ -26,8 +26,8 @@ pub(super) fn run(host: &Host, args: &CreateArgs) -> Result<()> {
     create(host, args, true).map(drop).context("kata-runtime create failed")
 }
 
-/// Makes a container and returns its stand-in, a child of this process. With `detached` the process will live on by itself; else it ends
-/// with this one.
+/// Makes a container and returns its stand-in, a child of this process. With `detached` the process
+/// will live on by itself; else it ends with this one.
 pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<Child> {
     let bundle = Bundle::load(&args.bundle)?;
     let terminal = terminal::kind(bundle.terminal(), detached, args.console_socket.is_some())?;
@@ -47,8 +47,8 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
 
 /// Removes what there is of a container that could not be made. The first error is the one to tell.
 ///
-/// The sandbox goes only with one that it was made for, or that was known as its member: whoever has removed the other containers meanwhile
-/// has left it to that one.
+/// The sandbox goes only with one that it was made for, or that was known as its member: whoever
+/// has removed the other containers meanwhile has left it to that one.
 fn take_back(host: &Host, locked: Locked, (sandbox, made_for_it): (&str, bool), cgroup: &str) {
     let container = locked.load().ok().flatten();
     let is_its_to_remove = made_for_it || container.is_some();
@@ -183,8 +183,8 @@ impl Creation<'_> {
     }
 }
 
-/// Tells the caller the pid: last of all, since it takes that for the sign that all is done. Callers in Go read the file as nothing but a
-/// number, hence no newline.
+/// Tells the caller the pid: last of all, since it takes that for the sign that all is done.
+/// Callers in Go read the file as nothing but a number, hence no newline.
 pub(super) fn tell_pid(pid: u32, file: Option<&Path>, socket: Option<&Path>) -> Result<()> {
     if let Some(socket) = socket {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a pid is positive")?;

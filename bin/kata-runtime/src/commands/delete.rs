@@ -57,7 +57,8 @@ pub(super) fn remove(host: &Host, locked: Locked, container: &Container) -> Resu
     }
     locked.remove()?;
     sandbox::remove(&host.registry, &container.sandbox)?;
-    // The cgroup of a sandbox that lives on is still needed, and one that the engine has removed is fine.
+    // The cgroup of a sandbox that lives on is still needed, and one that the engine has removed is
+    // fine.
     let _ = HostCgroup::from_dirs(container.cgroups.clone()).remove();
     run_poststop(host, container);
     Ok(())

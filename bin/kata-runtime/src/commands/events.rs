@@ -34,7 +34,8 @@ pub(super) fn run(host: &Host, args: &EventsArgs) -> Result<()> {
     }
 }
 
-/// A duration as Go writes it, as far as anybody writes one here: a number with `ms`, `s`, `m` or `h`.
+/// A duration as Go writes it, as far as anybody writes one here: a number with `ms`, `s`, `m` or
+/// `h`.
 fn duration(text: &str) -> Result<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

@@ -225,7 +225,8 @@ fn capabilities(names: &[String]) -> (Vec<Capability>, Vec<&str>) {
     (known, unknown)
 }
 
-/// As runc does: more of what it may and what it has, and with an inheritable set also of what children get.
+/// As runc does: more of what it may and what it has, and with an inheritable set also of what
+/// children get.
 fn with_capabilities(mut all: LinuxCapabilities, more: &[Capability]) -> LinuxCapabilities {
     for capability in more.iter().copied() {
         let with = |set: &Option<std::collections::HashSet<Capability>>| {

@@ -1,6 +1,8 @@
-//! `logs`: what the guest of a sandbox says: its console, which its kernel writes to, and its agent's log.
+//! `logs`: what the guest of a sandbox says: its console, which its kernel writes to, and its
+//! agent's log.
 //!
-//! The guest is not trusted: on a terminal its control characters are shown, not obeyed, and no line is longer than [`LONGEST_LINE`].
+//! The guest is not trusted: on a terminal its control characters are shown, not obeyed, and no
+//! line is longer than [`LONGEST_LINE`].
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::net::Shutdown;
@@ -19,7 +21,8 @@ use crate::guest::Guest;
 /// The longest line that is shown, in bytes; the rest of a longer one is another line.
 const LONGEST_LINE: usize = 8192;
 
-/// How long an agent may take to end a log of which only the past was asked for. One that does not know how to goes on for ever.
+/// How long an agent may take to end a log of which only the past was asked for. One that does not
+/// know how to goes on for ever.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) fn run(host: &Host, args: &LogsArgs) -> Result<()> {
@@ -156,7 +159,8 @@ impl Printer {
     }
 }
 
-/// Text that no terminal obeys: what it would not show, and what is no text, by their numbers. A tab stays.
+/// Text that no terminal obeys: what it would not show, and what is no text, by their numbers. A
+/// tab stays.
 fn harmless(line: &[u8]) -> String {
     let mut text = String::with_capacity(line.len());
     for character in String::from_utf8_lossy(line).chars() {

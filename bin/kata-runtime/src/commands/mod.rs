@@ -84,7 +84,8 @@ pub(crate) fn run(cli: &Cli) -> Result<u8, Failure> {
     done.map(|()| 0).map_err(Failure::from)
 }
 
-/// The version as runc prints it: callers look for a line with `version`, and for one that begins with `spec:`.
+/// The version as runc prints it: callers look for a line with `version`, and for one that begins
+/// with `spec:`.
 pub(crate) fn version_text() -> &'static str {
     static TEXT: LazyLock<String> =
         LazyLock::new(|| format!("version {VERSION}\nspec: {SPEC_VERSION}"));
@@ -102,7 +103,8 @@ mod tests {
 
     use crate::cli::Cli;
 
-    /// Docker takes what comes after the word for the version, and where the word is missing it has a warning instead.
+    /// Docker takes what comes after the word for the version, and where the word is missing it has
+    /// a warning instead.
     #[test]
     fn version_is_told_as_runc_tells_it() {
         let told = Cli::command().render_version();

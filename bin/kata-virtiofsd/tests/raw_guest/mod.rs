@@ -1,7 +1,9 @@
-//! A guest that speaks to the file server in raw FUSE requests, as a guest's root could: no guest kernel checks them.
+//! A guest that speaks to the file server in raw FUSE requests, as a guest's root could: no guest
+//! kernel checks them.
 //!
-//! It is a vhost-user front end whose guest memory is a memfd. The memory is written and read as a file, so the server's
-//! mapping is the only one. Layout: a page-aligned split virtqueue (virtio 1.2 §2.7) per queue, then a request and an answer.
+//! It is a vhost-user front end whose guest memory is a memfd. The memory is written and read as a
+//! file, so the server's mapping is the only one. Layout: a page-aligned split virtqueue (virtio
+//! 1.2 §2.7) per queue, then a request and an answer.
 
 #![expect(unsafe_code, reason = "vmm-sys-util's EventFd lends no BorrowedFd")]
 

@@ -1,17 +1,17 @@
-//! Which devices a container may use: the specification's rules, as a program that the kernel asks at
-//! every access (version 2 has no files for them).
+//! Which devices a container may use: the specification's rules, as a program that the kernel asks
+//! at every access (version 2 has no files for them).
 //!
-//! A rule covers devices and ways to access them, and the last one that covers a way decides about it;
-//! without any it is forbidden. As with runc, the devices that every container has come last, so that
-//! no rule can forbid them:
+//! A rule covers devices and ways to access them, and the last one that covers a way decides about
+//! it; without any it is forbidden. As with runc, the devices that every container has come last,
+//! so that no rule can forbid them:
 //!
 //! ```text
 //!  deny a *:* rwm │ allow c 10:229 rw │ ...  │ allow c *:* m │ allow c 1:3 rwm │ ...
 //!  the specification's, in its order         │ those of every container
 //! ```
 //!
-//! The program looks at them from the last to the first. It keeps the ways that are still undecided in
-//! a register, and ends at the first that is forbidden, or when none is left.
+//! The program looks at them from the last to the first. It keeps the ways that are still undecided
+//! in a register, and ends at the first that is forbidden, or when none is left.
 
 use std::fs::File;
 use std::io;
@@ -38,8 +38,8 @@ const fn allowed(major: i32, minor: Option<i32>) -> Rule {
     Rule { allow: true, kind: Some(CHARACTER), major: Some(major), minor, access: ALL }
 }
 
-/// What every container may do, as runc has it: make any node, and use the devices without hardware,
-/// terminals, and the makers of network tunnels.
+/// What every container may do, as runc has it: make any node, and use the devices without
+/// hardware, terminals, and the makers of network tunnels.
 const OF_EVERY_CONTAINER: [Rule; 11] = [
     Rule { allow: true, kind: Some(CHARACTER), major: None, minor: None, access: MKNOD },
     Rule { allow: true, kind: Some(BLOCK), major: None, minor: None, access: MKNOD },
@@ -176,8 +176,8 @@ impl DeviceRules {
     }
 }
 
-/// One rule: the conditions under which it covers the access, each of which else skips the rest; then
-/// what it decides.
+/// One rule: the conditions under which it covers the access, each of which else skips the rest;
+/// then what it decides.
 fn append(rule: &Rule, program: &mut Vec<Instruction>) {
     let mut decision = Vec::new();
     if rule.allow {
@@ -200,7 +200,8 @@ fn append(rule: &Rule, program: &mut Vec<Instruction>) {
     program.extend(rest);
 }
 
-/// Registers: what is returned, the pointer to what is judged (needed only at first), and its parts.
+/// Registers: what is returned, the pointer to what is judged (needed only at first), and its
+/// parts.
 const RESULT: u8 = 0;
 const SUBJECT: u8 = 1;
 const SCRATCH: u8 = 1;
@@ -245,7 +246,8 @@ fn jump(code: u8, register: u8, immediate: i32, offset: i16) -> Instruction {
     Instruction { code, registers: register, offset, immediate }
 }
 
-/// The filter of one group. The group's directory keeps it alive; this value, what it can be replaced by.
+/// The filter of one group. The group's directory keeps it alive; this value, what it can be
+/// replaced by.
 #[derive(Debug, Default)]
 pub struct DeviceFilter {
     /// The program that is attached; `None` before the first rules that forbid anything.

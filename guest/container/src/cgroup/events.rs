@@ -85,7 +85,8 @@ impl Cgroup {
         Ok(OomWatch { cgroup: self.clone(), watch, killed: self.oom_kills()? })
     }
 
-    /// How many processes of the group and of those below it the kernel has killed because a memory limit was reached.
+    /// How many processes of the group and of those below it the kernel has killed because a memory
+    /// limit was reached.
     ///
     /// # Errors
     ///
@@ -94,11 +95,13 @@ impl Cgroup {
         Ok(value_of(&self.read("memory.events")?, "oom_kill").unwrap_or(0))
     }
 
-    /// Freezes or thaws all processes of the group, and returns once they are. What cannot be frozen within ten seconds is thawed again.
+    /// Freezes or thaws all processes of the group, and returns once they are. What cannot be
+    /// frozen within ten seconds is thawed again.
     ///
     /// # Errors
     ///
-    /// Fails when the group is gone, and when a process waits for a device and so cannot be stopped.
+    /// Fails when the group is gone, and when a process waits for a device and so cannot be
+    /// stopped.
     pub async fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
         let wanted = u64::from(frozen);
         let watch = Watch::new(self.file("cgroup.events"))?;

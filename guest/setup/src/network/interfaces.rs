@@ -16,7 +16,8 @@ use crate::uevent::Uevents;
 pub struct Interface {
     /// Its name in the guest, at most 15 bytes.
     pub name: String,
-    /// Its hardware address, which is how a wanted interface is found; empty for loopback and tunnels.
+    /// Its hardware address, which is how a wanted interface is found; empty for loopback and
+    /// tunnels.
     pub hardware_address: Vec<u8>,
     /// 0 in a wanted interface means "leave it".
     pub mtu: u32,
@@ -107,7 +108,8 @@ impl Network {
             let mut request =
                 self.handle.address().add(index, prefix.address, prefix.length).replace();
             if prefix.address.is_ipv6() {
-                // The host has looked for duplicates already; doing it again would keep the address from being used for a second.
+                // The host has looked for duplicates already; doing it again would keep the address
+                // from being used for a second.
                 let flags = AddressAttribute::Flags(AddressFlags::Nodad);
                 request.message_mut().attributes.push(flags);
             }

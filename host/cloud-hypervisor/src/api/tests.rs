@@ -8,7 +8,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 use super::*;
 
-/// A peer that answers each request with the next of `answers`, and tells what it was sent, requests and descriptors.
+/// A peer that answers each request with the next of `answers`, and tells what it was sent,
+/// requests and descriptors.
 fn peer(answers: Vec<String>) -> (Client, JoinHandle<(String, Vec<OwnedFd>)>) {
     let (ours, mut theirs) = StdUnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();

@@ -1,5 +1,6 @@
-//! What requests and responses hold: of the published description's schemas those, and of their fields those, that this driver needs.
-//! Names and defaults are the description's. `tests/description.rs` holds them against it.
+//! What requests and responses hold: of the published description's schemas those, and of their
+//! fields those, that this driver needs. Names and defaults are the description's.
+//! `tests/description.rs` holds them against it.
 
 use std::path::PathBuf;
 
@@ -31,8 +32,8 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// Whether there is a device through which the guest's kernel tells that it panics.
     pub pvpanic: bool,
-    /// Whether the VMM shuts itself in (landlock(7)): it then opens what the configuration names and nothing else. Fails where the
-    /// host's kernel has no landlock of version 3 (Linux 6.2).
+    /// Whether the VMM shuts itself in (landlock(7)): it then opens what the configuration names
+    /// and nothing else. Fails where the host's kernel has no landlock of version 3 (Linux 6.2).
     pub landlock_enable: bool,
 }
 
@@ -77,7 +78,8 @@ pub struct DiskConfig {
     pub readonly: bool,
     /// The format. Stated, for a guest could write what a guess falls for.
     pub image_type: ImageType,
-    /// Its serial number, by which the guest finds it, at most 20 bytes; `None` has the VMM make one up.
+    /// Its serial number, by which the guest finds it, at most 20 bytes; `None` has the VMM make
+    /// one up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
 }
@@ -89,8 +91,9 @@ pub enum ImageType {
     Raw,
 }
 
-/// A network device (`NetConfig`) on a tap whose descriptor goes with the request. Its MTU is left alone: the VMM would set the tap's,
-/// for which a jailed one has neither the right nor the network namespace; the guest's agent sets the guest's.
+/// A network device (`NetConfig`) on a tap whose descriptor goes with the request. Its MTU is left
+/// alone: the VMM would set the tap's, for which a jailed one has neither the right nor the network
+/// namespace; the guest's agent sets the guest's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NetConfig {
     /// By which it can be removed. Unique among all devices.
@@ -144,7 +147,8 @@ pub enum ConsoleMode {
 pub struct VsockConfig {
     /// The guest's address (vsock(7)), at least 3.
     pub cid: u64,
-    /// Where the VMM listens for connections to the guest's ports. It makes the socket when the machine boots.
+    /// Where the VMM listens for connections to the guest's ports. It makes the socket when the
+    /// machine boots.
     pub socket: PathBuf,
 }
 

@@ -1,5 +1,6 @@
-//! What requests and responses hold: of the published description's schemas those, and of their fields those, that this driver needs.
-//! Names and defaults are the description's. `tests/description.rs` holds them against it.
+//! What requests and responses hold: of the published description's schemas those, and of their
+//! fields those, that this driver needs. Names and defaults are the description's.
+//! `tests/description.rs` holds them against it.
 
 use std::path::PathBuf;
 
@@ -26,7 +27,8 @@ pub struct BootSource {
     pub boot_args: String,
 }
 
-/// A disk (`Drive`). The guest finds disks as `vda`, `vdb`, … in the order of the requests, but for the root device, which is the first.
+/// A disk (`Drive`). The guest finds disks as `vda`, `vdb`, … in the order of the requests, but for
+/// the root device, which is the first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Drive {
     /// By which it is patched: letters, digits and `_`.

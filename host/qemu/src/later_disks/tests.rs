@@ -12,7 +12,8 @@ use crate::machine::Machine;
 struct Told(Arc<Mutex<Vec<String>>>);
 
 impl Told {
-    /// The commands since the last look, each with the one word of its arguments that tells the most.
+    /// The commands since the last look, each with the one word of its arguments that tells the
+    /// most.
     fn since(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap())
     }

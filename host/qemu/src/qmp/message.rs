@@ -152,7 +152,8 @@ pub(super) fn parse(line: &[u8]) -> Incoming {
     }
 }
 
-/// Cut to size, and without characters that are obeyed and not shown: it ends in logs and on terminals.
+/// Cut to size, and without characters that are obeyed and not shown: it ends in logs and on
+/// terminals.
 fn readable(text: &str) -> String {
     text.chars().take(MAX_REASON).map(|c| if kata_log::is_hidden(c) { '?' } else { c }).collect()
 }

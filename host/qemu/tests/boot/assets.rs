@@ -1,4 +1,5 @@
-//! What the tests boot: the staged guest kernel, and an initrd made of the staged one and the test's own first process.
+//! What the tests boot: the staged guest kernel, and an initrd made of the staged one and the
+//! test's own first process.
 
 use std::env;
 use std::fs;
@@ -15,8 +16,9 @@ pub(crate) fn kernel() -> PathBuf {
     asset("KATA_TEST_KERNEL", "vmlinux.container")
 }
 
-/// An initrd in `directory` that has the staged one's modules and starts this program. A later archive adds to an earlier one
-/// (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+/// An initrd in `directory` that has the staged one's modules and starts this program. A later
+/// archive adds to an earlier one (Linux,
+/// Documentation/driver-api/early-userspace/buffer-format.rst).
 pub(crate) fn initrd(directory: &Path) -> PathBuf {
     let mut archive = fs::read(asset("KATA_TEST_INITRD", "kata-containers-initrd.img")).unwrap();
     archive.resize(archive.len().next_multiple_of(4), 0);
@@ -49,7 +51,8 @@ fn asset(variable: &str, name: &str) -> PathBuf {
     path
 }
 
-/// Path in the guest and content of every library of this process, the loader under the name that programs ask for.
+/// Path in the guest and content of every library of this process, the loader under the name that
+/// programs ask for.
 fn mapped_libraries() -> Vec<(String, Vec<u8>)> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let mut paths: Vec<&str> = maps
@@ -75,7 +78,8 @@ impl Archive {
     fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
         let number = self.0.len();
         let (length, name_length) = (content.len(), name.len() + 1);
-        // inode, mode, uid, gid, links, time, size, four device numbers, length of the name, checksum
+        // inode, mode, uid, gid, links, time, size, four device numbers, length of the name,
+        // checksum
         let header = format!(
             "070701{number:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{length:08x}{0:08x}{0:08x}{0:08x}{0:08x}{name_length:08x}{0:08x}",
             0, 1

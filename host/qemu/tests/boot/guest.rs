@@ -1,6 +1,6 @@
-//! The guest's side of these tests. The guest's first process is this very test program, run with [`ARGUMENTS`], so that there is nothing
-//! else to build: it loads the modules that a kata initrd lists, greets on the console like the agent, and answers on the
-//! serial channel.
+//! The guest's side of these tests. The guest's first process is this very test program, run with
+//! [`ARGUMENTS`], so that there is nothing else to build: it loads the modules that a kata initrd
+//! lists, greets on the console like the agent, and answers on the serial channel.
 
 use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
@@ -81,7 +81,8 @@ fn load_modules() -> io::Result<()> {
     Ok(())
 }
 
-/// The serial port as a socket, by way of two threads: with a file that reads and writes in part tokio's pipes would wait for ever.
+/// The serial port as a socket, by way of two threads: with a file that reads and writes in part
+/// tokio's pipes would wait for ever.
 fn open_port() -> io::Result<UnixStream> {
     for entry in fs::read_dir("/sys/class/virtio-ports")? {
         let directory = entry?.path();

@@ -1,5 +1,5 @@
-//! Real virtual machines: a guest kernel and a first process that greets, echoes and reboots ([`guest`]). What every driver promises is
-//! tested by `tests/contract`.
+//! Real virtual machines: a guest kernel and a first process that greets, echoes and reboots
+//! ([`guest`]). What every driver promises is tested by `tests/contract`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 

@@ -19,7 +19,8 @@ pub(super) const RECORD: &str = "footprint.json";
 pub(super) struct Record {
     /// The owner first, then its children.
     pub(super) processes: Vec<ProcessIdentity>,
-    /// The number of the pid namespace in which these are; `None` in the records of earlier versions.
+    /// The number of the pid namespace in which these are; `None` in the records of earlier
+    /// versions.
     #[serde(default)]
     pub(super) pid_namespace: Option<u64>,
     /// Directories of the cgroup, in which there is nobody but the sandbox.
@@ -81,8 +82,8 @@ fn pid_namespace() -> Option<u64> {
     fs::metadata("/proc/self/ns/pid").ok().map(|namespace| namespace.ino())
 }
 
-/// The right to sweep a directory, which one process at a time has. It does not keep the directory's owner from anything: that lives, and then nobody
-/// sweeps.
+/// The right to sweep a directory, which one process at a time has. It does not keep the
+/// directory's owner from anything: that lives, and then nobody sweeps.
 #[derive(Debug)]
 pub(super) struct Broom {
     _locked: File,
@@ -118,7 +119,8 @@ fn open(dir: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Whether the directory is still that at `path`: whoever had the lock before may have removed it, and its next owner have made another.
+/// Whether the directory is still that at `path`: whoever had the lock before may have removed it,
+/// and its next owner have made another.
 fn is_at(directory: &File, path: &Path) -> bool {
     let number = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     match (directory.metadata(), fs::metadata(path)) {

@@ -1,7 +1,8 @@
 //! Taking away what is left of sandboxes whose owner is dead.
 //!
-//! Every step is tried, whatever became of the others. What could not be done stays in the record, for the next sweep: that of the same sandbox, or
-//! of any that is made on this host ([`sweep_abandoned`]).
+//! Every step is tried, whatever became of the others. What could not be done stays in the record,
+//! for the next sweep: that of the same sandbox, or of any that is made on this host
+//! ([`sweep_abandoned`]).
 
 use std::fs;
 use std::io;
@@ -16,11 +17,13 @@ use kata_network::{Namespace, NamespaceId};
 use super::FootprintError;
 use super::record::{Broom, NetworkRecord, RECORD, Record};
 
-/// How long a sweep waits for all killed processes to be gone; the engine has five seconds for everything.
+/// How long a sweep waits for all killed processes to be gone; the engine has five seconds for
+/// everything.
 const DEATH: Duration = Duration::from_secs(2);
 
-/// Removes what a dead sandbox left at `dir`: kills the processes that it recorded and that still are the same ones, waits for
-/// their end, removes its images, its cgroup and the directory. Nothing there is fine. May be repeated.
+/// Removes what a dead sandbox left at `dir`: kills the processes that it recorded and that still
+/// are the same ones, waits for their end, removes its images, its cgroup and the directory.
+/// Nothing there is fine. May be repeated.
 ///
 /// # Errors
 ///
@@ -39,8 +42,9 @@ pub fn sweep_of(dir: &Path, owner: ProcessIdentity) -> Result<(), FootprintError
     }
 }
 
-/// Sweeps sandboxes beside `dir` whose owner is dead, without waiting for anything: what an interrupted sweep has left, or a process that did not die
-/// in its time, is seldom still busy. What does not go now is left to the next one.
+/// Sweeps sandboxes beside `dir` whose owner is dead, without waiting for anything: what an
+/// interrupted sweep has left, or a process that did not die in its time, is seldom still busy.
+/// What does not go now is left to the next one.
 pub(super) fn sweep_abandoned(dir: &Path) {
     let Some(entries) = dir.parent().and_then(|parent| fs::read_dir(parent).ok()) else { return };
     let others = entries.flatten().map(|entry| entry.path()).filter(|other| other != dir);
@@ -89,7 +93,8 @@ pub(super) fn take_away(dir: &Path, mut record: Record) -> Result<(), FootprintE
     // After the files, for a process that does not die keeps it.
     let cgroup = HostCgroup::from_dirs(record.cgroups.clone()).remove();
     for around in &record.cgroups_around {
-        // Whoever is the last one in it: the engine does not remove the cgroup of a container that it deleted while another was in there.
+        // Whoever is the last one in it: the engine does not remove the cgroup of a container that
+        // it deleted while another was in there.
         let _ = fs::remove_dir(around);
     }
     let all = network.and(images).and(files).and(cgroup.map_err(FootprintError::from));
@@ -100,8 +105,8 @@ pub(super) fn take_away(dir: &Path, mut record: Record) -> Result<(), FootprintE
     all.and(written)
 }
 
-/// Takes away what a dead sandbox left in the engine's network namespace. A namespace that is gone took it along, and one that another sandbox
-/// has meanwhile is that one's.
+/// Takes away what a dead sandbox left in the engine's network namespace. A namespace that is gone
+/// took it along, and one that another sandbox has meanwhile is that one's.
 fn clean(dir: &Path, network: &NetworkRecord) -> Result<(), FootprintError> {
     if network.interfaces.is_empty() || other_user(dir, network.id).is_some() {
         return Ok(());
@@ -130,7 +135,8 @@ pub(super) fn other_user(dir: &Path, namespace: NamespaceId) -> Option<(String, 
     None
 }
 
-/// Whatever is mounted below goes first: removing files must never reach through a mount into what belongs to somebody else.
+/// Whatever is mounted below goes first: removing files must never reach through a mount into what
+/// belongs to somebody else.
 pub(super) fn remove_dir(dir: &Path) -> Result<(), FootprintError> {
     mount::unmount_tree(dir)?;
     unless_gone(dir, fs::remove_dir_all(dir))

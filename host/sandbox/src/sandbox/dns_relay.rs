@@ -1,5 +1,5 @@
-//! Names for containers whose name server is an address of the loopback interface that only the host has: Docker's, which listens at
-//! 127.0.0.11 in the network namespace of each container.
+//! Names for containers whose name server is an address of the loopback interface that only the
+//! host has: Docker's, which listens at 127.0.0.11 in the network namespace of each container.
 //!
 //! ```text
 //!  the guest                  │ this process                       │ the sandbox's network namespace
@@ -7,8 +7,9 @@
 //!              (the agent)    │                                    │
 //! ```
 //!
-//! What is asked and answered passes through unread, as between a container and its name server under any runtime. A guest that asks more than
-//! may wait, or does not take its answers, loses questions, as on any network.
+//! What is asked and answered passes through unread, as between a container and its name server
+//! under any runtime. A guest that asks more than may wait, or does not take its answers, loses
+//! questions, as on any network.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -36,14 +37,16 @@ const MAX_WAITING: usize = 64;
 /// How long a question may wait for its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the guest's agent may take to listen: long for one that can, and short for whoever waits for one that cannot.
+/// How long the guest's agent may take to listen: long for one that can, and short for whoever
+/// waits for one that cannot.
 const OPENING: Duration = Duration::from_secs(3);
 
 /// The largest DNS message in bytes, and its header, without which it is none.
 const MAX_MESSAGE: usize = u16::MAX as usize;
 const MIN_MESSAGE: usize = 12;
 
-/// Has the guest ask `server`. Where that does not work its containers run all the same, and the log says what they do without.
+/// Has the guest ask `server`. Where that does not work its containers run all the same, and the
+/// log says what they do without.
 pub(super) async fn open(shared: &Arc<Shared>, network: &SandboxNetwork, server: Ipv4Addr) {
     let server = SocketAddrV4::new(server, DNS);
     let opened = tokio::select! {
@@ -137,7 +140,8 @@ struct Server {
 }
 
 impl Server {
-    /// Asks on a socket of the question's own, as any program does: also a server that has been started anew hears it.
+    /// Asks on a socket of the question's own, as any program does: also a server that has been
+    /// started anew hears it.
     async fn ask(&self, question: Message) -> io::Result<Message> {
         let dns = match question.transport {
             Transport::Udp => {
@@ -206,7 +210,8 @@ mod tests {
                 [b"answer to ".as_slice(), &question(answer.asker, answer.transport).dns].concat();
             assert_eq!(answer.dns, expected);
         }
-        // The others were dropped, and so is what is no DNS message: the next to be heard is a new one.
+        // The others were dropped, and so is what is no DNS message: the next to be heard is a new
+        // one.
         no_question.write(&mut guest).await.unwrap();
         question(4711, Transport::Udp).write(&mut guest).await.unwrap();
         let mut buffer = [0; 64];

@@ -23,7 +23,8 @@ const DIRECTORY_MODE: u32 = 0o755;
 type Copies<'a> = (&'a HostBind, Vec<CopiedFile>);
 
 impl Shared {
-    /// Brings the container's files to where the guest finds them, writes those places into its spec, and tells what the guest is to mount.
+    /// Brings the container's files to where the guest finds them, writes those places into its
+    /// spec, and tells what the guest is to mount.
     pub(super) async fn bring_files(
         &self,
         plan: &mut ContainerPlan,
@@ -52,7 +53,8 @@ impl Shared {
         Ok(storages)
     }
 
-    /// Gives the VM the disks that a container uses as devices, unless it has them, and tells where the guest finds them.
+    /// Gives the VM the disks that a container uses as devices, unless it has them, and tells where
+    /// the guest finds them.
     pub(super) async fn bring_devices(
         &self,
         container: &str,

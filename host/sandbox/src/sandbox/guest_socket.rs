@@ -1,7 +1,8 @@
-//! The socket by which people of the host reach into the guest ([`kata_channel::guest_socket`]), for as long as the sandbox lives.
+//! The socket by which people of the host reach into the guest ([`kata_channel::guest_socket`]),
+//! for as long as the sandbox lives.
 //!
-//! Nobody gets further than to the ports that the plan has opened. What the guest sends is passed on as it comes: whoever shows it to
-//! somebody makes it harmless.
+//! Nobody gets further than to the ports that the plan has opened. What the guest sends is passed
+//! on as it comes: whoever shows it to somebody makes it harmless.
 
 use std::io;
 use std::sync::Arc;
@@ -30,7 +31,8 @@ const ASKING: Duration = Duration::from_secs(5);
 /// How long the guest may take to take a stream.
 const DIALLING: Duration = Duration::from_secs(10);
 
-/// Makes the socket and serves it. A sandbox without one is as good, so that a failure is only told.
+/// Makes the socket and serves it. A sandbox without one is as good, so that a failure is only
+/// told.
 pub(super) fn open(shared: &Arc<Shared>) {
     match listener(shared) {
         Ok(listener) => drop(tokio::spawn(serve(Arc::clone(shared), listener))),
@@ -168,7 +170,8 @@ async fn show_console(shared: &Shared, visitor: &mut UnixStream, follow: bool) -
     }
 }
 
-/// The agent knows debug consoles by a container without a name. Other agents refuse that, and their consoles keep their size.
+/// The agent knows debug consoles by a container without a name. Other agents refuse that, and
+/// their consoles keep their size.
 async fn resize(
     shared: &Shared,
     visitor: &mut UnixStream,

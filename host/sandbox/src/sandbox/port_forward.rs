@@ -1,12 +1,14 @@
-//! Ports of the guest for whoever looks for them in the sandbox's network namespace, at 127.0.0.1: engines, for `kubectl port-forward`.
+//! Ports of the guest for whoever looks for them in the sandbox's network namespace, at 127.0.0.1:
+//! engines, for `kubectl port-forward`.
 //!
 //! ```text
 //!  the network namespace             │ this process                │ the guest
 //!  dialler ──▶ 127.0.0.1:8080 ───────┼─▶ a task for a connection ══╪═ stream ══▶ the agent ──▶ 127.0.0.1:8080, a container's server
 //! ```
 //!
-//! The guest begins nothing: what it is asked is whether it takes a connection. One that it does not take, or breaks, is reset. Bytes pass unread,
-//! and whoever does not take them holds up its own connection only.
+//! The guest begins nothing: what it is asked is whether it takes a connection. One that it does
+//! not take, or breaks, is reset. Bytes pass unread, and whoever does not take them holds up its
+//! own connection only.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -24,7 +26,8 @@ use tokio::time::timeout;
 
 use super::Shared;
 
-/// Connections at a time; further ones are reset. It is half of what a channel has streams for, so that there is always one for other things.
+/// Connections at a time; further ones are reset. It is half of what a channel has streams for, so
+/// that there is always one for other things.
 const MAX_CONNECTIONS: usize = kata_channel::MAX_STREAMS / 2;
 
 /// The time after a connection that could not be taken until the next one is.
@@ -33,8 +36,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long the guest may take to say whether it takes a connection.
 const ASKING: Duration = Duration::from_secs(10);
 
-/// Serves until the sandbox is gone; at once done where it has no network that somebody could look into. A sandbox without this is as good for
-/// all else, so that a failure is only told.
+/// Serves until the sandbox is gone; at once done where it has no network that somebody could look
+/// into. A sandbox without this is as good for all else, so that a failure is only told.
 pub(super) async fn serve(shared: Arc<Shared>) {
     let namespace = match shared.network.lock().await.as_ref() {
         Some(network) if !network.is_empty() => network.namespace().clone(),

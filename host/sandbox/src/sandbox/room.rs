@@ -1,5 +1,5 @@
-//! Room for containers that come, change and go. Limits hold in the guest's cgroups in any case; here the VM is made as large as they let
-//! its containers be.
+//! Room for containers that come, change and go. Limits hold in the guest's cgroups in any case;
+//! here the VM is made as large as they let its containers be.
 
 mod memory;
 mod vcpus;
@@ -12,8 +12,8 @@ use super::Shared;
 use crate::memory::{Limit, limit, new_limit};
 use crate::vcpus::Bandwidth;
 
-/// How long the guest may take to find what is new or to let go of what goes, and the VMM to hear of it. Whoever waits goes on without what
-/// is late.
+/// How long the guest may take to find what is new or to let go of what goes, and the VMM to hear
+/// of it. Whoever waits goes on without what is late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a container may use; `None` for what stays as it is.
@@ -23,14 +23,16 @@ pub(super) struct Room {
     cpus: Option<Bandwidth>,
 }
 
-/// Gives the VM what it needs for a new container with these limits, if it can have it, and waits until it is there.
+/// Gives the VM what it needs for a new container with these limits, if it can have it, and waits
+/// until it is there.
 pub(super) async fn make(shared: &Shared, container: &str, resources: Option<&LinuxResources>) {
     let cpus = Bandwidth::default().updated(resources.and_then(|all| all.cpu().as_ref()));
     let room = Room { memory: Some(limit(resources)), cpus: Some(cpus) };
     set(shared, container, room).await;
 }
 
-/// The same for a container whose limits are to change. Returns those that it had before, where they do.
+/// The same for a container whose limits are to change. Returns those that it had before, where
+/// they do.
 pub(super) async fn change(shared: &Shared, container: &str, resources: &LinuxResources) -> Room {
     let cpus = match resources.cpu() {
         Some(cpu) => shared.vcpus.lock().await.updated(container, cpu),

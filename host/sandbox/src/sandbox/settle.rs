@@ -7,7 +7,8 @@ use kata_network::Changes;
 use super::{Shared, dns_relay};
 use crate::{ResolvConf, SandboxError};
 
-/// Before the first container starts: the last moment at which its engine may have given it a network. Whether this was the first time.
+/// Before the first container starts: the last moment at which its engine may have given it a
+/// network. Whether this was the first time.
 pub(super) async fn settle_network(shared: &Arc<Shared>) -> Result<bool, SandboxError> {
     let mut network = shared.network.lock().await;
     let Some(network) = network.as_mut() else { return Ok(false) };

@@ -1,4 +1,5 @@
-//! Those who wait for an end: of the VM, of its agent, of a process; and what such an end brings about.
+//! Those who wait for an end: of the VM, of its agent, of a process; and what such an end brings
+//! about.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,16 +14,19 @@ use crate::{Delivery, Exit, ProcessKey, SandboxError, SandboxEvent};
 /// The end of a process whose own cannot be learned; its status as containerd has it.
 const UNKNOWN_END: ProcessEnd = ProcessEnd { status: 255, out_of_memory: false };
 
-/// How long the VM's death may take to explain a broken connection. Less than those wait whose requests it has cost.
+/// How long the VM's death may take to explain a broken connection. Less than those wait whose
+/// requests it has cost.
 const EXPLANATION: Duration = Duration::from_secs(1);
 
-/// How often at most the engine is told that a container lacks memory: each time costs it a write to its disk.
+/// How often at most the engine is told that a container lacks memory: each time costs it a write
+/// to its disk.
 const OOM_PACE: Duration = Duration::from_secs(1);
 
 /// How often at most the guest is asked for the next container that lacks memory.
 const OOM_QUESTIONS: Duration = Duration::from_millis(100);
 
-/// How often, and how long after one another, it is looked for a process that a guest may start too late.
+/// How often, and how long after one another, it is looked for a process that a guest may start too
+/// late.
 const LATE_TRIES: u32 = 10;
 const LATE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -34,8 +38,8 @@ pub(super) async fn watch_parts(shared: Arc<Shared>) {
         exit = shared.vm.exited() => {
             format!("the VM {exit}; {}", boot::last_words(shared.vm.as_ref()))
         }
-        // A guest whose file system is gone hangs at the next file that it touches, so it is not asked either. But a server ends with
-        // its VM, too, and then the VM is the cause.
+        // A guest whose file system is gone hangs at the next file that it touches, so it is not
+        // asked either. But a server ends with its VM, too, and then the VM is the cause.
         _ = boot::end_of(shared.file_server.as_ref()) => {
             let cause = tokio::time::timeout(boot::GRACE, shared.vm.exited()).await;
             cause.map_or_else(|_| "its file server ended".to_owned(), |exit| format!("the VM {exit}"))
@@ -45,8 +49,9 @@ pub(super) async fn watch_parts(shared: Arc<Shared>) {
     shared.take_down(&reason, false).await;
 }
 
-/// Passes on what the guest's kernel killed for want of memory. There is always one such question on its way, so this is also who notices a broken
-/// connection: a sandbox whose agent cannot be asked any more is at its end, though its VM may live.
+/// Passes on what the guest's kernel killed for want of memory. There is always one such question
+/// on its way, so this is also who notices a broken connection: a sandbox whose agent cannot be
+/// asked any more is at its end, though its VM may live.
 pub(super) async fn watch_agent(shared: Arc<Shared>) {
     let mut told = Paced::default();
     loop {
@@ -131,8 +136,9 @@ pub(super) async fn watch_process(shared: Arc<Shared>, key: ProcessKey) {
     }
 }
 
-/// A container whose init has ended: nothing of it may live on, and a VM that served only it has no more work, unless somebody has not taken the
-/// last output yet: then the VM stays until the container is deleted.
+/// A container whose init has ended: nothing of it may live on, and a VM that served only it has no
+/// more work, unless somebody has not taken the last output yet: then the VM stays until the
+/// container is deleted.
 async fn end_container(shared: &Arc<Shared>, key: &ProcessKey, delivery: Delivery) {
     if shared.processes().ledger.has_live_execs(&key.container) {
         let killed = shared.unless_gone(shared.agent.signal_all(&key.container, SIGKILL)).await;

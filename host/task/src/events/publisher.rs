@@ -6,7 +6,8 @@
 //!                                     └───┘ nobody there: again until somebody is
 //! ```
 //!
-//! One event is on its way at a time, so none overtakes another. A containerd that restarts gets what it missed.
+//! One event is on its way at a time, so none overtakes another. A containerd that restarts gets
+//! what it missed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -20,7 +21,8 @@ use tokio::sync::{mpsc, oneshot};
 /// As many events as containerd's own shims hold back.
 const QUEUE_LENGTH: usize = 2048;
 
-/// Places that are kept for events that come once. Those that the guest can repeat at will shall not drive an exit out.
+/// Places that are kept for events that come once. Those that the guest can repeat at will shall
+/// not drive an exit out.
 const KEPT_FREE: usize = QUEUE_LENGTH / 2;
 
 /// How patient the publisher is.
@@ -58,8 +60,9 @@ enum Item {
 }
 
 impl Publisher {
-    /// Starts the task that sends to `address`: a path, with or without `unix://`, as in `TTRPC_ADDRESS`. With none or an empty one
-    /// (CRI-O) events go nowhere, which is not an error. Nothing is connected before the first event.
+    /// Starts the task that sends to `address`: a path, with or without `unix://`, as in
+    /// `TTRPC_ADDRESS`. With none or an empty one (CRI-O) events go nowhere, which is not an error.
+    /// Nothing is connected before the first event.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -79,13 +82,14 @@ impl Publisher {
         Self { namespace, queue, lost: AtomicU64::new(0) }
     }
 
-    /// Queues an event, dated now. Never waits: if containerd has taken nothing for so long that the queue is full, the event is
-    /// dropped and the log says so.
+    /// Queues an event, dated now. Never waits: if containerd has taken nothing for so long that
+    /// the queue is full, the event is dropped and the log says so.
     pub(crate) fn publish(&self, event: &impl TaskEvent) {
         self.publish_into(event, QUEUE_LENGTH);
     }
 
-    /// The same for an event that the guest can cause as often as it likes: it is dropped when half of the queue is full.
+    /// The same for an event that the guest can cause as often as it likes: it is dropped when half
+    /// of the queue is full.
     pub(crate) fn publish_repeatable(&self, event: &impl TaskEvent) {
         self.publish_into(event, QUEUE_LENGTH - KEPT_FREE);
     }
@@ -107,7 +111,8 @@ impl Publisher {
         }
     }
 
-    /// Resolves when every event published so far has been sent or given up, at the latest after `deadline`.
+    /// Resolves when every event published so far has been sent or given up, at the latest after
+    /// `deadline`.
     pub(crate) async fn flush(&self, deadline: Duration) {
         let Some(queue) = &self.queue else { return };
         let (done, flushed) = oneshot::channel();
@@ -167,7 +172,8 @@ impl Sender {
             failures += 1;
             tracing::warn!(topic = %request.envelope.topic, "event not sent (attempt {failures}): {}", chain(&error));
             match error {
-                // It was closed while nothing was sent, by a containerd that has restarted since: no reason to wait.
+                // It was closed while nothing was sent, by a containerd that has restarted since:
+                // no reason to wait.
                 SendError::Lost(_) if failures == 1 => continue,
                 SendError::Lost(_) | SendError::Connect(_) => {}
                 SendError::Refused(_) if refusals == self.patience.requeues => {
@@ -199,7 +205,8 @@ impl Sender {
     }
 }
 
-/// Connects without blocking the runtime: a containerd whose backlog is full is an error, not a wait.
+/// Connects without blocking the runtime: a containerd whose backlog is full is an error, not a
+/// wait.
 async fn connect(path: &str) -> std::io::Result<EventsClient> {
     let stream = UnixStream::connect(path).await?;
     Ok(EventsClient::new(Client::new(Socket::new(stream))))

@@ -11,8 +11,9 @@ use rustix::fs::{Mode, OFlags, open};
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 
-/// How long after its opening a fifo is kept for a client that is about to read from it. containerd's clients start a thread for that, which on
-/// a busy machine may come after the end of a short process; and they give up what it has not begun with when they hear of that end.
+/// How long after its opening a fifo is kept for a client that is about to read from it.
+/// containerd's clients start a thread for that, which on a busy machine may come after the end of
+/// a short process; and they give up what it has not begun with when they hear of that end.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
 
 /// The end that the process's input comes from.
@@ -20,8 +21,8 @@ const ON_ITS_WAY: Duration = Duration::from_secs(2);
 pub(super) struct StdinFifo(pub(super) pipe::Receiver);
 
 impl StdinFifo {
-    /// Opens the fifo to read, and beside it a writing end: as long as that is held, clients may come and go without the process
-    /// seeing the end of its input.
+    /// Opens the fifo to read, and beside it a writing end: as long as that is held, clients may
+    /// come and go without the process seeing the end of its input.
     pub(super) fn open(path: &Path) -> io::Result<(Self, OwnedFd)> {
         let reader = pipe::OpenOptions::new().open_receiver(path)?;
         let writer =
@@ -34,7 +35,8 @@ impl StdinFifo {
 #[derive(Debug)]
 pub(super) struct OutputFifo {
     pub(super) writer: pipe::Sender,
-    /// A reading end of our own, so that output waits for a client that is away, instead of failing. `None` once that is over.
+    /// A reading end of our own, so that output waits for a client that is away, instead of
+    /// failing. `None` once that is over.
     pub(super) own_reader: Option<OwnedFd>,
     opened: Instant,
 }
@@ -48,7 +50,8 @@ impl OutputFifo {
         Ok(Self { writer, own_reader: Some(reader), opened: Instant::now() })
     }
 
-    /// Closes it, after all has been written. A client that has not had the time to begin to read is waited for.
+    /// Closes it, after all has been written. A client that has not had the time to begin to read
+    /// is waited for.
     pub(super) async fn close(mut self) {
         self.own_reader = None;
         let taken = async {

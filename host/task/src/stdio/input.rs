@@ -14,7 +14,8 @@ use super::{GuestStreams, StreamError};
 const CHUNK: usize = 256 << 10;
 
 /// The writing end of stdin that stays open until the engine closes stdin.
-// A mutex and not a channel: closing must work before anything runs that could receive, and is never held over an await.
+// A mutex and not a channel: closing must work before anything runs that could receive, and is
+// never held over an await.
 #[derive(Debug, Clone, Default)]
 pub(super) struct StdinHold(Arc<Mutex<Option<OwnedFd>>>);
 
@@ -41,7 +42,8 @@ pub(super) fn spawn(
         let copy = async {
             match &stdin {
                 Some(fifo) => copy(&fifo.0, &*guest).await,
-                // Nobody wants to write: without a terminal the process reads the end at once, as from /dev/null.
+                // Nobody wants to write: without a terminal the process reads the end at once, as
+                // from /dev/null.
                 None if !terminal => guest.close_stdin().await,
                 None => Ok(()),
             }
@@ -61,7 +63,8 @@ pub(super) fn spawn(
 async fn copy(fifo: &pipe::Receiver, guest: &dyn GuestStreams) -> Result<(), StreamError> {
     let mut chunk = read(fifo).await?;
     while !chunk.is_empty() {
-        // The next one is read while this one is on its way; a process that takes no more ends both.
+        // The next one is read while this one is on its way; a process that takes no more ends
+        // both.
         let ((), next) = tokio::try_join!(write_all(guest, &chunk), read(fifo))?;
         chunk = next;
     }

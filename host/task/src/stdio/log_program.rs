@@ -18,8 +18,8 @@ use super::{StdioError, StdioIds};
 /// How long it may take to say that it is ready.
 const READY: Duration = Duration::from_secs(10);
 
-/// How long it may go on after the end of the output before it is told to stop, and then before it is killed. containerd's shims
-/// wait as long.
+/// How long it may go on after the end of the output before it is told to stop, and then before it
+/// is killed. containerd's shims wait as long.
 const FINISH: Duration = Duration::from_secs(12);
 
 /// A running log program. It is killed when this is dropped before there was anything to log.
@@ -32,8 +32,8 @@ pub(super) struct LogProgram {
 }
 
 impl LogProgram {
-    /// Starts it with the reading ends of stdout and stderr as descriptors 3 and 4, and waits until it closes descriptor 5, or
-    /// writes to it. Returns the writing ends.
+    /// Starts it with the reading ends of stdout and stderr as descriptors 3 and 4, and waits until
+    /// it closes descriptor 5, or writes to it. Returns the writing ends.
     pub(super) async fn start(
         path: &Path,
         args: &[String],
@@ -58,7 +58,8 @@ impl LogProgram {
         Ok((program, stdout, stderr))
     }
 
-    /// Waits until `done` is closed, and then for the program to end; if it does not, it is made to.
+    /// Waits until `done` is closed, and then for the program to end; if it does not, it is made
+    /// to.
     pub(super) async fn finish(mut self, mut done: watch::Receiver<()>) {
         self.needed = true;
         while done.changed().await.is_ok() {}
@@ -109,7 +110,8 @@ fn spawn(path: &Path, args: &[String], ids: &StdioIds) -> io::Result<Spawned> {
         .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.collect()).map_err(io::Error::other)?;
     open_files::give_back_limit(&mut command);
-    // The command owns the program's ends: they must not outlive this function, or the end of one would never be seen.
+    // The command owns the program's ends: they must not outlive this function, or the end of one
+    // would never be seen.
     let child = Command::from(command).spawn()?;
     let sender = |end: io::PipeWriter| pipe::Sender::from_owned_fd(end.into());
     let program = LogProgram { path: path.to_owned(), child, needed: false };

@@ -16,10 +16,12 @@ use super::{GuestStreams, StreamError};
 /// As much as is asked of the guest at once.
 const CHUNK: u32 = 1 << 20;
 
-/// How long output that nobody takes is kept for after the process has ended. As long as runc's shim waits.
+/// How long output that nobody takes is kept for after the process has ended. As long as runc's
+/// shim waits.
 const AWAY: Duration = Duration::from_secs(2);
 
-/// How long somebody who is there may take nothing before the end of the process is told in spite of them.
+/// How long somebody who is there may take nothing before the end of the process is told in spite
+/// of them.
 const STALLED: Duration = Duration::from_secs(5);
 
 /// Where output goes.
@@ -51,8 +53,9 @@ impl Sink {
         }
     }
 
-    /// Writes all of `bytes`, however long the other side takes. Once the process has ended, a side that does not take anything for a
-    /// while is not waited for: a fifo that nobody has open, and a log program that hangs. Somebody who is there and takes nothing stalls.
+    /// Writes all of `bytes`, however long the other side takes. Once the process has ended, a side
+    /// that does not take anything for a while is not waited for: a fifo that nobody has open, and
+    /// a log program that hangs. Somebody who is there and takes nothing stalls.
     async fn write_all(&mut self, bytes: &[u8], watched: &Watched) -> io::Result<()> {
         let (writer, mut own_reader) = match self {
             Self::Nowhere => return Ok(()),
@@ -72,7 +75,8 @@ impl Sink {
                     ready = writer.writable() => ready?,
                     () = watched.ended_for(STALLED), if !watched.is_stalled() => watched.set_stalled(true),
                     () = watched.ended_for(AWAY), if !matches!(own_reader, Some(None)) => match &mut own_reader {
-                        // Without our own end, nobody at the other one is an error at once, and somebody is waited for.
+                        // Without our own end, nobody at the other one is an error at once, and
+                        // somebody is waited for.
                         Some(own_reader) => **own_reader = None,
                         None => return Err(io::ErrorKind::TimedOut.into()),
                     },

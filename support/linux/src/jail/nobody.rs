@@ -17,7 +17,8 @@ use super::{Failure, Step};
 /// Somebody without rights that a child becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nobody {
-    /// Its user and its only group ([`crate::user`]). It has no capability, whatever [`super::Jail::capabilities`] says.
+    /// Its user and its only group ([`crate::user`]). It has no capability, whatever
+    /// [`super::Jail::capabilities`] says.
     pub id: u32,
     /// All that is in its `/dev`, and belongs to it. Needs [`super::Mounts::ReadOnly`].
     pub devices: Vec<DeviceNode>,
@@ -40,8 +41,8 @@ impl DeviceNode {
         Ok(Self { path: CString::new(path.as_os_str().as_bytes())?, number: metadata.rdev() })
     }
 
-    /// Whether this process may make such a node, for which one is made in `/run` and taken away: user namespaces, a service manager and the
-    /// device rules of a cgroup may forbid it.
+    /// Whether this process may make such a node, for which one is made in `/run` and taken away:
+    /// user namespaces, a service manager and the device rules of a cgroup may forbid it.
     #[must_use]
     pub fn can_be_made(&self) -> bool {
         let trial = format!("/run/kata-device-{}", std::process::id());
@@ -53,7 +54,8 @@ impl DeviceNode {
 
 /// Between fork and exec: system calls only.
 impl Nobody {
-    /// A `/dev` with nothing in it but these devices: by the host's nodes only root could open them, and root's they need not be.
+    /// A `/dev` with nothing in it but these devices: by the host's nodes only root could open
+    /// them, and root's they need not be.
     pub(super) fn make_devices(&self) -> Result<(), Failure> {
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         mount(c"tmpfs", c"/dev", c"tmpfs", flags, Some(c"mode=0755")).step("mount its own /dev")?;

@@ -89,7 +89,8 @@ impl MountOptions {
                 "loop" | "remount" | "move" | "unbindable" | "runbindable" => {
                     return Err(MountError::UnsupportedOption(option.to_owned()));
                 }
-                // The kernel splits at commas (an escaped one is for the file system), so a hidden second option is one of its own.
+                // The kernel splits at commas (an escaped one is for the file system), so a hidden
+                // second option is one of its own.
                 _ => self.data.push(option.to_owned()),
             }
         }

@@ -1,7 +1,7 @@
 //! Overlays with so many layers that their absolute paths exceed mount(2)'s page.
 //!
-//! The snapshotters put all layers of an image below one directory, so their paths become short when taken relative to
-//! it. (`fsconfig`'s `lowerdir+` would do too, but only from Linux 6.7 on.)
+//! The snapshotters put all layers of an image below one directory, so their paths become short
+//! when taken relative to it. (`fsconfig`'s `lowerdir+` would do too, but only from Linux 6.7 on.)
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::options::{MountOptions, PAGE_LIMIT};
 
-/// The options with `lowerdir`, `upperdir` and `workdir` relative to their common parent, and that parent. `None` where they have
-/// none but the root, or are too long still.
+/// The options with `lowerdir`, `upperdir` and `workdir` relative to their common parent, and that
+/// parent. `None` where they have none but the root, or are too long still.
 pub(super) fn with_relative_layers(options: &MountOptions) -> Option<(PathBuf, MountOptions)> {
     let paths =
         options.data.iter().filter_map(|option| layers(option)).flat_map(|(_, paths)| paths);
@@ -35,7 +35,8 @@ pub(super) fn with_relative_layers(options: &MountOptions) -> Option<(PathBuf, M
     (shorter.data_length() <= PAGE_LIMIT).then_some((parent, shorter))
 }
 
-/// Mounts with `directory` as the working directory, on a thread of its own so that nobody else's changes.
+/// Mounts with `directory` as the working directory, on a thread of its own so that nobody else's
+/// changes.
 pub(super) fn mount_from(
     directory: &Path,
     options: &MountOptions,
@@ -53,7 +54,8 @@ pub(super) fn mount_from(
         .unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
 }
 
-/// Key and paths of an option that holds layers; `None` for every other one, and for paths with escapes.
+/// Key and paths of an option that holds layers; `None` for every other one, and for paths with
+/// escapes.
 fn layers(option: &str) -> Option<(&str, Vec<&Path>)> {
     let (key, value) = option.split_once('=')?;
     let is_layers = matches!(key, "lowerdir" | "upperdir" | "workdir") && !value.contains('\\');

@@ -26,8 +26,8 @@ pub struct MountEntry {
     pub source: OsString,
 }
 
-/// All mounts at `path` or below it, in the order in which they were made. `path` must be absolute and free of links; one that
-/// does not exist has none.
+/// All mounts at `path` or below it, in the order in which they were made. `path` must be absolute
+/// and free of links; one that does not exist has none.
 pub fn mounts_below(path: &Path) -> Result<Vec<MountEntry>, MountError> {
     // Not /proc/self: a thread may have a mount namespace of its own.
     let table = PathBuf::from("/proc/thread-self/mountinfo");

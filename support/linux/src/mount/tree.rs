@@ -1,5 +1,5 @@
-//! A copy of a mount, made and configured before anybody can see it, then put in place: all by file descriptor, so no path
-//! is resolved twice.
+//! A copy of a mount, made and configured before anybody can see it, then put in place: all by file
+//! descriptor, so no path is resolved twice.
 
 #![expect(unsafe_code, reason = "mount_setattr(2) has no safe wrapper")]
 
@@ -42,8 +42,8 @@ pub struct DetachedMount {
 }
 
 impl DetachedMount {
-    /// Copies the mount of `source`, a directory or file opened with `O_PATH`, from there downwards; with `recursive` together with
-    /// what is mounted below.
+    /// Copies the mount of `source`, a directory or file opened with `O_PATH`, from there
+    /// downwards; with `recursive` together with what is mounted below.
     pub fn clone_of(source: impl AsFd, recursive: bool) -> io::Result<Self> {
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -57,8 +57,8 @@ impl DetachedMount {
         set_attributes(self.root.as_fd(), attributes)
     }
 
-    /// Mounts the tree on `target` (opened with `O_PATH`, of the tree's kind: a directory or not). Returns the tree's root, which
-    /// stays valid for as long as it is open.
+    /// Mounts the tree on `target` (opened with `O_PATH`, of the tree's kind: a directory or not).
+    /// Returns the tree's root, which stays valid for as long as it is open.
     pub fn attach(self, target: impl AsFd) -> io::Result<OwnedFd> {
         let flags =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -91,7 +91,8 @@ fn set_attributes(root: BorrowedFd<'_>, attributes: MountAttributes) -> io::Resu
         },
         userns_fd: 0,
     };
-    // SAFETY: the descriptor is open, the path is an empty C string, and the structure is alive and as long as stated.
+    // SAFETY: the descriptor is open, the path is an empty C string, and the structure is alive and
+    // as long as stated.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

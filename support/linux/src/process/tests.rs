@@ -168,7 +168,8 @@ fn only_character_devices_of_dev_are_let_into_a_jail() {
 #[tokio::test]
 async fn failed_step_of_the_jail_is_named() {
     let jail = Jail { limits: vec![(jail::Resource::Core, u64::MAX - 1)], ..Jail::default() };
-    // Raising is refused to whoever has no CAP_SYS_RESOURCE; a limit above the hard one, lowered here first, is the portable way there.
+    // Raising is refused to whoever has no CAP_SYS_RESOURCE; a limit above the hard one, lowered
+    // here first, is the portable way there.
     let lowered = Jail { limits: vec![(jail::Resource::Core, 0)], ..Jail::strict() };
     let both = Jail { limits: [lowered.limits, jail.limits].concat(), ..Jail::default() };
     match shell("true").jail(both).spawn() {

@@ -1,5 +1,5 @@
-//! Hypervisors beside each other on a machine with KVM: how long a container takes, and what a VMM costs beside its guest's memory.
-//! Exits with 0 whatever the figures are.
+//! Hypervisors beside each other on a machine with KVM: how long a container takes, and what a VMM
+//! costs beside its guest's memory. Exits with 0 whatever the figures are.
 //!
 //! `host-vm run 'PATH/drivers krun qemu' PATH/drivers` runs it where the machine itself has no KVM.
 
@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use kata_e2e::{Containerd, Part, Scenario, Share, Summary, let_it_settle, parts_of};
 
-/// Mappings from this size on, in KiB, are the guest's memory: it has 2 GiB, and nothing else of a VMM is as large.
+/// Mappings from this size on, in KiB, are the guest's memory: it has 2 GiB, and nothing else of a
+/// VMM is as large.
 const GUEST_MEMORY: u64 = 512 * 1024;
 
 /// Measures containers under the hypervisors NAME, in turns.

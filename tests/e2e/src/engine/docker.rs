@@ -91,7 +91,8 @@ fn configuration(engine: &Engine) -> Result<Value> {
     all["exec-root"] = json!(file("exec"));
     all["pidfile"] = json!(file("dockerd.pid"));
     all["hosts"] = json!([address(engine)]);
-    // As with Podman's: systemd's, the default on cgroups of the second version, would want slices of its own.
+    // As with Podman's: systemd's, the default on cgroups of the second version, would want slices
+    // of its own.
     all["exec-opts"] = json!(["native.cgroupdriver=cgroupfs"]);
     all["cgroup-parent"] = json!(format!("/ns-{}", engine.mark()));
     if with_shim {

@@ -8,7 +8,8 @@ use super::{Engine, Kind};
 use crate::client::run;
 
 impl Engine {
-    /// The first number of its version; of Docker it is the daemon's, for the client may be of another.
+    /// The first number of its version; of Docker it is the daemon's, for the client may be of
+    /// another.
     pub fn release(&self) -> Result<u32> {
         match self.kind() {
             Kind::Podman => release(self.command()),

@@ -12,8 +12,8 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// How deep a fixture's cgroups are below a hierarchy's root, slices of a service manager included.
 const DEPTH: usize = 6;
 
-/// The cgroups of containers and sandboxes. A cgroup that is named like the engine's namespace is the engine's own (runc leaves it, too),
-/// and goes with the fixture.
+/// The cgroups of containers and sandboxes. A cgroup that is named like the engine's namespace is
+/// the engine's own (runc leaves it, too), and goes with the fixture.
 pub(crate) fn left(mark: &Mark) -> Vec<String> {
     let own = format!("ns-{mark}");
     let left = find(mark).into_iter().filter(|path| !path.ends_with(&own));

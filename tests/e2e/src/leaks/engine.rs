@@ -11,7 +11,8 @@ use crate::engine::Engine;
 use crate::mark::Mark;
 use crate::process;
 
-/// As long as a name may stay that could be another test's, which has come after this one and goes with it.
+/// As long as a name may stay that could be another test's, which has come after this one and goes
+/// with it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Programs that are there as long as a daemon is.
@@ -71,7 +72,8 @@ impl<'a> EngineTraces<'a> {
         Ok(left)
     }
 
-    /// Mounts that are the engine's own: Podman's of its storage, Docker's of its data and network namespace, and the fixture's namespace.
+    /// Mounts that are the engine's own: Podman's of its storage, Docker's of its data and network
+    /// namespace, and the fixture's namespace.
     fn is_engines(&self, mount: &str) -> bool {
         let point = Path::new(mount.split(' ').nth(5).unwrap_or_default());
         let is_one = |own: &str| point == self.engine.directory().join(own);

@@ -1,4 +1,5 @@
-//! Places of the machine where an engine's containers leave names that carry no mark, but random numbers.
+//! Places of the machine where an engine's containers leave names that carry no mark, but random
+//! numbers.
 //!
 //! ```text
 //!   Machine::now() ─▶ … the test … ─▶ since(before) ─▶ wait until none of them is left

@@ -31,7 +31,8 @@ pub(super) fn names() -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// What has come since `before`. A device that another test has made meanwhile goes with that test, well before a leak check gives up.
+/// What has come since `before`. A device that another test has made meanwhile goes with that test,
+/// well before a leak check gives up.
 pub(super) fn left(before: &BTreeSet<String>) -> Result<Vec<String>> {
     Ok(names()?.difference(before).cloned().collect())
 }

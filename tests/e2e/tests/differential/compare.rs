@@ -24,7 +24,8 @@ impl Probe {
     }
 }
 
-/// Asks all `probes` in one container of each runtime, as a boot is not for free, and compares the answers one by one.
+/// Asks all `probes` in one container of each runtime, as a boot is not for free, and compares the
+/// answers one by one.
 pub(crate) fn compare<'a>(probes: &[Probe], mut run: impl FnMut(&str) -> Run<'a>) -> Result<()> {
     let script = script_of(probes);
     let reference = run(&script).under(Runtime::Runc).output()?;
@@ -47,7 +48,8 @@ pub(crate) fn compare<'a>(probes: &[Probe], mut run: impl FnMut(&str) -> Run<'a>
     Ok(())
 }
 
-/// One script for all probes; an answer begins with a line that names it, and ends with its exit code.
+/// One script for all probes; an answer begins with a line that names it, and ends with its exit
+/// code.
 fn script_of(probes: &[Probe]) -> String {
     let ask = |probe: &Probe| {
         let Probe { name, script, .. } = probe;
@@ -123,8 +125,9 @@ pub(crate) fn compare_clients(containerd: &Containerd, cases: &[Case]) -> Result
 /// How often runc is asked again about a case.
 const SECOND_CHANCES: usize = 3;
 
-/// What runc says, asked again as long as it differs: containerd 1.6 now and then loses what a short command prints under runc. The
-/// runtime under test is asked once, so that it never gets away with that.
+/// What runc says, asked again as long as it differs: containerd 1.6 now and then loses what a
+/// short command prints under runc. The runtime under test is asked once, so that it never gets
+/// away with that.
 fn expected_of(
     containerd: &Containerd,
     case: &Case,
@@ -168,7 +171,8 @@ fn outputs(containerd: &Containerd, cases: &[Case], runtime: Runtime) -> Result<
     Ok(outputs)
 }
 
-/// Everything that must be the same. Of an error of the engine, the end: what it says before names its own stages.
+/// Everything that must be the same. Of an error of the engine, the end: what it says before names
+/// its own stages.
 fn essence(output: &Output) -> String {
     let errors = output.error_text();
     let starts = ["exec: ", "exec /", "chdir to cwd"].iter().filter_map(|start| errors.find(start));

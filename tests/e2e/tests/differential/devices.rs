@@ -1,5 +1,5 @@
-//! What device rules allow. The kernel's log is the one device that every machine has, that does no harm, and that no container
-//! has by itself.
+//! What device rules allow. The kernel's log is the one device that every machine has, that does no
+//! harm, and that no container has by itself.
 
 use kata_e2e::Spec;
 use serde_json::{Value, json};

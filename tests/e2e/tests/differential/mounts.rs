@@ -1,6 +1,7 @@
 //! What of /proc/self/mounts must be the same.
 
-/// Destination, type and options of every mount, without what only the host's side of a share decides.
+/// Destination, type and options of every mount, without what only the host's side of a share
+/// decides.
 pub(crate) fn normalized(table: &str) -> String {
     let lines = table.lines().filter(|line| !masks_what_only_some_kernels_have(line));
     let mut lines = lines.map(normalized_line).collect::<Vec<_>>();

@@ -1,4 +1,5 @@
-//! Docker, with kata from its daemon.json as the default runtime: as a command line that runc's shim starts, and as a shim of its own.
+//! Docker, with kata from its daemon.json as the default runtime: as a command line that runc's
+//! shim starts, and as a shim of its own.
 
 mod with_shim;
 
@@ -16,7 +17,8 @@ const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
 /// The first release that calls `features` of each runtime when it starts.
 const ASKS_FOR_FEATURES: u32 = 25;
 
-/// A question for the address of `web` as by TCP, with its length before it (RFC 1035, section 4), in octal for printf(1).
+/// A question for the address of `web` as by TCP, with its length before it (RFC 1035, section 4),
+/// in octal for printf(1).
 const QUESTION_FOR_WEB: &str =
     r"\000\025\022\064\001\000\000\001\000\000\000\000\000\000\003web\000\000\001\000\001";
 

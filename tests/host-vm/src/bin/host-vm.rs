@@ -1,5 +1,6 @@
-//! `make host-vm`, and for whoever develops a machine with KVM: `host-vm build`, `host-vm run COMMAND`, `host-vm shell`; and the engines of
-//! another release of Debian: `host-vm engines RELEASE COMMAND`.
+//! `make host-vm`, and for whoever develops a machine with KVM: `host-vm build`, `host-vm run
+//! COMMAND`, `host-vm shell`; and the engines of another release of Debian: `host-vm engines
+//! RELEASE COMMAND`.
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::oci;
 
-/// A field of `User` that the protocol does not have and other agents skip: the umask (runtime-spec, `process.user.umask`). Who sends one
-/// has to know its agent.
+/// A field of `User` that the protocol does not have and other agents skip: the umask
+/// (runtime-spec, `process.user.umask`). Who sends one has to know its agent.
 const UMASK: u32 = 20001;
 
 /// A process as the agent reads it, for a container or for an execution in one.

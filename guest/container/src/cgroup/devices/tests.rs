@@ -1,5 +1,5 @@
-//! The program is run by an interpreter of what it is made of, and compared with the rules read one by
-//! one.
+//! The program is run by an interpreter of what it is made of, and compared with the rules read one
+//! by one.
 
 use oci_spec::runtime::LinuxResources;
 use proptest::prelude::*;

@@ -4,8 +4,8 @@ use super::PATIENCE;
 use crate::memory::{Limit, Memory};
 use crate::sandbox::Shared;
 
-/// Gives the VM the memory that it needs for a container with this limit, if it can have it, and waits until it is there. Returns the limit
-/// that the container had before.
+/// Gives the VM the memory that it needs for a container with this limit, if it can have it, and
+/// waits until it is there. Returns the limit that the container had before.
 pub(super) async fn make(shared: &Shared, container: &str, limit: Limit) -> Option<Limit> {
     let mut memory = shared.memory.lock().await;
     let before = memory.set(container, limit);
@@ -32,7 +32,8 @@ pub(super) async fn take_back(shared: &Shared) {
 
 /// Whether the guest was asked.
 async fn resize(shared: &Shared, memory: &mut Memory, mib: u32) -> bool {
-    // A VMM that the guest has taken over may never answer, and nobody who creates or deletes a container shall wait for that.
+    // A VMM that the guest has taken over may never answer, and nobody who creates or deletes a
+    // container shall wait for that.
     let resized = tokio::select! {
         biased;
         () = shared.until_gone() => return false,

@@ -1,11 +1,12 @@
-//! Virtual CPUs that come and go: the VMM gives and takes them, the guest's agent switches them on and off.
+//! Virtual CPUs that come and go: the VMM gives and takes them, the guest's agent switches them on
+//! and off.
 
 use super::PATIENCE;
 use crate::sandbox::Shared;
 use crate::vcpus::{Bandwidth, Vcpus};
 
-/// Gives the VM the virtual CPUs that it needs for a container with this limit, if it can have them, and waits until they are used. Returns
-/// the limit that the container had before.
+/// Gives the VM the virtual CPUs that it needs for a container with this limit, if it can have
+/// them, and waits until they are used. Returns the limit that the container had before.
 pub(super) async fn make(
     shared: &Shared,
     container: &str,
@@ -44,7 +45,8 @@ async fn grow(shared: &Shared, vcpus: &mut Vcpus) {
 
 async fn shrink(shared: &Shared, vcpus: &mut Vcpus) {
     let count = vcpus.wanted();
-    // A CPU that is on would be switched off when it is taken away, but not every VMM takes one away.
+    // A CPU that is on would be switched off when it is taken away, but not every VMM takes one
+    // away.
     if !done(shared, "keeps its virtual CPUs", shared.agent.use_cpus(count, 0)).await {
         return;
     }
@@ -54,8 +56,8 @@ async fn shrink(shared: &Shared, vcpus: &mut Vcpus) {
     }
 }
 
-/// Whether a step was done in time. A VMM that the guest has taken over may never answer, and nobody who creates or deletes a container shall
-/// wait for that, nor for a guest.
+/// Whether a step was done in time. A VMM that the guest has taken over may never answer, and
+/// nobody who creates or deletes a container shall wait for that, nor for a guest.
 async fn done<E: std::error::Error>(
     shared: &Shared,
     otherwise: &str,

@@ -1,4 +1,5 @@
-//! The least that a virtual machine can take: the same QEMU, machine and kernel, and an init that says what time it is, and ends at once.
+//! The least that a virtual machine can take: the same QEMU, machine and kernel, and an init that
+//! says what time it is, and ends at once.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +25,8 @@ const FIRST_DIGIT: u8 = b'a';
 pub(crate) struct Boot {
     /// From the VMM's start to its end.
     pub(crate) whole: Duration,
-    /// From the machine's start, which comes after the VMM's, to its init. `None` where nobody has told the guest how fast its counter counts.
+    /// From the machine's start, which comes after the VMM's, to its init. `None` where nobody has
+    /// told the guest how fast its counter counts.
     pub(crate) kernel: Option<Duration>,
 }
 
@@ -45,7 +47,8 @@ pub(crate) fn measure(vmm: &Recipe, directory: &Path) -> Result<Boot> {
     Ok(Boot { whole, kernel })
 }
 
-/// The processor's time stamp counter, which is 0 when the machine starts, as the init has written it among what the kernel says.
+/// The processor's time stamp counter, which is 0 when the machine starts, as the init has written
+/// it among what the kernel says.
 fn ticks(serial: &[u8]) -> Option<u64> {
     let at = serial.windows(MARKER.len()).position(|window| window == MARKER)?;
     let digits: &[u8; 16] = serial.get(at + MARKER.len()..)?.first_chunk()?;
@@ -135,7 +138,8 @@ fn initial_ramdisk() -> Vec<u8> {
 fn add(archive: &mut Vec<u8>, name: &str, mode: u32, [major, minor]: [u32; 2], content: &[u8]) {
     let length = |length: usize| u32::try_from(length).expect("files here are small");
     let (size, name_size) = (length(content.len()), length(name.len() + 1));
-    // inode, mode, uid, gid, links, mtime, size, device and special device (major, minor), length of the name, checksum
+    // inode, mode, uid, gid, links, mtime, size, device and special device (major, minor), length
+    // of the name, checksum
     let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0];
     archive.extend_from_slice(b"070701");
     archive.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
@@ -150,8 +154,8 @@ fn pad(archive: &mut Vec<u8>) {
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
 
-/// A program that writes the time stamp counter to its console, waits until it is out, and ends the machine by reboot(2), for QEMU is told
-/// not to reboot.
+/// A program that writes the time stamp counter to its console, waits until it is out, and ends the
+/// machine by reboot(2), for QEMU is told not to reboot.
 fn init() -> Vec<u8> {
     #[rustfmt::skip]
     let mut code = vec![

@@ -1,5 +1,5 @@
-//! `make bench`: measures, prints a table, and writes JSON and a picture. Exits with 0 whatever the figures are, and with 1 when something did
-//! not work at all.
+//! `make bench`: measures, prints a table, and writes JSON and a picture. Exits with 0 whatever the
+//! figures are, and with 1 when something did not work at all.
 //!
 //! Whatever is compared is measured in turns, so that a busy moment of the machine spoils no ratio.
 

@@ -45,7 +45,8 @@ fn share_of(process: &Process) -> Result<Share> {
     Share::of(process, |mapping| mapping.line.contains(GUEST_MEMORY))
 }
 
-/// All of the guest's memory that it could not give to a container, in MiB: what its kernel, its page tables and its agent hold.
+/// All of the guest's memory that it could not give to a container, in MiB: what its kernel, its
+/// page tables and its agent hold.
 fn guest_in_use(container: &Container<'_>, vmm: &Process) -> Result<f64> {
     let size = vmm.command_line.windows(2).find(|pair| pair[0] == "-m").map(|pair| &pair[1]);
     let size = size.and_then(|size| size.strip_suffix('M')).context("the VMM has no -m")?;
@@ -54,8 +55,8 @@ fn guest_in_use(container: &Container<'_>, vmm: &Process) -> Result<f64> {
     Ok(size - free_in_guest(&text)? / 1024.0)
 }
 
-/// In KiB. `MemAvailable` of proc_meminfo(5) leaves out the free pages that each vCPU keeps at hand, which may be several MiB:
-/// they are the `count` lines of proc_zoneinfo(5), in pages.
+/// In KiB. `MemAvailable` of proc_meminfo(5) leaves out the free pages that each vCPU keeps at
+/// hand, which may be several MiB: they are the `count` lines of proc_zoneinfo(5), in pages.
 fn free_in_guest(text: &str) -> Result<f64> {
     let (mut available, mut at_hand) = (None, 0.0);
     for line in text.lines() {

@@ -15,7 +15,8 @@ const BAR: f64 = 14.0;
 const GAP: f64 = 10.0;
 const TOP: f64 = 44.0;
 
-/// Draws all medians; a thin line leads from each to its 90th percentile. Each panel has a scale of its own.
+/// Draws all medians; a thin line leads from each to its 90th percentile. Each panel has a scale of
+/// its own.
 pub(crate) fn svg(values: &Values) -> String {
     let mut panels: BTreeMap<Metric, Vec<(Subject, Summary)>> = BTreeMap::new();
     for (metric, subject, summary) in values.rows() {

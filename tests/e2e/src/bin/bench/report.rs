@@ -38,7 +38,8 @@ pub(crate) fn targets(values: &Values, initrd: &Path) -> Result<Vec<Target>> {
     let kernels =
         to_init(Subject::Floor).and_then(|small| Some(small / to_init(Subject::Distribution)?));
     let exec = against(metric::EXEC, Subject::Runc).map(|(kata, runc)| (kata - runc) * 1000.0);
-    // What the engine takes by itself is what it takes with runc, and what the VM takes is what it takes under ctr.
+    // What the engine takes by itself is what it takes with runc, and what the VM takes is what it
+    // takes under ctr.
     let beyond = |metric| {
         let (kata, runc) = against(metric, Subject::Runc)?;
         let (ctr, ctr_runc) = against(metric::RUN, Subject::Runc)?;

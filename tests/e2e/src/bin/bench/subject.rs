@@ -10,8 +10,9 @@ use kata_e2e::{Containerd, Run, Runtime};
 
 use crate::metric::Subject;
 
-/// How runsc is called. containerd's shim for runc drives it, since Debian's package has no shim of its own. Without a network
-/// namespace there is no network to give to it, and ptrace is the platform that needs nothing of the host.
+/// How runsc is called. containerd's shim for runc drives it, since Debian's package has no shim of
+/// its own. Without a network namespace there is no network to give to it, and ptrace is the
+/// platform that needs nothing of the host.
 const RUNSC: &str = "#!/bin/sh\nexec runsc --platform=ptrace --network=none \"$@\"\n";
 
 /// The runtimes that work here.
