@@ -192,8 +192,10 @@ mod tests {
             assert_eq!(removed, r#"{"execute":"device_del","arguments":{"id":"cpu-2"}}"#);
             peer.say(r#"{"return": {}}"#).await;
             tell_places(&mut peer, &[0, 1, 2]).await;
-            // Of the processor's interrupt controller, which goes first.
+            // Of the processor's interrupt controller, which goes first and says nothing.
             peer.say(r#"{"event": "DEVICE_DELETED", "data": {}}"#).await;
+            // Of another device.
+            peer.say(r#"{"event": "DEVICE_DELETED", "data": { "device": "disk-1" }}"#).await;
             tell_places(&mut peer, &[0, 1, 2]).await;
             peer.say(r#"{"event": "DEVICE_DELETED", "data": { "device": "cpu-2" }}"#).await;
             tell_places(&mut peer, &[0, 1]).await;
