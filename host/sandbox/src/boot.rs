@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kata_agent_client::AgentClient;
+use kata_channel::AGENT_PORT;
 use kata_hypervisor::{Hypervisor, Vm, VmExit, VmSpec};
 use kata_storage::{FileServer, Share};
 use kata_timeline::{Recorder, Stage};
@@ -14,9 +15,6 @@ use tokio::time::{Instant, sleep_until};
 use crate::network::SandboxNetwork;
 use crate::timing::record_guest;
 use crate::{BootError, BootStage, Footprint, SandboxPlan};
-
-/// The agent's port in the guest (agent protocol: vsock port 1024).
-const AGENT_PORT: u32 = 1024;
 
 /// How many of the last lines of the console and of the VMM's stderr an error quotes.
 const QUOTED_LINES: usize = 8;
@@ -63,6 +61,7 @@ pub(crate) async fn boot(
     let mut network = None;
     match boot_parts(plan, hypervisor, &footprint, &mut network, times).await {
         Ok((vm, agent, share, file_server)) => {
+            footprint.sweep_others();
             Ok(Booted { vm, agent, share, file_server, footprint, network })
         }
         Err(error) => {

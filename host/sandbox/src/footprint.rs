@@ -88,14 +88,13 @@ pub struct Footprint {
 impl Footprint {
     /// Makes the sandbox's directory (mode 0700) and a cgroup of its own, at `cgroup` or, where
     /// that exists, within it, and moves the calling process into the cgroup, so that its children
-    /// are born there. Traces of dead sandboxes are swept away first, and those with the same id
-    /// must go; a living one with it is an error.
+    /// are born there. Traces of a dead sandbox with the same id are swept away first, and must go;
+    /// a living one with it is an error.
     pub fn make(id: &str, dir: &Path, cgroup: &str) -> Result<Self, FootprintError> {
         if let Some(owner) = Record::read(dir).and_then(|record| record.living_owner()) {
             return Err(FootprintError::InUse { id: id.to_owned(), pid: owner.pid });
         }
         sweep(dir)?;
-        sweep::sweep_abandoned(dir);
         let failed = |source| FootprintError::Io { action: "create", path: dir.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let before = Membership::of_this_process()?;
@@ -114,6 +113,17 @@ impl Footprint {
             return Err(error.into());
         }
         Ok(footprint)
+    }
+
+    /// Sweeps traces of other dead sandboxes away, in a thread of its own: they have waited long
+    /// enough not to hold up a start.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn sweep_others(&self) {
+        let dir = self.dir.clone();
+        tokio::task::spawn_blocking(move || sweep::sweep_abandoned(&dir));
     }
 
     /// Writes down the children, besides the calling process itself.
@@ -266,6 +276,7 @@ mod tests {
 
         footprint.before.restore().unwrap();
         let other = Footprint::make("t", &parent.path().join("other"), &cgroup("other")).unwrap();
+        sweep::sweep_abandoned(&other.dir);
         assert!(!dir.exists() && footprint.cgroup.dirs().iter().all(|dir| !dir.exists()));
         other.remove().unwrap();
     }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::net::{Shutdown, shutdown};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
+};
 
 use crate::deadline::Deadline;
 use crate::mark::Mark;
@@ -69,6 +72,14 @@ impl Process {
     pub fn is(&self, part: Part) -> bool {
         let name = self.program.file_name().unwrap_or_default().as_bytes();
         part.programs().iter().any(|program| name.starts_with(program.as_bytes()))
+    }
+
+    /// Shuts down the socket that it has as descriptor `number`, as if the other side had gone
+    /// (pidfd_getfd(2), shutdown(2)).
+    pub fn shut_socket(&self, number: i32) -> Result<()> {
+        let socket = pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty())
+            .with_context(|| format!("cannot get descriptor {number} of {}", self.describe()))?;
+        Ok(shutdown(&socket, Shutdown::Both)?)
     }
 
     /// Sends a signal to it, or to nobody if it has ended.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use kata_e2e::{
     Client, Configuration, Container, Containerd, Deadline, Part, Scenario, await_part, await_path,
     only_a_vm, parts_of, scenario,
@@ -221,6 +221,39 @@ fn guest_that_answers_nothing_is_killed_with_its_container() -> Result<()> {
         assert_eq!(client.wait_until(Deadline::after(ANSWER))?.code, 137);
         container.remove()
     })
+}
+
+/// A VM may live on when nobody can talk to its agent any more; its sandbox must not.
+#[test]
+fn sandbox_ends_when_the_connection_to_its_agent_breaks() -> Result<()> {
+    if !only_a_vm("a connection to an agent") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let (client, container) = containerd.shell("echo up; exec sleep 1000").attach_and_keep()?;
+        client.expect("up")?;
+        let vmms = parts_of(containerd.mark(), Part::Vmm)?;
+        let [vmm] = vmms.as_slice() else { bail!("not exactly one VMM: {vmms:?}") };
+        let Some(socket) = agents_socket(&vmm.command_line) else {
+            eprintln!("skipped: by vsock there is no socket that a test could shut");
+            return container.remove();
+        };
+        vmm.shut_socket(socket)?;
+        answers(client)?;
+        containerd
+            .log()
+            .expect("the connection to its guest's agent broke", Deadline::for_command())?;
+        container.remove()
+    })
+}
+
+/// QEMU's descriptor of the agent's serial port; `None` where there is none.
+fn agents_socket(command_line: &[String]) -> Option<i32> {
+    let port = command_line.iter().find(|word| word.contains("name=agent.channel.0"))?;
+    let backend = port.split(',').find_map(|option| option.strip_prefix("chardev="))?;
+    let id = format!("id={backend}");
+    let chardev = command_line.iter().find(|word| word.split(',').any(|option| option == id))?;
+    chardev.split(',').find_map(|option| option.strip_prefix("fd="))?.parse().ok()
 }
 
 fn lives(container: &Container<'_>) -> Result<()> {

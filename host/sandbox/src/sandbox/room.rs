@@ -74,3 +74,24 @@ pub(super) async fn take_back(shared: &Shared) {
     memory::take_back(shared).await;
     vcpus::take_back(shared).await;
 }
+
+/// Whether a step was done in time. A VMM that the guest has taken over may never answer, and
+/// nobody who creates or deletes a container shall wait for that, nor for a guest.
+async fn done<E: std::error::Error>(
+    shared: &Shared,
+    otherwise: &str,
+    step: impl Future<Output = Result<(), E>>,
+) -> bool {
+    let outcome = tokio::select! {
+        biased;
+        () = shared.until_gone() => return false,
+        outcome = tokio::time::timeout(PATIENCE, step) => outcome,
+    };
+    let reason = match outcome {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("there is no answer within {} s", PATIENCE.as_secs()),
+    };
+    tracing::warn!("sandbox {}: the virtual machine {otherwise}: {reason}", shared.id);
+    false
+}

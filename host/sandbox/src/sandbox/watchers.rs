@@ -62,9 +62,7 @@ pub(super) async fn watch_agent(shared: Arc<Shared>) {
         };
         match answer {
             Ok(container) => {
-                let is_known =
-                    shared.processes().ledger.status(&ProcessKey::init(&container)).is_ok();
-                if is_known && told.may_tell(&container, Instant::now()) {
+                if told.may_tell(&container, Instant::now()) {
                     ran_out_of_memory(&shared, &container);
                 }
             }

@@ -1,6 +1,6 @@
 //! Memory that comes and goes: the VMM asks the guest to take it, or to give some back.
 
-use super::PATIENCE;
+use super::{PATIENCE, done};
 use crate::memory::{Limit, Memory};
 use crate::sandbox::Shared;
 
@@ -32,24 +32,12 @@ pub(super) async fn take_back(shared: &Shared) {
 
 /// Whether the guest was asked.
 async fn resize(shared: &Shared, memory: &mut Memory, mib: u32) -> bool {
-    // A VMM that the guest has taken over may never answer, and nobody who creates or deletes a
-    // container shall wait for that.
-    let resized = tokio::select! {
-        biased;
-        () = shared.until_gone() => return false,
-        resized = tokio::time::timeout(PATIENCE, shared.vm.resize_memory(mib)) => resized,
-    };
-    let reason = match resized {
-        Ok(Ok(())) => {
-            tracing::info!("sandbox {}: the virtual machine is to have {mib} MiB", shared.id);
-            memory.ask(mib);
-            return true;
-        }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("the hypervisor does not answer within {} s", PATIENCE.as_secs()),
-    };
-    tracing::warn!("sandbox {}: memory stays as it is: {reason}", shared.id);
-    false
+    let asked = done(shared, "keeps its memory", shared.vm.resize_memory(mib)).await;
+    if asked {
+        tracing::info!("sandbox {}: the virtual machine is to have {mib} MiB", shared.id);
+        memory.ask(mib);
+    }
+    asked
 }
 
 /// Waits until the guest has so much memory.

@@ -1,7 +1,7 @@
 //! Virtual CPUs that come and go: the VMM gives and takes them, the guest's agent switches them on
 //! and off.
 
-use super::PATIENCE;
+use super::done;
 use crate::sandbox::Shared;
 use crate::vcpus::{Bandwidth, Vcpus};
 
@@ -54,25 +54,4 @@ async fn shrink(shared: &Shared, vcpus: &mut Vcpus) {
     if done(shared, "does not let virtual CPUs go", shared.vm.resize_vcpus(count)).await {
         tracing::info!("sandbox {}: the virtual machine has {count} virtual CPUs", shared.id);
     }
-}
-
-/// Whether a step was done in time. A VMM that the guest has taken over may never answer, and
-/// nobody who creates or deletes a container shall wait for that, nor for a guest.
-async fn done<E: std::error::Error>(
-    shared: &Shared,
-    otherwise: &str,
-    step: impl Future<Output = Result<(), E>>,
-) -> bool {
-    let outcome = tokio::select! {
-        biased;
-        () = shared.until_gone() => return false,
-        outcome = tokio::time::timeout(PATIENCE, step) => outcome,
-    };
-    let reason = match outcome {
-        Ok(Ok(())) => return true,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("there is no answer within {} s", PATIENCE.as_secs()),
-    };
-    tracing::warn!("sandbox {}: the virtual machine {otherwise}: {reason}", shared.id);
-    false
 }
