@@ -9,11 +9,13 @@
 //! ```
 //!
 //! The jailer makes its root from `jail` in a mount namespace that takes mounts of this one, so
-//! that what is bound into it later gets there.
+//! that what is bound into it later gets there. It then gives that root to the VMM's user, who may
+//! put a link in the place of any name in it: `files` belongs to root and is held open, and once the
+//! VMM runs nothing here takes a path through the jailer's root.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +23,9 @@ use std::sync::Arc;
 use kata_hypervisor::VmmDir;
 use kata_linux::mount::{self, DetachedMount, MountAttributes, Propagation};
 use kata_linux::user;
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, mknodat, openat, unlinkat,
+};
 
 /// The directory's name for a VMM behind walls of ours.
 const DIRECTORY: &str = "firecracker";
@@ -57,7 +61,7 @@ pub(crate) struct Jail {
     pub(crate) base: PathBuf,
     /// The user and group that the VMM becomes.
     pub(crate) user: u32,
-    files: PathBuf,
+    files: OwnedFd,
 }
 
 impl Cell {
@@ -78,16 +82,20 @@ impl Cell {
         let options = ["nosuid", "mode=0755", JAIL_SIZE].map(str::to_owned);
         mount::mount("tmpfs", &base, "tmpfs", &options).map_err(io::Error::other)?;
         let root = base.join(program.file_name().unwrap_or_default()).join(id).join("root");
-        let jail = Jail { user: user::of_this_process(), files: root.join("files"), base };
         // From here on, whatever fails takes the mount away.
-        let directory = VmmDir::make(&root.join("run")).inspect_err(|_| jail.take_away())?;
-        let cell =
-            Self { directory: Arc::new(directory), seen_as: "/run".into(), jail: Some(jail) };
-        let jail = cell.jail.as_ref().expect("it was put there a line above");
-        mount::make_shared(&jail.base, false).map_err(io::Error::other)?;
-        fs::create_dir_all(&jail.files)?;
-        chown(root.join("run"), Some(jail.user), Some(jail.user))?;
-        cell.furnished()
+        Self::in_root(&root, base.clone()).inspect_err(|_| take_away(&base))?.furnished()
+    }
+
+    fn in_root(root: &Path, base: PathBuf) -> io::Result<Self> {
+        mount::make_shared(&base, false).map_err(io::Error::other)?;
+        let user = user::of_this_process();
+        let directory = VmmDir::make(&root.join("run"))?;
+        chown(root.join("run"), Some(user), Some(user))?;
+        fs::create_dir(root.join("files"))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let files = openat(CWD, root.join("files"), flags, Mode::empty())?;
+        let jail = Some(Jail { base, user, files });
+        Ok(Self { directory: Arc::new(directory), seen_as: "/run".into(), jail })
     }
 
     fn furnished(self) -> io::Result<Self> {
@@ -126,12 +134,12 @@ impl Cell {
         let Some(jail) = &self.jail else { return Ok(file.to_owned()) };
         jail.dismiss(name);
         let metadata = fs::metadata(file)?;
-        let target = jail.files.join(name);
         if metadata.file_type().is_block_device() {
             // Its user may not open the host's node.
             let mode = Mode::RUSR | Mode::WUSR;
-            mknodat(CWD, &target, FileType::BlockDevice, mode, metadata.rdev())?;
-            chown(&target, Some(jail.user), Some(jail.user))?;
+            mknodat(&jail.files, name, FileType::BlockDevice, mode, metadata.rdev())?;
+            let (user, group) = (Uid::from_raw(jail.user), Gid::from_raw(jail.user));
+            chownat(&jail.files, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
         } else {
             if metadata.mode() & READABLE_BY_ALL == 0 {
                 let file = file.display();
@@ -139,8 +147,9 @@ impl Cell {
                     "{file} is not for everybody to read, so the jailer's user cannot; allow it (chmod o+r), or set `jailer_path` to \"\""
                 )));
             }
-            File::create(&target)?;
-            bind(file, &target)?;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            openat(&jail.files, name, flags, Mode::RUSR)?;
+            bind(file, &jail.files, name)?;
         }
         Ok(Path::new("/files").join(name))
     }
@@ -155,25 +164,24 @@ impl Cell {
     /// Takes away what is mounted for it. The VMM must be gone.
     pub(crate) fn close(&self) {
         if let Some(jail) = &self.jail {
-            jail.take_away();
+            take_away(&jail.base);
         }
     }
 }
 
 impl Jail {
     fn dismiss(&self, name: &str) {
-        let target = self.files.join(name);
-        if let Err(error) = mount::unmount_tree(&target) {
+        if let Err(error) = mount::unmount_tree_at(&self.files, name) {
             tracing::warn!("{error}");
         }
         // It may never have been there.
-        let _ = fs::remove_file(target);
+        let _ = unlinkat(&self.files, name, AtFlags::empty());
     }
+}
 
-    fn take_away(&self) {
-        if let Err(error) = mount::unmount_tree(&self.base) {
-            tracing::warn!("the jail stays: {error}");
-        }
+fn take_away(base: &Path) {
+    if let Err(error) = mount::unmount_tree(base) {
+        tracing::warn!("the jail stays: {error}");
     }
 }
 
@@ -183,10 +191,11 @@ impl Drop for Cell {
     }
 }
 
-fn bind(file: &Path, target: &Path) -> io::Result<()> {
-    let open =
-        |path: &Path| rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let mount = DetachedMount::clone_of(open(file)?.as_fd(), false)?;
+/// Binds `file`, links followed, onto the file `name` of a directory.
+fn bind(file: &Path, directory: &OwnedFd, name: &str) -> io::Result<()> {
+    let path = OFlags::PATH | OFlags::CLOEXEC;
+    let source = openat(CWD, file, path, Mode::empty())?;
+    let mount = DetachedMount::clone_of(source.as_fd(), false)?;
     mount.set(MountAttributes {
         readonly: false,
         nosuid: true,
@@ -196,5 +205,6 @@ fn bind(file: &Path, target: &Path) -> io::Result<()> {
         // is on.
         propagation: Some(Propagation::Private),
     })?;
-    mount.attach(open(target)?).map(drop)
+    let target = openat(directory, name, path | OFlags::NOFOLLOW, Mode::empty())?;
+    mount.attach(target).map(drop)
 }

@@ -53,6 +53,8 @@ pub struct Share {
     pub guest: u64,
     /// Of everything else.
     pub rest: u64,
+    /// All that is resident of both, whoever else has it mapped, too: no share, but the whole (RSS).
+    pub resident: u64,
 }
 
 /// One mapping of a process.
@@ -91,6 +93,7 @@ impl Share {
             let mut words = next.split_whitespace();
             match (words.next(), words.next().and_then(|word| word.parse::<u64>().ok())) {
                 (Some("Size:"), Some(size)) => is_guest = is_guests(Mapping { line, size }),
+                (Some("Rss:"), Some(kib)) => share.resident += kib,
                 (Some("Pss:"), Some(kib)) if is_guest => share.guest += kib,
                 (Some("Pss:"), Some(kib)) => share.rest += kib,
                 (Some(first), _) if !first.ends_with(':') => line = next,
@@ -118,10 +121,10 @@ mod tests {
 
     #[test]
     fn guests_memory_is_told_from_the_rest() {
-        let maps = "55d0-55d1 r-xp 00000000 fe:01 12 /usr/bin/vmm\nSize: 8 kB\nPss:                   4 kB\n\
+        let maps = "55d0-55d1 r-xp 00000000 fe:01 12 /usr/bin/vmm\nSize: 8 kB\nRss: 8 kB\nPss:                   4 kB\n\
                     7f00-7f10 rw-s 00000000 00:01 99 /memfd:ram (deleted)\nSize: 2097152 kB\nPss: 100 kB\n\
                     Pss_Dirty: 7 kB\nVmFlags: rd wr sh\n7fff-8000 rw-p 00000000 00:00 0 [stack]\nSize: 132 kB\nPss: 16 kB\n";
-        let expected = Share { guest: 100, rest: 20 };
+        let expected = Share { guest: 100, rest: 20, resident: 8 };
         assert_eq!(Share::parse(maps, |one| one.line.contains("/memfd:ram")), expected);
         assert_eq!(Share::parse(maps, |one| one.size >= 1 << 20), expected);
     }

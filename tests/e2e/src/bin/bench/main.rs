@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use kata_e2e::{Installation, Scenario, podman_and_docker};
+use kata_e2e::{GuestKernel, Installation, Scenario, podman_and_docker};
 
 use engines::Engines;
 use metric::{Group, Subject, Values};
@@ -58,34 +58,16 @@ fn main() -> Result<()> {
     if arguments.groups.is_empty() {
         arguments.groups = Group::value_variants().to_vec();
     }
-    let configuration = tempfile::tempdir().context("cannot make a directory")?;
-    let file = configure(&arguments, configuration.path())?;
-    let scenario = Scenario::new().configuration(&file);
+    let directory = tempfile::tempdir().context("cannot make a directory")?;
+    let configurations = Configurations::write(&arguments, directory.path())?;
     let mut values = Values::default();
-    let run = |engines: Option<Engines<'_>>, values: &mut Values| {
-        scenario.run(|containerd| {
-            let subjects = Subjects::find(containerd)?;
-            for round in 1..=arguments.runs {
-                eprint!("\rround {round} of {} ", arguments.runs);
-                measure(&subjects, &arguments.groups, values)?;
-                engines.map_or(Ok(()), |engines| engines.measure(values))?;
-            }
-            if arguments.groups.contains(&Group::Burst) {
-                for round in 1..=arguments.bursts {
-                    eprint!("\rmany at once, round {round} of {} ", arguments.bursts);
-                    burst(&subjects, values)?;
-                }
-            }
-            eprintln!();
-            Ok(())
-        })
-    };
     let outcome = if arguments.groups.contains(&Group::Engines) {
-        podman_and_docker(&file, |podman, docker| {
-            run(Some(Engines { podman, docker }), &mut values)
+        podman_and_docker(&configurations.under_test, |podman, docker| {
+            let engines = Some(Engines { podman, docker });
+            all_rounds(&arguments, &configurations, engines, &mut values)
         })
     } else {
-        run(None, &mut values)
+        all_rounds(&arguments, &configurations, None, &mut values)
     };
     // What was measured before something failed is worth to be seen, too.
     let installed = Installation::under_test().initrd();
@@ -102,6 +84,30 @@ fn main() -> Result<()> {
         println!("written to {}", file.display());
     }
     outcome
+}
+
+fn all_rounds(
+    arguments: &Arguments,
+    configurations: &Configurations,
+    engines: Option<Engines<'_>>,
+    values: &mut Values,
+) -> Result<()> {
+    Scenario::new().configuration(&configurations.under_test).run(|containerd| {
+        let subjects = Subjects::find(containerd, &configurations.distribution)?;
+        for round in 1..=arguments.runs {
+            eprint!("\rround {round} of {} ", arguments.runs);
+            measure(&subjects, &arguments.groups, values)?;
+            engines.map_or(Ok(()), |engines| engines.measure(values))?;
+        }
+        if arguments.groups.contains(&Group::Burst) {
+            for round in 1..=arguments.bursts {
+                eprint!("\rmany at once, round {round} of {} ", arguments.bursts);
+                burst(&subjects, values)?;
+            }
+        }
+        eprintln!();
+        Ok(())
+    })
 }
 
 /// One round of everything that takes one container at a time.
@@ -133,16 +139,40 @@ fn burst(subjects: &Subjects<'_>, values: &mut Values) -> Result<()> {
     Ok(())
 }
 
-/// The defaults, with the memory and the assets that were asked for.
-fn configure(arguments: &Arguments, directory: &Path) -> Result<PathBuf> {
-    let given =
-        [("kernel", &arguments.kernel), ("initrd", &arguments.initrd), ("image", &arguments.image)];
-    let mut text = format!("[hypervisor.qemu]\ndefault_memory = {}\n", arguments.memory);
-    for (key, path) in given.iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
-        let path = fs::canonicalize(path).with_context(|| format!("no {}", path.display()))?;
+/// What sandboxes are configured with.
+#[derive(Debug)]
+struct Configurations {
+    /// The defaults, with the memory and the assets that were asked for.
+    under_test: PathBuf,
+    /// The same memory, with the distribution's kernel and its initial ramdisk.
+    distribution: PathBuf,
+}
+
+impl Configurations {
+    fn write(arguments: &Arguments, directory: &Path) -> Result<Self> {
+        let Arguments { kernel, initrd, image, memory, .. } = arguments;
+        let asked = [("kernel", kernel), ("initrd", initrd), ("image", image)];
+        let asked = asked.into_iter().filter_map(|(key, path)| Some((key, path.clone()?)));
+        let guest = GuestKernel::Distribution;
+        let distribution = [("kernel", guest.vmlinux()), ("initrd", guest.initrd())];
+        Ok(Self {
+            under_test: configure(directory.join("configuration.toml"), *memory, asked)?,
+            distribution: configure(directory.join("distribution.toml"), *memory, distribution)?,
+        })
+    }
+}
+
+/// Writes a configuration with this memory in MiB, and these assets.
+fn configure(
+    file: PathBuf,
+    memory: u32,
+    assets: impl IntoIterator<Item = (&'static str, PathBuf)>,
+) -> Result<PathBuf> {
+    let mut text = format!("[hypervisor.qemu]\ndefault_memory = {memory}\n");
+    for (key, path) in assets {
+        let path = fs::canonicalize(&path).with_context(|| format!("no {}", path.display()))?;
         text.push_str(&format!("{key} = {:?}\n", path.display().to_string()));
     }
-    let file = directory.join("configuration.toml");
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
 }

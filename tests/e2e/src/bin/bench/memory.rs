@@ -29,6 +29,7 @@ pub(crate) fn idle(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
         (metric::VMM_PSS, shares[0].rest),
         (metric::SERVER_PSS, shares[1].rest),
         (metric::SHIM_PSS, shares[2].rest),
+        (metric::SHIM_RSS, shares[2].resident),
     ] {
         to.add(metric, Subject::Kata, mib(kib));
     }

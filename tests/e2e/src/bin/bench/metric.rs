@@ -74,9 +74,11 @@ const fn metric(group: Group, order: u8, name: &'static str, unit: &'static str)
 }
 
 pub(crate) const RUN: Metric = metric(Group::Start, 0, "ctr run --rm … true", "s");
-pub(crate) const ONE: Metric = metric(Group::Start, 1, "one start: ready", "s");
-pub(crate) const BOOT: Metric = metric(Group::Start, 2, "the floor: a bare VM to its end", "s");
-pub(crate) const TO_INIT: Metric = metric(Group::Start, 3, "  kernel to init", "s");
+pub(crate) const RUN_DISTRIBUTION: Metric =
+    metric(Group::Start, 1, "  with the distribution's kernel", "s");
+pub(crate) const ONE: Metric = metric(Group::Start, 2, "one start: ready", "s");
+pub(crate) const BOOT: Metric = metric(Group::Start, 3, "the floor: a bare VM to its end", "s");
+pub(crate) const TO_INIT: Metric = metric(Group::Start, 4, "  kernel to init", "s");
 pub(crate) const MACHINE: Metric = metric(Group::Timeline, 0, "shim asked to VMM executed", "ms");
 pub(crate) const VMM: Metric = metric(Group::Timeline, 1, "VMM executed to kernel", "ms");
 pub(crate) const KERNEL: Metric = metric(Group::Timeline, 2, "kernel to init", "ms");
@@ -93,8 +95,9 @@ pub(crate) const TOUCHED: Metric = metric(Group::Memory, 2, "  the guest's memor
 pub(crate) const VMM_PSS: Metric = metric(Group::Memory, 3, "  VMM without it", "MiB");
 pub(crate) const SERVER_PSS: Metric = metric(Group::Memory, 4, "  file server without it", "MiB");
 pub(crate) const SHIM_PSS: Metric = metric(Group::Memory, 5, "  shim", "MiB");
+pub(crate) const SHIM_RSS: Metric = metric(Group::Memory, 6, "  shim (resident)", "MiB");
 pub(crate) const GUEST_USED: Metric =
-    metric(Group::Memory, 6, "memory in use in an idle guest", "MiB");
+    metric(Group::Memory, 7, "memory in use in an idle guest", "MiB");
 pub(crate) const ROOT_WRITE: Metric = metric(Group::Io, 0, "rootfs: write and sync", "MB/s");
 pub(crate) const ROOT_READ: Metric = metric(Group::Io, 1, "rootfs: read again", "MB/s");
 pub(crate) const BIND_READ: Metric = metric(Group::Io, 2, "bind mount: first read", "MB/s");
@@ -109,8 +112,9 @@ pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 4, "kata-shim (PS
 
 /// Every metric.
 #[cfg(test)]
-pub(crate) const ALL: [Metric; 32] = [
+pub(crate) const ALL: [Metric; 34] = [
     RUN,
+    RUN_DISTRIBUTION,
     ONE,
     BOOT,
     TO_INIT,
@@ -130,6 +134,7 @@ pub(crate) const ALL: [Metric; 32] = [
     VMM_PSS,
     SERVER_PSS,
     SHIM_PSS,
+    SHIM_RSS,
     GUEST_USED,
     ROOT_WRITE,
     ROOT_READ,

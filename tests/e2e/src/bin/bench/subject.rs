@@ -20,13 +20,16 @@ const RUNSC: &str = "#!/bin/sh\nexec runsc --platform=ptrace --network=none \"$@
 pub(crate) struct Subjects<'a> {
     containerd: &'a Containerd,
     runsc: Option<PathBuf>,
+    /// A configuration with the distribution's kernel.
+    distribution: &'a Path,
 }
 
 impl<'a> Subjects<'a> {
-    /// Finds out whether runsc works here; says why not if it does not.
-    pub(crate) fn find(containerd: &'a Containerd) -> Result<Self> {
+    /// Finds out whether runsc works here; says why not if it does not. `distribution` is a
+    /// configuration with the distribution's kernel.
+    pub(crate) fn find(containerd: &'a Containerd, distribution: &'a Path) -> Result<Self> {
         let script = write_script(containerd.directory())?;
-        let with_runsc = Self { containerd, runsc: Some(script.clone()) };
+        let with_runsc = Self { containerd, runsc: Some(script.clone()), distribution };
         let probe = with_runsc.run(Subject::Runsc, &["true"]).output()?;
         let runsc = match probe.clone().success() {
             Ok(_) => Some(script),
@@ -38,7 +41,7 @@ impl<'a> Subjects<'a> {
                 None
             }
         };
-        Ok(Self { containerd, runsc })
+        Ok(Self { containerd, runsc, distribution })
     }
 
     /// Those that run containers.
@@ -52,7 +55,7 @@ impl<'a> Subjects<'a> {
         self.containerd
     }
 
-    /// A container to be under `subject`.
+    /// A container to be under `subject`; for the distribution's kernel, one under kata with it.
     pub(crate) fn run(&self, subject: Subject, command: &[&str]) -> Run<'a> {
         let run = self.containerd.run(command.iter().copied());
         match (subject, &self.runsc) {
@@ -60,7 +63,10 @@ impl<'a> Subjects<'a> {
                 run.under(Runtime::Runc).option("--runc-binary", &script.display().to_string())
             }
             (Subject::Runc | Subject::Runsc, _) => run.under(Runtime::Runc),
-            (Subject::Kata | Subject::Floor | Subject::Distribution, _) => run.under(Runtime::Kata),
+            (Subject::Distribution, _) => run
+                .under(Runtime::Kata)
+                .option("--runtime-config-path", &self.distribution.display().to_string()),
+            (Subject::Kata | Subject::Floor, _) => run.under(Runtime::Kata),
         }
     }
 }
