@@ -48,12 +48,11 @@ const OFF: &[OffKey] = &[
     number("virtio_fs_cache_size", &[0]),
     off("virtio_fs_is_dax"),
     number("virtio_fs_queue_size", &[1024]),
-    // Block devices: a container's one is mounted on the host and shared.
+    // Block devices.
     text("block_device_driver", &["virtio-blk-pci"]),
     off("block_device_cache_set"),
     off("block_device_cache_direct"),
     off("block_device_cache_noflush"),
-    either("disable_block_device_use"),
     any_number("queue_size"),
     any_number("num_queues"),
     number("disk_rate_limiter_bw_max_rate", &[0]),

@@ -44,7 +44,7 @@ pub use firecracker::{Firecracker, NoSharedFs};
 pub use hypervisors::HypervisorName;
 pub use krun::{InlineSharedFs, Krun};
 pub use load::HostConfig;
-pub use qemu::{MachineType, Qemu};
+pub use qemu::{BlockDeviceAio, MachineType, Qemu};
 pub use reference::{default_file, reference_page};
 pub use runtime::{AgentName, EmptyDirMode, InternetworkingModel, Runtime, RuntimeName, VfioMode};
 pub use setting::{BindMount, LogLevel};

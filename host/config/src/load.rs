@@ -87,9 +87,13 @@ impl HostConfig {
 
     /// Refuses keys of which each is right, but not all together.
     fn check_combination(&self, root: &Table) -> Result<(), ConfigError> {
-        let sections = [("clh", &self.clh.vm), ("krun", &self.krun.vm), ("qemu", &self.qemu.vm)];
-        for (name, vm) in sections {
-            let Some((key, problem)) = vm.contradiction() else { continue };
+        let sections = [
+            ("clh", self.clh.vm.contradiction()),
+            ("krun", self.krun.vm.contradiction()),
+            ("qemu", self.qemu.vm.contradiction().or_else(|| self.qemu.contradiction())),
+        ];
+        for (name, contradiction) in sections {
+            let Some((key, problem)) = contradiction else { continue };
             let section = match root.get("hypervisor").map(|entry| &entry.value) {
                 Some(Value::Table(hypervisors)) => find(hypervisors, name, key),
                 _ => None,

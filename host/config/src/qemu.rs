@@ -32,6 +32,19 @@ section! {
         /// All that the guest may ever have are set aside when it boots: with enable_virtio_mem,
         /// default_maxmemory. A sandbox for which too few are free is refused.
         enable_hugepages: bool = false;
+        /// Take all of the guest's memory from the host when it boots, and not as it comes to use
+        /// it.
+        enable_mem_prealloc: bool = false;
+        /// How disks of containers are read and written: "threads", "native" (io_submit, which
+        /// needs block_device_cache_set and block_device_cache_direct), or "io_uring".
+        block_device_aio: BlockDeviceAio = BlockDeviceAio::Threads;
+        /// Whether the two keys that begin with block_device_cache_ count.
+        block_device_cache_set: bool = false;
+        /// Read and write disks of containers past the host's page cache.
+        block_device_cache_direct: bool = false;
+        /// Do not bring what a guest flushes to the medium: faster, and what it wrote may be lost
+        /// when the host goes down.
+        block_device_cache_noflush: bool = false;
         /// CPU flags for QEMU's -cpu, separated by commas.
         cpu_features: String = "pmu=off".to_owned();
         /// QEMU's own seccomp filter: the value of its -sandbox option; "" runs it without.
@@ -46,6 +59,29 @@ section! {
         disable_vhost_net: bool = false;
         /// The host's source of random numbers for the guest.
         entropy_source: PathBuf = PathBuf::from("/dev/urandom");
+    }
+}
+
+impl Qemu {
+    /// Keys of which each is right, but not all together; by name and with a sentence.
+    pub(crate) fn contradiction(&self) -> Option<(&'static str, &'static str)> {
+        let direct = self.block_device_cache_set && self.block_device_cache_direct;
+        (self.block_device_aio == BlockDeviceAio::Native && !direct).then_some((
+            "block_device_aio",
+            "= \"native\" needs `block_device_cache_set` and `block_device_cache_direct`; set both to true, or this to \"threads\"",
+        ))
+    }
+}
+
+choice! {
+    /// Who reads and writes disks for QEMU.
+    pub enum BlockDeviceAio {
+        /// Threads of QEMU's own.
+        Threads = "threads",
+        /// io_submit(2).
+        Native = "native",
+        /// io_uring(7).
+        IoUring = "io_uring",
     }
 }
 
@@ -84,7 +120,6 @@ const OFF: &[OffKey] = &[
     // CPU and memory.
     number("memory_slots", &[0, 10, 128]),
     number("memory_offset", &[0]),
-    off("enable_mem_prealloc"),
     text("hugepage_type", &["", "hugetlbfs"]),
     off("reclaim_guest_freed_memory"),
     off("enable_numa"),
@@ -103,13 +138,8 @@ const OFF: &[OffKey] = &[
     number("virtio_fs_queue_size", &[1024]),
     any_number("msize_9p"),
     text("prefetch_list_path", &[""]),
-    // Block devices: a container's one is mounted on the host and shared.
+    // Block devices.
     text("block_device_driver", &["virtio-scsi", "virtio-blk-pci", "virtio-blk-mmio"]),
-    text("block_device_aio", &["io_uring", "native", "threads"]),
-    off("block_device_cache_set"),
-    off("block_device_cache_direct"),
-    off("block_device_cache_noflush"),
-    either("disable_block_device_use"),
     off("enable_iothreads"),
     number("indep_iothreads", &[0]),
     any_number("queue_size"),

@@ -16,6 +16,9 @@ section! {
         /// What the guest may cache of shared files: "auto" (data until a file is closed, names for
         /// a second), "always", "never", or "metadata" (names and attributes, but no data).
         virtio_fs_cache: VirtioFsCache = VirtioFsCache::Auto;
+        /// Mount a root file system that is on a block device on the host and share it, and do not
+        /// give the device to the guest as a disk.
+        disable_block_device_use: bool = false;
         /// Further arguments for the virtio-fs server.
         virtio_fs_extra_args: Vec<String> = Vec::new();
     }

@@ -84,7 +84,18 @@ fn what_krun_would_lose_asks_for_qemu() {
         config.asks_for_qemu(Path::new(PREFIX))
     };
     assert!(asks("disable_vhost_net = true"));
+    assert!(asks("disable_block_device_use = true"));
     assert!(!asks("rootless = false"), "krun is as much root as before");
+    assert!(!asks("block_device_aio = \"io_uring\""), "krun has threads for that");
+}
+
+#[test]
+fn io_submit_needs_the_page_cache_out_of_the_way() {
+    let native =
+        "[hypervisor.qemu]\nblock_device_aio = \"native\"\nblock_device_cache_direct = true\n";
+    let error = refused(native);
+    assert!(error.contains("`hypervisor.qemu.block_device_aio` = \"native\" needs"), "{error}");
+    parse(&format!("{native}block_device_cache_set = true\n")).unwrap();
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub(crate) fn check(settings: &QemuSettings, host: &Host, kernel: &Path) -> Vec<
         channel(),
         user(settings, host),
     ];
-    findings.extend(settings.huge_pages.then(pool));
+    findings.extend(settings.pages.huge.then(pool));
     findings
 }
 

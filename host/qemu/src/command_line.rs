@@ -7,6 +7,7 @@ use crate::accelerator::Accelerator;
 use crate::device::{Argument, Device, socket_backend};
 use crate::machine::{Machine, memory_arguments, processor_arguments};
 use crate::option::OptionValue;
+use crate::settings::Pages;
 use crate::vcpus::Vcpus;
 
 /// Everything that a QEMU process is told when it starts.
@@ -21,7 +22,7 @@ pub(crate) struct CommandLine {
     /// The memory that it may grow to.
     pub(crate) most_memory_mib: Option<u32>,
     /// Whether its memory is of the host's huge pages.
-    pub(crate) huge_pages: bool,
+    pub(crate) pages: Pages,
     /// The guest's kernel, as QEMU sees it.
     pub(crate) kernel: PathBuf,
     /// The initial ramdisk as QEMU sees it, if the guest has one.
@@ -47,7 +48,7 @@ impl CommandLine {
         )];
         arguments.extend(self.machine.arguments());
         arguments.extend(processor_arguments(self.accelerator, self.vcpus, &self.cpu_features));
-        arguments.extend(memory_arguments(self.memory_mib, self.most_memory_mib, self.huge_pages));
+        arguments.extend(memory_arguments(self.memory_mib, self.most_memory_mib, self.pages));
         arguments.extend([
             ("-kernel", self.kernel.display().to_string()),
             ("-append", self.append.clone()),
@@ -86,7 +87,7 @@ mod tests {
             vcpus: Vcpus::fixed(1),
             memory_mib: 256,
             most_memory_mib: None,
-            huge_pages: false,
+            pages: Pages::default(),
             kernel: "/share/vmlinux.container".into(),
             initrd: Some("/share/initrd.img".into()),
             append: "console=ttyS0 quiet".into(),

@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use crate::file::FdSet;
 use crate::machine::memory_backend;
 use crate::option::OptionValue;
+use crate::settings::{Aio, DiskIo, Pages};
 
 /// How virtio devices are attached; the two kinds of each differ in name only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +72,8 @@ pub(crate) enum Device {
         id: &'static str,
         /// All of it, in MiB.
         mib: u32,
-        /// Whether it is of the host's huge pages.
-        huge_pages: bool,
+        /// What it is made of.
+        pages: Pages,
     },
     /// A network device on a tap.
     Nic(Nic),
@@ -99,6 +100,7 @@ pub(crate) struct Disk {
     /// Whether the file is a block device.
     pub(crate) is_device: bool,
     pub(crate) readonly: bool,
+    pub(crate) io: DiskIo,
 }
 
 /// A network device, with its descriptors by the names or numbers that QEMU knows them by.
@@ -179,15 +181,7 @@ impl Device {
                 let port = OptionValue::new("pcie-root-port").with("id", id).with("chassis", slot);
                 vec![device(port.with("slot", slot))]
             }
-            Self::Memory { id, mib, huge_pages } => {
-                let backend = format!("{id}-ram");
-                let memory = transport
-                    .device("virtio-mem")
-                    .with("id", id)
-                    .with("memdev", &backend)
-                    .with("requested-size", 0);
-                vec![memory_backend(&backend, *mib, *huge_pages), device(memory)]
-            }
+            Self::Memory { id, mib, pages } => more_memory(transport, id, *mib, *pages),
             Self::Nic(nic) => {
                 let (_, kind) = &nic.backend()[0];
                 let mut backend = OptionValue::new(kind);
@@ -202,15 +196,17 @@ impl Device {
             }
             Self::Image { file } => {
                 let raw = format!("image{number}");
-                let mut arguments = raw_backend(&raw, number, "driver=file", *file, "on");
+                let file_node = OptionValue::new("driver=file");
+                let mut arguments = raw_backend(&raw, number, file_node, *file, "on");
                 arguments.push(device(transport.device("virtio-blk").with("drive", &raw)));
                 arguments
             }
-            Self::Disk(Disk { id, file, is_device, readonly }) => {
+            Self::Disk(Disk { id, file, is_device, readonly, io }) => {
                 let raw = format!("disk{number}");
                 let driver = if *is_device { "driver=host_device" } else { "driver=file" };
                 let readonly = if *readonly { "on" } else { "off" };
-                let mut arguments = raw_backend(&raw, number, driver, *file, readonly);
+                let file_node = with_io(OptionValue::new(driver), *io);
+                let mut arguments = raw_backend(&raw, number, file_node, *file, readonly);
                 let disk = transport.device("virtio-blk").with("drive", &raw).with("serial", id);
                 arguments.push(device(disk));
                 arguments
@@ -230,17 +226,46 @@ impl Device {
     }
 }
 
+/// Memory that comes by and by.
+fn more_memory(transport: Transport, id: &str, mib: u32, pages: Pages) -> Vec<Argument> {
+    let backend = format!("{id}-ram");
+    let mut memory = transport
+        .device("virtio-mem")
+        .with("id", id)
+        .with("memdev", &backend)
+        .with("requested-size", 0);
+    if pages.preallocated {
+        memory = memory.with("prealloc", "on");
+    }
+    // The back end would take all that the guest may ever have, the device takes what it is given.
+    let back_end = Pages { preallocated: false, ..pages };
+    vec![memory_backend(&backend, mib, back_end), device(memory)]
+}
+
+/// How the file of a disk is read and written, where that is not as QEMU does it by itself.
+fn with_io(mut file_node: OptionValue, io: DiskIo) -> OptionValue {
+    if io.aio != Aio::default() {
+        file_node = file_node.with("aio", io.aio.name());
+    }
+    for (option, is_on) in [("cache.direct", io.direct), ("cache.no-flush", io.no_flush)] {
+        if is_on {
+            file_node = file_node.with(option, "on");
+        }
+    }
+    file_node
+}
+
 /// The back end `name` of a disk. Its format is told, not looked for: a disk must not be able to
 /// say that it is something else.
 fn raw_backend(
     name: &str,
     number: usize,
-    driver: &str,
+    file_node: OptionValue,
     file: FdSet,
     readonly: &str,
 ) -> Vec<Argument> {
     let node = format!("file{number}");
-    let backend = OptionValue::new(driver)
+    let backend = file_node
         .with("node-name", &node)
         .with("filename", file.path())
         .with("read-only", readonly);
@@ -331,7 +356,10 @@ mod tests {
     #[test]
     fn memory_is_there_for_later() {
         assert_eq!(
-            rendered(&Device::Memory { id: "more", mib: 768, huge_pages: false }, Transport::Pci),
+            rendered(
+                &Device::Memory { id: "more", mib: 768, pages: Pages::default() },
+                Transport::Pci
+            ),
             [
                 "-object memory-backend-memfd,id=more-ram,size=768M,share=on,merge=off,dump=off",
                 "-device virtio-mem-pci,id=more,memdev=more-ram,requested-size=0",
@@ -355,7 +383,13 @@ mod tests {
 
     #[test]
     fn disk_has_its_serial_number_and_a_device_another_driver() {
-        let disk = Disk { id: "root".into(), file: FdSet(9), is_device: false, readonly: false };
+        let disk = Disk {
+            id: "root".into(),
+            file: FdSet(9),
+            is_device: false,
+            readonly: false,
+            io: DiskIo::default(),
+        };
         assert_eq!(
             rendered(&Device::Disk(disk.clone()), Transport::Pci),
             [
@@ -364,6 +398,12 @@ mod tests {
                 "-blockdev driver=raw,node-name=disk7,file=file7,read-only=off",
                 "-device virtio-blk-pci,drive=disk7,serial=root",
             ]
+        );
+        let io = DiskIo { aio: Aio::Native, direct: true, no_flush: true };
+        assert_eq!(
+            rendered(&Device::Disk(Disk { io, ..disk.clone() }), Transport::Pci)[1],
+            "-blockdev driver=file,aio=native,cache.direct=on,cache.no-flush=on,node-name=file7,\
+             filename=/dev/fdset/9,read-only=off"
         );
         let device = Disk { is_device: true, readonly: true, ..disk };
         assert_eq!(

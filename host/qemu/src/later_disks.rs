@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use crate::device::Transport;
 use crate::hot_plug::HotPlug;
 use crate::qmp::{Command, Qmp};
+use crate::settings::DiskIo;
 
 /// The number of the first set of descriptors: more than any descriptor has that QEMU was started
 /// with, whose numbers its other sets have.
@@ -39,6 +40,7 @@ pub(crate) struct LaterDisks {
     /// At a time.
     most: usize,
     places: Arc<HotPlug>,
+    io: DiskIo,
     // Locked for a look or a change, never while QEMU is asked.
     disks: Mutex<Disks>,
     /// Changes when the guest has let go of a disk.
@@ -70,9 +72,9 @@ struct Disk {
 
 impl LaterDisks {
     /// Room for those that the spec wants.
-    pub(crate) fn of(spec: &VmSpec, places: Arc<HotPlug>) -> Self {
+    pub(crate) fn of(spec: &VmSpec, places: Arc<HotPlug>, io: DiskIo) -> Self {
         let most = spec.later_disks.count();
-        Self { most, places, disks: Mutex::default(), let_go: watch::Sender::new(()) }
+        Self { most, places, io, disks: Mutex::default(), let_go: watch::Sender::new(()) }
     }
 
     /// Whether there is a disk of this id.
@@ -96,7 +98,7 @@ impl LaterDisks {
             let (file, is_device) =
                 open(disk).map_err(|source| HypervisorError::Setup { what: "a disk", source })?;
             qmp.add_fd(added.set, &Arc::new(file)).await?;
-            qmp.execute(Command::BlockdevAdd(added.file(is_device))).await?;
+            qmp.execute(Command::BlockdevAdd(added.file(is_device, self.io))).await?;
             qmp.execute(Command::BlockdevAdd(added.format(&added.file_name()))).await?;
             qmp.execute(Command::DeviceAdd(added.device(&bus))).await
         };
@@ -237,10 +239,12 @@ impl LaterDisks {
 /// What QEMU is told of a disk. Its format is told, not looked for: a disk must not be able to say
 /// that it is something else.
 impl Disk {
-    fn file(&self, is_device: bool) -> Value {
+    fn file(&self, is_device: bool, io: DiskIo) -> Value {
         let driver = if is_device { "host_device" } else { "file" };
         let filename = format!("/dev/fdset/{}", self.set);
-        json!({ "driver": driver, "node-name": self.file_name(), "filename": filename, "read-only": self.readonly })
+        let cache = json!({ "direct": io.direct, "no-flush": io.no_flush });
+        json!({ "driver": driver, "node-name": self.file_name(), "filename": filename, "read-only": self.readonly, "aio": io.aio.name(),
+                "cache": cache })
     }
 
     fn nothing(&self) -> Value {

@@ -28,7 +28,7 @@ use crate::memory::Memory;
 use crate::qmp::{Deleted, Qmp};
 use crate::vcpus::Vcpus;
 use crate::vm::QemuVm;
-use crate::{Host, KVM, MachineChoice, QemuSettings};
+use crate::{DiskIo, Host, KVM, MachineChoice, QemuSettings};
 
 /// The guest's name for the first virtio disk.
 const IMAGE_DISK: &str = "vda";
@@ -43,7 +43,7 @@ pub(crate) async fn launch(
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let (choice, accelerator) = (settings.machine, host.accelerator);
     let machine = choose_machine(choice, accelerator, &spec.kernel, Wishes::of(spec))?;
-    if settings.huge_pages {
+    if settings.pages.huge {
         huge_pages::check(spec)?;
     }
     let mut spawn = Spawn::new(&settings.program).jail(jail(host, spec)?);
@@ -71,7 +71,7 @@ pub(crate) async fn launch(
         vcpus,
         memory_mib: spec.memory_mib,
         most_memory_mib: spec.most_memory_mib,
-        huge_pages: settings.huge_pages,
+        pages: settings.pages,
         kernel,
         initrd,
         append: kernel_params::command_line(&Circumstances {
@@ -97,7 +97,7 @@ pub(crate) async fn launch(
         .map_err(|error| not_spawned(program.clone(), error, host.root))?;
 
     let vmm = Vmm::new(Arc::new(child), console_output);
-    let later_disks = Arc::new(LaterDisks::of(spec, Arc::clone(&hot_plug)));
+    let later_disks = Arc::new(LaterDisks::of(spec, Arc::clone(&hot_plug), settings.disk_io));
     let told = Arc::clone(&later_disks);
     let deleted = move |device: &str| told.deleted(device);
     let qmp = greet(&program, vmm.child(), control, Box::new(deleted)).await?;
@@ -157,9 +157,9 @@ async fn devices_of(
         let socket = connect(socket).await.map_err(setup("the connection to the file server"))?;
         devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
     }
-    devices.extend(disks(spawn, spec)?);
+    devices.extend(disks(spawn, spec, settings.disk_io)?);
     devices.extend(hot_plug.devices());
-    devices.extend(Memory::of(spec).map(|memory| memory.device(settings.huge_pages)));
+    devices.extend(Memory::of(spec).map(|memory| memory.device(settings.pages)));
     for nic in &spec.nics {
         let tap = nic.tap.descriptor("qemu")?;
         let nic = pass_nic(spawn, nic, tap).map_err(setup("a network device"))?;
@@ -172,18 +172,18 @@ async fn devices_of(
 }
 
 /// The spec's disks.
-fn disks(spawn: &mut Spawn, spec: &VmSpec) -> Result<Vec<Device>, HypervisorError> {
-    let disks = spec.disks.iter().map(|disk| Ok(Device::Disk(pass_disk(spawn, disk)?)));
+fn disks(spawn: &mut Spawn, spec: &VmSpec, io: DiskIo) -> Result<Vec<Device>, HypervisorError> {
+    let disks = spec.disks.iter().map(|disk| Ok(Device::Disk(pass_disk(spawn, disk, io)?)));
     disks
         .collect::<io::Result<_>>()
         .map_err(|source| HypervisorError::Setup { what: "a disk", source })
 }
 
 /// Lets the child inherit a disk's file.
-fn pass_disk(spawn: &mut Spawn, disk: &DiskSpec) -> io::Result<Disk> {
+fn pass_disk(spawn: &mut Spawn, disk: &DiskSpec, io: DiskIo) -> io::Result<Disk> {
     let is_device = std::fs::metadata(&disk.path)?.file_type().is_block_device();
     let file = FdSet::of(spawn, &disk.path, !disk.readonly)?;
-    Ok(Disk { id: disk.id.clone(), file, is_device, readonly: disk.readonly })
+    Ok(Disk { id: disk.id.clone(), file, is_device, readonly: disk.readonly, io })
 }
 
 /// Lets the child inherit the descriptors of a network device.

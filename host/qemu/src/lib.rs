@@ -45,7 +45,7 @@ use kata_hypervisor::{
 use kata_linux::jail::DeviceNode;
 use kata_linux::user;
 
-pub use settings::{AcceleratorChoice, MachineChoice, QemuSettings};
+pub use settings::{AcceleratorChoice, Aio, DiskIo, MachineChoice, Pages, QemuSettings};
 
 use accelerator::Accelerator;
 

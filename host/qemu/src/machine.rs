@@ -5,7 +5,7 @@ use crate::device::{Argument, Transport};
 use crate::huge_pages;
 use crate::kernel_image::KernelImage;
 use crate::option::OptionValue;
-use crate::settings::MachineChoice;
+use crate::settings::{MachineChoice, Pages};
 use crate::vcpus::Vcpus;
 
 /// The name of the memory object.
@@ -159,17 +159,17 @@ pub(crate) fn processor_arguments(
 pub(crate) fn memory_arguments(
     memory_mib: u32,
     most_mib: Option<u32>,
-    huge_pages: bool,
+    pages: Pages,
 ) -> Vec<Argument> {
     let mut size = OptionValue::new(format_args!("{memory_mib}M"));
     if let Some(most) = most_mib {
         size = size.with("maxmem", format_args!("{most}M"));
     }
-    vec![memory_backend(MEMORY, memory_mib, huge_pages), ("-m", size.into())]
+    vec![memory_backend(MEMORY, memory_mib, pages), ("-m", size.into())]
 }
 
-/// Memory in a file that a vhost-user back end can map. Pages are taken as the guest touches them.
-pub(crate) fn memory_backend(id: &str, mib: u32, huge_pages: bool) -> Argument {
+/// Memory in a file that a vhost-user back end can map.
+pub(crate) fn memory_backend(id: &str, mib: u32, pages: Pages) -> Argument {
     let mut memory = OptionValue::new("memory-backend-memfd")
         .with("id", id)
         .with("size", format_args!("{mib}M"))
@@ -177,7 +177,10 @@ pub(crate) fn memory_backend(id: &str, mib: u32, huge_pages: bool) -> Argument {
         // Shared pages are never merged by KSM, and a core dump of QEMU must not hold the guest.
         .with("merge", "off")
         .with("dump", "off");
-    if huge_pages {
+    if pages.preallocated {
+        memory = memory.with("prealloc", "on");
+    }
+    if pages.huge {
         let size = format_args!("{}M", huge_pages::SIZE_MIB);
         memory = memory.with("hugetlb", "on").with("hugetlbsize", size);
     }

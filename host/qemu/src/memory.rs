@@ -4,6 +4,7 @@ use kata_hypervisor::{HypervisorError, VmSpec};
 
 use crate::device::Device;
 use crate::qmp::{Command, Qmp};
+use crate::settings::Pages;
 
 /// The device's name.
 const DEVICE: &str = "more";
@@ -28,8 +29,8 @@ impl Memory {
     }
 
     /// What the machine needs for it from the start.
-    pub(crate) fn device(self, huge_pages: bool) -> Device {
-        Device::Memory { id: DEVICE, mib: self.most_mib - self.boot_mib, huge_pages }
+    pub(crate) fn device(self, pages: Pages) -> Device {
+        Device::Memory { id: DEVICE, mib: self.most_mib - self.boot_mib, pages }
     }
 
     /// Asks for so much altogether, within what the VM may have.
@@ -64,8 +65,8 @@ mod tests {
             ..VmSpec::bare("web", "/kernel", initrd.clone(), "/run/kata/web")
         };
         let memory = Memory::of(&spec(Some(1024))).unwrap();
-        let huge_pages = false;
-        assert_eq!(memory.device(huge_pages), Device::Memory { id: "more", mib: 768, huge_pages });
+        let pages = Pages::default();
+        assert_eq!(memory.device(pages), Device::Memory { id: "more", mib: 768, pages });
         assert_eq!(Memory::of(&spec(None)), None);
         assert_eq!(Memory::of(&spec(Some(256))), None);
     }

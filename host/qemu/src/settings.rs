@@ -14,8 +14,10 @@ pub struct QemuSettings {
     pub accelerator: AcceleratorChoice,
     /// Features to add to or take from the CPU model, as in `pmu=off,+avx2`. Empty for none.
     pub cpu_features: String,
-    /// Take the guest's memory from the host's huge pages.
-    pub huge_pages: bool,
+    /// What the guest's memory is made of.
+    pub pages: Pages,
+    /// How disks of containers are read and written.
+    pub disk_io: DiskIo,
     /// QEMU's own seccomp filter, as in its `-sandbox` option. Empty for none.
     pub seccomp_sandbox: String,
     /// The file that the guest's random numbers come from, like `/dev/urandom`.
@@ -34,12 +36,57 @@ impl Default for QemuSettings {
             machine: MachineChoice::Auto,
             accelerator: AcceleratorChoice::Auto,
             cpu_features: String::new(),
-            huge_pages: false,
+            pages: Pages::default(),
+            disk_io: DiskIo::default(),
             seccomp_sandbox:
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
             entropy_source: "/dev/urandom".into(),
             rootless: true,
             dial_again: Duration::from_millis(10),
+        }
+    }
+}
+
+/// The host's pages that the guest's memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pages {
+    /// The host's huge pages.
+    pub huge: bool,
+    /// All are taken when the VM starts, and not as the guest comes to use them.
+    pub preallocated: bool,
+}
+
+/// How disks of containers are read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskIo {
+    /// Who does it.
+    pub aio: Aio,
+    /// Past the host's page cache (`O_DIRECT`, open(2)).
+    pub direct: bool,
+    /// Nothing that the guest flushes is brought to the medium: what it wrote may be lost with the
+    /// host.
+    pub no_flush: bool,
+}
+
+/// How QEMU does I/O beside what else it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Aio {
+    /// By threads.
+    #[default]
+    Threads,
+    /// By io_submit(2). QEMU demands [`DiskIo::direct`] with it.
+    Native,
+    /// By io_uring(7), which the host must let QEMU's user have.
+    IoUring,
+}
+
+impl Aio {
+    /// As QEMU calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            Self::Native => "native",
+            Self::IoUring => "io_uring",
         }
     }
 }

@@ -24,12 +24,17 @@ const POD_ROOTS: usize = 8;
 const POD_DEVICES: usize = 4;
 
 /// The container's root file system, if it is on a device and the driver takes that as a disk: one
-/// that takes them at boot only does so from a container that is alone.
+/// that takes them at boot only does so from a container that is alone. None where the
+/// configuration wants it shared.
 pub(crate) fn root(
     runtime: &Runtime,
     role: &ContainerRole,
     mounts: &[RootfsMount],
 ) -> Result<Option<DiskRoot>, RuntimeError> {
+    let virtio_fs = runtime.config.virtio_fs();
+    if virtio_fs.is_some_and(|keys| keys.disable_block_device_use) {
+        return Ok(None);
+    }
     let is_first = *role == ContainerRole::Single;
     match runtime.hypervisor().capabilities().disks {
         Disks::None => return Ok(None),

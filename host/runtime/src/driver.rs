@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use kata_cloud_hypervisor::{CloudHypervisor, CloudHypervisorSettings};
-use kata_config::{HostConfig, HypervisorName, MachineType};
+use kata_config::{BlockDeviceAio, HostConfig, HypervisorName, MachineType};
 use kata_firecracker::api::{RateLimiter, TokenBucket};
 use kata_firecracker::{Firecracker, FirecrackerSettings};
 use kata_hypervisor::Hypervisor;
 use kata_krun::{Krun, KrunSettings};
-use kata_qemu::{AcceleratorChoice, MachineChoice, Qemu, QemuSettings};
+use kata_qemu::{AcceleratorChoice, Aio, DiskIo, MachineChoice, Pages, Qemu, QemuSettings};
 
 /// What the drivers trace begins with one of these.
 pub(crate) const TARGETS: [&str; 4] =
@@ -93,7 +93,16 @@ fn qemu_settings(config: &HostConfig) -> QemuSettings {
             MachineType::Q35 => MachineChoice::Q35,
         },
         cpu_features: qemu.cpu_features.clone(),
-        huge_pages: qemu.enable_hugepages,
+        pages: Pages { huge: qemu.enable_hugepages, preallocated: qemu.enable_mem_prealloc },
+        disk_io: DiskIo {
+            aio: match qemu.block_device_aio {
+                BlockDeviceAio::Threads => Aio::Threads,
+                BlockDeviceAio::Native => Aio::Native,
+                BlockDeviceAio::IoUring => Aio::IoUring,
+            },
+            direct: qemu.block_device_cache_set && qemu.block_device_cache_direct,
+            no_flush: qemu.block_device_cache_set && qemu.block_device_cache_noflush,
+        },
         seccomp_sandbox: qemu.seccomp_sandbox.clone(),
         entropy_source: qemu.entropy_source.clone(),
         accelerator: AcceleratorChoice::Auto,

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use crate::{RootfsMount, StorageError};
 
-/// File systems that a guest mounts from a disk.
-const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
+/// The file system that every guest's kernel mounts from a disk. Others are mounted on the host.
+const FILE_SYSTEM: &str = "ext4";
 
 /// Asks for a loop device, so that a file can be mounted.
 const LOOP: &str = "loop";
@@ -33,7 +33,7 @@ impl BlockRoot {
     pub fn of(mounts: &[RootfsMount]) -> Result<Option<Self>, StorageError> {
         let [mount] = mounts else { return Ok(None) };
         let is_root = mount.target.is_empty() || mount.target == "/";
-        if !is_root || !FILE_SYSTEMS.contains(&mount.fstype.as_str()) {
+        if !is_root || mount.fstype != FILE_SYSTEM {
             return Ok(None);
         }
         let failed = |source| StorageError::Io {

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    Container, Containerd, LoopDevice, Part, Run, Scenario, ThinPool, has_loop_devices,
-    hypervisor_under_test, only_a_vm, parts_of, scenario,
+    Configuration, Container, Containerd, LoopDevice, Part, Run, Scenario, ThinPool,
+    has_loop_devices, hypervisor_under_test, only_a_vm, parts_of, scenario,
 };
 use rustix::process::Signal;
 
@@ -32,6 +32,13 @@ fn has_blockfile() -> Result<bool> {
 /// The scratch file is what all root file systems begin as; some releases make it by themselves,
 /// others take it as it is.
 fn with_blockfile(test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
+    with_blockfile_in(Scenario::new(), test)
+}
+
+fn with_blockfile_in(
+    scenario: Scenario,
+    test: impl FnOnce(&Containerd) -> Result<()>,
+) -> Result<()> {
     if !has_loop_devices() {
         eprintln!(
             "left out, for this machine has no loop devices: containerd's blockfile snapshotter"
@@ -52,7 +59,7 @@ fn with_blockfile(test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
     let tables = BLOCKFILE
         .replace("{directory}/scratch", &scratch.path().display().to_string())
         .replace("recreate_scratch = true\n", "");
-    Scenario::new().plugins(&tables).run(test)
+    scenario.plugins(&tables).run(test)
 }
 
 /// Nothing of the container's root file system is mounted on the host, and the container can use
@@ -78,6 +85,23 @@ fn is_a_disk(containerd: &Containerd, snapshotter: &str) -> Result<()> {
 #[test]
 fn blockfile_becomes_a_disk() -> Result<()> {
     with_blockfile(|containerd| is_a_disk(containerd, "blockfile"))
+}
+
+#[test]
+fn blockfile_is_shared_where_the_configuration_says_so() -> Result<()> {
+    let hypervisor = hypervisor_under_test()?;
+    if !["qemu", "clh"].contains(&hypervisor.as_str()) {
+        eprintln!("left out, for {hypervisor} has no key for it: root file systems in no disk");
+        return Ok(());
+    }
+    let keys = format!("[hypervisor.{hypervisor}]\ndisable_block_device_use = true\n");
+    let configuration = Configuration::with(&keys)?;
+    with_blockfile_in(Scenario::new().configuration(&configuration.file()), |containerd| {
+        let script = "grep -E ' / (virtiofs|fuse)' /proc/mounts >/dev/null && cat /etc/hostname";
+        let output = containerd.shell(script).snapshotter("blockfile").output()?;
+        assert_eq!(output.success()?, "image\n");
+        Ok(())
+    })
 }
 
 #[test]
@@ -127,9 +151,7 @@ fn block_device_that_is_named_reaches_the_container() -> Result<()> {
         return Ok(());
     }
     scenario(|containerd| {
-        let file = containerd.directory().join("disk");
-        fs::write(&file, [b"from the host\n".as_slice(), &vec![0; 1 << 20]].concat())?;
-        let device = LoopDevice::of(&file)?;
+        let device = device(containerd, "disk", "from the host\n")?;
         let node = device.node();
         let script = format!(
             "head -c 14 {node}; echo 'from the guest' | dd of={node} seek=8 conv=notrunc,fsync 2>/dev/null; ls /dev/vd* 2>/dev/null; :"
@@ -143,6 +165,59 @@ fn block_device_that_is_named_reaches_the_container() -> Result<()> {
         ensure!(bound.failure()?.contains("pass it as a device"), "a bind mount of a device");
         device.is_released()
     })
+}
+
+/// What is true of a VMM's descriptors when its disk is used as asked.
+type Shown = fn(&OpenFile) -> bool;
+
+/// Ways for QEMU to read and write disks, and what shows each.
+const WAYS: [(&str, &str, Shown); 3] = [
+    ("io_uring", "block_device_aio = \"io_uring\"", OpenFile::is_io_uring),
+    (
+        "native",
+        "block_device_aio = \"native\"\nblock_device_cache_set = true\nblock_device_cache_direct = true",
+        |file| file.is_loop_device() && file.flags & O_DIRECT != 0,
+    ),
+    (
+        "without flushes",
+        "block_device_cache_set = true\nblock_device_cache_noflush = true",
+        OpenFile::is_loop_device,
+    ),
+];
+
+/// open(2), on x86-64.
+const O_DIRECT: u32 = 0o40000;
+
+#[test]
+fn disks_of_qemu_are_read_and_written_as_configured() -> Result<()> {
+    if hypervisor_under_test()? != "qemu" {
+        eprintln!("left out, for only QEMU has a choice: ways to read and write disks");
+        return Ok(());
+    }
+    if !can_pass_devices() {
+        return Ok(());
+    }
+    for (way, keys, shown) in WAYS {
+        let configuration = Configuration::with(&format!("[hypervisor.qemu]\n{keys}\n"))?;
+        Scenario::new().configuration(&configuration.file()).run(|containerd| {
+            let device = device(containerd, "disk", "from the host\n")?;
+            let node = device.node();
+            let script = format!(
+                "head -c 14 {node}; echo guest | dd of={node} seek=8 conv=notrunc,fsync 2>/dev/null; exec sleep 1000"
+            );
+            let run = containerd.shell(&script).option("--device", node);
+            let (client, container) = run.attach_and_keep()?;
+            client.expect("from the host\n")?;
+            let files = open_files(containerd)?;
+            ensure!(files.iter().any(shown), "{way}: {files:?}");
+            container.kill("KILL")?;
+            client.wait()?;
+            container.remove()?;
+            assert_eq!(&fs::read(node)?[4096..4101], b"guest", "{way}");
+            device.is_released()
+        })?;
+    }
+    Ok(())
 }
 
 const KIND: &str = "io.kubernetes.cri.container-type";
@@ -172,13 +247,38 @@ fn device(containerd: &Containerd, name: &str, words: &str) -> Result<LoopDevice
     LoopDevice::of(&file)
 }
 
+/// A file that a process has open.
+#[derive(Debug)]
+struct OpenFile {
+    /// What it is (proc_pid_fd(5)).
+    target: PathBuf,
+    /// As of open(2).
+    flags: u32,
+}
+
+impl OpenFile {
+    fn is_loop_device(&self) -> bool {
+        self.target.to_string_lossy().starts_with("/dev/loop")
+    }
+
+    fn is_io_uring(&self) -> bool {
+        self.target.to_string_lossy().ends_with("[io_uring]")
+    }
+}
+
 /// What the VMM has open.
-fn open_files(containerd: &Containerd) -> Result<Vec<PathBuf>> {
+fn open_files(containerd: &Containerd) -> Result<Vec<OpenFile>> {
     let mut open = Vec::new();
     for vmm in parts_of(containerd.mark(), Part::Vmm)? {
         let entries = fs::read_dir(format!("/proc/{}/fd", vmm.pid))?;
         // What is closed by now is not open.
-        open.extend(entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()));
+        open.extend(entries.flatten().filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            let number = entry.file_name().into_string().ok()?;
+            let info = fs::read_to_string(format!("/proc/{}/fdinfo/{number}", vmm.pid)).ok()?;
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+            Some(OpenFile { target, flags: u32::from_str_radix(flags.trim(), 8).ok()? })
+        }));
     }
     Ok(open)
 }
@@ -208,7 +308,9 @@ fn containers_of_a_pod_share_a_device_that_goes_with_the_last_of_them() -> Resul
         pod.shell(&reads).output()?.failure().context("who was not given it has it")?;
         end(one)?;
         assert_eq!(other.shell(&reads).output()?.success()?, "from the guest");
-        let has_it = || Ok::<_, anyhow::Error>(open_files(containerd)?.contains(&node.into()));
+        let has_it = || {
+            anyhow::Ok(open_files(containerd)?.iter().any(|file| file.target == Path::new(node)))
+        };
         ensure!(has_it()?, "the VMM has not opened what its guest reads");
         end(other)?;
         ensure!(!has_it()?, "the VMM keeps what was taken away");
@@ -301,7 +403,8 @@ fn members_of_a_pod_have_root_file_systems_on_disks_of_their_own() -> Result<()>
         }
         let roots = containerd.directory().join("blockfile");
         let open = || {
-            let open: BTreeSet<_> = open_files(containerd)?.into_iter().collect();
+            let files = open_files(containerd)?.into_iter().map(|file| file.target);
+            let open: BTreeSet<_> = files.collect();
             anyhow::Ok(open.into_iter().filter(|file| file.starts_with(&roots)).count())
         };
         assert_eq!(open()?, 3);

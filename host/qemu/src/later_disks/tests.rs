@@ -49,7 +49,7 @@ async fn vm(lets_go: bool, refuses: &'static str) -> (Arc<LaterDisks>, Qmp, Told
         ..VmSpec::bare("web", "/kernel", GuestRoot::Initrd("/initrd".into()), "/run/kata/web")
     };
     let places = Arc::new(HotPlug::of(Machine::MicrovmPci, &spec));
-    let later = Arc::new(LaterDisks::of(&spec, places));
+    let later = Arc::new(LaterDisks::of(&spec, places, DiskIo::default()));
     let (ours, theirs) = UnixStream::pair().unwrap();
     let told = Told::default();
     tokio::spawn(told.clone().serve(theirs, lets_go, refuses));

@@ -22,7 +22,7 @@ use kata_e2e::{GuestKernel, Installation, Scenario, podman_and_docker};
 
 use engines::Engines;
 use metric::{Group, Subject, Values};
-use subject::Subjects;
+use subject::{Configurations, Subjects};
 
 /// Measures containers under kata, runc and runsc, and the least that a virtual machine can take.
 #[derive(Debug, Parser)]
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
         arguments.groups = Group::value_variants().to_vec();
     }
     let directory = tempfile::tempdir().context("cannot make a directory")?;
-    let configurations = Configurations::write(&arguments, directory.path())?;
+    let configurations = configurations(&arguments, directory.path())?;
     let mut values = Values::default();
     let outcome = if arguments.groups.contains(&Group::Engines) {
         podman_and_docker(&configurations.under_test, |podman, docker| {
@@ -92,8 +92,9 @@ fn all_rounds(
     engines: Option<Engines<'_>>,
     values: &mut Values,
 ) -> Result<()> {
-    Scenario::new().configuration(&configurations.under_test).run(|containerd| {
-        let subjects = Subjects::find(containerd, &configurations.distribution)?;
+    // A configuration that the environment names would win over each container's own.
+    Scenario::unconfigured().run(|containerd| {
+        let subjects = Subjects::find(containerd, configurations)?;
         for round in 1..=arguments.runs {
             eprint!("\rround {round} of {} ", arguments.runs);
             measure(&subjects, &arguments.groups, values)?;
@@ -139,27 +140,17 @@ fn burst(subjects: &Subjects<'_>, values: &mut Values) -> Result<()> {
     Ok(())
 }
 
-/// What sandboxes are configured with.
-#[derive(Debug)]
-struct Configurations {
-    /// The defaults, with the memory and the assets that were asked for.
-    under_test: PathBuf,
-    /// The same memory, with the distribution's kernel and its initial ramdisk.
-    distribution: PathBuf,
-}
-
-impl Configurations {
-    fn write(arguments: &Arguments, directory: &Path) -> Result<Self> {
-        let Arguments { kernel, initrd, image, memory, .. } = arguments;
-        let asked = [("kernel", kernel), ("initrd", initrd), ("image", image)];
-        let asked = asked.into_iter().filter_map(|(key, path)| Some((key, path.clone()?)));
-        let guest = GuestKernel::Distribution;
-        let distribution = [("kernel", guest.vmlinux()), ("initrd", guest.initrd())];
-        Ok(Self {
-            under_test: configure(directory.join("configuration.toml"), *memory, asked)?,
-            distribution: configure(directory.join("distribution.toml"), *memory, distribution)?,
-        })
-    }
+/// Writes both configurations into `directory`.
+fn configurations(arguments: &Arguments, directory: &Path) -> Result<Configurations> {
+    let Arguments { kernel, initrd, image, memory, .. } = arguments;
+    let asked = [("kernel", kernel), ("initrd", initrd), ("image", image)];
+    let asked = asked.into_iter().filter_map(|(key, path)| Some((key, path.clone()?)));
+    let guest = GuestKernel::Distribution;
+    let distribution = [("kernel", guest.vmlinux()), ("initrd", guest.initrd())];
+    Ok(Configurations {
+        under_test: configure(directory.join("configuration.toml"), *memory, asked)?,
+        distribution: configure(directory.join("distribution.toml"), *memory, distribution)?,
+    })
 }
 
 /// Writes a configuration with this memory in MiB, and these assets.

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kata_e2e::{Containerd, Run, Runtime};
 
 use crate::metric::Subject;
@@ -20,17 +20,29 @@ const RUNSC: &str = "#!/bin/sh\nexec runsc --platform=ptrace --network=none \"$@
 pub(crate) struct Subjects<'a> {
     containerd: &'a Containerd,
     runsc: Option<PathBuf>,
-    /// A configuration with the distribution's kernel.
-    distribution: &'a Path,
+    configurations: &'a Configurations,
+}
+
+/// What sandboxes are configured with.
+#[derive(Debug)]
+pub(crate) struct Configurations {
+    /// The defaults, with the memory and the assets that were asked for.
+    pub(crate) under_test: PathBuf,
+    /// The same memory, with the distribution's kernel and its initial ramdisk.
+    pub(crate) distribution: PathBuf,
 }
 
 impl<'a> Subjects<'a> {
-    /// Finds out whether runsc works here; says why not if it does not. `distribution` is a
-    /// configuration with the distribution's kernel.
-    pub(crate) fn find(containerd: &'a Containerd, distribution: &'a Path) -> Result<Self> {
+    /// Finds out whether runsc works here; says why not if it does not.
+    pub(crate) fn find(
+        containerd: &'a Containerd,
+        configurations: &'a Configurations,
+    ) -> Result<Self> {
         let script = write_script(containerd.directory())?;
-        let with_runsc = Self { containerd, runsc: Some(script.clone()), distribution };
+        let with_runsc = Self { containerd, runsc: Some(script.clone()), configurations };
         let probe = with_runsc.run(Subject::Runsc, &["true"]).output()?;
+        let version = with_runsc.run(Subject::Distribution, &["cat", "/proc/version"]).output()?;
+        ensure!(version.text().contains("Debian"), "not the distribution's kernel: {version}");
         let runsc = match probe.clone().success() {
             Ok(_) => Some(script),
             Err(_) => {
@@ -41,7 +53,7 @@ impl<'a> Subjects<'a> {
                 None
             }
         };
-        Ok(Self { containerd, runsc, distribution })
+        Ok(Self { containerd, runsc, configurations })
     }
 
     /// Those that run containers.
@@ -63,10 +75,14 @@ impl<'a> Subjects<'a> {
                 run.under(Runtime::Runc).option("--runc-binary", &script.display().to_string())
             }
             (Subject::Runc | Subject::Runsc, _) => run.under(Runtime::Runc),
-            (Subject::Distribution, _) => run
-                .under(Runtime::Kata)
-                .option("--runtime-config-path", &self.distribution.display().to_string()),
-            (Subject::Kata | Subject::Floor, _) => run.under(Runtime::Kata),
+            (Subject::Kata | Subject::Floor | Subject::Distribution, _) => {
+                let file = match subject {
+                    Subject::Distribution => &self.configurations.distribution,
+                    _ => &self.configurations.under_test,
+                };
+                let file = file.display().to_string();
+                run.under(Runtime::Kata).option("--runtime-config-path", &file)
+            }
         }
     }
 }
