@@ -227,6 +227,21 @@ mod tests {
     }
 
     #[test]
+    fn page_for_users_has_every_parameter() {
+        let code = include_str!("cmdline.rs");
+        let arms = code.lines().filter_map(|line| {
+            let (name, action) = line.trim().strip_prefix('"')?.split_once("\" => ")?;
+            action.starts_with("self.").then_some(name)
+        });
+        let page = include_str!("../../../docs/agent.md");
+        let names: Vec<_> = arms.collect();
+        assert_eq!(names.len(), 9, "{names:?}");
+        for name in names {
+            assert!(page.contains(&format!("| `agent.{name}` |")), "{name}");
+        }
+    }
+
+    #[test]
     fn parse_server_addr_understands_both_schemes() {
         let server = |line: &str| Options::parse(line).server;
         assert_eq!(server("agent.server_addr=vsock://-1:1024"), ServerAddress::Vsock(1024));
