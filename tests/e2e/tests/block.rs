@@ -203,11 +203,11 @@ fn disks_of_qemu_are_read_and_written_as_configured() -> Result<()> {
             let device = device(containerd, "disk", "from the host\n")?;
             let node = device.node();
             let script = format!(
-                "head -c 14 {node}; echo guest | dd of={node} seek=8 conv=notrunc,fsync 2>/dev/null; exec sleep 1000"
+                "head -c 14 {node}; echo guest | dd of={node} seek=8 conv=notrunc,fsync 2>/dev/null; echo written; exec sleep 1000"
             );
             let run = containerd.shell(&script).option("--device", node);
             let (client, container) = run.attach_and_keep()?;
-            client.expect("from the host\n")?;
+            client.expect("from the host\nwritten\n")?;
             let files = open_files(containerd)?;
             ensure!(files.iter().any(shown), "{way}: {files:?}");
             container.kill("KILL")?;
