@@ -6,7 +6,6 @@ use kata_hypervisor::Finding;
 use kata_linux::program;
 use kata_log::chain;
 
-use crate::accelerator::Accelerator;
 use crate::launch::{self, Wishes};
 use crate::{Host, QemuSettings, huge_pages, vsock};
 
@@ -18,7 +17,7 @@ pub(crate) fn check(settings: &QemuSettings, host: &Host, kernel: &Path) -> Vec<
             "install QEMU (Debian: qemu-system-x86) or set `path` in the section hypervisor.qemu",
         ),
         Finding::of_kvm(true),
-        bootable(settings, host.accelerator, kernel),
+        bootable(settings, host, kernel),
         channel(),
         user(settings, host),
     ];
@@ -39,9 +38,9 @@ fn pool() -> Finding {
 }
 
 /// Whether there is a machine that boots this kernel.
-fn bootable(settings: &QemuSettings, accelerator: Accelerator, kernel: &Path) -> Finding {
+fn bootable(settings: &QemuSettings, host: &Host, kernel: &Path) -> Finding {
     const PROBE: &str = "guest kernel";
-    match launch::choose_machine(settings.machine, accelerator, kernel, Wishes::default()) {
+    match launch::choose_machine(settings.machine, host, kernel, Wishes::default()) {
         Ok(_) => Finding::good(PROBE, kernel.display().to_string()),
         Err(error) => {
             let remedy = "build one with `make`, or set `kernel` in the configuration";

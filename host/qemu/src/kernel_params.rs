@@ -15,7 +15,8 @@ const LAPIC_TIMER_HZ: u32 = 1_000_000_000;
 pub(crate) struct Circumstances<'a> {
     pub(crate) machine: Machine,
     pub(crate) accelerator: Accelerator,
-    /// Frequency of the host's time stamp counter, where it is known.
+    /// Frequency of the host's time stamp counter, where it is known: an emulated microvm is not
+    /// chosen where it is not.
     pub(crate) tsc_khz: Option<u32>,
     pub(crate) debug: bool,
     /// Whether the agent is reached by vsock.
@@ -85,7 +86,8 @@ fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
     params.push("init_on_alloc=1".to_owned());
     if matches!(machine, Machine::Microvm | Machine::MicrovmPci) {
         // This machine has no timer to calibrate the time stamp counter against but one that a busy
-        // host makes useless; the kernel would then wait for ever, and silently.
+        // host makes useless; the kernel would then wait for ever, and silently. So a guest that
+        // cannot be told is given another machine (`machine.rs`).
         params.push("no_timer_check".into());
         params.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
     }

@@ -41,8 +41,7 @@ pub(crate) async fn launch(
 ) -> Result<QemuVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
-    let (choice, accelerator) = (settings.machine, host.accelerator);
-    let machine = choose_machine(choice, accelerator, &spec.kernel, Wishes::of(spec))?;
+    let machine = choose_machine(settings.machine, host, &spec.kernel, Wishes::of(spec))?;
     if settings.pages.huge {
         huge_pages::check(spec)?;
     }
@@ -60,7 +59,7 @@ pub(crate) async fn launch(
     let hot_plug = Arc::new(HotPlug::of(machine, spec));
     let mut devices = vec![agent_port];
     devices.extend(devices_of(settings, spec, &mut spawn, &hot_plug).await?);
-    let vcpus = Vcpus::of(spec, machine, accelerator);
+    let vcpus = Vcpus::of(spec, machine, host.accelerator);
     let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
 
     let command_line = CommandLine {
@@ -221,14 +220,16 @@ impl Wishes {
 /// The machine that boots this kernel and has what is wished for.
 pub(crate) fn choose_machine(
     choice: MachineChoice,
-    accelerator: Accelerator,
+    host: &Host,
     kernel: &Path,
     wishes: Wishes,
 ) -> Result<Machine, HypervisorError> {
     let unbootable = |source| HypervisorError::Setup { what: "the guest kernel", source };
     let image = KernelImage::of(kernel).map_err(unbootable)?;
     let Wishes { hot_plug, disks, later_disks, more_memory } = wishes;
-    let needs = Needs { kernel: image, accelerator, hot_plug, disks, later_disks, more_memory };
+    let (accelerator, tsc_known) = (host.accelerator, host.tsc_khz.is_some());
+    let needs =
+        Needs { kernel: image, accelerator, tsc_known, hot_plug, disks, later_disks, more_memory };
     Machine::choose(choice, needs).map_err(|refusal| match refusal {
         Refusal::CompressedKernel => unbootable(io::Error::other(format!(
             "{} is compressed and microvm boots an uncompressed one (vmlinux) only; use that, or set `machine_type` to q35",
@@ -241,6 +242,10 @@ pub(crate) fn choose_machine(
         Refusal::MoreMemory => HypervisorError::Unsupported {
             driver: "qemu",
             what: "memory that comes after the boot on a microvm; set `machine_type` to \"\" or \"q35\", or `enable_virtio_mem` to false",
+        },
+        Refusal::UnknownFrequency => HypervisorError::Unsupported {
+            driver: "qemu",
+            what: "a microvm without KVM on this host, whose processor has no time stamp counter that could be measured; set `machine_type` to \"\" or \"q35\"",
         },
     })
 }

@@ -91,6 +91,11 @@ impl Qemu {
             Accelerator::Kvm => None,
             Accelerator::Tcg => kata_linux::tsc::host_khz(),
         };
+        if accelerator == Accelerator::Tcg && tsc_khz.is_none() {
+            tracing::warn!(
+                "this processor has no time stamp counter that could be measured: without KVM the machine is a q35"
+            );
+        }
         let obstacle = settings.rootless.then(|| user_obstacle(accelerator)).flatten();
         if let Some(obstacle) = obstacle {
             tracing::warn!("{obstacle}: QEMU runs as root, without a capability");

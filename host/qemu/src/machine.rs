@@ -43,6 +43,8 @@ pub(crate) enum Machine {
 pub(crate) struct Needs {
     pub(crate) kernel: KernelImage,
     pub(crate) accelerator: Accelerator,
+    /// Whether the guest can be told how fast the time stamp counter runs.
+    pub(crate) tsc_known: bool,
     /// A place for network devices that come later.
     pub(crate) hot_plug: bool,
     /// Places for disks of containers from the start.
@@ -62,6 +64,9 @@ pub(crate) enum Refusal {
     Disks,
     /// Its address space ends with the memory that it boots with.
     MoreMemory,
+    /// Emulated, it has no timer that would tell the guest how fast the time stamp counter runs,
+    /// and the host does not know either: the guest may wait for ever.
+    UnknownFrequency,
 }
 
 impl Machine {
@@ -73,15 +78,19 @@ impl Machine {
     /// guests were seen to hang in the first second, with and without ports, where those of a q35
     /// never do.
     pub(crate) fn choose(choice: MachineChoice, needs: Needs) -> Result<Self, Refusal> {
-        let Needs { kernel, accelerator, hot_plug, disks, later_disks, more_memory } = needs;
+        let Needs { kernel, accelerator, tsc_known, .. } = needs;
+        let Needs { hot_plug, disks, later_disks, more_memory, .. } = needs;
         let late = hot_plug || later_disks > 0;
         let emulated = accelerator == Accelerator::Tcg;
         let boots = kernel == KernelImage::Elf;
+        let timeless = emulated && !tsc_known;
         match choice {
             MachineChoice::Microvm if !boots => Err(Refusal::CompressedKernel),
             MachineChoice::Microvm if disks => Err(Refusal::Disks),
             MachineChoice::Microvm if more_memory => Err(Refusal::MoreMemory),
+            MachineChoice::Microvm if timeless => Err(Refusal::UnknownFrequency),
             MachineChoice::Q35 => Ok(Self::Q35),
+            MachineChoice::Auto if timeless => Ok(Self::Q35),
             MachineChoice::Auto if !emulated || !boots || disks || more_memory => Ok(Self::Q35),
             MachineChoice::Auto if later_disks > MOST_PORTS => Ok(Self::Q35),
             MachineChoice::Auto | MachineChoice::Microvm if late && emulated => {
@@ -196,6 +205,7 @@ mod tests {
     const PLAIN: Needs = Needs {
         kernel: KernelImage::Elf,
         accelerator: Accelerator::Tcg,
+        tsc_known: true,
         hot_plug: false,
         disks: false,
         later_disks: 0,
@@ -223,6 +233,16 @@ mod tests {
         let memory = Needs { more_memory: true, ..PLAIN };
         assert_eq!(Machine::choose(Auto, memory), Ok(Machine::Q35));
         assert_eq!(Machine::choose(Microvm, memory), Err(Refusal::MoreMemory));
+    }
+
+    #[test]
+    fn emulated_guest_without_a_known_frequency_gets_a_machine_with_a_timer() {
+        let unknown = Needs { tsc_known: false, ..PLAIN };
+        assert_eq!(Machine::choose(Auto, unknown), Ok(Machine::Q35));
+        assert_eq!(Machine::choose(Q35, unknown), Ok(Machine::Q35));
+        assert_eq!(Machine::choose(Microvm, unknown), Err(Refusal::UnknownFrequency));
+        let kvm = Needs { accelerator: Accelerator::Kvm, ..unknown };
+        assert_eq!(Machine::choose(Microvm, kvm), Ok(Machine::Microvm));
     }
 
     #[test]
