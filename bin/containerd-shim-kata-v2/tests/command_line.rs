@@ -10,9 +10,12 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
 
+use kata_shim_api::blocking::{CallError, TaskSocket};
 use kata_shim_api::bootstrap::{BootstrapParams, BootstrapResult};
 use kata_shim_api::protobuf::Message;
-use kata_shim_api::{DeleteResponse, RuntimeInfo};
+use kata_shim_api::{DeleteResponse, RuntimeInfo, api};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Runs the program in `bundle` with nothing in its environment. Returns only when everybody who
 /// had its output has closed it.
@@ -91,6 +94,65 @@ fn delete_works_when_nothing_is_there_and_again() {
     }
 }
 
+/// As containerd 2.3 does it, which lets the socket be in a directory of the test's.
+fn start(dir: &Path, bundle: &Path, id: &str) -> Output {
+    let params = BootstrapParams {
+        instance_id: id.to_owned(),
+        namespace: "n".to_owned(),
+        socket_dir: Some(dir.join("s").to_str().unwrap().to_owned()),
+        ..BootstrapParams::default()
+    };
+    shim(
+        bundle,
+        &["-namespace", "n", "-address", "", "-id", id, "start"],
+        &params.write_to_bytes().unwrap(),
+    )
+}
+
+/// What a containerd says that was told version 3 of the task service.
+#[test]
+fn server_of_the_newer_bootstrap_serves_version_3_of_the_task_service() {
+    if !rustix::process::geteuid().is_root() {
+        return; // The server needs a mount namespace.
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("bundle");
+    fs::create_dir(&bundle).unwrap();
+    let id = format!("v3-{}", std::process::id());
+    let result =
+        BootstrapResult::parse_from_bytes(answer(&start(dir.path(), &bundle, &id))).unwrap();
+    assert_eq!(result.version, 3);
+    let path = Path::new(result.address.strip_prefix("unix://").unwrap());
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let socket = TaskSocket::at(path.parent().unwrap(), name).unwrap();
+
+    let request = api::ConnectRequest { id: id.clone(), ..Default::default() };
+    let connected: api::ConnectResponse = socket.call("Connect", &request, &[]).unwrap();
+    let pid = fs::read_to_string(bundle.join("shim.pid")).unwrap();
+    assert_eq!(connected.shim_pid.to_string(), pid);
+    assert_eq!(connected.version, env!("CARGO_PKG_VERSION"));
+
+    // A bundle without a configuration.
+    let request = api::CreateTaskRequest {
+        id: id.clone(),
+        bundle: bundle.to_str().unwrap().to_owned(),
+        ..Default::default()
+    };
+    let refused = socket.call::<api::CreateTaskResponse>("Create", &request, &[]).unwrap_err();
+    let text = refused.to_string();
+    assert!(matches!(refused, CallError::Refused { .. }), "{text}");
+    assert!(text.contains("config.json") && text.lines().count() == 1, "{text}");
+
+    let server = pidfd_open(Pid::from_raw(pid.parse().unwrap()).unwrap(), PidfdFlags::empty());
+    let server = server.unwrap();
+    let request = api::ShutdownRequest { id, now: true, ..Default::default() };
+    socket.call::<api::Empty>("Shutdown", &request, &[]).unwrap();
+    let mut ends = [PollFd::new(&server, PollFlags::IN)];
+    let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+    assert_eq!(poll(&mut ends, Some(&patience)).unwrap(), 1, "the server lives on");
+    assert!(!path.exists(), "the server has left its socket");
+}
+
 #[test]
 fn a_server_is_started_found_by_its_pod_and_ended() {
     if !rustix::process::geteuid().is_root() {
@@ -104,20 +166,7 @@ fn a_server_is_started_found_by_its_pod_and_ended() {
         bundle
     };
     let (first, member) = (bundle("first"), bundle("member"));
-    // As containerd 2.3 does it, which lets the socket be in a directory of the test's.
-    let start = |bundle: &Path, id: &str| {
-        let params = BootstrapParams {
-            instance_id: id.to_owned(),
-            namespace: "n".to_owned(),
-            socket_dir: Some(dir.path().join("s").to_str().unwrap().to_owned()),
-            ..BootstrapParams::default()
-        };
-        shim(
-            bundle,
-            &["-namespace", "n", "-address", "", "-id", id, "start"],
-            &params.write_to_bytes().unwrap(),
-        )
-    };
+    let start = |bundle: &Path, id: &str| start(dir.path(), bundle, id);
     let config = format!(
         r#"{{"annotations":{{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"{sandbox}"}}}}"#
     );
@@ -157,7 +206,7 @@ fn a_server_is_started_found_by_its_pod_and_ended() {
     assert_eq!(again.address, result.address);
     let pid = fs::read_to_string(Path::new(first).join("shim.pid")).unwrap();
     rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap(),
+        Pid::from_raw(pid.parse().unwrap()).unwrap(),
         rustix::process::Signal::KILL,
     )
     .unwrap();
