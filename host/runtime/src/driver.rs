@@ -113,6 +113,9 @@ fn qemu_settings(config: &HostConfig) -> QemuSettings {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -121,6 +124,29 @@ mod tests {
         assert_eq!(of(&config, Path::new("/usr")).name(), "qemu");
         config.runtime.hypervisor_name = HypervisorName::Krun;
         assert_eq!(of(&config, Path::new("/usr")).name(), "krun");
+    }
+
+    #[test]
+    fn drivers_are_told_when_to_dial_again_and_where_random_numbers_are() {
+        let defaults = HostConfig::defaults(Path::new("/usr"));
+        let text = "[hypervisor.qemu]\nentropy_source = \"/dev/hwrng\"\n\
+                    [hypervisor.clh]\nentropy_source = \"/dev/random\"\n\
+                    [agent.kata]\ndial_timeout_ms = 50\n";
+        let set = HostConfig::parse(text, Path::new("f.toml"), Path::new("/usr")).unwrap();
+        for (config, millis, sources) in [
+            (&defaults, 10, ["/dev/urandom", "/dev/urandom"]),
+            (&set, 50, ["/dev/hwrng", "/dev/random"]),
+        ] {
+            let (qemu, clh) = (qemu_settings(config), clh_settings(config));
+            let again = [
+                qemu.dial_again,
+                clh.dial_again,
+                firecracker_settings(config).dial_again,
+                krun_settings(config, Path::new("/usr")).dial_again,
+            ];
+            assert_eq!(again, [Duration::from_millis(millis); 4]);
+            assert_eq!([qemu.entropy_source, clh.entropy_source], sources.map(PathBuf::from));
+        }
     }
 
     #[test]

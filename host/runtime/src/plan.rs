@@ -379,3 +379,6 @@ fn host(runtime: &Runtime) -> Result<HostResources, RuntimeError> {
         driver_max_vcpus: runtime.hypervisor().capabilities().max_vcpus,
     })
 }
+
+#[cfg(test)]
+mod tests;
