@@ -7,6 +7,7 @@
 #   make demo       a container in a VM under containerd, with proof            (as root)
 #   make check      the quick tests: format, lints, layers, licences, units     (as root)
 #   make test       all tests, with real engines and VMs                        (as root)
+#   make soak       boots, and processes that print and exit, many times in a row: hours   (as root)
 #   make host-vm    a machine with KVM for the tests, made on the spot, cached  (as root)
 #   make bench      measure, print a table [BENCH=--groups=start,exec ...]      (as root)
 #   make audit      look for published vulnerabilities of dependencies
@@ -227,6 +228,27 @@ test: check kernel all distribution-guest engines
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-kubernetes --test='*' -- --test-threads=2
 	@mk/require-packages $(host_vm_packages)
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm --test=engines
+
+# What must not fail once in many times: boots under load of both guest kernels, boots of the QEMU driver, short-lived processes.
+soak_boots ?= 200
+soak_driver_boots ?= 100
+soak_processes ?= 1000
+
+.PHONY: soak
+soak: build-deps kernel all distribution-guest engines
+	@mkdir -p $(build)/soak
+	@for kernel in small distribution; do \
+	    file=$(build)/soak/$$kernel.toml; \
+	    echo '[hypervisor.qemu]' >$$file; \
+	    echo "kernel = '$(guest)/$$kernel/vmlinux.container'" >>$$file; \
+	    echo "initrd = '$(guest)/$$kernel/kata-containers-initrd.img'" >>$$file; \
+	    echo "boots under load: the $$kernel kernel"; \
+	    KATA_E2E_CONFIG=$$file KATA_E2E_BOOTS=$(soak_boots) \
+	        $(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test=soak boots_in_a_row_under_load; \
+	done
+	KATA_TEST_BOOTS=$(soak_driver_boots) $(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --test=boot boots_in_a_row_never_hang
+	KATA_E2E_SHORT_LIVED=$(soak_processes) \
+	    $(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test=integrity short_lived -- --test-threads=1
 
 .PHONY: host-vm
 host-vm: build-deps

@@ -20,7 +20,7 @@
 //! | `KATA_E2E_RUNTIME=runc` | runs the tests under runc, to test the tests; what only a VM can show is left out |
 //! | `KATA_E2E_LOG` | level of containerd's log, which also is the shims'; default `info` |
 //! | `KATA_E2E_PATIENCE` | multiplies every deadline; default 1 |
-//! | `KATA_E2E_SHORT_LIVED` | processes that print and exit at once; default 100 |
+//! | `KATA_E2E_SHORT_LIVED` | processes that print and exit at once, for each kind of them; default 20 to 100 |
 //! | `KATA_E2E_STREAM_MIB` | size of the streams with checksums; default 64 |
 //! | `KATA_E2E_BOOTS` | boots in a row under load; default 5 |
 

@@ -3,7 +3,7 @@
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Client, Deadline, Input, number_from, scenario};
+use kata_e2e::{Client, Deadline, Input, Output, number_from, scenario};
 use std::time::Duration;
 
 /// Echoes this many bytes in a terminal that changes none of them.
@@ -149,31 +149,89 @@ fn last_words_before_exit_are_heard() -> Result<()> {
     })
 }
 
+/// How many clients run short-lived processes at a time: they shall also meet.
+const WORKERS: usize = 4;
+
+/// Has `count` processes print something on both streams and exit at once, each with another code.
+/// `run` runs a script to its end; `terminal` says whether it does so in one.
+fn short_lived_are_heard(
+    count: usize,
+    terminal: bool,
+    run: impl Fn(&str) -> Result<Output> + Sync,
+) -> Result<()> {
+    let speak = |worker: usize| -> Result<()> {
+        for number in (worker..count).step_by(WORKERS) {
+            let code = i32::try_from(number % 200)?;
+            let output = run(&format!("echo out {number}; echo err {number} >&2; exit {code}"))?;
+            let (out, err) = (format!("out {number}"), format!("err {number}"));
+            let (stdout, stderr) = match terminal {
+                true => (format!("{out}\r\n{err}\r\n"), String::new()),
+                false => (format!("{out}\n"), format!("{err}\n")),
+            };
+            let got = (output.text(), output.error_text(), output.code);
+            ensure!(got == (stdout, stderr, code), "process {number}: {output}");
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let speak = &speak;
+        let workers: Vec<_> =
+            (0..WORKERS).map(|worker| scope.spawn(move || speak(worker))).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no assertion in it"))
+    })
+}
+
+/// As many as the variable says, else `default`.
+fn short_lived(default: usize) -> usize {
+    number_from("KATA_E2E_SHORT_LIVED", default)
+}
+
 #[test]
-fn short_lived_processes_are_heard() -> Result<()> {
+fn short_lived_execs_are_heard() -> Result<()> {
     scenario(|containerd| {
         let container = containerd.run(["sleep", "1000"]).start()?;
-        let count = number_from("KATA_E2E_SHORT_LIVED", 100);
-        let container_ref = &container;
-        let speak = move |worker: usize| -> Result<()> {
-            for number in (worker..count).step_by(WORKERS) {
-                let code = i32::try_from(number % 200)?;
-                let script = format!("echo out {number}; echo err {number} >&2; exit {code}");
-                let output = container_ref.shell(&script).output()?;
-                let expected = (format!("out {number}\n"), format!("err {number}\n"), code);
-                let got = (output.text(), output.error_text(), output.code);
-                ensure!(got == expected, "process {number}: {output}");
-            }
-            Ok(())
-        };
-        // Some at a time: they shall also meet.
-        const WORKERS: usize = 4;
-        thread::scope(|scope| {
-            let workers: Vec<_> =
-                (0..WORKERS).map(|worker| scope.spawn(move || speak(worker))).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().expect("no assertion in it"))
-        })?;
+        short_lived_are_heard(short_lived(100), false, |script| container.shell(script).output())?;
         container.remove()
+    })
+}
+
+#[test]
+fn short_lived_execs_in_terminals_are_heard() -> Result<()> {
+    scenario(|containerd| {
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let run = |script: &str| container.shell(script).tty().output();
+        short_lived_are_heard(short_lived(50), true, run)?;
+        container.remove()
+    })
+}
+
+#[test]
+fn short_lived_inits_are_heard() -> Result<()> {
+    short_lived_members_are_heard(short_lived(20), false)
+}
+
+#[test]
+fn short_lived_inits_in_terminals_are_heard() -> Result<()> {
+    short_lived_members_are_heard(short_lived(20), true)
+}
+
+/// The first processes of containers that share a VM: one for each would be a test of boots, which
+/// there is elsewhere.
+fn short_lived_members_are_heard(count: usize, terminal: bool) -> Result<()> {
+    scenario(|containerd| {
+        let kind = |kind: &str| format!("io.kubernetes.cri.container-type={kind}");
+        let pod =
+            containerd.run(["sleep", "1000"]).option("--annotation", &kind("sandbox")).start()?;
+        let sandbox = format!("io.kubernetes.cri.sandbox-id={}", pod.id());
+        let run = |script: &str| {
+            let member = containerd
+                .shell(script)
+                .option("--annotation", &kind("container"))
+                .option("--annotation", &sandbox);
+            if terminal { member.tty().output() } else { member.output() }
+        };
+        short_lived_are_heard(count, terminal, run)?;
+        pod.remove()
     })
 }
 
