@@ -110,6 +110,18 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().context("VmRSS is not a number")
     }
 
+    /// Its cgroup in every hierarchy that controllers are in, below the hierarchy's root, from
+    /// /proc/PID/cgroup (cgroups(7)). Where there is the second version only, the one that it has.
+    pub fn cgroups(&self) -> Result<Vec<String>> {
+        let table = fs::read_to_string(format!("/proc/{}/cgroup", self.pid))
+            .with_context(|| format!("process {} has ended", self.pid))?;
+        let rows: Vec<(&str, &str)> =
+            table.lines().filter_map(|line| line.split_once(':')?.1.split_once(':')).collect();
+        let second_only = rows.len() == 1;
+        let rows = rows.into_iter().filter(|(kind, _)| second_only || !kind.is_empty());
+        Ok(rows.map(|(_, path)| path.to_owned()).collect())
+    }
+
     /// One line for an error.
     #[must_use]
     pub fn describe(&self) -> String {

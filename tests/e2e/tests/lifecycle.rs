@@ -1,10 +1,11 @@
 //! A container's life, from `ctr run` to `ctr container delete`.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Container, Input, Runtime, only_a_vm, scenario};
+use kata_e2e::{Container, Containerd, Input, Part, Runtime, only_a_vm, parts_of, scenario};
 
 /// A shell without a prompt and without line editing.
 const READS_COMMANDS: &str =
@@ -44,6 +45,9 @@ fn detached_container_lives_until_it_is_killed() -> Result<()> {
         assert!(fs::exists(format!("/proc/{pid}"))?, "{pid} is no process of the host");
         assert!(!container.processes()?.is_empty());
         metrics_have_all_parts(&container)?;
+        if only_a_vm("parts of a sandbox on the host") {
+            parts_are_in_the_engines_cgroup(containerd, &container)?;
+        }
 
         assert_eq!(container.shell("exit 7").output()?.code, 7);
         assert_eq!(container.exec(["id", "-u"]).user("1000").output()?.success()?, "1000\n");
@@ -78,6 +82,28 @@ fn metrics_have_all_parts(container: &Container<'_>) -> Result<()> {
     let used = memory["usage"].as_u64().or(memory.as_u64());
     ensure!(used.is_some_and(|used| used > 0), "no memory in {metrics}");
     ensure!(metrics["pids"]["current"].as_u64() >= Some(1), "no processes in {metrics}");
+    Ok(())
+}
+
+/// Who limits or counts the engine's cgroup, has everything that a container costs the host.
+fn parts_are_in_the_engines_cgroup(
+    containerd: &Containerd,
+    container: &Container<'_>,
+) -> Result<()> {
+    let engines = format!("/{}/{}", containerd.namespace(), container.id());
+    for part in [Part::Shim, Part::Vmm, Part::FileServer] {
+        let found = parts_of(containerd.mark(), part)?;
+        // Not every hypervisor needs a file server beside it.
+        ensure!(part == Part::FileServer || !found.is_empty(), "no process of {part:?}");
+        for process in found {
+            let places = process.cgroups()?;
+            ensure!(!places.is_empty(), "in no cgroup: {}", process.describe());
+            for place in places {
+                let inside = Path::new(&place).starts_with(&engines);
+                ensure!(inside, "in {place} and not in {engines}: {}", process.describe());
+            }
+        }
+    }
     Ok(())
 }
 
@@ -234,7 +260,7 @@ fn logs_go_where_the_engine_says() -> Result<()> {
 
 /// A logging program as containerd defines it: output on descriptors 3 and 4, and 5 to be closed
 /// when it is ready. Told to end by SIGTERM, it reads to the end first.
-fn write_logger(path: &std::path::Path) -> Result<()> {
+fn write_logger(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let script = "#!/bin/sh\n[ \"$1\" = to ] || exit 1\n\
                   trap '' TERM\necho $CONTAINER_ID $CONTAINER_NAMESPACE > $2\nexec 5>&-\nexec cat <&3 >> $2\n";
