@@ -256,7 +256,7 @@ host-vm: build-deps
 	$(CARGO) run $(CARGO_FLAGS) --quiet --package=kata-host-vm --bin=host-vm -- build
 
 .PHONY: bench
-bench: all distribution-guest engines
+bench: kernel all distribution-guest engines
 	@mk/require-packages $(bench_packages)
 	$(CARGO) run $(CARGO_FLAGS) --quiet --release --package=kata-e2e --bin=bench -- $(BENCH)
 

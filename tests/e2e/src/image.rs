@@ -1,5 +1,6 @@
 //! Container images, made on the spot from the host's busybox.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
 use std::process::Command;
@@ -52,6 +53,8 @@ const FILES: &[(&str, u32, u64, &str)] = &[
 pub struct Image {
     name: String,
     config: Value,
+    /// A file in a layer of its own: its name, and its size in bytes.
+    file: Option<(String, usize)>,
 }
 
 impl Image {
@@ -64,6 +67,7 @@ impl Image {
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
                 "Cmd": ["sh"],
             }),
+            file: None,
         }
     }
 
@@ -77,6 +81,14 @@ impl Image {
         image
     }
 
+    /// One with another name and a further file of `size` bytes, in a layer of its own. `path` is
+    /// relative to `/`.
+    #[must_use]
+    pub fn busybox_with_file(name: &str, path: &str, size: usize) -> Self {
+        let file = Some((path.to_owned(), size));
+        Self { name: name.to_owned(), file, ..Self::busybox() }
+    }
+
     /// Its full reference.
     #[must_use]
     pub fn reference(&self) -> String {
@@ -85,18 +97,27 @@ impl Image {
 
     /// The image as a tar archive in the OCI layout; the same bytes at every call.
     pub fn archive(&self) -> Result<Vec<u8>> {
-        let layer = layer()?;
+        let mut layers = vec![Cow::Borrowed(layer()?)];
+        if let Some((path, size)) = &self.file {
+            let mut archive = Archive::new();
+            // No zeros, which a file system might leave out.
+            archive.file(path, 0o644, 0, &vec![1; *size])?;
+            layers.push(Cow::Owned(archive.finish()?));
+        }
+        let ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
         let config = to_bytes(&json!({
             "architecture": architecture(),
             "os": "linux",
             "config": self.config,
-            "rootfs": { "type": "layers", "diff_ids": [digest(layer)] },
+            "rootfs": { "type": "layers", "diff_ids": ids },
         }));
+        let tar = "application/vnd.oci.image.layer.v1.tar";
+        let descriptors = layers.iter().map(|layer| descriptor(tar, layer));
         let manifest = to_bytes(&json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
+            "layers": descriptors.collect::<Vec<_>>(),
         }));
         let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
         entry["annotations"] = json!({ "io.containerd.image.name": self.reference() });
@@ -105,7 +126,7 @@ impl Image {
         let mut archive = Archive::new();
         archive.file("oci-layout", 0o644, 0, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         archive.file("index.json", 0o644, 0, &index)?;
-        for blob in [layer, &config, &manifest] {
+        for blob in layers.iter().map(AsRef::as_ref).chain([config.as_slice(), &manifest]) {
             let name = format!("blobs/{}", digest(blob).replace(':', "/"));
             archive.file(&name, 0o644, 0, blob)?;
         }
@@ -238,6 +259,15 @@ mod tests {
     fn archive_is_the_same_every_time() {
         assert_eq!(Image::busybox().archive().unwrap(), Image::busybox().archive().unwrap());
         assert_eq!(make_layer().unwrap(), layer().unwrap());
+    }
+
+    #[test]
+    fn further_file_is_a_layer_of_its_own() {
+        let archive = Image::busybox_with_file("x", "srv/large", 100_000).archive().unwrap();
+        let mut archive = tar::Archive::new(Cursor::new(archive));
+        let sizes = archive.entries().unwrap().map(|entry| entry.unwrap().size());
+        // The two layers, the configuration and the manifest are the blobs.
+        assert_eq!(sizes.filter(|size| *size >= 100_000).count(), 2);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum Part {
     CommandLine,
     /// What Podman has watch over a container.
     Monitor,
+    /// gVisor: its kernel, its file server, and the processes that its containers run in.
+    Gvisor,
 }
 
 impl Part {
@@ -50,6 +52,7 @@ impl Part {
             Self::StandIn => &["kata-shim"],
             Self::CommandLine => &["kata-runtime"],
             Self::Monitor => &["conmon"],
+            Self::Gvisor => &["runsc"],
         }
     }
 }

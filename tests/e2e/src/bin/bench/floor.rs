@@ -10,8 +10,10 @@ use anyhow::{Context, Result, ensure};
 use kata_e2e::{Client, Deadline, Input, Process};
 
 /// Options with a value that make the machine and what boots in it.
-const KEPT: &[&str] =
-    &["-machine", "-global", "-accel", "-cpu", "-smp", "-m", "-kernel", "-append", "-display"];
+const KEPT: &[&str] = &[
+    "-machine", "-global", "-accel", "-cpu", "-smp", "-m", "-bios", "-kernel", "-append",
+    "-display",
+];
 
 /// Options without a value.
 const FLAGS: &[&str] = &["-nodefaults", "-no-user-config", "-no-reboot"];
@@ -222,11 +224,11 @@ mod tests {
     #[test]
     fn recipe_keeps_the_machine_and_drops_devices() {
         let line = "qemu -nodefaults -no-reboot -name sandbox-x -machine microvm,memory-backend=ram -accel tcg \
-            -object memory-backend-memfd,id=ram,size=256M -m 256M -kernel /k -initrd /i -append console=ttyS0 \
+            -object memory-backend-memfd,id=ram,size=256M -m 256M -bios qboot.rom -kernel /k -initrd /i -append console=ttyS0 \
             -chardev socket,id=c,fd=3 -mon chardev=c -object rng-random,id=r -device virtio-rng-device,rng=r -sandbox on";
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let expected = "-nodefaults -no-reboot -machine microvm,memory-backend=ram -accel tcg \
-            -object memory-backend-memfd,id=ram,size=256M -m 256M -kernel /k -append console=ttyS0";
+            -object memory-backend-memfd,id=ram,size=256M -m 256M -bios qboot.rom -kernel /k -append console=ttyS0";
         let recipe = Recipe::from("/usr/bin/qemu", &words);
         assert_eq!(recipe.arguments.join(" "), expected);
         let other = recipe.with_kernel(Path::new("/other"));

@@ -99,9 +99,10 @@ fn stop(
     to: &mut Values,
 ) -> Result<()> {
     let containerd = subjects.containerd();
-    let mut processes = parts_of(containerd.mark(), Part::Vmm)?;
-    processes.extend(parts_of(containerd.mark(), Part::FileServer)?);
-    processes.extend(parts_of(containerd.mark(), Part::Shim)?);
+    let mut processes = Vec::new();
+    for part in [Part::Vmm, Part::FileServer, Part::Shim, Part::Gvisor] {
+        processes.extend(parts_of(containerd.mark(), part)?);
+    }
     let (deleted, took) = timed(|| {
         let deleted = containerd.ctr(["task", "delete", "--force", container.id()])?;
         for process in &processes {

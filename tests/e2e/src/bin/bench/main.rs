@@ -7,6 +7,7 @@ mod engines;
 mod floor;
 mod io;
 mod life;
+mod markdown;
 mod memory;
 mod metric;
 mod plot;
@@ -48,7 +49,7 @@ struct Arguments {
     /// The guest's memory in MiB.
     #[arg(long, default_value_t = 256)]
     memory: u32,
-    /// Where the figures go: `bench.json` and `bench.svg` in this directory.
+    /// Where the figures go: `bench.json`, `bench.md` and `bench.svg` in this directory.
     #[arg(long, default_value = "build")]
     output: PathBuf,
 }
@@ -76,9 +77,11 @@ fn main() -> Result<()> {
     println!("a guest of {} MiB\n", arguments.memory);
     print!("{}", report::table(&values, &targets));
     fs::create_dir_all(&arguments.output).context("cannot make the output's directory")?;
-    for (name, content) in
-        [("bench.json", report::json(&values, &targets)?), ("bench.svg", plot::svg(&values))]
-    {
+    for (name, content) in [
+        ("bench.json", report::json(&values, &targets)?),
+        ("bench.md", markdown::page(&values, &targets, arguments.memory)),
+        ("bench.svg", plot::svg(&values)),
+    ] {
         let file = arguments.output.join(name);
         fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
         println!("written to {}", file.display());
@@ -95,6 +98,12 @@ fn all_rounds(
     // A configuration that the environment names would win over each container's own.
     Scenario::unconfigured().run(|containerd| {
         let subjects = Subjects::find(containerd, configurations)?;
+        if let Some(why) = subjects.without_runsc() {
+            values.leave_out(Subject::Runsc, why);
+        }
+        if arguments.groups.contains(&Group::Io) {
+            containerd.import(&io::image())?;
+        }
         for round in 1..=arguments.runs {
             eprint!("\rround {round} of {} ", arguments.runs);
             measure(&subjects, &arguments.groups, values)?;
@@ -127,13 +136,16 @@ fn measure(subjects: &Subjects<'_>, groups: &[Group], values: &mut Values) -> Re
     }
     if has(&[Group::Memory]) {
         memory::idle(subjects, values)?;
+        for subject in subjects.runtimes().into_iter().filter(|one| *one != Subject::Kata) {
+            memory::idle_without_vm(subjects, subject, values)?;
+        }
     }
     Ok(())
 }
 
 fn burst(subjects: &Subjects<'_>, values: &mut Values) -> Result<()> {
     for many in [(metric::TEN, 10), (metric::TWENTY, 20)] {
-        for subject in [Subject::Kata, Subject::Runc] {
+        for subject in subjects.runtimes() {
             life::burst(subjects, subject, many, values)?;
         }
     }

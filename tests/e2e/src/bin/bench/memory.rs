@@ -37,6 +37,30 @@ pub(crate) fn idle(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
     container.remove()
 }
 
+/// The same under a runtime that has its processes on the host: its shim, and the kernel of its own
+/// that it has, if any. A process of runc's container is not among them: it would cost the same
+/// anywhere.
+pub(crate) fn idle_without_vm(
+    subjects: &Subjects<'_>,
+    subject: Subject,
+    to: &mut Values,
+) -> Result<()> {
+    let container = subjects.run(subject, &["sleep", "1000"]).start()?;
+    let mark = subjects.containerd().mark();
+    let shim = parts_of(mark, Part::Shim)?.into_iter().next().context("no shim")?;
+    let kernel = parts_of(mark, Part::Gvisor)?;
+    let_it_settle();
+    let shim = share_of(&shim)?;
+    let mut all = shim.rest_mib();
+    for process in &kernel {
+        all += pss(process)?;
+    }
+    to.add(metric::ALL_PSS, subject, all);
+    to.add(metric::SHIM_PSS, subject, shim.rest_mib());
+    to.add(metric::SHIM_RSS, subject, shim.resident as f64 / 1024.0);
+    container.remove()
+}
+
 /// What a process that has none of the guest's memory costs, in MiB.
 pub(crate) fn pss(process: &Process) -> Result<f64> {
     Ok(share_of(process)?.rest_mib())

@@ -98,12 +98,13 @@ pub(crate) const SHIM_PSS: Metric = metric(Group::Memory, 5, "  shim", "MiB");
 pub(crate) const SHIM_RSS: Metric = metric(Group::Memory, 6, "  shim (resident)", "MiB");
 pub(crate) const GUEST_USED: Metric =
     metric(Group::Memory, 7, "memory in use in an idle guest", "MiB");
-pub(crate) const ROOT_WRITE: Metric = metric(Group::Io, 0, "rootfs: write and sync", "MB/s");
+pub(crate) const ROOT_FIRST: Metric = metric(Group::Io, 0, "rootfs: first read", "MB/s");
 pub(crate) const ROOT_READ: Metric = metric(Group::Io, 1, "rootfs: read again", "MB/s");
-pub(crate) const BIND_READ: Metric = metric(Group::Io, 2, "bind mount: first read", "MB/s");
-pub(crate) const BIND_WRITE: Metric = metric(Group::Io, 3, "bind mount: write and sync", "MB/s");
-pub(crate) const SMALL: Metric = metric(Group::Io, 4, "200 small files: make, list, remove", "s");
-pub(crate) const STDOUT: Metric = metric(Group::Io, 5, "standard output", "MB/s");
+pub(crate) const ROOT_WRITE: Metric = metric(Group::Io, 2, "rootfs: write and sync", "MB/s");
+pub(crate) const BIND_READ: Metric = metric(Group::Io, 3, "bind mount: first read", "MB/s");
+pub(crate) const BIND_WRITE: Metric = metric(Group::Io, 4, "bind mount: write and sync", "MB/s");
+pub(crate) const SMALL: Metric = metric(Group::Io, 5, "200 small files: make, list, remove", "ms");
+pub(crate) const STDOUT: Metric = metric(Group::Io, 6, "standard output", "MB/s");
 pub(crate) const PODMAN: Metric = metric(Group::Engines, 0, "podman run --rm … true", "s");
 pub(crate) const DOCKER: Metric = metric(Group::Engines, 1, "docker run --rm … true", "s");
 pub(crate) const STATE: Metric = metric(Group::Engines, 2, "kata-runtime state", "ms");
@@ -112,7 +113,7 @@ pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 4, "kata-shim (PS
 
 /// Every metric.
 #[cfg(test)]
-pub(crate) const ALL: [Metric; 34] = [
+pub(crate) const ALL: [Metric; 35] = [
     RUN,
     RUN_DISTRIBUTION,
     ONE,
@@ -136,8 +137,9 @@ pub(crate) const ALL: [Metric; 34] = [
     SHIM_PSS,
     SHIM_RSS,
     GUEST_USED,
-    ROOT_WRITE,
+    ROOT_FIRST,
     ROOT_READ,
+    ROOT_WRITE,
     BIND_READ,
     BIND_WRITE,
     SMALL,
@@ -153,11 +155,37 @@ pub(crate) const ALL: [Metric; 34] = [
 #[derive(Debug, Default)]
 pub(crate) struct Values {
     values: BTreeMap<(Metric, Subject), Vec<f64>>,
+    left_out: Vec<LeftOut>,
+}
+
+/// Somebody who could not be measured here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct LeftOut {
+    pub(crate) who: Subject,
+    /// In one line.
+    pub(crate) why: String,
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: left out: {}", self.who.name(), self.why)
+    }
 }
 
 impl Values {
     pub(crate) fn add(&mut self, metric: Metric, subject: Subject, value: f64) {
         self.values.entry((metric, subject)).or_default().push(value);
+    }
+
+    /// Notes that somebody is not measured; `why` may be as long as programs' errors are.
+    pub(crate) fn leave_out(&mut self, who: Subject, why: &str) {
+        let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.left_out.push(LeftOut { who, why });
+    }
+
+    /// Who was not measured.
+    pub(crate) fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
     }
 
     /// Who was measured, metric by metric.

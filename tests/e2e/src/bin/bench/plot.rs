@@ -14,6 +14,8 @@ const LONGEST: f64 = 440.0;
 const BAR: f64 = 14.0;
 const GAP: f64 = 10.0;
 const TOP: f64 = 44.0;
+/// What of a note fits into a line, in characters.
+const NOTE: usize = 130;
 
 /// Draws all medians; a thin line leads from each to its 90th percentile. Each panel has a scale of
 /// its own.
@@ -23,7 +25,8 @@ pub(crate) fn svg(values: &Values) -> String {
         panels.entry(metric).or_default().push((subject, summary));
     }
     let heights = panels.values().map(|rows| rows.len() as f64 * (BAR + 2.0) + GAP);
-    let height = TOP + heights.sum::<f64>() + GAP;
+    let notes = values.left_out().len() as f64 * (BAR + 2.0);
+    let height = TOP + heights.sum::<f64>() + notes + GAP;
     let mut drawing = Drawing::new("Bench", WIDTH, height);
     drawing.text((10.0, 24.0), Anchor::Start, Tone::Strong, "Medians, and 90th percentiles");
     let mut y = TOP;
@@ -36,6 +39,14 @@ pub(crate) fn svg(values: &Values) -> String {
             y += BAR + 2.0;
         }
         y += GAP;
+    }
+    for left_out in values.left_out() {
+        let mut note = left_out.to_string();
+        if note.chars().count() > NOTE {
+            note = note.chars().take(NOTE - 1).chain(['…']).collect();
+        }
+        drawing.text((10.0, y + 11.0), Anchor::Start, Tone::Faint, &note);
+        y += BAR + 2.0;
     }
     drawing.finish()
 }
@@ -63,9 +74,12 @@ mod tests {
         values.add(metric::RUN, Subject::Kata, 3.0);
         values.add(metric::RUN, Subject::Floor, 1.0);
         values.add(metric::STOP, Subject::Kata, 0.0);
+        values.leave_out(Subject::Runsc, &"it does\nnot work ".repeat(20));
         let picture = svg(&values);
         // One for the ground, three bars.
         assert_eq!(picture.matches("<rect").count(), 4);
         assert!(picture.contains("width=\"440.0\"") && picture.contains("3.000"), "{picture}");
+        assert!(picture.contains("runsc: left out: it does not work it"), "{picture}");
+        assert!(picture.contains('…'), "{picture}");
     }
 }

@@ -123,6 +123,9 @@ pub(crate) fn table(values: &Values, targets: &[Target]) -> String {
             "{what:<38} {who:<6} {runs:>5} {median:>10.3} {p90:>10.3} {spread:>10.3}"
         );
     }
+    for left_out in values.left_out() {
+        let _ = writeln!(text, "{left_out}");
+    }
     let _ = writeln!(text, "\n{:<60} {:>10} {:>10}", "target", "measured", "at most");
     for target in targets {
         let measured = format!("{:.2} {}", target.value, target.unit);
@@ -147,12 +150,13 @@ pub(crate) fn json(values: &Values, targets: &[Target]) -> Result<String> {
                     "who": subject, "summary": summary })
         })
         .collect();
-    let all = json!({ "host": host(), "figures": rows, "targets": targets });
+    let all = json!({ "host": host(), "figures": rows, "left_out": values.left_out(),
+                      "targets": targets });
     serde_json::to_string_pretty(&all).context("cannot write JSON")
 }
 
 /// What the figures depend on.
-fn host() -> serde_json::Value {
+pub(crate) fn host() -> serde_json::Value {
     let first = |file: &str, key: &str| {
         let text = fs::read_to_string(file).unwrap_or_default();
         let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
@@ -176,13 +180,16 @@ mod tests {
         let mut values = Values::default();
         values.add(metric::RUN, Subject::Kata, 3.0);
         values.add(metric::RUN, Subject::Floor, 1.0);
+        values.leave_out(Subject::Runsc, "no\nptrace\n");
         let targets = targets(&values, Path::new("/dev/null")).unwrap();
         assert_eq!(targets.len(), 3);
         assert!(!targets[0].is_met() && targets[1].is_met());
         let table = table(&values, &targets);
         assert!(table.contains("NOT MET") && table.contains("3.000"), "{table}");
+        assert!(table.contains("\nrunsc: left out: no ptrace\n"), "{table}");
         let json = json(&values, &targets).unwrap();
         assert!(json.contains("\"at_most\": 1.5") && json.contains("\"who\": \"floor\""), "{json}");
+        assert!(json.contains("\"why\": \"no ptrace\""), "{json}");
     }
 
     #[test]

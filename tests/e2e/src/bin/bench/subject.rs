@@ -19,7 +19,8 @@ const RUNSC: &str = "#!/bin/sh\nexec runsc --platform=ptrace --network=none \"$@
 #[derive(Debug)]
 pub(crate) struct Subjects<'a> {
     containerd: &'a Containerd,
-    runsc: Option<PathBuf>,
+    /// How it is called, or why it does not work here.
+    runsc: Result<PathBuf, String>,
     configurations: &'a Configurations,
 }
 
@@ -33,33 +34,33 @@ pub(crate) struct Configurations {
 }
 
 impl<'a> Subjects<'a> {
-    /// Finds out whether runsc works here; says why not if it does not.
+    /// Finds out whether runsc works here.
     pub(crate) fn find(
         containerd: &'a Containerd,
         configurations: &'a Configurations,
     ) -> Result<Self> {
         let script = write_script(containerd.directory())?;
-        let with_runsc = Self { containerd, runsc: Some(script.clone()), configurations };
-        let probe = with_runsc.run(Subject::Runsc, &["true"]).output()?;
-        let version = with_runsc.run(Subject::Distribution, &["cat", "/proc/version"]).output()?;
+        let mut subjects = Self { containerd, runsc: Ok(script), configurations };
+        let version = subjects.run(Subject::Distribution, &["cat", "/proc/version"]).output()?;
         ensure!(version.text().contains("Debian"), "not the distribution's kernel: {version}");
-        let runsc = match probe.clone().success() {
-            Ok(_) => Some(script),
-            Err(_) => {
-                eprintln!(
-                    "runsc does not work here and is left out: {}",
-                    probe.error_text().trim()
-                );
-                None
-            }
-        };
-        Ok(Self { containerd, runsc, configurations })
+        let probe = subjects.run(Subject::Runsc, &["true"]).output()?;
+        if let Err(error) = probe.clone().success() {
+            let said = probe.error_text();
+            let why = if said.trim().is_empty() { error.to_string() } else { said };
+            subjects.runsc = Err(why);
+        }
+        Ok(subjects)
+    }
+
+    /// Why there is no runsc among those that are compared.
+    pub(crate) fn without_runsc(&self) -> Option<&str> {
+        self.runsc.as_ref().err().map(String::as_str)
     }
 
     /// Those that run containers.
     pub(crate) fn runtimes(&self) -> Vec<Subject> {
         let mut all = vec![Subject::Kata, Subject::Runc];
-        all.extend(self.runsc.is_some().then_some(Subject::Runsc));
+        all.extend(self.runsc.is_ok().then_some(Subject::Runsc));
         all
     }
 
@@ -71,7 +72,7 @@ impl<'a> Subjects<'a> {
     pub(crate) fn run(&self, subject: Subject, command: &[&str]) -> Run<'a> {
         let run = self.containerd.run(command.iter().copied());
         match (subject, &self.runsc) {
-            (Subject::Runsc, Some(script)) => {
+            (Subject::Runsc, Ok(script)) => {
                 run.under(Runtime::Runc).option("--runc-binary", &script.display().to_string())
             }
             (Subject::Runc | Subject::Runsc, _) => run.under(Runtime::Runc),
