@@ -58,8 +58,7 @@ impl HostConfig {
     pub fn asks_for_qemu(&self, prefix: &Path) -> bool {
         let defaults = Qemu::defaults(prefix);
         let shared = self.qemu.vm == defaults.vm || self.qemu.vm == self.krun.vm;
-        // Whom QEMU runs as, and with which system calls it does its I/O, is nothing that krun would
-        // lose.
+        // Whom QEMU runs as, and how it does its I/O, is nothing that krun would lose.
         let own = Qemu {
             vm: defaults.vm.clone(),
             rootless: defaults.rootless,

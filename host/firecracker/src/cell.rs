@@ -10,8 +10,8 @@
 //!
 //! The jailer makes its root from `jail` in a mount namespace that takes mounts of this one, so
 //! that what is bound into it later gets there. It then gives that root to the VMM's user, who may
-//! put a link in the place of any name in it: `files` belongs to root and is held open, and once the
-//! VMM runs nothing here takes a path through the jailer's root.
+//! put a link in the place of any name in it. So `files` belongs to root and is held open, and once
+//! the VMM runs nothing here takes a path through the jailer's root.
 
 use std::fs::{self, File};
 use std::io;

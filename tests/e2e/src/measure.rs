@@ -53,7 +53,8 @@ pub struct Share {
     pub guest: u64,
     /// Of everything else.
     pub rest: u64,
-    /// All that is resident of both, whoever else has it mapped, too: no share, but the whole (RSS).
+    /// All that is resident of both, whoever else has it mapped, too: no share, but the whole
+    /// (RSS).
     pub resident: u64,
 }
 
