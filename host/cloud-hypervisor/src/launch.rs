@@ -86,17 +86,22 @@ pub(crate) async fn launch(
     let entropy_source = settings.entropy_source.clone();
     let around = Surroundings { vsock, disks, entropy_source, landlock };
     let taps = taps(&spec.nics)?;
-    match start(&vm.client, &machine::config(spec, around)?, taps).await {
-        Ok(()) => Ok(vm),
-        // A VMM that closes its control socket is about to exit, and its stderr says why.
-        Err(Failure::Api(ApiError::Broken { .. })) => {
-            Err(HypervisorError::of_death(program, vm.vmm.child()).await)
+    let config = machine::config(spec, around)?;
+    let hello = async {
+        match start(&vm.client, &config, taps).await {
+            Ok(()) => Ok(()),
+            // A VMM that closes its control socket is about to exit, and its stderr says why.
+            Err(Failure::Api(ApiError::Broken { .. })) => {
+                Err(HypervisorError::of_death(program.clone(), vm.vmm.child()).await)
+            }
+            Err(Failure::Api(error)) => Err(error.into()),
+            Err(Failure::Version(reason)) => {
+                Err(HypervisorError::Control { command: "vmm.ping", reason })
+            }
         }
-        Err(Failure::Api(error)) => Err(error.into()),
-        Err(Failure::Version(reason)) => {
-            Err(HypervisorError::Control { command: "vmm.ping", reason })
-        }
-    }
+    };
+    vm.vmm.within(spec.vmm_deadline, &program, hello).await?;
+    Ok(vm)
 }
 
 enum Failure {

@@ -20,9 +20,9 @@ section! {
         /// Milliseconds between two tries to connect to the agent, where the channel needs tries
         /// (vsock).
         dial_timeout_ms: u32 = 10, check at_least(1);
-        /// Milliseconds from the start of the VM until the agent must have answered; less than
-        /// 10000 counts as 10000. (`dial_timeout`, in seconds, is the Go runtime's name of this
-        /// key.)
+        /// Milliseconds that the guest's kernel may take from the start of the VM to the agent, and
+        /// the agent from there to its first answer; less than 10000 counts as 10000.
+        /// (`dial_timeout`, in seconds, is the Go runtime's name of this key.)
         reconnect_timeout_ms: u32 = 60_000;
         /// Seconds that a request to the agent may take. (The Go runtime keeps this key in the
         /// section runtime.)
@@ -48,7 +48,8 @@ impl Agent {
         Duration::from_millis(self.dial_timeout_ms.into())
     }
 
-    /// How long after the start of the VM the agent must have answered; at least ten seconds.
+    /// How long the guest's kernel may take to the agent, and the agent to its first answer; at
+    /// least ten seconds.
     #[must_use]
     pub fn connect_deadline(&self) -> Duration {
         Duration::from_millis(self.reconnect_timeout_ms.max(10_000).into())

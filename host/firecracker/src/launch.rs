@@ -77,10 +77,14 @@ pub(crate) async fn launch(
     })?;
     let child = Arc::new(child);
     let vmm = Vmm::new(child.clone(), console_output);
-    let connected = connect(settings, &cell.directory, &child).await;
-    let Some(control) = connected.map_err(setup("the control socket"))? else {
-        return Err(HypervisorError::of_death(program, &child).await);
+    let connected = async {
+        let connected = connect(settings, &cell.directory, &child).await;
+        match connected.map_err(setup("the control socket"))? {
+            Some(control) => Ok(control),
+            None => Err(HypervisorError::of_death(program.clone(), &child).await),
+        }
     };
+    let control = vmm.within(spec.vmm_deadline, &program, connected).await?;
     let words = Console::of_vmm();
     log.listen(log_into(words.clone(), spec.sandbox.clone()));
     metrics.listen(watch_metrics(spec.sandbox.clone()));
@@ -88,18 +92,21 @@ pub(crate) async fn launch(
     let client = Client::new(control);
     // From here on whatever returns early drops it, which kills the VMM.
     let mut vm = FirecrackerVm { vmm, client, dialer, cell, disks, log: words, resumes: true };
-    match start(&vm.client, &machine).await {
-        Ok(version) => {
-            vm.resumes = resumes(&version);
-            Ok(vm)
+    let hello = async {
+        match start(&vm.client, &machine).await {
+            Ok(version) => Ok(version),
+            // A VMM that closes its control socket is about to exit, and its stderr says why.
+            Err(Failure::Api(ApiError::Broken { .. })) => {
+                Err(HypervisorError::of_death(program.clone(), vm.vmm.child()).await)
+            }
+            Err(Failure::Api(error)) => Err(error.into()),
+            Err(Failure::Version(reason)) => {
+                Err(HypervisorError::Control { command: "GET /", reason })
+            }
         }
-        // A VMM that closes its control socket is about to exit, and its stderr says why.
-        Err(Failure::Api(ApiError::Broken { .. })) => {
-            Err(HypervisorError::of_death(program, vm.vmm.child()).await)
-        }
-        Err(Failure::Api(error)) => Err(error.into()),
-        Err(Failure::Version(reason)) => Err(HypervisorError::Control { command: "GET /", reason }),
-    }
+    };
+    vm.resumes = resumes(&vm.vmm.within(spec.vmm_deadline, &program, hello).await?);
+    Ok(vm)
 }
 
 enum Failure {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kata_http::ApiError;
 use kata_linux::process::{Child, Exit, SpawnError};
@@ -77,6 +77,23 @@ impl Vmm {
         exit
     }
 
+    /// What `hello` comes to, for which there is time until the VMM's program has run for `after`:
+    /// then it is ended, and what it wrote to stderr is told. `program` is its name.
+    pub async fn within<T>(
+        &self,
+        after: Duration,
+        program: &str,
+        hello: impl Future<Output = Result<T, HypervisorError>>,
+    ) -> Result<T, HypervisorError> {
+        let left = after.saturating_sub(self.executed().elapsed());
+        if let Ok(said) = tokio::time::timeout(left, hello).await {
+            return said;
+        }
+        self.child.end().await;
+        let stderr = last_words(&self.child);
+        Err(HypervisorError::Late { program: program.to_owned(), after, stderr })
+    }
+
     /// Ends it without asking the guest, and returns when it is reaped.
     pub async fn stop(&self) {
         self.child.end().await;
@@ -136,11 +153,15 @@ impl HypervisorError {
     /// with its last words.
     pub async fn of_death(program: String, vmm: &Child) -> Self {
         let exit = VmExit::of(vmm.exited().await, None);
-        let stderr = match vmm.stderr().as_slice() {
-            [] => "it wrote nothing to stderr".to_owned(),
-            lines => lines[lines.len().saturating_sub(QUOTED_LINES)..].join("; "),
-        };
-        Self::Died { program, exit, stderr }
+        Self::Died { program, exit, stderr: last_words(vmm) }
+    }
+}
+
+/// What it wrote to stderr last.
+fn last_words(vmm: &Child) -> String {
+    match vmm.stderr().as_slice() {
+        [] => "it wrote nothing to stderr".to_owned(),
+        lines => lines[lines.len().saturating_sub(QUOTED_LINES)..].join("; "),
     }
 }
 
@@ -189,5 +210,40 @@ impl Console {
             }
         });
         ConsoleEnd(ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kata_linux::process::Spawn;
+
+    use super::*;
+
+    fn vmm() -> Vmm {
+        let child = Spawn::new("sleep").args(["infinity"]).spawn().unwrap();
+        Vmm::new(Arc::new(child), &b""[..])
+    }
+
+    #[tokio::test]
+    async fn vmm_that_says_nothing_is_ended_when_its_time_is_over() {
+        let vmm = vmm();
+        let after = Duration::from_millis(20);
+        let late = vmm.within(after, "/bin/vmm", std::future::pending::<Result<(), _>>()).await;
+        assert_eq!(
+            late.unwrap_err().to_string(),
+            "the hypervisor /bin/vmm did not say within 0 s that it is ready: it wrote nothing to stderr"
+        );
+        assert!(vmm.child().exit().is_some(), "it lives");
+        assert!(vmm.executed().elapsed() >= after);
+    }
+
+    #[tokio::test]
+    async fn hello_and_refusal_are_passed_on() {
+        let vmm = vmm();
+        let after = Duration::from_secs(60);
+        assert_eq!(vmm.within(after, "vmm", async { Ok(7) }).await.unwrap(), 7);
+        let refused = vmm.within(after, "vmm", async { Err::<(), _>(HypervisorError::FixedVcpus) });
+        assert!(matches!(refused.await, Err(HypervisorError::FixedVcpus)));
+        assert_eq!(vmm.child().exit(), None, "it is not ended");
     }
 }

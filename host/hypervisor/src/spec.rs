@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::HypervisorError;
 
@@ -43,6 +44,9 @@ pub struct VmSpec {
     /// A private directory (mode 0700) of this sandbox in which the driver may create sockets and
     /// files. Whoever made it removes it.
     pub run_dir: PathBuf,
+    /// The longest that the VMM may take from its execution to its hello; then it is ended, and the
+    /// boot fails with [`HypervisorError::Late`].
+    pub vmm_deadline: Duration,
     /// Boot verbosely: kernel messages reach the console, the VMM logs what it can.
     pub debug: bool,
 }
@@ -86,6 +90,9 @@ pub struct Verity {
     pub hash_block_size: u32,
 }
 
+/// The longest that a VMM takes to say hello on a busy host.
+const VMM_DEADLINE: Duration = Duration::from_secs(30);
+
 /// Size of the sectors that device-mapper counts in.
 const SECTOR: u64 = 512;
 
@@ -98,8 +105,8 @@ const SYSTEMD: [&str; 3] = [
 ];
 
 impl VmSpec {
-    /// The smallest VM that there is a use for: one processor, 256 MiB, no devices. Whatever else
-    /// one has is set on top.
+    /// The smallest VM that there is a use for: one processor, 256 MiB, no devices, and 30 s for
+    /// the VMM's hello. Whatever else one has is set on top.
     pub fn bare(
         sandbox: impl Into<String>,
         kernel: impl Into<PathBuf>,
@@ -122,6 +129,7 @@ impl VmSpec {
             hot_plug: false,
             network_namespace: None,
             run_dir: run_dir.into(),
+            vmm_deadline: VMM_DEADLINE,
             debug: false,
         }
     }

@@ -29,9 +29,9 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// version.
     fn check(&self, kernel: &Path) -> Vec<Finding>;
 
-    /// Starts the VMM and returns when it has said hello on its control channel; the guest is then
-    /// running its first instructions. The file servers of `spec.shares` must be listening. On
-    /// error nothing of the VM is left.
+    /// Starts the VMM and returns when it has said hello on its control channel, for which it has
+    /// [`VmSpec::vmm_deadline`]; the guest is then running its first instructions. The file servers
+    /// of `spec.shares` must be listening. On error nothing of the VM is left.
     ///
     /// The VMM is a child of the calling thread and dies with it (`PR_SET_PDEATHSIG`, prctl(2)), so
     /// call this from the thread that lives as long as the sandbox does.
@@ -194,6 +194,19 @@ pub enum HypervisorError {
         program: String,
         /// How it ended.
         exit: VmExit,
+        /// Its last words.
+        stderr: String,
+    },
+    /// The VMM said no hello in time. It is ended.
+    #[error(
+        "the hypervisor {program} did not say within {} s that it is ready: {stderr}",
+        after.as_secs()
+    )]
+    Late {
+        /// The program as configured.
+        program: String,
+        /// The time that it had.
+        after: Duration,
         /// Its last words.
         stderr: String,
     },

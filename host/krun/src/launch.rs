@@ -64,7 +64,7 @@ pub(crate) async fn launch(
     let child = Arc::new(child);
 
     let vmm = Vmm::new(Arc::clone(&child), console_output);
-    greet(&program, &child, ready_output).await?;
+    vmm.within(spec.vmm_deadline, &program, greet(&program, &child, ready_output)).await?;
     let dialer = Dialer::new(sockets, settings.ports.clone(), settings.dial_again, child);
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     Ok(KrunVm { vmm, dialer, disks })

@@ -99,7 +99,8 @@ pub(crate) async fn launch(
     let later_disks = Arc::new(LaterDisks::of(spec, Arc::clone(&hot_plug), settings.disk_io));
     let told = Arc::clone(&later_disks);
     let deleted = move |device: &str| told.deleted(device);
-    let qmp = greet(&program, vmm.child(), control, Box::new(deleted)).await?;
+    let hello = greet(&program, vmm.child(), control, Box::new(deleted));
+    let qmp = vmm.within(spec.vmm_deadline, &program, hello).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     let memory = Memory::of(spec);
     Ok(QemuVm { vmm, hot_plug, memory, vcpus, disks, later_disks, qmp, channel })

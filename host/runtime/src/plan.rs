@@ -43,10 +43,8 @@ const IMAGES_DIR: &str = "/var/lib/kata-containers";
 /// The virtio-fs mount tag that both sides rely on (agent protocol).
 const SHARE_TAG: &str = "kataShared";
 
-/// The longest that QEMU takes to say hello on a busy host, and an emulated kernel to reach its
-/// init.
+/// The longest that a VMM takes to say hello on a busy host.
 const VMM_DEADLINE: Duration = Duration::from_secs(30);
-const KERNEL_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn sandbox(
     runtime: &Runtime,
@@ -78,6 +76,7 @@ pub(crate) fn sandbox(
     let host = host(runtime)?;
     let size = kata_config::sandbox_size(config, limits(spec, &role), host)?;
     readable(&vm.kernel, "guest kernel", "kernel")?;
+    let connect_deadline = config.agent.connect_deadline();
     let (memory, vcpus) = (room::memory(runtime, size), room::vcpus(runtime, size, host));
     Ok(SandboxPlan {
         id: id.to_owned(),
@@ -98,6 +97,7 @@ pub(crate) fn sandbox(
             hot_plug: false,
             network_namespace: None,
             run_dir: run_dir.clone(),
+            vmm_deadline: VMM_DEADLINE.min(connect_deadline),
         },
         network,
         memory,
@@ -107,9 +107,8 @@ pub(crate) fn sandbox(
         images,
         cgroup: cgroup(config, id, spec),
         deadlines: Deadlines {
-            vmm: VMM_DEADLINE,
-            kernel: KERNEL_DEADLINE,
-            agent: config.agent.connect_deadline(),
+            kernel: connect_deadline,
+            agent: connect_deadline,
             request: config.agent.request_timeout(),
         },
         single_container: role == ContainerRole::Single,

@@ -12,12 +12,10 @@ use kata_storage::{FileServer, Share};
 use kata_timeline::{Recorder, Stage};
 use tokio::time::{Instant, sleep_until};
 
+use crate::diagnosis::{self, quote};
 use crate::network::SandboxNetwork;
 use crate::timing::record_guest;
 use crate::{BootError, BootStage, Footprint, SandboxPlan};
-
-/// How many of the last lines of the console and of the VMM's stderr an error quotes.
-const QUOTED_LINES: usize = 8;
 
 /// How long the death of a part may take to explain a broken channel, and the last output to be
 /// delivered after it.
@@ -31,13 +29,6 @@ pub(crate) const FAREWELL_TO_DISKS: Duration = Duration::from_secs(60);
 
 /// How long the VM's death may take to follow what it has caused.
 const DEATH: Duration = Duration::from_millis(500);
-
-/// What the guest's kernel says when it ends because a block of its image does not match the hash
-/// tree (dm-verity).
-const CORRUPTED: &str = "dm-verity device corrupted";
-
-/// How far back the console is searched for a kernel's last words.
-const SEARCHED_LINES: usize = 100;
 
 /// The parts of a sandbox that is up.
 pub(crate) struct Booted {
@@ -153,19 +144,11 @@ async fn boot_vm(
     file_server: Option<&FileServer>,
 ) -> Result<Arc<dyn Vm>, BootError> {
     kick_ksm_throttler();
-    let after = plan.deadlines.vmm;
     tokio::select! {
         biased;
         // A VMM may try to connect for longer than anybody wants to wait.
         last_words = end_of(file_server) => Err(file_server_ended(plan, &last_words)),
-        vm = tokio::time::timeout(after, hypervisor.boot(spec)) => match vm {
-            Ok(vm) => Ok(Arc::from(vm?)),
-            Err(_) => Err(BootError::Late {
-                stage: BootStage::Vmm,
-                after,
-                last_words: "it said nothing".into(),
-            }),
-        },
+        vm = hypervisor.boot(spec) => Ok(Arc::from(vm?)),
     }
 }
 
@@ -230,7 +213,9 @@ async fn reach_agent(
             Err(error) => error,
             agent => return agent,
         },
-        (stage, after) = late => return Err(BootError::Late { stage, after, last_words: last_words(vm) }),
+        (stage, after) = late => {
+            return Err(BootError::Late { stage, after, last_words: last_words(plan, vm) });
+        }
     };
     // A channel that breaks and a file server that ends are most often a VM that dies: wait a
     // moment for the better reason.
@@ -258,45 +243,11 @@ pub(crate) async fn stop(file_server: Option<&FileServer>) {
 
 fn died(plan: &SandboxPlan, vm: &dyn Vm, exit: &VmExit) -> BootError {
     let stage = if vm.console().kernel_is_up() { BootStage::Agent } else { BootStage::Kernel };
-    BootError::Died {
-        stage,
-        exit: exit.to_string(),
-        last_words: last_words(vm) + &remedy(vm, plan),
-    }
+    let cause = diagnosis::cause(vm, exit);
+    BootError::Died { stage, cause, last_words: last_words(plan, vm) }
 }
 
-/// What VMM and console said last, on one line. A kernel that panicked says why before it lists
-/// where, so that line comes first.
-pub(crate) fn last_words(vm: &dyn Vm) -> String {
-    let vmm = quote(&vm.stderr(), "the hypervisor said nothing");
-    let lines = vm.console().last_lines(SEARCHED_LINES);
-    let panic = lines.iter().rposition(|line| line.contains("Kernel panic"));
-    let from = panic.unwrap_or(lines.len().saturating_sub(QUOTED_LINES));
-    let quoted = &lines[from..lines.len().min(from + QUOTED_LINES)];
-    format!("{vmm}; {}", quote(quoted, "the guest's console is empty"))
-}
-
-fn quote(lines: &[String], nothing: &str) -> String {
-    if lines.is_empty() {
-        nothing.to_owned()
-    } else {
-        format!("last words: `{}`", lines.join(" | "))
-    }
-}
-
-/// What most often is behind a guest that ends without a word.
-fn remedy(vm: &dyn Vm, plan: &SandboxPlan) -> String {
-    let lines = vm.console().last_lines(SEARCHED_LINES);
-    if lines.iter().any(|line| line.contains(CORRUPTED)) {
-        return "; the guest's image is not the one that `kernel_verity_params` was made for: it was changed or is damaged; build or \
-                install it anew, together with its `kernel_verity_params`"
-            .to_owned();
-    }
-    if lines.is_empty() {
-        let memory = plan.vm.memory_mib;
-        return format!(
-            "; {memory} MiB of memory may be too little: raise `default_memory`, or check `kernel`"
-        );
-    }
-    String::new()
+/// What VMM and guest said last, and what to do about it.
+fn last_words(plan: &SandboxPlan, vm: &dyn Vm) -> String {
+    diagnosis::last_words(vm) + &diagnosis::remedy(vm, &plan.vm)
 }

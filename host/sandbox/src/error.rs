@@ -49,8 +49,6 @@ pub enum SandboxError {
 /// How far a boot came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootStage {
-    /// The VMM was executed and has not said hello.
-    Vmm,
     /// The VMM runs; the guest's kernel has not handed over to the agent.
     Kernel,
     /// The agent has started and has not answered.
@@ -60,7 +58,6 @@ pub enum BootStage {
 impl fmt::Display for BootStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Vmm => "the hypervisor did not come up",
             Self::Kernel => "the guest's kernel did not reach the agent",
             Self::Agent => "the guest's agent started but did not answer",
         })
@@ -82,27 +79,27 @@ pub enum BootError {
     /// The network could not be joined.
     #[error(transparent)]
     Network(#[from] JoinError),
-    /// The driver could not start the VM.
+    /// The driver could not start the VM, or not in time.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
     /// A stage took longer than it may.
-    #[error("{stage} within {} s; {last_words}", after.as_secs())]
+    #[error("{stage} within {} s (`reconnect_timeout_ms`); {last_words}", after.as_secs())]
     Late {
         /// The stage that did not end.
         stage: BootStage,
         /// Its deadline.
         after: Duration,
-        /// What the VMM and the console said last.
+        /// What the VMM and the console said last, and what to do about it.
         last_words: String,
     },
     /// The VM ended before its agent answered.
-    #[error("{stage}: the VM {exit}; {last_words}")]
+    #[error("{stage}: {cause}; {last_words}")]
     Died {
         /// How far it had come.
         stage: BootStage,
-        /// How the VMM ended.
-        exit: String,
-        /// What the VMM and the console said last.
+        /// Why it ended, as far as that can be told.
+        cause: String,
+        /// What the VMM and the console said last, and what to do about it.
         last_words: String,
     },
     /// The file server ended while the VM was booting.

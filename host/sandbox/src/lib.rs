@@ -25,6 +25,7 @@ pub use kata_timeline::{Moment, Recorder, Stage};
 
 mod boot;
 mod carry;
+mod diagnosis;
 mod error;
 mod footprint;
 mod ledger;

@@ -117,9 +117,7 @@ pub struct SandboxMount {
 /// The longest that each stage may take before it is called failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// From executing the VMM to its hello.
-    pub vmm: Duration,
-    /// From there to the agent's first line on the console.
+    /// From the VMM's hello ([`VmSpec::vmm_deadline`]) to the agent's first line on the console.
     pub kernel: Duration,
     /// From there to the agent's answer.
     pub agent: Duration,

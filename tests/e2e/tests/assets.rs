@@ -119,7 +119,11 @@ fn image_that_was_tampered_with_is_refused_with_a_sentence() -> Result<()> {
         let middle = (1 << 20) + (2 << 20);
         disk[middle] ^= 1;
     })?;
-    is_refused(GuestKernel::Small, &root, "kernel_verity_params")
+    is_refused(
+        GuestKernel::Small,
+        &root,
+        &["panicked", "checked.img (`image`) is not the one", "kernel_verity_params"],
+    )
 }
 
 #[test]
@@ -127,7 +131,15 @@ fn kernel_that_cannot_check_its_image_does_not_boot_it() -> Result<()> {
     let (_directory, root) = checked_image(|_| {})?;
     // It has neither the driver of the disk nor what makes the checked device, and says that there
     // is no root.
-    is_refused(GuestKernel::Distribution, &root, "panic")
+    let words = ["panicked", "Unable to mount root fs", "checked.img (`image`)", "make kernel"];
+    is_refused(GuestKernel::Distribution, &root, &words)
+}
+
+#[test]
+fn kernel_without_drivers_for_its_image_says_where_they_are_to_be_had() -> Result<()> {
+    let root = image(&Installation::under_test().image());
+    let words = ["panicked", "kata-containers.img (`image`)", "set `image_drivers`"];
+    is_refused(GuestKernel::Distribution, &root, &words)
 }
 
 #[test]
@@ -145,7 +157,7 @@ fn image_with_systemd_runs_the_agent_as_a_service() -> Result<()> {
     works(GuestKernel::Small, &image(&file))
 }
 
-fn is_refused(kernel: GuestKernel, root: &str, word: &str) -> Result<()> {
+fn is_refused(kernel: GuestKernel, root: &str, words: &[&str]) -> Result<()> {
     if !only_a_vm("images") {
         return Ok(());
     }
@@ -153,7 +165,9 @@ fn is_refused(kernel: GuestKernel, root: &str, word: &str) -> Result<()> {
     Scenario::new().configuration(&configuration.file()).run(|containerd| {
         let client = containerd.run(["true"]).attach()?;
         let error = client.wait_until(Deadline::after(PATIENCE))?.failure()?;
-        ensure!(error.contains(word), "{word:?} is not in: {error}");
+        for word in words {
+            ensure!(error.contains(word), "{word:?} is not in: {error}");
+        }
         Ok(())
     })
 }

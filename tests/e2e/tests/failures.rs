@@ -2,11 +2,13 @@
 //! leaves nothing behind.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{Containerd, Deadline, Image, Scenario, Spec, only_a_vm, scenario};
+use kata_initrd::{Archive, Entry};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -86,7 +88,76 @@ fn broken_initrd_is_told_with_the_guests_last_words() -> Result<()> {
     let initrd = directory.path().join("broken.img");
     fs::write(&initrd, "this is no archive of files")?;
     let text = format!("[hypervisor.qemu]\ninitrd = '{}'\n", initrd.display());
-    with_configuration(&text, &["panic"])
+    let file = format!("{} (`initrd`)", initrd.display());
+    with_configuration(&text, &["panicked", "Initramfs unpacking failed", &file])
+}
+
+#[test]
+fn initrd_without_an_agent_is_named() -> Result<()> {
+    let mut archive = Archive::default();
+    archive.add("nothing", 0o755, Entry::Directory);
+    let directory = tempfile::tempdir()?;
+    let initrd = directory.path().join("empty.img");
+    fs::write(&initrd, archive.finish())?;
+    let text = format!("[hypervisor.qemu]\ninitrd = '{}'\n", initrd.display());
+    let file = format!("{} (`initrd`) has no /init", initrd.display());
+    with_configuration(&text, &["panicked", "Unable to mount root fs", &file])
+}
+
+/// A QEMU that is this shell script, and has the least time that one can have.
+fn with_qemu(script: &str, words: &[&str]) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let program = directory.path().join("qemu-system-fake");
+    fs::write(&program, format!("#!/bin/sh\n{script}\n"))?;
+    // QEMU's own user runs it.
+    for path in [directory.path(), &program] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    let path = program.display();
+    let text =
+        format!("[hypervisor.qemu]\npath = '{path}'\n[agent.kata]\nreconnect_timeout_ms = 10000\n");
+    with_configuration(&text, &[words, &["qemu-system-fake"]].concat())
+}
+
+#[test]
+fn qemu_that_says_nothing_is_ended() -> Result<()> {
+    with_qemu("exec sleep 1000", &["did not say within 10 s", "wrote nothing to stderr"])
+}
+
+#[test]
+fn qemu_that_hangs_is_told_with_what_it_wrote() -> Result<()> {
+    let script = "echo 'waiting for a firmware' >&2; exec sleep 1000";
+    with_qemu(script, &["did not say within 10 s", "waiting for a firmware"])
+}
+
+#[test]
+fn guest_that_does_not_reach_its_agent_is_told() -> Result<()> {
+    // The kernel waits for a disk that never comes.
+    let text = "[hypervisor.qemu]\nkernel_params = 'rdinit=/none root=/dev/none rootwait loglevel=7'\n\
+                [agent.kata]\nreconnect_timeout_ms = 10000\n";
+    let late = "kernel did not reach the agent within 10 s (`reconnect_timeout_ms`)";
+    with_configuration(text, &[late, "Waiting for root device", "has no /init"])
+}
+
+#[test]
+fn agent_that_does_not_answer_is_told() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    Image::unpack(&directory.path().join("rootfs"))?;
+    let busybox = fs::read(directory.path().join("rootfs/bin/busybox"))?;
+    let init = "#!/busybox sh\n/busybox mount -t devtmpfs none /dev\n\
+                echo 'kata-agent of nobody' >/dev/console\nexec /busybox sleep 100000\n";
+    let mut archive = Archive::default();
+    archive.add("dev", 0o755, Entry::Directory);
+    archive.add("busybox", 0o755, Entry::File(&busybox));
+    archive.add("init", 0o755, Entry::File(init.as_bytes()));
+    let initrd = directory.path().join("mute.img");
+    fs::write(&initrd, archive.finish())?;
+    let text = format!(
+        "[hypervisor.qemu]\ninitrd = '{}'\n[agent.kata]\nreconnect_timeout_ms = 10000\n",
+        initrd.display()
+    );
+    let late = "agent started but did not answer within 10 s (`reconnect_timeout_ms`)";
+    with_configuration(&text, &[late, "kata-agent of nobody"])
 }
 
 #[test]

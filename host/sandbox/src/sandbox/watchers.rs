@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use kata_agent_client::{AgentError, ProcessEnd};
 
 use super::{SIGKILL, Shared, guest_id};
-use crate::boot;
 use crate::{Delivery, Exit, ProcessKey, SandboxError, SandboxEvent};
+use crate::{boot, diagnosis};
 
 /// The end of a process whose own cannot be learned; its status as containerd has it.
 const UNKNOWN_END: ProcessEnd = ProcessEnd { status: 255, out_of_memory: false };
@@ -36,13 +36,15 @@ pub(super) async fn watch_parts(shared: Arc<Shared>) {
         biased;
         () = shared.until_gone() => return,
         exit = shared.vm.exited() => {
-            format!("the VM {exit}; {}", boot::last_words(shared.vm.as_ref()))
+            let vm = shared.vm.as_ref();
+            format!("{}; {}", diagnosis::cause(vm, &exit), diagnosis::last_words(vm))
         }
         // A guest whose file system is gone hangs at the next file that it touches, so it is not
         // asked either. But a server ends with its VM, too, and then the VM is the cause.
         _ = boot::end_of(shared.file_server.as_ref()) => {
             let cause = tokio::time::timeout(boot::GRACE, shared.vm.exited()).await;
-            cause.map_or_else(|_| "its file server ended".to_owned(), |exit| format!("the VM {exit}"))
+            let of_vm = |exit| diagnosis::cause(shared.vm.as_ref(), &exit);
+            cause.map_or_else(|_| "its file server ended".to_owned(), of_vm)
         }
     };
     tracing::error!("sandbox {}: {reason}", shared.id);
