@@ -87,6 +87,12 @@ impl AgentClient {
         }
     }
 
+    /// The same client with another deadline for requests; zero sets no limit.
+    #[must_use]
+    pub fn with_deadline(&self, request_deadline: Duration) -> Self {
+        Self { deadline: request_deadline.min(LONGEST), ..self.clone() }
+    }
+
     /// From now on the agent is trusted to know this project's additions to the protocol.
     pub(crate) fn knows_additions(&self) {
         self.knows_additions.get_or_init(|| ());

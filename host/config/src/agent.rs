@@ -27,6 +27,10 @@ section! {
         /// Seconds that a request to the agent may take. (The Go runtime keeps this key in the
         /// section runtime.)
         create_container_timeout: u32 = 30, check at_least(1);
+        /// Milliseconds that the agent may take to answer whether it is there, which it is asked
+        /// every 30 seconds (every so many milliseconds, if that is less). A sandbox whose guest
+        /// leaves three such questions in a row without an answer is ended. 0 never asks.
+        health_check_request_timeout_ms: u32 = 90_000;
         /// Kernel modules that the agent loads at start, each with its parameters: "e1000e EEE=1".
         kernel_modules: Vec<String> = Vec::new();
         /// The size in bytes of the pipes that carry a container's stdio inside the guest; 0 leaves
@@ -55,6 +59,13 @@ impl Agent {
         Duration::from_millis(self.reconnect_timeout_ms.max(10_000).into())
     }
 
+    /// How long the agent may take to answer whether it is there; `None` if it is never asked.
+    #[must_use]
+    pub fn health_check_timeout(&self) -> Option<Duration> {
+        let timeout = self.health_check_request_timeout_ms;
+        (timeout > 0).then(|| Duration::from_millis(timeout.into()))
+    }
+
     /// How long a request may take.
     #[must_use]
     pub fn request_timeout(&self) -> Duration {
@@ -75,7 +86,6 @@ const OFF: &[OffKey] = &[
     off("visible_cdi_devices"),
     any_number("cdh_api_timeout_ms"),
     any_number("cdh_api_timeout"),
-    any_number("health_check_request_timeout_ms"),
     number("server_port", &[1024]),
     number("log_port", &[1025]),
     any_number("passfd_listener_port"),

@@ -110,6 +110,7 @@ pub(crate) fn sandbox(
             kernel: connect_deadline,
             agent: connect_deadline,
             request: config.agent.request_timeout(),
+            health_check: config.agent.health_check_timeout(),
         },
         single_container: role == ContainerRole::Single,
         open_ports: open_ports(config),

@@ -123,6 +123,9 @@ pub struct Deadlines {
     pub agent: Duration,
     /// One request to the agent, streams and waits excepted.
     pub request: Duration,
+    /// The answer to the question whether the agent is there, more than zero; `None` if it is never
+    /// asked.
+    pub health_check: Option<Duration>,
 }
 
 /// A root file system that the VM gets as a disk.

@@ -3,6 +3,7 @@
 mod dns_relay;
 mod files;
 mod guest_socket;
+mod health;
 mod port_forward;
 mod room;
 mod settle;
@@ -124,6 +125,9 @@ impl Sandbox {
         });
         tokio::spawn(watchers::watch_parts(Arc::clone(&shared)));
         tokio::spawn(watchers::watch_agent(Arc::clone(&shared)));
+        if let Some(patience) = plan.deadlines.health_check {
+            tokio::spawn(health::watch(Arc::clone(&shared), patience));
+        }
         guest_socket::open(&shared);
         Ok(Self { shared })
     }
@@ -188,13 +192,17 @@ impl Sandbox {
         self.unless_gone(self.shared.agent.create_container(&container)).await
     }
 
-    /// Registers a process to be added to a running container; [`Sandbox::start`] starts it.
+    /// Registers a process to be added to a running container; [`Sandbox::start`] starts it. In a
+    /// sandbox that has ended it is refused with the reason of that.
     pub fn exec(
         &self,
         key: &ProcessKey,
         process: Process,
         stdio: Box<dyn Stdio>,
     ) -> Result<(), SandboxError> {
+        if self.shared.gone.borrow().is_some() {
+            return Err(self.shared.gone_error());
+        }
         let mut processes = self.shared.processes();
         processes.add(key)?;
         processes.hold_exec(key, process, stdio);
