@@ -24,8 +24,9 @@ CARGO ?= cargo
 CARGO_FLAGS ?= --locked
 # The distribution's kernel package that guests boot, or a meta package that depends on it.
 KERNEL_PACKAGE ?= linux-image-cloud-amd64
-# Which kernel is installed: "small", "distribution", or "auto": the small one where it was built before (also by another checkout:
-# see image/kernel/README.md), else the distribution's.
+# Which kernel is installed: "small", "distribution", or "auto": the small one where it was built before (also by another checkout, or
+# by root for all: see image/kernel/README.md), else the distribution's. Or the path of one that needs no modules: the kernel itself,
+# compressed or not, or a directory with vmlinux.container or vmlinuz.container, as a package has it (/usr/share/kata-containers).
 GUEST_KERNEL ?= auto
 
 # --- Where things are -----------------------------------------------------------------------------
@@ -40,6 +41,7 @@ agent := $(dir $(release))$(guest_target)/guest/kata-agent
 guest := $(build)/guest
 chosen := $(guest)/chosen
 small := $(guest)/small
+given := $(guest)/given
 distribution := $(guest)/$(KERNEL_PACKAGE)
 kernel_packages := $(distribution)/packages
 guest_files := vmlinux.container vmlinuz.container kata-containers-initrd.img
@@ -111,8 +113,16 @@ $(image): $(agent) $(release)/kata-image
 guest: $(release)/kata-image $(agent) $(image)
 	@kind='$(GUEST_KERNEL)'; \
 	if [[ $$kind == auto ]]; then \
-	    kind=distribution; \
-	    if $(call small_kernel,--only-cached) >/dev/null 2>&1; then kind=small; fi; \
+	    if said=$$($(call small_kernel,--only-cached) 2>&1); then \
+	        kind=small; \
+	        note=$$(sed -n 's/^note: //p' <<<"$$said"); \
+	        echo "guest kernel: small, built before$${note:+; $$note; 'make kernel' builds it anew}"; \
+	    else \
+	        kind=distribution; \
+	        echo "guest kernel: the distribution's ($(KERNEL_PACKAGE)); 'make kernel' builds the small one ($${said##*kata-image: })"; \
+	    fi; \
+	else \
+	    echo "guest kernel: as GUEST_KERNEL says: $$kind"; \
 	fi; \
 	case $$kind in \
 	small) \
@@ -122,7 +132,11 @@ guest: $(release)/kata-image $(agent) $(image)
 	distribution) \
 	    $(MAKE) distribution-guest; \
 	    ln -sfn $(KERNEL_PACKAGE) $(chosen) ;; \
-	*) echo 'GUEST_KERNEL must be auto, small or distribution' >&2; exit 1 ;; \
+	*/*) \
+	    $(release)/kata-image kernel --from="$$kind" --vmlinuz=$(given)/vmlinuz.container --output=$(given)/vmlinux.container; \
+	    $(release)/kata-image initrd --agent=$(agent) --output=$(given)/kata-containers-initrd.img; \
+	    ln -sfn given $(chosen) ;; \
+	*) echo 'GUEST_KERNEL must be auto, small, distribution or the path of a kernel (with a slash in it)' >&2; exit 1 ;; \
 	esac
 
 # --- Installing -----------------------------------------------------------------------------------
@@ -134,14 +148,15 @@ variants := clh fc krun qemu
 hypervisor_fc := firecracker
 variant_files := $(foreach v,$(variants),bin/containerd-shim-kata-$(v)-v2 \
     share/defaults/kata-containers/configuration-$(v).toml)
-public_programs := containerd-shim-kata-v2 kata-runtime
+public_programs := containerd-shim-kata-v2 kata-image kata-runtime
 private_programs := kata-krun kata-proxy kata-shim kata-virtiofsd
 # How engines are told of Kata.
 examples := $(notdir $(wildcard docs/examples/*))
 ksm_units := kata-ksm-throttler.service kata-vc-throttler.service
 # Made from the definitions of the command line. `*` is for the shell that takes them away: a page for each command.
-manual := share/man/man8/kata-runtime.8 share/man/man8/kata-runtime-*.8 share/bash-completion/completions/kata-runtime \
-    share/zsh/site-functions/_kata-runtime share/fish/vendor_completions.d/kata-runtime.fish
+manual := share/man/man8/kata-runtime.8 share/man/man8/kata-runtime-*.8 share/man/man1/kata-image.1 share/man/man1/kata-image-*.1 \
+    $(foreach program,kata-image kata-runtime,share/bash-completion/completions/$(program) \
+    share/zsh/site-functions/_$(program) share/fish/vendor_completions.d/$(program).fish)
 installed := $(variant_files) $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-containers/,$(private_programs)) \
     $(addprefix share/kata-containers/,$(guest_files) $(notdir $(image))) $(config) \
     $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target) \
@@ -149,15 +164,22 @@ installed := $(variant_files) $(addprefix bin/,$(public_programs)) $(addprefix l
     $(addprefix lib/systemd/system/,$(ksm_units)) $(manual) \
     $(addprefix share/doc/kata-containers/examples/,$(examples))
 
-# What an installation is made of.
-built = $(host_programs) $(release)/vc $(agent) $(addprefix $(chosen)/,$(guest_files)) $(image)
+# What an installation is made of. Only a kernel that was given uncompressed has no compressed form.
+built = $(host_programs) $(release)/vc $(agent) $(addprefix $(chosen)/,$(filter-out vmlinuz.container,$(guest_files))) $(image)
 
 # $(call install-into,DIRECTORY,PREFIX,SCRATCH): what is built, into DIRECTORY, configured for PREFIX. What has to be made for that is made in
 # SCRATCH, a directory of its own, so that root leaves nothing in the checkout of somebody else. Files that are the same are left alone.
 define install-into
 @install -C -D -m 755 $(addprefix $(release)/,$(public_programs)) -t $(1)/bin
 @install -C -D -m 755 $(addprefix $(release)/,$(private_programs)) -t $(1)/libexec/kata-containers
-@install -C -D -m 644 $(addprefix $(chosen)/,$(guest_files)) $(image) -t $(1)/share/kata-containers
+@for file in $(guest_files); do \
+    if [[ -e $(chosen)/$$file ]]; then \
+        install -C -D -m 644 $(chosen)/$$file -t $(1)/share/kata-containers; \
+    else \
+        rm -f $(1)/share/kata-containers/$$file; \
+    fi; \
+done
+@install -C -D -m 644 $(image) -t $(1)/share/kata-containers
 @install -C -D -m 755 $(agent) -t $(1)/share/kata-containers/guest
 @install -C -D -m 644 $(addprefix image/rootfs/systemd/,kata-agent.service kata-containers.target) -t $(1)/share/kata-containers/guest
 @install -C -D -m 755 $(release)/kata-ksm-throttler -t $(1)/libexec/kata-ksm-throttler
@@ -196,7 +218,7 @@ uninstall:
 	    libexec/kata-ksm-throttler/trigger/virtcontainers libexec/kata-ksm-throttler/trigger libexec/kata-ksm-throttler \
 	    lib/systemd/system lib/systemd \
 	    share/bash-completion/completions share/bash-completion share/zsh/site-functions share/zsh \
-	    share/fish/vendor_completions.d share/fish share/man/man8 \
+	    share/fish/vendor_completions.d share/fish share/man/man8 share/man/man1 \
 	    share/doc/kata-containers/examples share/doc/kata-containers \
 	    libexec/kata-containers share/kata-containers/guest share/kata-containers share/defaults/kata-containers)) 2>/dev/null || true
 

@@ -129,11 +129,17 @@ const LAYERS: &[Layer] = &[
         what: "pods, by what a kubelet says to containerd",
         may_use: &["tests/e2e", "wire", "support"],
     },
-    // It makes manual pages from the definitions of a command line.
+    // It makes manual pages from the definitions of command lines.
     Layer {
         folders: &["xtask"],
         what: "checks of the structure; generated files and manual pages",
-        may_use: &["host/config", "host/hypervisor", "host/runtime", "bin/kata-runtime"],
+        may_use: &[
+            "host/config",
+            "host/hypervisor",
+            "host/runtime",
+            "bin/kata-image",
+            "bin/kata-runtime",
+        ],
     },
 ];
 

@@ -8,15 +8,15 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-/// The section for what root runs (man-pages(7)).
-const SECTION: &str = "8";
+/// A program with its section: 8 is for what root runs, 1 for what anybody does (man-pages(7)).
+type Program = (Command, &'static str);
 
 /// A generated file: where it lies below `share`, and what is in it.
 type Page = (String, Vec<u8>);
 
 /// Writes everything below `share`, each where its reader looks for it.
 pub(crate) fn write(share: &Path) -> Result<()> {
-    for (name, content) in pages(&kata_runtime::command())? {
+    for (name, content) in all_pages()? {
         let path = share.join(name);
         let folder = path.parent().context("a page lies in a folder")?;
         fs::create_dir_all(folder)
@@ -26,13 +26,21 @@ pub(crate) fn write(share: &Path) -> Result<()> {
     Ok(())
 }
 
-fn pages(command: &Command) -> Result<Vec<Page>> {
+fn all_pages() -> Result<Vec<Page>> {
+    let mut all = Vec::new();
+    for program in [(kata_runtime::command(), "8"), (kata_image::command(), "1")] {
+        all.extend(pages(&program)?);
+    }
+    Ok(all)
+}
+
+fn pages((command, section): &Program) -> Result<Vec<Page>> {
     let name = command.get_name().to_owned();
     // A heading has no room for more than the version itself.
     let mut whole = command.clone().version(env!("CARGO_PKG_VERSION"));
     whole.build();
     let mut pages = Vec::new();
-    add_manuals(&whole, &mut pages)?;
+    add_manuals(&whole, section, &mut pages)?;
     for (shell, place) in [
         (Shell::Bash, format!("bash-completion/completions/{name}")),
         (Shell::Zsh, format!("zsh/site-functions/_{name}")),
@@ -46,17 +54,17 @@ fn pages(command: &Command) -> Result<Vec<Page>> {
 }
 
 /// A page for the command, and one for each of those below it: `kata-runtime-exec(8)`.
-fn add_manuals(command: &Command, pages: &mut Vec<Page>) -> Result<()> {
+fn add_manuals(command: &Command, section: &str, pages: &mut Vec<Page>) -> Result<()> {
     for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
-        add_manuals(below, pages)?;
+        add_manuals(below, section, pages)?;
     }
     let manual = Man::new(command.clone())
-        .section(SECTION)
+        .section(section)
         .manual("Kata Containers in Rust")
         .source(concat!("kata-containers ", env!("CARGO_PKG_VERSION")));
     let mut page = Vec::new();
     manual.render(&mut page).context("cannot render a manual page")?;
-    pages.push((format!("man/man{SECTION}/{}", manual.get_filename()), page));
+    pages.push((format!("man/man{section}/{}", manual.get_filename()), page));
     Ok(())
 }
 
@@ -65,17 +73,19 @@ mod tests {
     use super::*;
 
     fn page(name: &str) -> String {
-        let pages = pages(&kata_runtime::command()).unwrap();
-        let found = pages.into_iter().find(|(place, _)| place == name);
+        let found = all_pages().unwrap().into_iter().find(|(place, _)| place == name);
         String::from_utf8(found.expect(name).1).unwrap()
     }
 
     #[test]
     fn every_command_has_a_page_that_tells_its_options() {
-        let all = pages(&kata_runtime::command()).unwrap();
-        for command in kata_runtime::command().get_subcommands() {
-            let name = format!("man/man8/kata-runtime-{}.8", command.get_name());
-            assert!(all.iter().any(|(place, _)| *place == name), "{name}");
+        let all = all_pages().unwrap();
+        for (program, section) in [(kata_runtime::command(), 8), (kata_image::command(), 1)] {
+            for command in program.get_subcommands() {
+                let (program, command) = (program.get_name(), command.get_name());
+                let name = format!("man/man{section}/{program}-{command}.{section}");
+                assert!(all.iter().any(|(place, _)| *place == name), "{name}");
+            }
         }
         let exec = page("man/man8/kata-runtime-exec.8");
         assert!(exec.contains(".TH kata-runtime-exec 8"), "{exec}");
@@ -83,23 +93,29 @@ mod tests {
         let whole = page("man/man8/kata-runtime.8");
         assert!(whole.contains("kata\\-runtime\\-logs(8)"), "{whole}");
         assert!(!whole.contains("spec:"), "{whole}");
+        let rootfs = page("man/man1/kata-image-rootfs.1");
+        assert!(rootfs.contains(".TH kata-image-rootfs 1"), "{rootfs}");
+        assert!(rootfs.contains("hypervisor") && rootfs.contains("verity"), "{rootfs}");
     }
 
     #[test]
     fn the_same_commands_make_the_same_pages() {
-        let command = kata_runtime::command();
-        assert_eq!(pages(&command).unwrap(), pages(&command).unwrap());
+        assert_eq!(all_pages().unwrap(), all_pages().unwrap());
     }
 
     #[test]
     fn every_shell_completes_the_commands() {
-        for script in [
-            "bash-completion/completions/kata-runtime",
-            "zsh/site-functions/_kata-runtime",
-            "fish/vendor_completions.d/kata-runtime.fish",
-        ] {
-            let text = page(script);
-            assert!(text.contains("timeline") && text.contains("follow"), "{script}");
+        for (program, words) in
+            [("kata-runtime", ["timeline", "follow"]), ("kata-image", ["rootfs", "hypervisor"])]
+        {
+            for script in [
+                format!("bash-completion/completions/{program}"),
+                format!("zsh/site-functions/_{program}"),
+                format!("fish/vendor_completions.d/{program}.fish"),
+            ] {
+                let text = page(&script);
+                assert!(words.iter().all(|word| text.contains(word)), "{script}");
+            }
         }
     }
 }

@@ -2,9 +2,11 @@
 //! signatures, downloaded without installing anything and without root.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io;
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use crate::Progress;
 
 /// What the names of a kernel's own packages begin with. From Debian 14 on one kernel is several
 /// packages; before, one.
@@ -53,8 +55,12 @@ pub enum FetchError {
 ///
 /// # Errors
 /// When apt is missing, does not know the package or cannot download it.
-pub fn fetch_kernel_package(package: &str, directory: &Path) -> Result<Vec<PathBuf>, FetchError> {
-    fetch_packages(kernel_packages(package)?, directory)
+pub fn fetch_kernel_package(
+    package: &str,
+    directory: &Path,
+    progress: &dyn Progress,
+) -> Result<Vec<PathBuf>, FetchError> {
+    fetch_packages(kernel_packages(package)?, directory, progress)
 }
 
 /// Downloads packages (names, or `NAME=VERSION`) into `directory` and gives their files, sorted.
@@ -66,21 +72,21 @@ pub fn fetch_kernel_package(package: &str, directory: &Path) -> Result<Vec<PathB
 pub fn fetch_packages(
     names: impl IntoIterator<Item = String>,
     directory: &Path,
+    progress: &dyn Progress,
 ) -> Result<Vec<PathBuf>, FetchError> {
     let failed = |source| FetchError::Directory { path: directory.to_owned(), source };
     let names = Vec::from_iter(names);
     std::fs::create_dir_all(directory).map_err(failed)?;
     // A download that is broken off must not leave half a kernel behind.
     let download = tempfile::tempdir_in(directory).map_err(failed)?;
-    let output = Command::new("apt-get")
-        .args(["download", "--quiet", "--option=APT::Sandbox::User=root"])
+    let mut apt = Command::new("apt-get");
+    apt.args(["download", "--quiet=2", "--option=APT::Sandbox::User=root"])
         .args(&names)
-        .current_dir(download.path())
-        .output()
+        .current_dir(download.path());
+    let errors = download_with(&mut apt, progress)
         .map_err(|source| FetchError::Apt { program: "apt-get", source })?;
-    if !output.status.success() {
-        let reason = String::from_utf8_lossy(&output.stderr);
-        let reason = reason.lines().next().unwrap_or("no reason given").to_owned();
+    if let Some(errors) = errors {
+        let reason = errors.lines().next().unwrap_or("no reason given").to_owned();
         let packages = names.join(" ");
         return Err(FetchError::Download { packages, reason });
     }
@@ -92,6 +98,38 @@ pub fn fetch_packages(
         std::fs::rename(&new, directory.join(name)).map_err(failed)?;
     }
     packages_in(directory).map_err(failed)
+}
+
+/// Runs an apt-get that downloads, and tells how far it is, in percent of the bytes. Gives what it
+/// said on standard error if it failed.
+///
+/// # Errors
+/// When it cannot be run.
+pub fn download_with(apt: &mut Command, progress: &dyn Progress) -> io::Result<Option<String>> {
+    let mut errors = tempfile::tempfile()?;
+    apt.arg("--option=APT::Status-Fd=1").env("LC_ALL", "C");
+    let mut child = apt.stdout(Stdio::piped()).stderr(errors.try_clone()?).spawn()?;
+    progress.total(100);
+    let stdout = child.stdout.take().expect("it is piped");
+    for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+        if let Some(percent) = percent(&String::from_utf8_lossy(&line)) {
+            progress.reached(percent);
+        }
+    }
+    if child.wait()?.success() {
+        return Ok(None);
+    }
+    let mut said = Vec::new();
+    errors.rewind()?;
+    errors.read_to_end(&mut said)?;
+    Ok(Some(String::from_utf8_lossy(&said).into_owned()))
+}
+
+/// `dlstatus:2:29.1019:Retrieving file 2 of 3` (apt, doc/progress-reporting.md).
+fn percent(line: &str) -> Option<u64> {
+    let (_, rest) = line.strip_prefix("dlstatus:")?.split_once(':')?;
+    let whole = rest.split(['.', ':']).next()?;
+    whole.parse().ok().filter(|percent| *percent <= 100)
 }
 
 /// The package and those of its dependencies, at any depth, that are parts of a kernel.
@@ -151,6 +189,16 @@ mod tests {
 
     fn dependencies(record: &str) -> Vec<&str> {
         kernel_dependencies(record).collect()
+    }
+
+    #[test]
+    fn progress_of_a_download_is_read_from_apt() {
+        assert_eq!(percent("dlstatus:2:29.1019:Retrieving file 2 of 3"), Some(29));
+        assert_eq!(percent("dlstatus:1:100.0000:"), Some(100));
+        assert_eq!(percent("dlstatus:1:100"), Some(100));
+        for line in ["", "Get:1 http://x y", "dlstatus:1", "dlstatus:1:x:y", "dlstatus:1:999.0:y"] {
+            assert_eq!(percent(line), None, "{line}");
+        }
     }
 
     #[test]

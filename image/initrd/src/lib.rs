@@ -25,7 +25,7 @@ mod package;
 mod progress;
 mod signature;
 
-pub use apt::{FetchError, fetch_kernel_package, fetch_packages, package_record};
+pub use apt::{FetchError, download_with, fetch_kernel_package, fetch_packages, package_record};
 pub use compression::decompressed;
 pub use cpio::{Archive, Entry};
 pub use initrd::{InitrdError, build_initrd, check_agent};

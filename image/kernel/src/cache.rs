@@ -11,6 +11,11 @@ use sha2::{Digest, Sha256};
 const VARIABLE: &str = "KATA_CACHE_DIR";
 const ROOTS_CACHE: &str = "/var/cache/kata-containers";
 
+/// The names in an entry.
+const VMLINUX: &str = "vmlinux.container";
+const VMLINUZ: &str = "vmlinuz.container";
+const CONFIG: &str = "config";
+
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
@@ -46,6 +51,20 @@ pub fn cache_directory() -> Result<PathBuf, CacheError> {
     cache.map(|cache| cache.join("kata-containers")).ok_or(CacheError::Nowhere)
 }
 
+/// Where a kernel may be that was built before: the cache of [`cache_directory`], and root's, which
+/// all can read, unless `$KATA_CACHE_DIR` names one.
+///
+/// # Errors
+/// As for [`cache_directory`].
+pub fn cache_directories() -> Result<Vec<PathBuf>, CacheError> {
+    let own = cache_directory()?;
+    let mut all = vec![own];
+    if env::var_os(VARIABLE).is_none() && !is_root() {
+        all.push(ROOTS_CACHE.into());
+    }
+    Ok(all)
+}
+
 fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
@@ -62,8 +81,67 @@ pub(crate) fn key(parts: &[&str]) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Where a cache has its kernels, each in a directory that is called by its hash.
+pub(crate) fn kernels(cache: &Path) -> PathBuf {
+    cache.join("kernel")
+}
+
+/// A built kernel, in a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// The hash of what it was made from.
+    pub key: String,
+    /// The uncompressed kernel (ELF with a PVH entry), without symbols.
+    pub vmlinux: PathBuf,
+    /// The bzImage.
+    pub vmlinuz: PathBuf,
+    /// Its whole configuration.
+    pub config: PathBuf,
+}
+
+impl Kernel {
+    /// The kernel with this hash, whether the cache has it or not.
+    pub(crate) fn of(cache: &Path, key: &str) -> Self {
+        let entry = kernels(cache).join(key);
+        Self {
+            key: key.to_owned(),
+            vmlinux: entry.join(VMLINUX),
+            vmlinuz: entry.join(VMLINUZ),
+            config: entry.join(CONFIG),
+        }
+    }
+
+    /// The version of the kernel's source, as its configuration has it in its head (`6.12.43`).
+    ///
+    /// # Errors
+    /// When the configuration cannot be read, or has no such head.
+    pub fn version(&self) -> Result<String, CacheError> {
+        let failed = |source| CacheError::Use { path: self.config.clone(), source };
+        let config = fs::read_to_string(&self.config).map_err(failed)?;
+        let version = version_in(&config).map(str::to_owned);
+        version.ok_or_else(|| failed(io::Error::other("it does not tell the kernel's version")))
+    }
+
+    /// Puts it into the cache, whole or not at all.
+    pub(crate) fn store(
+        &self,
+        vmlinux: &Path,
+        vmlinuz: &Path,
+        config: &Path,
+    ) -> Result<(), CacheError> {
+        let entry = self.vmlinux.parent().expect("a kernel lies in its entry");
+        store(entry, &[(VMLINUX, vmlinux), (VMLINUZ, vmlinuz), (CONFIG, config)])
+    }
+}
+
+/// Kconfig writes `# Linux/x86 6.12.43 Kernel Configuration` above everything.
+fn version_in(config: &str) -> Option<&str> {
+    let mut comments = config.lines().take_while(|line| line.starts_with('#'));
+    comments.find_map(|line| line.strip_suffix(" Kernel Configuration")?.split(' ').next_back())
+}
+
 /// Puts `files` (name and content's file) into the cache as `directory`, whole or not at all.
-pub(crate) fn store(directory: &Path, files: &[(&str, &Path)]) -> Result<(), CacheError> {
+fn store(directory: &Path, files: &[(&str, &Path)]) -> Result<(), CacheError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| CacheError::Use { path, source }
@@ -100,6 +178,15 @@ mod tests {
         assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
         assert_ne!(key(&["ab", ""]), key(&["a", "b"]));
         assert_eq!(key(&[]).len(), 64);
+    }
+
+    #[test]
+    fn version_stands_in_the_head_of_the_configuration() {
+        let config = "#\n# Automatically generated file; DO NOT EDIT.\n\
+                      # Linux/x86 6.12.43 Kernel Configuration\n#\nCONFIG_X=y\n";
+        assert_eq!(version_in(config), Some("6.12.43"));
+        assert_eq!(version_in("CONFIG_X=y\n# Linux/x86 6.12.43 Kernel Configuration\n"), None);
+        assert_eq!(version_in(""), None);
     }
 
     #[test]

@@ -9,20 +9,16 @@ use std::process::Command;
 use kata_initrd::Progress;
 
 use crate::additions;
-use crate::cache::{self, CacheError};
+use crate::cache::{CacheError, Kernel};
+use crate::inputs::Inputs;
 use crate::source::unpack;
-use crate::{Configuration, ConfigurationError, Source, SourceError};
-
-/// The way of building, as a part of the hash: raise it when something in here changes the result.
-const RECIPE: &str = "1";
+use crate::{Configuration, ConfigurationError, SourceError};
 
 /// Who and where a kernel says it was built.
 const BUILDER: &str = "kata";
 
-/// The names in the cache.
-const VMLINUX: &str = "vmlinux.container";
-const VMLINUZ: &str = "vmlinuz.container";
-const CONFIG: &str = "config";
+/// About how many steps make takes for these fragments: for progress only.
+const COMPILED: u64 = 2100;
 
 /// Lines of the compiler's last words that an error quotes.
 const QUOTED_LINES: usize = 12;
@@ -76,27 +72,9 @@ pub struct KernelOptions {
     pub cache: PathBuf,
     /// How many processes compile at once, at least 1.
     pub jobs: usize,
-    /// Only take a kernel out of the cache, never build one.
-    pub only_cached: bool,
 }
 
-/// A built kernel, in the cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kernel {
-    /// The hash of what it was made from.
-    pub key: String,
-    /// The source's version in Debian.
-    pub version: String,
-    /// The uncompressed kernel (ELF with a PVH entry), without symbols.
-    pub vmlinux: PathBuf,
-    /// The bzImage.
-    pub vmlinuz: PathBuf,
-    /// Its whole configuration.
-    pub config: PathBuf,
-}
-
-/// The kernel of these options, built unless the cache has it. `None` when it would have to be
-/// built and `only_cached` is set.
+/// The kernel of these options, built unless the cache has it.
 ///
 /// # Errors
 /// When a symbol of the configuration is dropped, or a package, a program or the compilation fails.
@@ -104,54 +82,39 @@ pub struct Kernel {
 pub fn build_kernel(
     options: &KernelOptions,
     progress: &dyn Progress,
-) -> Result<Option<Kernel>, BuildError> {
+) -> Result<Kernel, BuildError> {
     let configuration = Configuration::merged()?;
-    let source = Source::find(options.source.as_deref())?;
-    let merged = configuration.to_kconfig();
-    let compiler = output(Command::new("gcc").arg("--version"), "asking gcc for its version")?;
-    let linker = output(Command::new("ld").arg("--version"), "asking ld for its version")?;
-    let first = |text: &str| text.lines().next().unwrap_or_default().to_owned();
-    let (compiler, linker) = (first(&compiler), first(&linker));
-    let (package, version, added) = (&source.package, &source.version, additions::text());
-    let key = cache::key(&[RECIPE, package, version, &compiler, &linker, &merged, &added]);
-    let entry = options.cache.join("kernel").join(&key);
-    let kernel = Kernel {
-        vmlinux: entry.join(VMLINUX),
-        vmlinuz: entry.join(VMLINUZ),
-        config: entry.join(CONFIG),
-        version: source.version.clone(),
-        key,
-    };
+    let inputs = Inputs::find(options.source.as_deref(), &configuration)?;
+    let kernel = Kernel::of(&options.cache, &inputs.key());
     if kernel.vmlinux.exists() {
-        return Ok(Some(kernel));
+        return Ok(kernel);
     }
-    if options.only_cached {
-        return Ok(None);
-    }
+    let source = &inputs.source;
     fs::create_dir_all(&options.cache).map_err(tree_error(&options.cache))?;
     let work = tempfile::Builder::new()
         .prefix("kernel-build-")
         .tempdir_in(&options.cache)
         .map_err(tree_error(&options.cache))?;
     progress.stage(&format!("download {} {}", source.package, source.version));
-    let package = source.fetch(&work.path().join("package"))?;
+    let package = source.fetch(&work.path().join("package"), progress)?;
     progress.stage("unpack");
     let tree = Tree { path: work.path().join("linux") };
-    let time = unpack(&package, &tree.path)?;
+    let time = unpack(&package, &tree.path, progress)?;
     additions::add_to(&tree.path).map_err(|(file, error)| tree_error(&file)(error))?;
     progress.stage("configure");
     tree.configure(&configuration)?;
     progress.stage("compile");
+    progress.total(COMPILED);
     tree.compile(options.jobs, &date(time)?, progress)?;
     progress.stage("strip");
-    let stripped = work.path().join(VMLINUX);
+    let stripped = work.path().join("stripped");
     let mut strip = Command::new("strip");
     strip.arg("--strip-all").arg("-o").arg(&stripped).arg(tree.path.join("vmlinux"));
     output(&mut strip, "stripping the kernel")?;
     let bzimage = tree.path.join("arch/x86/boot/bzImage");
     let config = tree.path.join(".config");
-    cache::store(&entry, &[(VMLINUX, &stripped), (VMLINUZ, &bzimage), (CONFIG, &config)])?;
-    Ok(Some(kernel))
+    kernel.store(&stripped, &bzimage, &config)?;
+    Ok(kernel)
 }
 
 /// An unpacked source, in which the kernel is built: only so are all paths in it relative.
@@ -228,7 +191,7 @@ fn date(seconds: u64) -> Result<String, BuildError> {
 }
 
 /// What a program says that succeeds.
-fn output(command: &mut Command, what: &'static str) -> Result<String, BuildError> {
+pub(crate) fn output(command: &mut Command, what: &'static str) -> Result<String, BuildError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|source| BuildError::Program { program, source })?;
     if output.status.success() {

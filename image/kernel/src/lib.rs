@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   Configuration::merged() ─────────────┐
-//!   Source::find() ── version ──┐        │
-//!   compiler's version ─────────┴─▶ cache::key() ──▶ in the cache already? ── yes ──▶ Kernel
+//!   Source::find() ── version ──┐        ▼
+//!   compiler's version ─────────┴─▶ Inputs::key() ──▶ in the cache already? ── yes ──▶ Kernel
 //!                                                          │ no
 //!                                 fetch, unpack, add, configure, check, compile, strip
 //! ```
@@ -13,11 +13,14 @@
 
 mod additions;
 mod cache;
+mod cached;
 mod compile;
 mod configuration;
+mod inputs;
 mod source;
 
-pub use cache::{CacheError, cache_directory};
-pub use compile::{BuildError, Kernel, KernelOptions, build_kernel};
+pub use cache::{CacheError, Kernel, cache_directories, cache_directory};
+pub use cached::{CachedKernel, cached_kernel};
+pub use compile::{BuildError, KernelOptions, build_kernel};
 pub use configuration::{Configuration, ConfigurationError};
 pub use source::{Source, SourceError};

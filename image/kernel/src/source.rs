@@ -4,7 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kata_initrd::{FetchError, decompressed, fetch_packages, package_contents, package_record};
+use kata_initrd::{
+    FetchError, Progress, decompressed, fetch_packages, package_contents, package_record,
+};
 
 /// The newest long-term kernel that both Debian 12 and 13 have; the fragments were made for it.
 const PREFERRED: &str = "linux-source-6.12";
@@ -79,8 +81,13 @@ impl Source {
     }
 
     /// Downloads the package into `directory` and gives its file.
-    pub(crate) fn fetch(&self, directory: &Path) -> Result<PathBuf, SourceError> {
-        let files = fetch_packages([format!("{}={}", self.package, self.version)], directory)?;
+    pub(crate) fn fetch(
+        &self,
+        directory: &Path,
+        progress: &dyn Progress,
+    ) -> Result<PathBuf, SourceError> {
+        let names = [format!("{}={}", self.package, self.version)];
+        let files = fetch_packages(names, directory, progress)?;
         let missing = || SourceError::NoSource { path: directory.to_owned() };
         files.into_iter().next().ok_or_else(missing)
     }
@@ -93,7 +100,11 @@ fn field<'a>(record: &'a str, package: &str, name: &'static str) -> Result<&'a s
 
 /// Unpacks the source in `package` into `tree`, without the archive's own top directory. Gives the
 /// time at which the package was made, in seconds since 1970: the only time that a build may show.
-pub(crate) fn unpack(package: &Path, tree: &Path) -> Result<u64, SourceError> {
+pub(crate) fn unpack(
+    package: &Path,
+    tree: &Path,
+    progress: &dyn Progress,
+) -> Result<u64, SourceError> {
     let failed = |source| SourceError::Unpack { path: package.to_owned(), source };
     let deb = fs::read(package).map_err(failed)?;
     let (archive, time) = source_archive(&deb)
@@ -114,6 +125,7 @@ pub(crate) fn unpack(package: &Path, tree: &Path) -> Result<u64, SourceError> {
             fs::create_dir_all(parent).map_err(failed)?;
         }
         entry.unpack(&target).map_err(failed)?;
+        progress.step(&target.strip_prefix(tree).unwrap_or(&target).to_string_lossy());
     }
     Ok(time)
 }

@@ -4,7 +4,9 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
+
+use kata_initrd::{Progress, download_with};
 
 /// The keys with which Debian signs its archive.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -66,6 +68,7 @@ pub fn fetch_with_dependencies(
     suite: &Suite,
     packages: &[String],
     directory: &Path,
+    progress: &dyn Progress,
 ) -> Result<Vec<PathBuf>, PackagesError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -81,10 +84,16 @@ pub fn fetch_with_dependencies(
         let path = directory.join(name);
         fs::write(&path, content).map_err(failed(&path))?;
     }
-    apt(directory, "update", &["update"])?;
+    let output = apt(directory, &["update"]).output().map_err(PackagesError::Apt)?;
+    if !output.status.success() {
+        return Err(failure("update", &String::from_utf8_lossy(&output.stderr)));
+    }
     let mut install = vec!["install", "--download-only", "--yes", "--no-install-recommends", "--"];
     install.extend(packages.iter().map(String::as_str));
-    apt(directory, "install --download-only", &install)?;
+    let errors = download_with(&mut apt(directory, &install), progress);
+    if let Some(errors) = errors.map_err(PackagesError::Apt)? {
+        return Err(failure("install --download-only", &errors));
+    }
     let archives = directory.join("archives");
     let entries = fs::read_dir(&archives).map_err(failed(&archives))?;
     let mut found: Vec<PathBuf> = entries
@@ -96,7 +105,8 @@ pub fn fetch_with_dependencies(
     Ok(found)
 }
 
-fn apt(directory: &Path, what: &'static str, args: &[&str]) -> Result<(), PackagesError> {
+/// An apt-get with lists and a cache of its own.
+fn apt(directory: &Path, args: &[&str]) -> Command {
     let mut apt = Command::new("apt-get");
     let place = directory.display();
     for (option, value) in [
@@ -112,12 +122,10 @@ fn apt(directory: &Path, what: &'static str, args: &[&str]) -> Result<(), Packag
         apt.arg("-o").arg(format!("{option}={value}"));
     }
     apt.arg("--quiet=2").args(args).env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
-    let output = apt.output().map_err(PackagesError::Apt)?;
-    if output.status.success() { Ok(()) } else { Err(failure(what, &output)) }
+    apt
 }
 
-fn failure(what: &'static str, output: &Output) -> PackagesError {
-    let words = String::from_utf8_lossy(&output.stderr);
+fn failure(what: &'static str, words: &str) -> PackagesError {
     let first = words.lines().find(|line| line.starts_with("E:")).or(words.lines().next());
     let reason = first.unwrap_or("no reason given").trim_start_matches("E: ").to_owned();
     PackagesError::Failed { what, reason }
