@@ -125,8 +125,7 @@ impl Configuration {
                     });
                 }
             };
-            // The first group of a fragment may stand alone: the fragment's head explains it.
-            if !explained && !self.is_first_group(fragment) {
+            if !explained {
                 let fragment = fragment.to_owned();
                 return Err(ConfigurationError::Unexplained { fragment, line: number, symbol });
             }
@@ -134,10 +133,6 @@ impl Configuration {
             explained = true;
         }
         Ok(())
-    }
-
-    fn is_first_group(&self, fragment: &str) -> bool {
-        self.symbols.values().all(|wanted| wanted.fragment != fragment)
     }
 
     /// Several fragments may want the same: each says what it needs.
@@ -276,8 +271,14 @@ mod tests {
 
     #[test]
     fn group_without_a_reason_is_refused() {
-        let error = Configuration::of(&[("a", "# x\nCONFIG_A=y\n\nCONFIG_B=y\n")]).unwrap_err();
-        assert!(error.to_string().starts_with("fragment a, line 4: CONFIG_B"), "{error}");
+        for (text, place) in [
+            ("# x\nCONFIG_A=y\n\nCONFIG_B=y\n", "line 4: CONFIG_B"),
+            // A fragment's head says what the fragment is for, and not why its first group is in it.
+            ("# Head.\n\nCONFIG_A=y\n", "line 3: CONFIG_A"),
+        ] {
+            let error = Configuration::of(&[("a", text)]).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("fragment a, {place}")), "{error}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use kata_rootfs::{FileSystem, Init, Rootfs, RootfsError, RootfsOptions, build_rootfs};
@@ -99,4 +99,50 @@ fn systemd_comes_out_of_a_package_or_not_at_all() {
         verity: false,
     };
     assert!(matches!(build_rootfs(&options), Err(RootfsError::NoSystemd)));
+}
+
+/// A package with one file, as dpkg-deb(1) lays it out (deb(5)). What its archive says of times is
+/// `time`, in seconds since 1970.
+fn package(directory: &Path, name: &str, time: u64) -> PathBuf {
+    let mut data = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(1 << 16);
+    header.set_mtime(time);
+    let content = vec![name.as_bytes()[0]; 1 << 16];
+    data.append_data(&mut header, format!("./usr/bin/{name}"), content.as_slice()).unwrap();
+    let mut deb = b"!<arch>\n".to_vec();
+    for (member, content) in
+        [("debian-binary", b"2.0\n".to_vec()), ("data.tar", data.into_inner().unwrap())]
+    {
+        let (owner, length) = (0, content.len());
+        let head = format!("{member:<16}{time:<12}{owner:<6}{owner:<6}{:<8}{length:<10}`\n", "644");
+        deb.extend(head.into_bytes());
+        deb.extend(content);
+    }
+    let file = directory.join(format!("{name}.deb"));
+    fs::write(&file, deb).unwrap();
+    file
+}
+
+/// Of the same packages, wherever and whenever they were downloaded.
+#[test]
+fn same_packages_give_the_same_bytes() {
+    let agent = agent();
+    for file_system in [FileSystem::Erofs, FileSystem::Ext4] {
+        let [first, second, other] = [1_700_000_000, 1_700_000_000, 1_800_000_000].map(|time| {
+            let directory = tempfile::tempdir().unwrap();
+            let packages = ["bash", "coreutils"].map(|name| package(directory.path(), name, time));
+            let (packages, init) = (&packages[..], Init::Agent);
+            let verity = true;
+            let options = RootfsOptions { agent: &agent, packages, init, file_system, verity };
+            build_rootfs(&options).unwrap().disk
+        });
+        assert!(first == second, "{file_system:?}");
+        assert!(first.windows(64).any(|bytes| *bytes == [b'c'; 64]), "{file_system:?}");
+        // Nothing but the files counts: their times are none of the image's.
+        assert!(first == other, "{file_system:?}");
+    }
 }
