@@ -72,7 +72,7 @@ pub use run::Run;
 pub use runtime::{GuestKernel, Installation, Runtime, guest_agent, kata_image, only_a_vm};
 pub use scenario::{Scenario, scenario};
 pub use spec::Spec;
-pub use stream::Stream;
+pub use stream::{Stream, noise};
 pub use thin_pool::{LoopDevice, ThinPool, has_loop_devices};
 pub use watch::await_path;
 pub use wire::{Wire, has_macvtap};

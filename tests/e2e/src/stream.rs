@@ -18,6 +18,21 @@ struct Collected {
     ended: bool,
 }
 
+/// Bytes that no compression and no line discipline leaves unchanged by chance (xorshift64*).
+#[must_use]
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(move || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    });
+    let mut bytes: Vec<u8> = words.take(length.div_ceil(8)).flat_map(u64::to_le_bytes).collect();
+    bytes.truncate(length);
+    bytes
+}
+
 /// A stream that a thread reads to its end, so that its writer never waits for a test.
 #[derive(Debug, Clone)]
 pub struct Stream {

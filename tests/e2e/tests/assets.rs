@@ -1,5 +1,5 @@
 //! Whatever a guest boots, a container is a container: small kernel and distribution's, initial
-//! ramdisk and image; and an image that was tampered with boots nothing.
+//! ramdisk and image. Each pair goes through what depends on the guest most. And an image that was tampered with boots nothing.
 
 use std::fs;
 use std::path::Path;
@@ -8,14 +8,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    Configuration, Containerd, Deadline, GuestKernel, Installation, Scenario, guest_agent,
-    hypervisor_under_test, kata_image, only_a_vm,
+    Configuration, Containerd, Deadline, GuestKernel, Input, Installation, Part, Scenario,
+    guest_agent, hypervisor_under_test, kata_image, noise, only_a_vm, parts_of,
 };
 use kata_rootfs::{FileSystem, Init, RootfsOptions, build_rootfs};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-/// How soon a guest that refuses its image must be told.
+/// How soon a guest that refuses its image, or that died, must be told.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many bytes go there and back, and how many in a terminal, which is slow under emulation.
+const STREAM: usize = 8 << 20;
+const IN_TERMINAL: usize = 1 << 20;
 
 /// A configuration that boots this kernel from this root.
 fn configuration(kernel: GuestKernel, root: &str) -> Result<Configuration> {
@@ -26,7 +31,26 @@ fn configuration(kernel: GuestKernel, root: &str) -> Result<Configuration> {
     ))
 }
 
+/// A guest that boots these is one like any other.
 fn works(kernel: GuestKernel, root: &str) -> Result<()> {
+    boots(kernel, root, |_| Ok(()))
+}
+
+/// And it does everything that the suite asks of a guest, in short.
+fn passes(kernel: GuestKernel, root: &str) -> Result<()> {
+    boots(kernel, root, |containerd| {
+        streams_are_whole(containerd)?;
+        files_are_shared(containerd)?;
+        memory_is_limited(containerd)?;
+        death_of_the_vmm_is_told(containerd)
+    })
+}
+
+fn boots(
+    kernel: GuestKernel,
+    root: &str,
+    further: impl FnOnce(&Containerd) -> Result<()>,
+) -> Result<()> {
     if !only_a_vm("guest kernels and images") {
         return Ok(());
     }
@@ -35,7 +59,8 @@ fn works(kernel: GuestKernel, root: &str) -> Result<()> {
         let release = containerd.run(["uname", "-r"]).output()?.success()?;
         let is_small = release.trim_end().ends_with("-kata");
         ensure!(is_small == (kernel == GuestKernel::Small), "the guest runs {release}");
-        is_a_container(containerd)
+        is_a_container(containerd)?;
+        further(containerd)
     })
 }
 
@@ -54,26 +79,83 @@ fn is_a_container(containerd: &Containerd) -> Result<()> {
     container.remove()
 }
 
+/// Through pipes of the first process, and through a terminal of another.
+fn streams_are_whole(containerd: &Containerd) -> Result<()> {
+    let data = noise(STREAM);
+    let (client, container) =
+        containerd.shell("cat; exit 5").stdin(Input::Bytes(data.clone())).attach_and_keep()?;
+    let output = client.wait()?;
+    ensure!(output.code == 5, "exit code {}", output.code);
+    ensure!(output.stdout == data, "{} bytes of {STREAM} came back", output.stdout.len());
+    container.remove()?;
+
+    let container = containerd.run(["sleep", "1000"]).start()?;
+    let data = noise(IN_TERMINAL);
+    let script = format!("stty raw -echo; echo rea''dy; head -c {IN_TERMINAL}; exit 6");
+    let mut client = container.shell(&script).tty().attach()?;
+    client.expect("ready")?;
+    client.write(&data)?;
+    let output = client.wait()?;
+    ensure!(output.code == 6, "exit code {}", output.code);
+    // Before it is raw, a terminal says more.
+    ensure!(output.stdout.ends_with(&data), "{} bytes came back", output.stdout.len());
+    container.remove()
+}
+
+fn files_are_shared(containerd: &Containerd) -> Result<()> {
+    let directory = containerd.directory().join("shared");
+    fs::create_dir(&directory)?;
+    fs::write(directory.join("file"), "of the host\n")?;
+    let script = "cat /ro/file; echo of the guest > /rw/new; touch /ro/x 2>/dev/null || echo no";
+    let run = containerd.shell(script).bind(&directory, "/rw", "rbind:rw");
+    let said = run.bind(&directory, "/ro", "rbind:ro").output()?.success()?;
+    assert_eq!(said, "of the host\nno\n");
+    assert_eq!(fs::read_to_string(directory.join("new"))?, "of the guest\n");
+    Ok(())
+}
+
+fn memory_is_limited(containerd: &Containerd) -> Result<()> {
+    let limit = (64 << 20).to_string();
+    let run = containerd.run(["sleep", "1000"]).option("--memory-limit", &limit);
+    let container = run.start()?;
+    assert_eq!(container.shell("tail /dev/zero").output()?.code, 137, "it had more than 64 MiB");
+    container.exec(["true"]).output()?.success()?;
+    container.remove()
+}
+
+fn death_of_the_vmm_is_told(containerd: &Containerd) -> Result<()> {
+    let (client, container) = containerd.shell("echo up; exec sleep 1000").attach_and_keep()?;
+    client.expect("up")?;
+    let vmms = parts_of(containerd.mark(), Part::Vmm)?;
+    ensure!(!vmms.is_empty(), "there is no VMM");
+    vmms.iter().try_for_each(|vmm| vmm.signal(Signal::KILL))?;
+    client.wait_until(Deadline::after(PATIENCE))?.failure()?;
+    container.remove()
+}
+
 #[test]
 fn small_kernel_boots_from_its_initrd() -> Result<()> {
-    works(GuestKernel::Small, &initrd(GuestKernel::Small))
+    passes(GuestKernel::Small, &initrd(GuestKernel::Small))
 }
 
 #[test]
 fn small_kernel_boots_from_an_image() -> Result<()> {
-    works(GuestKernel::Small, &image(&Installation::under_test().image()))
+    passes(GuestKernel::Small, &image(&Installation::under_test().image()))
 }
 
 #[test]
 fn distributions_kernel_boots_from_its_initrd() -> Result<()> {
-    works(GuestKernel::Distribution, &initrd(GuestKernel::Distribution))
+    passes(GuestKernel::Distribution, &initrd(GuestKernel::Distribution))
 }
 
 #[test]
 fn distributions_kernel_boots_from_an_image_with_drivers() -> Result<()> {
     let drivers = GuestKernel::Distribution.initrd();
     let image = image(&Installation::under_test().image());
-    works(GuestKernel::Distribution, &format!("{image}image_drivers = \"{}\"\n", drivers.display()))
+    passes(
+        GuestKernel::Distribution,
+        &format!("{image}image_drivers = \"{}\"\n", drivers.display()),
+    )
 }
 
 fn initrd(kernel: GuestKernel) -> String {

@@ -3,26 +3,12 @@
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Client, Deadline, Input, Output, number_from, scenario};
+use kata_e2e::{Client, Deadline, Input, Output, noise, number_from, scenario};
 use std::time::Duration;
 
 /// Echoes this many bytes in a terminal that changes none of them.
 fn echo_in_terminal(length: usize) -> String {
     format!("stty raw -echo; echo rea''dy; head -c {length}; exit 6")
-}
-
-/// Bytes that no compression and no line discipline leaves unchanged by chance (xorshift64*).
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let words = std::iter::repeat_with(move || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    });
-    let mut bytes: Vec<u8> = words.take(length.div_ceil(8)).flat_map(u64::to_le_bytes).collect();
-    bytes.truncate(length);
-    bytes
 }
 
 fn stream() -> Vec<u8> {

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Client, Input, Installation, Output, only_a_vm, scenario};
+use kata_e2e::{Client, Input, Installation, Output, Wire, only_a_vm, scenario};
 
 /// Every stage, in the order in which a container without a network reaches them.
 const STAGES: &[&str] = &[
@@ -32,6 +32,15 @@ fn timeline(arguments: &[&str]) -> Result<Output> {
     Client::spawn(command, Input::Nothing)?.wait()
 }
 
+/// When a stage was reached, in ns from the start on, by what `--json` says.
+fn at(json: &str, stage: &str) -> Result<u64> {
+    let record: serde_json::Value = serde_json::from_str(json)?;
+    let stamps = record["stamps"].as_array().context("no stamps")?;
+    let stamp = stamps.iter().find(|stamp| stamp["stage"] == stage);
+    let at = stamp.and_then(|stamp| stamp["at"].as_u64());
+    at.with_context(|| format!("no {stage}: {json}"))
+}
+
 #[test]
 fn every_stage_of_a_start_is_told_in_its_order() -> Result<()> {
     if !only_a_vm("the stages of a boot") {
@@ -45,13 +54,7 @@ fn every_stage_of_a_start_is_told_in_its_order() -> Result<()> {
 
         let json = timeline(&[&id, "--json"])?.success()?;
         let record: serde_json::Value = serde_json::from_str(&json)?;
-        let stamps = record["stamps"].as_array().context("no stamps")?;
-        let at = |stage: &str| {
-            let stamp = stamps.iter().find(|stamp| stamp["stage"] == stage);
-            stamp
-                .and_then(|stamp| stamp["at"].as_u64())
-                .with_context(|| format!("no {stage}: {json}"))
-        };
+        let at = |stage| at(&json, stage);
         // The guest's clock is known up to the time that one exchange was on its way.
         let slack =
             record["guest_uncertainty_ns"].as_u64().context("the clocks were not compared")?;
@@ -74,6 +77,24 @@ fn every_stage_of_a_start_is_told_in_its_order() -> Result<()> {
         let error = timeline(&[&id])?.failure()?;
         ensure!(error.contains("the sandbox does not run"), "{error}");
         Ok(())
+    })
+}
+
+#[test]
+fn network_of_the_engine_has_its_stage() -> Result<()> {
+    if !only_a_vm("the stages of a boot") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let wire = Wire::new(containerd)?;
+        let run = containerd.run(["sleep", "1000"]).option("--with-ns", &wire.with_ns());
+        let container = run.start()?;
+        let json = timeline(&[container.id(), "--json"])?.success()?;
+        let times = [at(&json, "footprint-made")?, at(&json, "network-ready")?];
+        ensure!(times.is_sorted() && times[1] <= at(&json, "vmm-executed")?, "{json}");
+        let table = timeline(&[container.id()])?.success()?;
+        ensure!(table.contains("network ready"), "{table}");
+        container.remove()
     })
 }
 
