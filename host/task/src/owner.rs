@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use kata_host_runtime::{ContainerRole, FirstContainer, Runtime, RuntimeError, role_of};
 use kata_sandbox::{Exit, ProcessKey, Recorder, RootfsMount, Sandbox, Stage};
@@ -17,6 +18,10 @@ use crate::error::Failure;
 use crate::events::TaskEvents;
 use crate::hooks::{ContainerHooks, EnginesView};
 use crate::stdio::{StdioIds, StdioSpec};
+
+/// How long an engine may take from the deletion of the last container to its shutdown, which it
+/// sends next.
+const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// What the engine told of a process, to be told back.
 #[derive(Debug, Clone, Default)]
@@ -68,6 +73,8 @@ pub(crate) struct Owner {
     // A mutex and not a channel: a look-up that is never held over an await.
     records: Mutex<HashMap<ProcessKey, Record>>,
     pub(crate) ended: Notify,
+    /// No container is left and none can come any more: the sandbox has ended with its last one.
+    emptied: Notify,
 }
 
 impl std::fmt::Debug for Owner {
@@ -92,6 +99,7 @@ impl Owner {
             booting: tokio::sync::Mutex::default(),
             records: Mutex::default(),
             ended: Notify::new(),
+            emptied: Notify::new(),
         }
     }
 
@@ -145,6 +153,7 @@ impl Owner {
         if let Err(error) = made.await {
             if sandbox.is_empty() {
                 sandbox.stop("its first container could not be created").await;
+                self.emptied.notify_one();
             }
             if let Some(hooks) = &record.hooks {
                 hooks.deleted(&self.view).await;
@@ -224,7 +233,18 @@ impl Owner {
             hooks.deleted(&self.view).await;
         }
         self.events.deleted(key, sandbox.pid(), exit);
+        if sandbox.is_empty() {
+            self.emptied.notify_one();
+        }
         Ok((sandbox.pid(), exit))
+    }
+
+    /// Waits until the engine has had its last container deleted, and for far longer than it takes
+    /// to say shut down then. It says nothing more if it was killed in between, and containerd 1.6
+    /// does not look for such a shim when it is started again.
+    pub(crate) async fn forgotten(&self) {
+        self.emptied.notified().await;
+        tokio::time::sleep(SHUTDOWN).await;
     }
 
     /// Ends the service if no container is left, and the sandbox with it.

@@ -37,9 +37,9 @@ pub struct ServeOptions {
     pub asked: Option<Moment>,
 }
 
-/// Serves one sandbox until the engine shuts it down or SIGTERM comes. To be called on a
-/// current-thread runtime, in a process with one thread: it takes a mount namespace of its own, and
-/// its thread is the parent of VMM and file server.
+/// Serves one sandbox until the engine shuts it down, or forgets to, or SIGTERM comes. To be called
+/// on a current-thread runtime, in a process with one thread: it takes a mount namespace of its own,
+/// and its thread is the parent of VMM and file server.
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let view = EnginesView::take().context("cannot keep the engine's mount namespace")?;
     mount::unshare_mount_namespace().context("cannot take a mount namespace of its own")?;
@@ -64,6 +64,9 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     tokio::select! {
         () = owner.ended.notified() => {}
+        () = owner.forgotten() => {
+            tracing::warn!("the engine has left the sandbox {} and its shim behind", options.id);
+        }
         _ = terminate.recv() => {
             tracing::warn!("SIGTERM: ending the sandbox {}", options.id);
             owner.stop("its shim was told to terminate").await;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kata_e2e::{
-    Client, Configuration, Container, Containerd, Deadline, Part, Scenario, await_part, await_path,
-    only_a_vm, parts_of, scenario,
+    Client, Configuration, Container, Containerd, Deadline, Input, Part, Scenario, await_part,
+    await_path, only_a_vm, parts_of, scenario,
 };
 use rustix::process::Signal;
 
@@ -87,9 +87,8 @@ fn deletion_works_when_killed_meanwhile(part: Part) -> Result<()> {
         let container = containerd.run(["sleep", "1000"]).start()?;
         let victims = parts_of(containerd.mark(), part)?;
         ensure!(!victims.is_empty(), "there is no process of {part:?}");
-        let mut args = vec!["task", "delete", "--force"];
-        args.push(container.id());
-        let deletion = containerd.start_ctr(args, kata_e2e::Input::Nothing)?;
+        let args = ["task", "delete", "--force", container.id()];
+        let deletion = containerd.start_ctr(args, Input::Nothing)?;
         victims.iter().try_for_each(|victim| victim.signal(Signal::KILL))?;
         // Whoever was first: it has an answer, and can be repeated.
         deletion.wait_until(Deadline::after(ANSWER))?;
@@ -130,6 +129,11 @@ fn file_server_is_killed_while_busy() -> Result<()> {
 #[test]
 fn file_server_is_killed_while_the_vmm_boots() -> Result<()> {
     start_fails_with_death_of(Part::FileServer)
+}
+
+#[test]
+fn file_server_is_killed_while_it_is_deleted() -> Result<()> {
+    deletion_works_when_killed_meanwhile(Part::FileServer)
 }
 
 #[test]
@@ -200,6 +204,70 @@ fn containerd_is_killed_while_the_vmm_boots() -> Result<()> {
         await_part(containerd.mark(), Part::Vmm, Deadline::for_command())?;
         containerd.kill()?;
         answers(client)?;
+        containerd.kill_and_restart()?;
+        container.remove()
+    })
+}
+
+/// Neither those who are attached hang, nor is anything lost that goes past containerd.
+#[test]
+fn containerd_is_killed_while_output_streams() -> Result<()> {
+    const COUNTS: &str = "trap 'end=yes' TERM; i=0; \
+         while [ -z \"$end\" ]; do i=$((i + 1)); echo line $i; done; exit 9";
+    scenario(|containerd| {
+        let file = containerd.directory().join("container.log");
+        let uri = format!("file://{}", file.display());
+        let container = containerd.shell(COUNTS).option("--log-uri", &uri).start()?;
+        let exec = container.shell("while :; do echo noise; done").attach()?;
+        exec.expect("noise")?;
+        containerd.kill()?;
+        answers(exec).context("the client of the exec")?;
+        containerd.kill_and_restart()?;
+        lives(&container)?;
+
+        let events = containerd.events()?;
+        container.kill("TERM")?;
+        events.expect_exit(container.id())?;
+        let deleted = containerd.ctr(["task", "delete", container.id()])?;
+        ensure!(deleted.error_text().contains("exit with non-zero exit code 9"), "{deleted}");
+        container.remove()?;
+        let log = fs::read_to_string(&file)?;
+        let lines = log.lines().count();
+        ensure!(lines > 0 && log.ends_with('\n'), "{lines} lines, and no whole one at the end");
+        let lost = log.lines().zip(1..).find(|(line, number)| *line != format!("line {number}"));
+        ensure!(lost.is_none(), "of {lines} lines, not in its place: {lost:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn containerd_is_killed_while_a_container_is_deleted() -> Result<()> {
+    scenario(|containerd| {
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let args = ["task", "delete", "--force", container.id()];
+        let deletion = containerd.start_ctr(args, Input::Nothing)?;
+        containerd.kill()?;
+        deletion.wait_until(Deadline::after(ANSWER))?;
+        containerd.kill_and_restart()?;
+        container.remove()
+    })
+}
+
+/// The moment at which the shim has done its part, and nobody is there to hear of it.
+#[test]
+fn containerd_is_killed_when_the_deleted_vm_has_ended() -> Result<()> {
+    if !only_a_vm("the end of a VM") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let container = containerd.run(["sleep", "1000"]).start()?;
+        let vmms = parts_of(containerd.mark(), Part::Vmm)?;
+        let [vmm] = vmms.as_slice() else { bail!("not exactly one VMM: {vmms:?}") };
+        let args = ["task", "delete", "--force", container.id()];
+        let deletion = containerd.start_ctr(args, Input::Nothing)?;
+        ensure!(vmm.ends(Deadline::for_command())?, "the VMM does not end");
+        containerd.kill()?;
+        deletion.wait_until(Deadline::after(ANSWER))?;
         containerd.kill_and_restart()?;
         container.remove()
     })
@@ -286,6 +354,7 @@ fn everything_dies_with_containerd(part: Part) -> Result<()> {
     scenario(|containerd| {
         let container = containerd.run(["sleep", "1000"]).start()?;
         let victims = parts_of(containerd.mark(), part)?;
+        ensure!(!victims.is_empty(), "there is no process of {part:?}");
         containerd.kill()?;
         victims.iter().try_for_each(|victim| victim.signal(Signal::KILL))?;
         containerd.kill_and_restart()?;
