@@ -3,6 +3,7 @@
 mod compare;
 mod devices;
 mod mounts;
+mod tasks;
 
 use anyhow::{Context, Result};
 use compare::{Case, Probe, compare, compare_clients};
@@ -263,6 +264,14 @@ fn exec_is_the_same() -> Result<()> {
 #[test]
 fn init_starts_and_ends_the_same() -> Result<()> {
     const CASES: &[Case] = &[
+        Case::run("exit 0", &["true"]),
+        Case::run("exit 1", &["false"]),
+        Case::run("exit 42", &["sh", "-c", "exit 42"]),
+        Case::run(
+            "143 of a process that SIGTERM ended",
+            &["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"],
+        ),
+        Case::run("SIGTERM to itself", &["sh", "-c", "kill -TERM $$; echo lives; exit 3"]),
         Case::run("missing command", &["no-such-command"]),
         Case::run("not executable", &["/bin/not-executable"]),
         Case::run("missing interpreter", &["/bin/no-interpreter"]),
@@ -301,11 +310,42 @@ fn signals_end_init_the_same() -> Result<()> {
         container.remove()?;
         Ok(code)
     };
+    // The kernel spares the first process of a namespace the signals that it has no handler for.
+    let spared = |run: Run<'_>| -> Result<(i32, i32)> {
+        let container = run.start()?;
+        container.kill("TERM")?;
+        let exec = container.exec(["true"]).output()?.code;
+        container.kill("KILL")?;
+        let code = container.wait()?;
+        container.remove()?;
+        Ok((exec, code))
+    };
+    let terminated = |run: Run<'_>| -> Result<i32> {
+        let (client, container) = run.attach_and_keep()?;
+        client.expect("ready")?;
+        container.kill("TERM")?;
+        let code = client.wait()?.code;
+        container.remove()?;
+        Ok(code)
+    };
+    const HANDLES: &str = "trap 'exit 143' TERM; echo ready; while :; do sleep 0.1; done";
     scenario(|containerd| {
         let run = || containerd.shell(SCRIPT);
-        let runc = || run().under(kata_e2e::Runtime::Runc);
-        assert_eq!(told(run())?, told(runc())?);
-        assert_eq!((killed(run())?, killed(runc())?), (137, 137));
+        assert_eq!(told(run())?, told(under_runc(run()))?);
+        assert_eq!((killed(run())?, killed(under_runc(run()))?), (137, 137));
+        let run = || containerd.run(["sleep", "1000"]);
+        assert_eq!((spared(run())?, spared(under_runc(run()))?), ((0, 137), (0, 137)));
+        let run = || containerd.shell(HANDLES);
+        assert_eq!((terminated(run())?, terminated(under_runc(run()))?), (143, 143));
         Ok(())
     })
+}
+
+fn under_runc(run: Run<'_>) -> Run<'_> {
+    run.under(kata_e2e::Runtime::Runc)
+}
+
+#[test]
+fn client_is_told_the_same_of_a_task() -> Result<()> {
+    scenario(tasks::compare_tasks)
 }
