@@ -2,13 +2,17 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use kata_agent_api::agent::*;
 use kata_agent_api::cpu_count_request;
-use kata_channel::{DEBUG_CONSOLE_PORT, LOG_PORT};
+use kata_agent_api::health::CheckRequest;
+use kata_agent_api::health::health_check_response::ServingStatus;
+use kata_agent_api::health_ttrpc::HealthClient;
+use kata_channel::{AGENT_PORT, DEBUG_CONSOLE_PORT, LOG_PORT};
 use kata_guest_tests::*;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use ttrpc::asynchronous::transport::Socket;
 
 #[test]
 fn machine_is_set_up_as_the_host_says() -> Result<()> {
@@ -22,9 +26,53 @@ fn machine_is_set_up_as_the_host_says() -> Result<()> {
         processors(guest).await.context("processors")?;
         let metrics = guest.agent.get_metrics(context(), &GetMetricsRequest::new()).await?.metrics;
         ensure!(metrics.contains("rss"), "{metrics}");
-        let refused = guest.agent.set_policy(context(), &SetPolicyRequest::new()).await;
-        let error = refused.err().context("a policy was taken")?.to_string();
-        ensure!(error.contains("does not implement SetPolicy"), "{error}");
+        Ok(())
+    })
+}
+
+/// What the protocol has and this agent does not.
+const NOT_OFFERED: [&str; 13] = [
+    "AddSwap",
+    "AddSwapPath",
+    "GetDiagnosticData",
+    "GetIPTables",
+    "GetVolumeStats",
+    "MemAgentCompactSet",
+    "MemAgentMemcgSet",
+    "MemHotplugByProbe",
+    "RemoveStaleVirtiofsShareMounts",
+    "ResizeVolume",
+    "SetIPTables",
+    "SetPolicy",
+    "UpdateEphemeralMounts",
+];
+
+#[test]
+fn agent_tells_its_version_and_what_it_does_not_implement() -> Result<()> {
+    booted(First::Agent, async |guest| {
+        let stream = guest.machine.dial(AGENT_PORT).await?;
+        let client = ttrpc::r#async::Client::new(Socket::new(stream));
+        for method in NOT_OFFERED {
+            let request = ttrpc::Request {
+                service: "grpc.AgentService".into(),
+                method: method.into(),
+                ..Default::default()
+            };
+            let refused = match client.request(request).await {
+                Err(ttrpc::Error::RpcStatus(status)) => status,
+                other => bail!("{method}: {other:?}"),
+            };
+            let begins = format!("this agent does not implement {method}; ");
+            ensure!(refused.code() == ttrpc::Code::UNIMPLEMENTED, "{method}: {refused:?}");
+            let remedy = refused.message.strip_prefix(&begins);
+            ensure!(remedy.is_some_and(|remedy| remedy.len() > 10), "{method}: {refused:?}");
+        }
+        let health = HealthClient::new(client);
+        let version = health.version(context(), &CheckRequest::new()).await?;
+        ensure!(version.agent_version == env!("CARGO_PKG_VERSION"), "{version:?}");
+        ensure!(version.grpc_version == "0.0.1", "{version:?}");
+        let status = health.check(context(), &CheckRequest::new()).await?.status;
+        ensure!(status == ServingStatus::SERVING.into(), "{status:?}");
         Ok(())
     })
 }
@@ -70,6 +118,16 @@ async fn clock_and_entropy(guest: &Guest) -> Result<()> {
     ensure!((86_400..87_000).contains(&(told - now)), "it is {told}, and {now} here");
     let seed = ReseedRandomDevRequest { data: vec![7; 64], ..Default::default() };
     guest.agent.reseed_random_dev(context(), &seed).await?;
+    let pool = ["cat", "/proc/sys/kernel/random/entropy_avail"];
+    let bits: u32 = guest.run("pool", process(&pool)).await?.text().trim().parse()?;
+    ensure!(bits >= 256, "the pool has {bits} bits only");
+    for data in [Vec::new(), vec![7; 1 << 20]] {
+        let length = data.len();
+        let seed = ReseedRandomDevRequest { data, ..Default::default() };
+        let refused = guest.agent.reseed_random_dev(context(), &seed).await;
+        let error = refused.err().with_context(|| format!("took a seed of {length} bytes"))?;
+        ensure!(error.to_string().contains(&length.to_string()), "{error}");
+    }
     Ok(())
 }
 
@@ -218,5 +276,22 @@ async fn network(guest: &Guest) -> Result<()> {
     let mut request = AddARPNeighborsRequest::new();
     request.neighbors = Some(neighbours).into();
     guest.agent.add_arp_neighbors(context(), &request).await?;
+    // Permanent (0x4) and complete (0x2); see proc_pid_net(5) and linux/if_arp.h.
+    let mut shell = guest.machine.dial(DEBUG_CONSOLE_PORT).await?;
+    let line = "^10.1.2.1 .* 0x6 .*02:00:00:00:00:01 .*net7$";
+    let count = format!("echo there is $(grep -c '{line}' /proc/net/arp) of them\n");
+    shell.write_all(count.as_bytes()).await?;
+    shell.flush().await?;
+    read_until(&mut shell, "there is 1 of them").await?;
+
+    let interfaces = guest.agent.list_interfaces(context(), &ListInterfacesRequest::new()).await?;
+    let listed = interfaces.Interfaces.iter().find(|listed| listed.name == "net7");
+    let listed = listed.with_context(|| format!("no net7: {interfaces:?}"))?;
+    ensure!(listed.mtu == 1400 && listed.hwAddr == Machine::NETWORK_CARD, "{listed:?}");
+    // The kernel may have added one meanwhile.
+    let has_all = updated.IPAddresses.iter().all(|ip| listed.IPAddresses.contains(ip));
+    ensure!(has_all, "{listed:?}");
+    let listed = guest.agent.list_routes(context(), &ListRoutesRequest::new()).await?.Routes;
+    ensure!(listed == routes, "{listed:?} is not {routes:?}");
     Ok(())
 }
