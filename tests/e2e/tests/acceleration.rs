@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Containerd, Input, Part, Scenario, only_a_vm, parts_of};
+use kata_e2e::{Containerd, Deadline, Input, Part, Scenario, only_a_vm, parts_of};
 use kata_hypervisor::kvm_obstacle;
 use vsock::VsockStream;
 
@@ -50,8 +50,22 @@ fn everything_is_used(machine: &str) -> Result<()> {
             echoed.stdout.len(),
             bytes.len()
         );
-        container.remove()
+        container.remove()?;
+        emulation_is_told_once(containerd)
     })
+}
+
+/// Whoever has no KVM shall know it, and not from every line of the log.
+fn emulation_is_told_once(containerd: &Containerd) -> Result<()> {
+    const WARNING: &str = "virtual machines run in software emulation";
+    let expected = usize::from(kvm_obstacle().is_some());
+    containerd.log().expect_times(WARNING, expected, Deadline::for_command())?;
+    let log = containerd.log().text();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(WARNING)).collect();
+    ensure!(lines.len() == expected, "{} lines instead of {expected}: {lines:#?}", lines.len());
+    let warns = lines.iter().all(|line| line.contains("level=warning") || line.contains("WARN"));
+    ensure!(warns, "not a warning: {lines:?}");
+    Ok(())
 }
 
 /// Checks what the VMM was told, and gives its command line.

@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use kata_e2e::{
-    Client, CommandLine, Containerd, Deadline, Input, Installation, Output, Runtime, Scenario,
-    only_a_vm, scenario,
+    Client, CommandLine, Containerd, Deadline, Input, Installation, Output, Part, Process, Runtime,
+    Scenario, only_a_vm, parts_of, scenario,
 };
 use kata_initrd::{Archive, Entry};
 use rustix::process::Signal;
@@ -147,6 +147,69 @@ fn debug_console_of_the_command_lines_sandbox() -> Result<()> {
         console_is_a_shell_of_the_guest(&["--root", &root], &host.id("c"))?;
         host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
     })
+}
+
+/// All at once, for they must not be in each other's way. Some can be seen only where they act.
+#[test]
+fn settings_take_effect_on_the_host_and_in_the_guest() -> Result<()> {
+    if !only_a_vm("settings of the runtime") {
+        return Ok(());
+    }
+    let (directory, configuration) = with_debug_console()?;
+    let [readable, writable] = ["readable", "writable"].map(|name| directory.path().join(name));
+    fs::create_dir(&readable)?;
+    fs::create_dir(&writable)?;
+    fs::write(readable.join("file"), "from the host\n")?;
+    fs::create_dir(directory.path().join("config.d"))?;
+    let settings = format!(
+        "[hypervisor.qemu]\nentropy_source = '/dev/random'\n\
+         virtio_fs_extra_args = ['--thread-pool-size=2']\n\
+         [agent.kata]\ncontainer_pipe_size = 65536\ndial_timeout_ms = 50\n\
+         [runtime]\ndisable_guest_seccomp = true\nsandbox_cgroup_only = false\n\
+         sandbox_bind_mounts = ['{}', '{}:rw']\n",
+        readable.display(),
+        writable.display()
+    );
+    fs::write(directory.path().join("config.d/settings.toml"), settings)?;
+    Scenario::new().configuration(&configuration).run(|containerd| {
+        let container = containerd.run(SLEEP).flag("--seccomp").start()?;
+        settings_act_on_the_host(containerd, container.id())?;
+        let inside = "grep ^Seccomp: /proc/self/status; cat /proc/cmdline";
+        let inside = container.shell(inside).output()?.success()?;
+        ensure!(inside.starts_with("Seccomp:\t0\n"), "{inside}");
+        ensure!(inside.contains(" agent.container_pipe_size=65536"), "{inside}");
+
+        let script = "cd /run/kata-containers/shared/containers/sandbox-mounts\n\
+                      cat readable/file\necho x > readable/new\necho from the guest > writable/new\n";
+        let script = Input::Bytes(script.into());
+        let seen = kata_runtime(&["exec", container.id()], script)?.wait()?.success()?;
+        ensure!(seen.contains("from the host"), "{seen}");
+        ensure!(!readable.join("new").exists(), "the guest has written where it must not: {seen}");
+        ensure!(fs::read_to_string(writable.join("new"))? == "from the guest\n", "{seen}");
+        container.remove()
+    })
+}
+
+/// Which cgroup the parts are in, and what VMM and file server were given.
+fn settings_act_on_the_host(containerd: &Containerd, id: &str) -> Result<()> {
+    let own = format!("/kata_overhead/{id}");
+    let part = |part| -> Result<Process> {
+        let found = parts_of(containerd.mark(), part)?;
+        let only = <[Process; 1]>::try_from(found);
+        let [only] = only.map_err(|found| anyhow!("not one {part:?}: {found:?}"))?;
+        let places = only.cgroups()?;
+        ensure!(!places.is_empty() && places.iter().all(|place| *place == own), "{places:?}");
+        Ok(only)
+    };
+    part(Part::Shim)?;
+    let server = part(Part::FileServer)?;
+    let told = server.command_line.iter().any(|word| word == "--thread-pool-size=2");
+    ensure!(told, "{}", server.describe());
+    let vmm = part(Part::Vmm)?;
+    let open = fs::read_dir(format!("/proc/{}/fd", vmm.pid))?.flatten();
+    let mut open = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    ensure!(open.any(|file| file == Path::new("/dev/random")), "{}", vmm.describe());
+    Ok(())
 }
 
 #[test]
