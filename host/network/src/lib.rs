@@ -39,7 +39,7 @@ pub use join::{Model, Nic, join, leave, leave_blocking, leave_tap};
 pub use loopback::Loopback;
 pub use namespace::{Namespace, NamespaceId};
 pub use own_traffic::share_with_sockets;
-pub use plan::{Plan, PlannedRoute, in_use, plan};
+pub use plan::{Plan, PlannedRoute, in_use, plan, plan_again};
 pub use scan::{scan, scan_blocking};
 pub use snapshot::{Interface, Link, Mac, Neighbour, Prefix, Route, Snapshot};
 pub use tap::{has_vhost, tap_obstacle};

@@ -37,10 +37,45 @@ impl Plan {
 
 /// Decides what is joined: every Ethernet interface that is in use. One that is in use and cannot
 /// be joined is an error, for a container with half of its network is worse than none.
+///
+/// # Errors
+///
+/// Fails with the interface's name and the reason.
 pub fn plan(snapshot: &Snapshot) -> Result<Plan, NetworkError> {
+    plan_beside(snapshot, &[])
+}
+
+/// The plan for a namespace some of whose interfaces are joined by `before`. They stay as they are,
+/// so none of them is missing in the new plan unless it is gone from the namespace, and all of them
+/// have the MAC address that they had.
+///
+/// # Errors
+///
+/// As [`plan`]; and when a joined interface has another MAC address now, for the guest's device
+/// cannot follow.
+pub fn plan_again(snapshot: &Snapshot, before: &Plan) -> Result<Plan, NetworkError> {
+    let again = plan_beside(snapshot, &before.interfaces)?;
+    for old in &before.interfaces {
+        let now = again.interfaces.iter().find(|one| one.index == old.index);
+        if let Some(now) = now.filter(|now| now.mac != old.mac) {
+            let reason = format!(
+                "had the MAC address {} when the VM booted and has {} now, which the VM's device \
+                 cannot follow; set it before the container is created",
+                old.mac, now.mac
+            );
+            return Err(NetworkError::Interface { interface: now.name.clone(), reason });
+        }
+    }
+    Ok(again)
+}
+
+fn plan_beside(snapshot: &Snapshot, joined: &[Interface]) -> Result<Plan, NetworkError> {
+    let is_joined = |link: &Link| joined.iter().any(|one| one.index == link.interface.index);
     let mut plan = Plan::default();
-    for link in in_use(snapshot) {
-        check(link, &plan.interfaces)?;
+    // One that is joined already comes first, so that of twins the newcomer is refused.
+    let (old, new): (Vec<_>, Vec<_>) = in_use(snapshot).partition(|link| is_joined(link));
+    for link in old.into_iter().chain(new) {
+        check(link, &plan.interfaces, is_joined(link))?;
         let mut interface = link.interface.clone();
         // The guest's kernel makes its own from the same MAC.
         interface.addresses.retain(|prefix| !is_link_local(prefix.address));
@@ -71,7 +106,8 @@ fn is_in_use(link: &Link) -> bool {
     link.up || link.interface.addresses.iter().any(|prefix| !is_link_local(prefix.address))
 }
 
-fn check(link: &Link, joined: &[Interface]) -> Result<(), NetworkError> {
+/// `is_ours` is whether the qdisc that it may have is what joins it.
+fn check(link: &Link, joined: &[Interface], is_ours: bool) -> Result<(), NetworkError> {
     let interface = &link.interface;
     let refuse =
         |reason: String| Err(NetworkError::Interface { interface: interface.name.clone(), reason });
@@ -81,7 +117,7 @@ fn check(link: &Link, joined: &[Interface]) -> Result<(), NetworkError> {
             "is no Ethernet device (its kind is {kind}), and a VM takes no other"
         ));
     }
-    if link.ingress {
+    if link.ingress && !is_ours {
         return refuse("has an ingress qdisc already, which a VM needs for itself".to_owned());
     }
     if let Some(twin) = joined.iter().find(|one| one.mac == interface.mac) {

@@ -142,8 +142,16 @@ impl Footprint {
         };
         // First the claim, then the look: of two sandboxes at once none, or one, gets it.
         self.write(|record| record.network = Some(claim))?;
-        let Some((id, pid)) = sweep::other_user(&self.dir, namespace.id()) else { return Ok(()) };
-        self.write(|record| record.network = None)?;
+        let free = Self::check_claim(&self.dir, namespace);
+        if free.is_err() {
+            self.write(|record| record.network = None)?;
+        }
+        free
+    }
+
+    /// Whether no other sandbox than the one in `dir` has the namespace.
+    pub(crate) fn check_claim(dir: &Path, namespace: &Namespace) -> Result<(), FootprintError> {
+        let Some((id, pid)) = sweep::other_user(dir, namespace.id()) else { return Ok(()) };
         Err(FootprintError::NetworkInUse { namespace: namespace.path().to_owned(), id, pid })
     }
 

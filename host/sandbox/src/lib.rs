@@ -42,7 +42,7 @@ mod vcpus;
 pub use error::{BootError, BootStage, SandboxError};
 pub use footprint::{Footprint, FootprintError, sweep, sweep_of};
 pub use ledger::{Deletion, Exit, Ledger, ProcessKey, Refusal, Status};
-pub use network::JoinError;
+pub use network::{JoinError, check_network};
 pub use plan::{
     ContainerPlan, Deadlines, DiskDevice, DiskRoot, MemoryPlan, NetworkPlan, SandboxMount,
     SandboxPlan, VcpusPlan,

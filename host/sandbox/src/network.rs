@@ -2,9 +2,10 @@
 //! it.
 //!
 //! ```text
-//!   open ──▶ empty ──────────── start: looked at again ──▶ joined (hot-plugged), or empty for good
-//!     │                                                       │
-//!     └────▶ joined (a part of the machine that boots) ───────┴──▶ settled: later interfaces are only told of
+//!   open ──▶ empty ──────────────────────────────┐
+//!     └────▶ joined (a part of the machine that boots) ── start: looked at again ──▶ settled: later interfaces
+//!                                                   what came is hot-plugged,         are only told of
+//!                                                   what changed is told the guest
 //!   whatever it is, leave() takes away what was put into the namespace
 //! ```
 
@@ -16,10 +17,12 @@ use kata_agent_client::{
 };
 use kata_hypervisor::{HypervisorError, NicSpec, Tap, Vm};
 use kata_log::chain;
-use kata_network::{Link, Model, Namespace, NetworkError, Nic, Plan, PlannedRoute, Prefix};
+use kata_network::{
+    Interface, Link, Model, Namespace, NetworkError, Nic, Plan, PlannedRoute, Prefix,
+};
 use thiserror::Error;
 
-use crate::{Footprint, FootprintError, NetworkPlan};
+use crate::{Footprint, FootprintError, NetworkPlan, SandboxPlan};
 
 /// `IFF_NOARP` of linux/if.h.
 const NO_ARP: u32 = 0x80;
@@ -48,9 +51,29 @@ pub enum JoinError {
          choose qemu with `hypervisor_name` in the section runtime, or set `internetworking_model` to \"none\""
     )]
     Late(String),
+    /// There is one more interface now than at boot, and this VM was made without a place for it.
+    #[error(
+        "the network interface {0} came after the VM had booted beside others that were there, and the VM has no place for it; \
+         have all of them in the network namespace before the container is created, or none"
+    )]
+    Beside(String),
     /// The guest's agent could not set it up.
     #[error("the guest's agent could not set up the network")]
     Agent(#[from] AgentError),
+}
+
+/// Whether a sandbox of this plan may have the network namespace that it names. Changes nothing.
+///
+/// # Errors
+///
+/// Fails when there is no such namespace, and when it is the host's or another sandbox's.
+pub fn check_network(plan: &SandboxPlan) -> Result<(), JoinError> {
+    let Some(path) = &plan.network.namespace else { return Ok(()) };
+    let namespace = Namespace::open(path)?;
+    if plan.network.model.is_some() {
+        Footprint::check_claim(&plan.vm.run_dir, &namespace)?;
+    }
+    Ok(())
 }
 
 /// The network of one sandbox, as far as it is joined.
@@ -62,6 +85,8 @@ pub(crate) struct SandboxNetwork {
     named_taps: Option<u32>,
     hot_plug: bool,
     joined: Plan,
+    /// The numbers of all interfaces that were ever joined, also of those that are gone.
+    indexes: Vec<u32>,
     nics: Vec<NicSpec>,
     /// Containers have started: what comes now is not joined any more.
     settled: bool,
@@ -91,6 +116,7 @@ impl SandboxNetwork {
             named_taps: plan.named_taps,
             hot_plug: plan.hot_plug,
             joined: Plan::default(),
+            indexes: Vec::new(),
             nics: Vec::new(),
             settled: false,
         };
@@ -119,52 +145,101 @@ impl SandboxNetwork {
     /// Reads the namespace and joins all that is in it.
     async fn join(&mut self, footprint: &Footprint) -> Result<(), JoinError> {
         let plan = kata_network::plan(&kata_network::scan(&self.namespace).await?)?;
-        if plan.is_empty() {
-            return Ok(());
-        }
-        for remark in &plan.remarks {
-            tracing::warn!("network namespace {}: {remark}", self.namespace.path().display());
-        }
-        footprint.record_interfaces(plan.interfaces.iter().map(|one| one.index).collect())?;
-        let nics =
-            kata_network::join(&self.namespace, &plan.interfaces, self.model, self.vhost).await?;
-        let nics = nics.into_iter().map(|nic| nic_spec(nic, self.named_taps));
-        self.nics = nics.collect::<Result<_, _>>()?;
+        let interfaces = plan.interfaces.clone();
+        self.join_these(footprint, &interfaces).await?;
+        self.tell_remarks(&plan);
         self.joined = plan;
         Ok(())
     }
 
-    /// Looks at a namespace that was empty again, before the first container starts: some engines
-    /// fill it only then.
+    /// Joins interfaces beside those that are joined; their devices are to be taken.
+    async fn join_these(
+        &mut self,
+        footprint: &Footprint,
+        interfaces: &[Interface],
+    ) -> Result<(), JoinError> {
+        if interfaces.is_empty() {
+            return Ok(());
+        }
+        let indexes = interfaces.iter().map(|one| one.index);
+        footprint.record_interfaces(self.indexes.iter().copied().chain(indexes).collect())?;
+        let nics = kata_network::join(&self.namespace, interfaces, self.model, self.vhost).await?;
+        self.indexes.extend(interfaces.iter().map(|one| one.index));
+        let nics = nics.into_iter().map(|nic| nic_spec(nic, self.named_taps));
+        self.nics = nics.collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn tell_remarks(&self, plan: &Plan) {
+        for remark in &plan.remarks {
+            tracing::warn!("network namespace {}: {remark}", self.namespace.path().display());
+        }
+    }
+
+    fn tell_gone(&self, plan: &Plan) {
+        let is_there = |old: &Interface| plan.interfaces.iter().any(|one| one.index == old.index);
+        for gone in self.joined.interfaces.iter().filter(|old| !is_there(old)) {
+            tracing::warn!(
+                "network namespace {}: the interface {} is gone or down since the VM booted; the guest still has it",
+                self.namespace.path().display(),
+                gone.name
+            );
+        }
+    }
+
+    /// Looks at the namespace again, before the first container starts: some engines fill it only
+    /// then, or add to it. What came is joined, and what changed is told the guest.
     pub(crate) async fn join_late(
         &mut self,
         footprint: &Footprint,
         vm: &dyn Vm,
         agent: &AgentClient,
     ) -> Result<(), JoinError> {
-        if !self.hot_plug {
-            return self.strangers().await?.map_or(Ok(()), |list| Err(JoinError::Late(list)));
+        let there = kata_network::scan(&self.namespace).await?;
+        let plan = kata_network::plan_again(&there, &self.joined)?;
+        if plan == self.joined {
+            return Ok(());
         }
-        self.join(footprint).await?;
-        let names: Vec<String> =
-            self.joined.interfaces.iter().map(|one| one.name.clone()).collect();
+        let came: Vec<Interface> =
+            plan.interfaces.iter().filter(|one| !self.has_joined(one.index)).cloned().collect();
+        let names: Vec<String> = came.iter().map(|one| one.name.clone()).collect();
+        if !self.hot_plug && !came.is_empty() {
+            return Err(JoinError::Late(names.join(", ")));
+        }
+        self.join_these(footprint, &came).await?;
+        let is_beside = !self.is_empty();
         for (nic, interface) in self.take_nics().iter().zip(names) {
-            vm.add_nic(nic).await.map_err(|source| JoinError::Vm { interface, source })?;
+            vm.add_nic(nic).await.map_err(|source| match source {
+                HypervisorError::Unsupported { .. } if is_beside => JoinError::Beside(interface),
+                source => JoinError::Vm { interface, source },
+            })?;
         }
-        self.configure(agent).await
+        self.tell_remarks(&plan);
+        self.tell_gone(&plan);
+        let before = std::mem::replace(&mut self.joined, plan);
+        self.configure_beside(agent, &before).await
     }
 
     /// Tells the guest what its interfaces are to be.
     pub(crate) async fn configure(&self, agent: &AgentClient) -> Result<(), JoinError> {
+        self.configure_beside(agent, &Plan::default()).await
+    }
+
+    /// The same for a guest that was told `before`.
+    async fn configure_beside(&self, agent: &AgentClient, before: &Plan) -> Result<(), JoinError> {
         let plan = &self.joined;
-        for interface in &plan.interfaces {
+        let changed = |one: &&Interface| !before.interfaces.contains(one);
+        let interfaces: Vec<_> = plan.interfaces.iter().filter(changed).collect();
+        for interface in &interfaces {
             agent.update_interface(&guest_interface(interface)).await?;
         }
-        if !plan.routes.is_empty() {
+        // Routes and neighbours go with an address or an interface that is set anew.
+        let is_anew = !interfaces.is_empty();
+        if plan.routes != before.routes || (is_anew && !plan.routes.is_empty()) {
             let routes: Vec<_> = plan.routes.iter().map(guest_route).collect();
             agent.update_routes(&routes).await?;
         }
-        if !plan.neighbours.is_empty() {
+        if !plan.neighbours.is_empty() && (is_anew || plan.neighbours != before.neighbours) {
             let neighbours: Vec<_> = plan.neighbours.iter().map(guest_neighbour).collect();
             agent.add_arp_neighbors(&neighbours).await?;
         }
@@ -182,7 +257,7 @@ impl SandboxNetwork {
         let there = kata_network::scan(&self.namespace).await?;
         let mut list = String::new();
         for Link { interface, .. } in kata_network::in_use(&there) {
-            if !self.joined.interfaces.iter().any(|one| one.index == interface.index) {
+            if !self.has_joined(interface.index) {
                 let comma = if list.is_empty() { "" } else { ", " };
                 // Writing to a String cannot fail.
                 let _ = write!(list, "{comma}{}", interface.name);
@@ -196,7 +271,8 @@ impl SandboxNetwork {
     pub(crate) async fn share_with_sockets(&self) -> Result<(), String> {
         match self.model {
             Model::TcFilter => {
-                let indexes = self.joined_indexes();
+                let indexes: Vec<u32> =
+                    self.joined.interfaces.iter().map(|one| one.index).collect();
                 let shared = kata_network::share_with_sockets(&self.namespace, &indexes).await;
                 shared.map_err(|error| chain(&error))
             }
@@ -207,17 +283,16 @@ impl SandboxNetwork {
         }
     }
 
-    fn joined_indexes(&self) -> Vec<u32> {
-        self.joined.interfaces.iter().map(|one| one.index).collect()
+    fn has_joined(&self, index: u32) -> bool {
+        self.indexes.contains(&index)
     }
 
     /// Takes away what was put into the namespace. The VMM must be gone.
     pub(crate) async fn leave(&self) {
-        let indexes = self.joined_indexes();
-        if indexes.is_empty() {
+        if self.indexes.is_empty() {
             return;
         }
-        if let Err(error) = kata_network::leave(&self.namespace, &indexes).await {
+        if let Err(error) = kata_network::leave(&self.namespace, &self.indexes).await {
             let shown = self.namespace.path().display();
             tracing::warn!("network namespace {shown} is not as it was found: {error}");
         }
@@ -236,7 +311,7 @@ fn nic_spec(nic: Nic, opener: Option<u32>) -> Result<NicSpec, NetworkError> {
     Ok(NicSpec { id, mac, mtu, tap, vhost: nic.vhost.map(Arc::new) })
 }
 
-fn guest_interface(interface: &kata_network::Interface) -> GuestInterface {
+fn guest_interface(interface: &Interface) -> GuestInterface {
     GuestInterface {
         device: interface.name.clone(),
         name: interface.name.clone(),

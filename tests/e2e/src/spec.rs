@@ -45,6 +45,15 @@ impl Spec {
         self
     }
 
+    /// In the network namespace at `path`.
+    #[must_use]
+    pub fn in_network(self, path: &str) -> Self {
+        let own = ["pid", "ipc", "uts", "mount"].map(|kind| json!({ "type": kind }));
+        let network = json!({ "type": "network", "path": path });
+        let all: Vec<Value> = own.into_iter().chain([network]).collect();
+        self.set("/linux/namespaces", all.into())
+    }
+
     pub(crate) fn write(&self, file: &Path, namespace: &str, id: &str) -> Result<()> {
         let mut spec = self.0.clone();
         spec["linux"]["cgroupsPath"] = json!(format!("/{namespace}/{id}"));

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::client::{self, Client, Input, Output};
 use crate::cni;
+use crate::command_line::CommandLine;
 use crate::containerd::Containerd;
 use crate::deadline::Deadline;
 use crate::name_server::NameServer;
@@ -27,7 +28,10 @@ pub struct Wire {
 impl Wire {
     /// Both namespaces, with no cable between them.
     pub fn without_cable(containerd: &Containerd) -> Result<Self> {
-        let name = containerd.unique("n");
+        Self::without_cable_called(&containerd.unique("n"))
+    }
+
+    fn without_cable_called(name: &str) -> Result<Self> {
         let wire = Self { world: format!("w-{name}"), container: format!("c-{name}") };
         for namespace in [&wire.world, &wire.container] {
             ip(&["netns", "add", namespace])?;
@@ -41,7 +45,16 @@ impl Wire {
 
     /// With one cable, and what is in the picture.
     pub fn new(containerd: &Containerd) -> Result<Self> {
-        let wire = Self::without_cable(containerd)?;
+        Self::without_cable(containerd)?.with_default_routes()
+    }
+
+    /// The same for the command line.
+    pub fn by_hand(host: &CommandLine) -> Result<Self> {
+        Self::without_cable_called(&host.id("n"))?.with_default_routes()
+    }
+
+    fn with_default_routes(self) -> Result<Self> {
+        let wire = self;
         wire.plug("eth0", 0)?;
         wire.inside("ip route add default via 10.99.0.1 && ip -6 route add default via fd99::1")?;
         Ok(wire)
@@ -71,7 +84,13 @@ impl Wire {
     /// The container's namespace, for `ctr run --with-ns`.
     #[must_use]
     pub fn with_ns(&self) -> String {
-        format!("network:/run/netns/{}", self.container)
+        format!("network:{}", self.path())
+    }
+
+    /// The path of the container's namespace.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.container)
     }
 
     /// The name of the container's namespace, for ip-netns(8).

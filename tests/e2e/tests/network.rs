@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use kata_e2e::{
-    Configuration, Container, Containerd, Deadline, Input, Part, Run, Scenario, Wire, has_macvtap,
-    hypervisor_under_test, only_a_vm, parts_of, scenario,
+    CommandLine, Configuration, Container, Containerd, Deadline, Image, Input, Part, Run, Runtime,
+    Scenario, Spec, Wire, has_macvtap, hypervisor_under_test, only_a_vm, parts_of, scenario,
 };
 use rustix::process::Signal;
+use serde_json::json;
 
 /// A configuration of the runtime under test with one model, and a scenario that uses it.
 fn with_model(model: &str, test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
@@ -239,6 +240,88 @@ fn empty_namespace_is_told_and_so_is_an_interface_that_comes_late() -> Result<()
         wire.plug("late0", 0)?;
         says("the network interface late0 came after the first container had started")?;
         container.remove()
+    })
+}
+
+/// What is added to the interface that was there at boot, and one more interface.
+const ADDED: &str = "ip address add 10.99.0.3/24 dev eth0 && \
+    ip route add 192.0.2.0/24 via 10.99.0.1 dev eth0 && ip link set eth0 mtu 1300";
+const ONE_MORE: &str = "ip link add net1 type veth peer name far && ip address add 10.97.0.2/24 dev net1 && ip link set net1 up";
+
+const SHOW: &str = "ip address show eth0; ip route; ping -c 1 -w 10 10.99.0.1";
+
+const TAKEN_BACK: &str = "ip address del 10.99.0.3/24 dev eth0; ip route del 192.0.2.0/24; \
+    ip link set eth0 mtu 1500";
+
+fn may_ping(spec: Spec) -> Spec {
+    ["bounding", "effective", "permitted"].into_iter().fold(spec, |spec, set| {
+        spec.push(&format!("/process/capabilities/{set}"), json!("CAP_NET_RAW"))
+    })
+}
+
+fn shows_what_was_added(output: &str) {
+    for part in [
+        "10.99.0.2/24",
+        "10.99.0.3/24",
+        "mtu 1300",
+        "192.0.2.0/24 via 10.99.0.1",
+        "1 packets received",
+    ] {
+        assert!(output.contains(part), "{part} is missing in: {output}");
+    }
+}
+
+/// As an engine's hook may do it: it runs when the VM has booted.
+#[test]
+fn what_a_hook_adds_to_an_interface_is_taken_along() -> Result<()> {
+    scenario(|containerd| {
+        let wire = Wire::new(containerd)?;
+        let before = wire.picture()?;
+        let rootfs = containerd.directory().join("rootfs");
+        Image::unpack(&rootfs)?;
+        let script = format!("ip netns exec {} sh -c '{ADDED}'", wire.container());
+        let hook = json!([{
+            "path": "/bin/sh", "args": ["sh", "-c", script],
+            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+        }]);
+        let spec = Spec::new(&rootfs, &["sh", "-c", SHOW]).set("/hooks/createRuntime", hook);
+        let spec = may_ping(spec.in_network(&wire.path()));
+        shows_what_was_added(&containerd.shell("").spec(spec).output()?.success()?);
+        wire.inside(TAKEN_BACK)?;
+        wire.becomes(&before)
+    })
+}
+
+/// By hand, between create and start.
+#[test]
+fn what_comes_beside_an_interface_is_taken_along_or_refused() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let wire = Wire::by_hand(host)?;
+        let before = wire.picture()?;
+        let bundle = host.bundle("c", SHOW, |spec| may_ping(spec.in_network(&wire.path())))?;
+        host.create("c", &bundle)?;
+        wire.inside(ADDED)?;
+        host.succeed(&["start", &host.id("c")])?;
+        host.ends("c")?;
+        shows_what_was_added(&host.output_of("c"));
+        host.succeed(&["delete", &host.id("c")])?;
+        wire.inside(TAKEN_BACK)?;
+        wire.becomes(&before)?;
+
+        if only_a_vm("a VM that has booted with its interfaces") {
+            host.create("c", &bundle)?;
+            wire.inside(ONE_MORE)?;
+            let started = host.call(&["start", &host.id("c")])?;
+            if hypervisor_under_test()? == "clh" {
+                started.success()?;
+            } else {
+                let said = started.failure()?;
+                let sentence = "the network interface net1 came after the VM had booted";
+                assert!(said.contains(sentence), "{said}");
+            }
+            host.succeed(&["delete", "--force", &host.id("c")])?;
+        }
+        Ok(())
     })
 }
 

@@ -158,6 +158,35 @@ fn neighbours_of_joined_interfaces_are_kept() {
     assert_eq!(plan(&snapshot).unwrap().neighbours, [("eth0".to_owned(), neighbour(2))]);
 }
 
+#[test]
+fn second_look_takes_what_came_beside_what_is_joined() {
+    let first = plan(&Snapshot { links: vec![link(3, "eth0")], ..Snapshot::default() }).unwrap();
+    let mut joined = link(3, "eth0");
+    joined.ingress = true;
+    joined.interface.addresses.push(prefix("10.9.0.1", 16));
+    let snapshot = Snapshot {
+        links: vec![lo(), link(2, "eth1"), joined.clone()],
+        routes: vec![route(3, None, Some("10.0.3.1"), 0)],
+        ..Snapshot::default()
+    };
+    let again = plan_again(&snapshot, &first).unwrap();
+    assert_eq!(names(&again), ["eth0", "eth1"]);
+    assert_eq!(again.interfaces[0].addresses.len(), 2);
+    assert_eq!(again.routes.len(), 1);
+    assert!(plan(&snapshot).unwrap_err().to_string().contains("ingress qdisc"));
+
+    let mut twin = link(2, "eth1");
+    twin.interface.mac = joined.interface.mac;
+    let snapshot = Snapshot { links: vec![twin, joined.clone()], ..Snapshot::default() };
+    let text = plan_again(&snapshot, &first).unwrap_err().to_string();
+    assert!(text.contains("eth1") && text.contains("of eth0"), "{text}");
+
+    joined.interface.mac = Mac([2, 0, 0, 0, 0, 9]);
+    let snapshot = Snapshot { links: vec![joined], ..Snapshot::default() };
+    let text = plan_again(&snapshot, &first).unwrap_err().to_string();
+    assert!(text.contains("02:00:00:00:00:03") && text.contains("02:00:00:00:00:09"), "{text}");
+}
+
 proptest! {
     #[test]
     fn guest_never_has_two_routes_to_one_place(

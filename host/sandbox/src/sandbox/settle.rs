@@ -16,12 +16,10 @@ pub(super) async fn settle_network(shared: &Arc<Shared>) -> Result<bool, Sandbox
         return Ok(false);
     }
     let changes = Changes::of(network.namespace());
-    if network.is_empty() {
-        tokio::select! {
-            biased;
-            joined = network.join_late(&shared.footprint, shared.vm.as_ref(), &shared.agent) => joined?,
-            () = shared.until_gone() => return Err(shared.gone_error()),
-        }
+    tokio::select! {
+        biased;
+        joined = network.join_late(&shared.footprint, shared.vm.as_ref(), &shared.agent) => joined?,
+        () = shared.until_gone() => return Err(shared.gone_error()),
     }
     if network.is_empty() {
         let namespace = network.namespace().path().display();
