@@ -9,7 +9,7 @@ pub(crate) const DEFAULT_ROOT: &str = "/run/kata-containers";
 
 /// Runs OCI containers in virtual machines.
 #[derive(Debug, Parser)]
-#[command(name = "kata-runtime", version = crate::commands::version_text(), disable_help_subcommand = true)]
+#[command(name = "kata-runtime", version = crate::commands::version_text())]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -32,13 +32,14 @@ pub(crate) struct Global {
     /// The configuration file, instead of those in the usual places.
     #[arg(long, visible_alias = "kata-config", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Accepted for callers of runc; what is logged is set in the configuration.
+    /// Have kata-proxy, which create and run start, log in detail, whatever the configuration says.
     #[arg(long)]
     pub(crate) debug: bool,
-    /// Accepted for callers of runc; a cgroup's path says by its form whether it is systemd's.
+    /// The cgroup's path of a spec is systemd's (`slice:prefix:name`). No unit of systemd's is
+    /// made: the cgroup is, where systemd would have it.
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
-    /// Accepted for callers of runc; virtual machines need root.
+    /// Accepted for callers of runc (`true`, `false`, `auto`); virtual machines need root.
     #[arg(long, value_name = "WHETHER", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "auto")]
     pub(crate) rootless: String,
     /// Accepted for callers of crun.
@@ -91,6 +92,11 @@ pub(crate) enum Command {
     /// Set a container's limits anew.
     Update(Box<UpdateArgs>),
     /// Print what a container uses.
+    ///
+    /// The figures are the guest's, of the container's cgroup there. A guest counts no processor
+    /// time of each processor, no kernel memory apart, and no share of caches or memory bandwidth
+    /// (`percpu`, `kernel`, `kernelTCP` and `intel_rdt` are empty or 0), and no memory.stat is
+    /// shown (`raw`). That the container ran out of memory (`oom`) is told when it has ended.
     Events(EventsArgs),
     /// Write a config.json to start from.
     Spec(SpecArgs),
@@ -242,7 +248,7 @@ pub(crate) struct ExecArgs {
     /// Accepted for callers of runc; the guest has no SELinux.
     #[arg(long, value_name = "LABEL")]
     pub(crate) process_label: Option<String>,
-    /// Accepted for callers of runc; the process is in its container's cgroup.
+    /// Only `/`: the process is in its container's cgroup in the guest.
     #[arg(long, value_name = "PATH")]
     pub(crate) cgroup: Vec<String>,
     /// Descriptors to pass to the process, which a virtual machine cannot.
@@ -420,6 +426,18 @@ pub(crate) struct UpdateArgs {
     /// Weight against others.
     #[arg(long, value_name = "N")]
     pub(crate) cpu_share: Option<u64>,
+    /// Microseconds that may be saved up for later periods. Not supported but for 0.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_burst: Option<u64>,
+    /// Whether to run only when nobody else does. Not supported but for 0.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) cpu_idle: Option<i64>,
+    /// Microseconds of a period for real-time processes. Not supported but for 0.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_rt_period: Option<u64>,
+    /// Microseconds of such a period that they may run. Not supported but for 0.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) cpu_rt_runtime: Option<i64>,
     /// Processors to run on.
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_cpus: Option<String>,
@@ -435,6 +453,18 @@ pub(crate) struct UpdateArgs {
     /// The most memory and swap together.
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     pub(crate) memory_swap: Option<String>,
+    /// Ignored with a warning, as with runc: Linux has no such limit any more.
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) kernel_memory: Option<String>,
+    /// Ignored with a warning, as with runc: Linux has no such limit any more.
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) kernel_memory_tcp: Option<String>,
+    /// Not supported: a VM has no share of the processor's cache to itself.
+    #[arg(long, value_name = "SCHEMA")]
+    pub(crate) l3_cache_schema: Option<String>,
+    /// Not supported: a VM has no share of the memory bandwidth to itself.
+    #[arg(long, value_name = "SCHEMA")]
+    pub(crate) mem_bw_schema: Option<String>,
     /// The most processes.
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) pids_limit: Option<i64>,

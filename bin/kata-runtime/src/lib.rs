@@ -46,9 +46,12 @@ pub fn command() -> clap::Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let args = words::as_go_reads_them(std::env::args_os().collect());
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => {
+            let (log, format) = words::log_of(&args);
+            return usage(&error, &Report::to(log, format));
+        }
     };
     let report = Report::new(&cli.global);
     match run(&cli) {
@@ -79,9 +82,15 @@ fn run(cli: &Cli) -> Result<u8, Failure> {
 }
 
 /// Prints help, or what is wrong with the command line.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, report: &Report) -> ExitCode {
     // Neither can be told to anybody else.
     let _ = error.print();
+    if error.use_stderr() {
+        // The rest is how to use it.
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        report.log_error(first.trim_start_matches("error: "));
+    }
     match error.kind() {
         // runc's, by its command line's library.
         ErrorKind::InvalidSubcommand => ExitCode::from(3),

@@ -17,15 +17,32 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(global: &Global) -> Self {
-        Self {
-            log: global.log.clone().filter(|path| !path.as_os_str().is_empty()),
-            format: global.log_format,
-        }
+        Self::to(global.log.clone(), global.log_format)
+    }
+
+    /// To this file; to standard error alone without one.
+    pub(crate) fn to(log: Option<PathBuf>, format: LogFormat) -> Self {
+        Self { log: log.filter(|path| !path.as_os_str().is_empty()), format }
+    }
+
+    /// Writes into the log what was told on standard error already.
+    pub(crate) fn log_error(&self, message: &str) {
+        self.log("error", message);
     }
 
     /// Tells an error with its causes. There is nobody to tell when this fails.
     pub(crate) fn error(&self, error: &anyhow::Error) {
         self.record("error", &format!("{error:#}").replace('\n', " "));
+    }
+
+    /// Whether people read the log, of which there is one.
+    pub(crate) fn is_for_people(&self) -> bool {
+        self.log.is_some() && self.format == LogFormat::Text
+    }
+
+    /// Writes something into the log alone.
+    pub(crate) fn note(&self, message: &str) {
+        self.log("info", message);
     }
 
     /// Tells something that changes nothing.
@@ -35,17 +52,25 @@ impl Report {
     }
 
     fn record(&self, level: &str, message: &str) {
-        let line = match self.format {
+        if self.log.is_none() {
+            let _ = writeln!(std::io::stderr(), "{}", self.line(level, message));
+            return;
+        }
+        self.log(level, message);
+        let _ = writeln!(std::io::stderr(), "{message}");
+    }
+
+    fn log(&self, level: &str, message: &str) {
+        let Some(path) = &self.log else { return };
+        let logged = File::options().append(true).create(true).mode(0o644).open(path);
+        let _ = logged.and_then(|mut log| writeln!(log, "{}", self.line(level, message)));
+    }
+
+    fn line(&self, level: &str, message: &str) -> String {
+        match self.format {
             LogFormat::Text => text(level, message),
             LogFormat::Json => json(level, message),
-        };
-        let Some(path) = &self.log else {
-            let _ = writeln!(std::io::stderr(), "{line}");
-            return;
-        };
-        let logged = File::options().append(true).create(true).mode(0o644).open(path);
-        let _ = logged.and_then(|mut log| writeln!(log, "{line}"));
-        let _ = writeln!(std::io::stderr(), "{message}");
+        }
     }
 }
 

@@ -98,7 +98,17 @@ impl Sandbox {
         method: &str,
         request: &impl Message,
     ) -> Result<A, CallError> {
-        self.socket.call(method, request, &[])
+        self.call_along(method, request, &[])
+    }
+
+    /// The same with something along ([`metadata`]).
+    pub(crate) fn call_along<A: Message>(
+        &self,
+        method: &str,
+        request: &impl Message,
+        along: &[(&str, &str)],
+    ) -> Result<A, CallError> {
+        self.socket.call(method, request, along)
     }
 
     /// Has a container made, and for the first one the VM.
@@ -107,10 +117,29 @@ impl Sandbox {
         request: &api::CreateTaskRequest,
         network_namespace: Option<&str>,
     ) -> Result<()> {
+        self.call_create(request, network_namespace, None)
+    }
+
+    /// Whether [`Sandbox::create`] would refuse the container before it makes anything.
+    pub(crate) fn check(
+        &self,
+        request: &api::CreateTaskRequest,
+        network_namespace: Option<&str>,
+    ) -> Result<()> {
+        self.call_create(request, network_namespace, Some((metadata::CHECK_ONLY, "")))
+    }
+
+    fn call_create(
+        &self,
+        request: &api::CreateTaskRequest,
+        network_namespace: Option<&str>,
+        more: Option<(&'static str, &str)>,
+    ) -> Result<()> {
         let mut along = vec![(metadata::HOOKS_ARE_RUN, "")];
         along.extend(network_namespace.map(|path| (metadata::NETWORK_NAMESPACE, path)));
-        let made = self.socket.call::<api::CreateTaskResponse>("Create", request, &along);
-        match made {
+        along.extend(more);
+        let answer = self.socket.call::<api::CreateTaskResponse>("Create", request, &along);
+        match answer {
             Ok(_) => Ok(()),
             Err(error @ CallError::Lost(_)) => Err(anyhow!("{error}; {}", self.last_words())),
             Err(error) => Err(plain(error)),

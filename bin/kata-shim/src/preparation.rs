@@ -84,6 +84,7 @@ fn start_proxy(order: &Order, program: &std::path::Path, listener: OwnedFd) -> a
         .arg(order.sandbox_dir.join(stand_in::SOCKET))
         .arg("--log")
         .arg(order.sandbox_dir.join("proxy.log"))
+        .args(order.debug.then_some("--debug"))
         .stdin(Stdio::from(listener))
         .stdout(Stdio::null())
         .stderr(Stdio::null());

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Each gets the container's state on standard input and exactly the environment that the spec
-//! gives it. Hooks that the spec wants run in the container (createContainer, startContainer) are
-//! nothing for the host.
+//! gives it. It runs in the bundle, or where that is gone in the root directory, and no signal is
+//! blocked for it. Hooks that the spec wants run in the container (createContainer, startContainer)
+//! are nothing for the host.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use kata_linux::open_files;
+use kata_linux::{open_files, signal_mask};
 use oci_spec::runtime::{Hook, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -105,6 +106,12 @@ impl HostHooks {
         [prestart, create_runtime, poststart, poststop].iter().all(|list| list.is_empty())
     }
 
+    /// Whether any is run by [`HostHooks::run_before`].
+    #[must_use]
+    pub fn has_any_before(&self) -> bool {
+        !self.prestart.is_empty() || !self.create_runtime.is_empty()
+    }
+
     /// Runs what has to be done before the container is made, in the order of the spec. The first
     /// that fails ends it.
     pub fn run_before(&self, state: &HookState<'_>) -> Result<(), HookError> {
@@ -139,8 +146,7 @@ pub fn run(kind: &'static str, hooks: &[Hook], state: &HookState<'_>) -> Result<
 }
 
 /// Runs a list of hooks in its order, all of them, and returns the errors of those that failed:
-/// after the start and after the end of a container a hook's failure changes nothing any more, but
-/// is to be told.
+/// after the end of a container a hook's failure changes nothing any more, but is to be told.
 #[must_use]
 pub fn run_all(kind: &'static str, hooks: &[Hook], state: &HookState<'_>) -> Vec<HookError> {
     let each = hooks.iter().enumerate();
@@ -185,6 +191,7 @@ fn spawn(hook: &Hook, state: &HookState<'_>, output: &File) -> io::Result<Child>
     command
         .args(args)
         .env_clear()
+        .current_dir(if state.bundle.is_dir() { state.bundle } else { Path::new("/") })
         .stdin(input)
         .stdout(output.try_clone()?)
         .stderr(Stdio::from(output.try_clone()?));
@@ -193,6 +200,7 @@ fn spawn(hook: &Hook, state: &HookState<'_>, output: &File) -> io::Result<Child>
         command.env(name, value);
     }
     open_files::give_back_limit(&mut command);
+    signal_mask::clear_in(&mut command);
     command.spawn()
 }
 
@@ -265,6 +273,19 @@ mod tests {
         assert_eq!(lines[1], "shell");
         assert!(lines[2..].contains(&"GIVEN=yes"));
         assert!(!lines[2..].iter().any(|line| line.starts_with("HOME=")), "{text}");
+    }
+
+    #[test]
+    fn a_hook_runs_in_the_bundle_as_long_as_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, bundle) = (dir.path().join("out"), dir.path().join("bundle"));
+        fs::create_dir(&bundle).unwrap();
+        let hooks = [shell(&format!("pwd >>{}", out.display()), 0)];
+        run("poststop", &hooks, &state(&bundle)).unwrap();
+        fs::remove_dir(&bundle).unwrap();
+        run("poststop", &hooks, &state(&bundle)).unwrap();
+        let expected = format!("{}\n/\n", bundle.display());
+        assert_eq!(fs::read_to_string(out).unwrap(), expected);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources,
-    Process, Spec,
+    Linux, LinuxCpu, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType,
+    LinuxResources, Process, Spec,
 };
 use thiserror::Error;
 
@@ -86,6 +86,17 @@ pub enum SpecError {
         /// The spec's name of the list.
         list: &'static str,
     },
+    /// A limit of processor time that the agent's protocol has no word for, or that version 2 of
+    /// cgroups, the guest's, does not know.
+    #[error(
+        "the limit `{0}` of the resources' `cpu` cannot be kept in a VM; remove it, and use quota, period, shares or cpus"
+    )]
+    CpuLimit(&'static str),
+    /// A share of the host processors' caches and memory bandwidth.
+    #[error(
+        "`intelRdt` cannot be kept: cache and memory bandwidth of the host's processors are not divided among VMs; remove it"
+    )]
+    IntelRdt,
     /// A user namespace of the host.
     #[error("user namespaces are not supported; the container is fenced by its VM instead")]
     UserNamespace,
@@ -123,7 +134,9 @@ pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result
     }
     let mut linux = spec.linux().clone().ok_or(SpecError::Missing("linux"))?;
     linux.set_mount_label(None);
-    linux.set_intel_rdt(None);
+    if linux.intel_rdt().is_some() {
+        return Err(SpecError::IntelRdt);
+    }
     linux.set_cgroups_path(Some(guest_cgroup(linux.cgroups_path().as_ref(), id)));
     if policy.drop_seccomp {
         linux.set_seccomp(None);
@@ -221,6 +234,7 @@ fn guest_devices(linux: &mut Linux, disks: bool) -> Result<(), SpecError> {
 /// Refuses limits that a guest could not keep, or would put on something else. For those of a
 /// container's spec, which [`for_guest`] checks, and for those that it is given later.
 pub fn check_resources(resources: &LinuxResources) -> Result<(), SpecError> {
+    resources.cpu().as_ref().map_or(Ok(()), check_cpu)?;
     let Some(io) = resources.block_io() else { return Ok(()) };
     let weights =
         io.weight_device().iter().flatten().map(|one| (one.major(), one.minor(), "weightDevice"));
@@ -235,6 +249,20 @@ pub fn check_resources(resources: &LinuxResources) -> Result<(), SpecError> {
     });
     match weights.chain(throttles).next() {
         Some((major, minor, list)) => Err(SpecError::DiskLimit { major, minor, list }),
+        None => Ok(()),
+    }
+}
+
+/// 0 is what an engine writes that asks for nothing.
+fn check_cpu(cpu: &LinuxCpu) -> Result<(), SpecError> {
+    let asked = [
+        ("burst", cpu.burst().is_some_and(|burst| burst != 0)),
+        ("idle", cpu.idle().is_some_and(|idle| idle != 0)),
+        ("realtimeRuntime", cpu.realtime_runtime().is_some_and(|runtime| runtime != 0)),
+        ("realtimePeriod", cpu.realtime_period().is_some_and(|period| period != 0)),
+    ];
+    match asked.into_iter().find(|(_, is_asked)| *is_asked) {
+        Some((name, _)) => Err(SpecError::CpuLimit(name)),
         None => Ok(()),
     }
 }
@@ -316,6 +344,25 @@ mod tests {
         // A disk is a block device, and this is none.
         let disks = GuestPolicy { disks: true, ..KEEP };
         assert!(for_guest(with("/dev/sda"), "c", disks).is_err());
+    }
+
+    #[test]
+    fn limits_of_processor_time_that_a_guest_does_not_know_are_refused() {
+        let with = |resources: &str| {
+            let linux = format!(r#"{{"ociVersion":"1.0.2","linux":{resources}}}"#);
+            for_guest(spec(&linux), "c", KEEP).err()
+        };
+        let cpu = |cpu: &str| with(&format!(r#"{{"resources":{{"cpu":{{{cpu}}}}}}}"#));
+        assert_eq!(cpu(r#""shares":5,"burst":0,"idle":0,"realtimePeriod":0"#), None);
+        for (text, name) in [
+            (r#""burst":5"#, "burst"),
+            (r#""idle":1"#, "idle"),
+            (r#""realtimeRuntime":5"#, "realtimeRuntime"),
+            (r#""realtimePeriod":5"#, "realtimePeriod"),
+        ] {
+            assert_eq!(cpu(text), Some(SpecError::CpuLimit(name)));
+        }
+        assert_eq!(with(r#"{"intelRdt":{"closID":"c"}}"#), Some(SpecError::IntelRdt));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::error::Error;
 
 use kata_host_runtime::RuntimeError;
 use kata_log::chain;
-use kata_sandbox::{AgentError, BootError, ProcessKey, Refusal, SandboxError};
+use kata_sandbox::{AgentError, BootError, JoinError, ProcessKey, Refusal, SandboxError};
 use ttrpc::Code;
 
 /// A failed request.
@@ -97,6 +97,12 @@ impl From<SandboxError> for Failure {
 impl From<BootError> for Failure {
     fn from(error: BootError) -> Self {
         Self::new(Code::UNKNOWN, chain(&error))
+    }
+}
+
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Self {
+        Self::new(Code::FAILED_PRECONDITION, chain(&error))
     }
 }
 

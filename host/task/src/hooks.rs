@@ -90,12 +90,21 @@ impl ContainerHooks {
         }
     }
 
-    /// Runs those that follow the start. That one has failed is logged, and changes nothing.
-    pub(crate) async fn started(self: &Arc<Self>, view: &EnginesView, pid: u32) {
+    /// Runs those that follow the start. The first that fails ends it, and the container is to be
+    /// stopped then, as runc does it.
+    pub(crate) async fn started(
+        self: &Arc<Self>,
+        view: &EnginesView,
+        pid: u32,
+    ) -> Result<(), Failure> {
+        let failed = |error: &dyn std::error::Error| Failure::new(Code::UNKNOWN, chain(error));
         let run = move |this: &Self| {
-            kata_hooks::run_all("poststart", &this.hooks.poststart, &this.state("running", pid))
+            kata_hooks::run("poststart", &this.hooks.poststart, &this.state("running", pid))
         };
-        self.log_failures(self.run_in(view, run).await);
+        match self.run_in(view, run).await {
+            Ok(ran) => ran.map_err(|error| failed(&error)),
+            Err(error) => Err(failed(&error)),
+        }
     }
 
     /// Runs those that follow the container's end, unless that was done. That one has failed is
@@ -123,7 +132,7 @@ impl ContainerHooks {
         }
     }
 
-    /// Does `work` where hooks are run: among the engine's mounts, in the bundle.
+    /// Does `work` where hooks are run: among the engine's mounts.
     async fn run_in<T: Send + 'static>(
         self: &Arc<Self>,
         view: &EnginesView,
@@ -134,7 +143,6 @@ impl ContainerHooks {
         // A thread of its own, since there is no way back for it, and a hook may take its time.
         thread::Builder::new().name("hooks".to_owned()).spawn(move || {
             let entered = view.enter().map_err(io::Error::other);
-            let entered = entered.and_then(|()| Ok(rustix::process::chdir(&this.bundle)?));
             // Whoever asked may have gone away.
             let _ = done.send(entered.map(|()| work(&this)));
         })?;
@@ -202,7 +210,7 @@ mod tests {
         let hooks = hooks_of(bundle.path());
         let view = EnginesView::take().unwrap();
         hooks.before(&view, 1).await.unwrap();
-        hooks.started(&view, 1).await;
+        hooks.started(&view, 1).await.unwrap();
         hooks.deleted(&view).await;
         hooks.deleted(&view).await;
         make_up_for("c1", bundle.path());

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kata_host_runtime::{ContainerRole, FirstContainer, Runtime, RuntimeError, role_of};
-use kata_sandbox::{Exit, ProcessKey, Recorder, RootfsMount, Sandbox, Stage};
+use kata_sandbox::{
+    ContainerPlan, Exit, ProcessKey, Recorder, RootfsMount, Sandbox, SandboxPlan, Stage,
+};
 use kata_shim_api::api::{CreateTaskRequest, Mount};
 use kata_shim_api::options::RuntimeOptions;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
@@ -22,6 +24,9 @@ use crate::stdio::{StdioIds, StdioSpec};
 /// How long an engine may take from the deletion of the last container to its shutdown, which it
 /// sends next.
 const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// The signal that nothing outlives (signal(7)).
+const SIGKILL: u32 = 9;
 
 /// What the engine told of a process, to be told back.
 #[derive(Debug, Clone, Default)]
@@ -45,12 +50,53 @@ pub(crate) struct CreateOrder {
     pub(crate) hooks_are_run: bool,
 }
 
-/// A container that needs a sandbox.
-struct First<'a> {
-    id: &'a str,
-    spec: &'a Spec,
-    role: &'a ContainerRole,
-    rootfs_mounts: &'a [RootfsMount],
+/// What an order asks for.
+struct Asked {
+    id: String,
+    bundle: PathBuf,
+    spec: Spec,
+    role: ContainerRole,
+    rootfs_mounts: Vec<RootfsMount>,
+    options: RuntimeOptions,
+}
+
+impl Asked {
+    fn of(order: &CreateOrder) -> Result<Self, Failure> {
+        let req = &order.req;
+        let bundle = PathBuf::from(&req.bundle);
+        let mut spec = read_spec(&bundle)?;
+        if let Some(path) = &order.network_namespace {
+            fill_in_network_namespace(&mut spec, path);
+        }
+        if order.hooks_are_run {
+            forget_host_hooks(&mut spec);
+        }
+        let options = RuntimeOptions::from_any(req.options.as_ref())
+            .map_err(|error| Failure::invalid("options", &error))?;
+        let role = role_of(spec.annotations().as_ref()).map_err(RuntimeError::from)?;
+        let rootfs_mounts = req.rootfs.iter().map(rootfs_mount).collect();
+        Ok(Self { id: req.id.clone(), bundle, spec, role, rootfs_mounts, options })
+    }
+
+    /// The sandbox that this container needs. Whatever the container's own plan refuses is refused
+    /// here, before anything has started.
+    fn sandbox(&self) -> Result<(Runtime, SandboxPlan), Failure> {
+        let Self { id, spec, rootfs_mounts, .. } = self;
+        if self.role.sandbox_of(id) != id {
+            return Err(Failure::second_sandbox(id));
+        }
+        let config = Some(self.options.config_path.as_str()).filter(|path| !path.is_empty());
+        let first = FirstContainer { spec, rootfs_mounts };
+        let runtime = Runtime::load(config.map(Path::new), Some(first))?;
+        let plan = runtime.plan_sandbox(id, spec, rootfs_mounts)?;
+        self.container(&runtime)?;
+        Ok((runtime, plan))
+    }
+
+    fn container(&self, runtime: &Runtime) -> Result<ContainerPlan, Failure> {
+        let (spec, mounts) = (self.spec.clone(), self.rootfs_mounts.clone());
+        Ok(runtime.plan_container(&self.id, spec, &self.bundle, mounts)?)
+    }
 }
 
 /// A sandbox that was booted.
@@ -116,14 +162,7 @@ impl Owner {
     /// Makes a container, and for the first one its sandbox. Returns the pid that stands for it.
     pub(crate) async fn create(&self, order: CreateOrder) -> Result<u32, Failure> {
         self.times.stamp(Stage::CreateAsked);
-        let bundle = PathBuf::from(&order.req.bundle);
-        let mut spec = read_spec(&bundle)?;
-        if let Some(path) = order.network_namespace {
-            fill_in_network_namespace(&mut spec, &path);
-        }
-        if order.hooks_are_run {
-            forget_host_hooks(&mut spec);
-        }
+        let asked = Asked::of(&order)?;
         let req = order.req;
         let key = ProcessKey::init(&req.id);
         let record = Record {
@@ -132,22 +171,20 @@ impl Owner {
             stdout: req.stdout.clone(),
             stderr: req.stderr.clone(),
             terminal: req.terminal,
-            hooks: ContainerHooks::of(&spec, &req.id, &bundle),
+            hooks: ContainerHooks::of(&asked.spec, &req.id, &asked.bundle),
         };
         let stdio = self.stdio(&key, &record).opened().await;
         let stdio = stdio.map_err(|error| Failure::invalid("stdio", &error))?;
-        let options = RuntimeOptions::from_any(req.options.as_ref())
-            .map_err(|error| Failure::invalid("options", &error))?;
-        let role = role_of(spec.annotations().as_ref()).map_err(RuntimeError::from)?;
-        let rootfs_mounts: Vec<_> = req.rootfs.iter().map(rootfs_mount).collect();
-
-        let first = First { id: &req.id, spec: &spec, role: &role, rootfs_mounts: &rootfs_mounts };
-        let Up { runtime, sandbox, .. } = self.sandbox_for(first, &options).await?;
+        let Up { runtime, sandbox, .. } = self.sandbox_for(&asked).await?;
+        if record.hooks.is_some() {
+            // What would be refused after them is refused before.
+            asked.container(runtime)?;
+        }
         let made = async {
             if let Some(hooks) = &record.hooks {
                 hooks.before(&self.view, sandbox.pid()).await?;
             }
-            let plan = runtime.plan_container(&req.id, spec, &bundle, rootfs_mounts)?;
+            let plan = asked.container(runtime)?;
             sandbox.create(plan, Box::new(stdio)).await.map_err(Failure::create)
         };
         if let Err(error) = made.await {
@@ -165,34 +202,38 @@ impl Owner {
         Ok(sandbox.pid())
     }
 
-    async fn sandbox_for(
-        &self,
-        container: First<'_>,
-        options: &RuntimeOptions,
-    ) -> Result<&Up, Failure> {
-        let First { id, spec, role, rootfs_mounts } = container;
+    /// Whether [`Owner::create`] would refuse the container before it does anything.
+    pub(crate) async fn check(&self, order: CreateOrder) -> Result<(), Failure> {
+        let asked = Asked::of(&order)?;
         let _booting = self.booting.lock().await;
-        if let Some(up) = self.sandbox.get() {
-            return match role {
-                ContainerRole::PodMember(sandbox) if *sandbox == up.id => Ok(up),
-                _ => Err(Failure::second_sandbox(id)),
-            };
+        if let Some(up) = self.up_for(&asked)? {
+            return asked.container(&up.runtime).map(drop);
         }
-        if role.sandbox_of(id) != id {
-            return Err(Failure::second_sandbox(id));
+        let (_, plan) = asked.sandbox()?;
+        Ok(kata_sandbox::check_network(&plan)?)
+    }
+
+    /// The sandbox that the container belongs to; `None` when there is none yet.
+    fn up_for(&self, asked: &Asked) -> Result<Option<&Up>, Failure> {
+        let Some(up) = self.sandbox.get() else { return Ok(None) };
+        match &asked.role {
+            ContainerRole::PodMember(sandbox) if *sandbox == up.id => Ok(Some(up)),
+            _ => Err(Failure::second_sandbox(&asked.id)),
         }
-        let config =
-            Some(options.config_path.as_str()).filter(|path| !path.is_empty()).map(Path::new);
-        let runtime = Runtime::load(config, Some(FirstContainer { spec, rootfs_mounts }))?;
-        let plan = runtime.plan_sandbox(id, spec, rootfs_mounts)?;
-        // Whatever the container's own plan refuses is refused before anything has started.
-        runtime.plan_container(id, spec.clone(), Path::new("/"), rootfs_mounts.to_vec())?;
+    }
+
+    async fn sandbox_for(&self, asked: &Asked) -> Result<&Up, Failure> {
+        let _booting = self.booting.lock().await;
+        if let Some(up) = self.up_for(asked)? {
+            return Ok(up);
+        }
+        let (runtime, plan) = asked.sandbox()?;
         self.times.stamp(Stage::PlanReady);
         let events = Arc::clone(&self.events);
         let times = self.times.clone();
         let sandbox = Sandbox::boot(plan, runtime.hypervisor(), events, times).await?;
         self.events.set_pid(sandbox.pid());
-        Ok(self.sandbox.get_or_init(|| Up { id: id.to_owned(), runtime, sandbox }))
+        Ok(self.sandbox.get_or_init(|| Up { id: asked.id.clone(), runtime, sandbox }))
     }
 
     /// Starts a process that was created or registered.
@@ -200,8 +241,12 @@ impl Owner {
         let sandbox = self.sandbox()?;
         sandbox.start(key).await?;
         // One that has ended and was deleted meanwhile is beyond that.
-        if let Ok(Record { hooks: Some(hooks), .. }) = self.record(key) {
-            hooks.started(&self.view, sandbox.pid()).await;
+        let Ok(Record { hooks: Some(hooks), .. }) = self.record(key) else { return Ok(()) };
+        if let Err(failure) = hooks.started(&self.view, sandbox.pid()).await {
+            // That it has ended by itself is as good.
+            let _ = sandbox.kill(key, SIGKILL, true).await;
+            let _ = sandbox.wait(key).await;
+            return Err(failure);
         }
         Ok(())
     }

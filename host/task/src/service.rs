@@ -63,6 +63,10 @@ impl Task for TaskService {
         if !req.checkpoint.is_empty() {
             return Err(refuse("containers in a VM cannot be restored from a checkpoint"));
         }
+        if context.metadata.contains_key(metadata::CHECK_ONLY) {
+            self.owner.check(order(context, req)).await?;
+            return Ok(api::CreateTaskResponse::default());
+        }
         tracing::info!(id = %req.id, bundle = %req.bundle, "create");
         let made = Creation::begin(Arc::clone(&self.owner), order(context, req)).finish().await?;
         let pid =
@@ -143,7 +147,7 @@ impl Task for TaskService {
             .contains_key(metadata::STAND_IN)
             .then(|| StandIn::new(Arc::clone(&self.owner), key.clone()));
         let exit = sandbox.wait(&key).await;
-        let is_stand_in = stand_in.is_some();
+        let is_ours = stand_in.is_some() || context.metadata.contains_key(metadata::WATCHER);
         if let Some(stand_in) = stand_in {
             stand_in.done();
         }
@@ -153,7 +157,7 @@ impl Task for TaskService {
             exited_at: MessageField::some(timestamp(exit.at)),
             ..Default::default()
         };
-        if is_stand_in && key.exec.is_none() && sandbox.is_out_of_memory(&key.container) {
+        if is_ours && key.exec.is_none() && sandbox.is_out_of_memory(&key.container) {
             stand_in::set_out_of_memory(&mut answer);
         }
         Ok(answer)

@@ -2,8 +2,9 @@
 //! by side.
 //!
 //! The group is only for membership (accounting, and finding every process again); limits are set
-//! where the workload runs. Sources: cgroups(7), Documentation/admin-guide/cgroup-v1 and
-//! cgroup-v2.rst.
+//! where the workload runs. So that a group of v2 accounts for anything, its parents pass all of
+//! their controllers on, as far as they can. Sources: cgroups(7),
+//! Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
 
 use std::fs;
 use std::io;
@@ -58,8 +59,18 @@ impl HostCgroup {
         let relative = relative_path(path)?;
         let dirs = hierarchies()?
             .into_iter()
-            .map(|one| make(&one, &relative, Leaf::Any))
+            .map(|one| {
+                pass_controllers_on(&one, &relative);
+                make(&one, &relative, Leaf::Any)
+            })
             .collect::<Result<_, _>>()?;
+        Ok(Self { dirs })
+    }
+
+    /// The cgroup `path`, as for [`HostCgroup::create`], to remove it; it need not exist.
+    pub fn at(path: &str) -> Result<Self, CgroupError> {
+        let relative = relative_path(path)?;
+        let dirs = hierarchies()?.iter().map(|one| one.mount_point.join(&relative)).collect();
         Ok(Self { dirs })
     }
 
@@ -162,6 +173,11 @@ impl PlannedCgroup {
     /// Makes them, with their parents; `None` when somebody else has made one meanwhile: plan anew.
     pub fn make(&self) -> Result<Option<HostCgroup>, CgroupError> {
         for Place { hierarchy, relative, leaf } in &self.0 {
+            // A group that was there already is its maker's: with controllers passed on, it could
+            // take no process itself any more (cgroup-v2.rst, "No Internal Process Constraint").
+            if *leaf == Leaf::New {
+                pass_controllers_on(hierarchy, relative);
+            }
             match make(hierarchy, relative, *leaf) {
                 Err(CgroupError::Io { source, .. })
                     if source.kind() == io::ErrorKind::AlreadyExists =>
@@ -278,6 +294,35 @@ fn make(hierarchy: &Hierarchy, relative: &Path, leaf: Leaf) -> Result<PathBuf, C
         }
     }
     Ok(dir)
+}
+
+/// Has every parent of the group that is to be made below a v2 hierarchy pass on the controllers
+/// that it has. One that cannot, since processes are in it, does not, and then its children account
+/// for less.
+fn pass_controllers_on(hierarchy: &Hierarchy, relative: &Path) {
+    if !hierarchy.controllers.is_empty() {
+        return;
+    }
+    let mut dir = hierarchy.mount_point.clone();
+    let parents = relative.parent().unwrap_or(Path::new("")).components();
+    for component in parents.map(Some).chain([None]) {
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        // One at a time: of several, none is passed on when one cannot be.
+        for word in words_to_pass_on(&read("cgroup.controllers"), &read("cgroup.subtree_control")) {
+            let _ = fs::write(dir.join("cgroup.subtree_control"), word);
+        }
+        if let Some(component) = component {
+            dir.push(component);
+            // An error is met again by whoever makes the group.
+            let _ = fs::create_dir(&dir);
+        }
+    }
+}
+
+/// What to write to cgroup.subtree_control, a word each, for everything that is not passed on yet.
+fn words_to_pass_on(controllers: &str, passed_on: &str) -> Vec<String> {
+    let is_missing = |name: &&str| passed_on.split_whitespace().all(|one| one != *name);
+    controllers.split_whitespace().filter(is_missing).map(|name| format!("+{name}")).collect()
 }
 
 /// A v1 cpuset is born empty and refuses every process until it has processors and memory nodes.
@@ -444,6 +489,12 @@ mod tests {
                 ("/sys/fs/cgroup/unified/b/c", "/sys/fs/cgroup/unified")
             ]
         );
+    }
+
+    #[test]
+    fn only_what_is_not_passed_on_yet_is_asked_for() {
+        assert_eq!(words_to_pass_on("cpuset cpu memory\n", "cpu\n"), ["+cpuset", "+memory"]);
+        assert!(words_to_pass_on("", "").is_empty());
     }
 
     #[test]

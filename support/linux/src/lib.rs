@@ -20,5 +20,6 @@ pub mod open_files;
 pub mod pidfd;
 pub mod process;
 pub mod program;
+pub mod signal_mask;
 pub mod tsc;
 pub mod user;

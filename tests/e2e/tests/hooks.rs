@@ -135,6 +135,26 @@ fn failed_hook_of_the_creation_is_quoted_and_poststop_follows() -> Result<()> {
     })
 }
 
+/// runc 1.1 runs it with the creation already, after which there is no task.
+#[test]
+fn failed_hook_of_the_start_ends_the_container() -> Result<()> {
+    scenario(|containerd| {
+        let place = Place::new(containerd, "late")?;
+        let spec = place
+            .spec("exec sleep 1000")
+            .set("/hooks/poststart", place.hook("poststart", "echo because; exit 3"))
+            .set("/hooks/poststop", place.hook("poststop", ""));
+        let run = place.run(containerd, spec);
+        let id = run.id().to_owned();
+        let error = run.output()?.failure()?;
+        assert!(error.contains("because") && error.contains("exit status"), "{error}");
+        // Some versions of ctr leave what they could not start.
+        containerd.ctr(["task", "delete", &id])?;
+        assert_eq!(place.log(), "poststart\npoststop\n");
+        containerd.ctr(["container", "delete", &id]).map(drop)
+    })
+}
+
 #[test]
 fn hooks_of_the_inside_are_refused_by_name() -> Result<()> {
     if !only_a_vm("the refusal of hooks that the host cannot run") {

@@ -6,9 +6,17 @@
 /// answer tells, too, whether memory was wanting ([`crate::stand_in::is_out_of_memory`]).
 pub const STAND_IN: &str = "kata-stand-in";
 
+/// With `Wait`: the caller only watches. As with [`STAND_IN`] the answer tells whether memory was
+/// wanting, but nothing ends when the caller goes away.
+pub const WATCHER: &str = "kata-watcher";
+
 /// With `Create`: the path of the network namespace that the caller has made for the container,
 /// since the spec asks for a new one.
 pub const NETWORK_NAMESPACE: &str = "kata-network-namespace";
 
 /// With `Create`: the caller runs those of the spec's hooks that belong to the host.
 pub const HOOKS_ARE_RUN: &str = "kata-hooks-are-run";
+
+/// With `Create`: nothing is made, it is only told whether what the spec asks for would be refused.
+/// For a caller who runs hooks before.
+pub const CHECK_ONLY: &str = "kata-check-only";

@@ -27,14 +27,15 @@ pub fn v2_any(metrics: &v2::Metrics) -> Any {
     pack(V2, metrics)
 }
 
-/// The figures that both versions have, each 0 where there is none or no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// The figures that both versions have, each 0 or empty where there is none or no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(
     missing_docs,
     reason = "each name says it, with its unit where it has one; memory and swap are in bytes"
 )]
 pub struct Figures {
     pub cpu_total_ns: u64,
+    pub cpu_each_ns: Vec<u64>,
     pub cpu_kernel_ns: u64,
     pub cpu_user_ns: u64,
     pub throttled_of_periods: u64,
@@ -49,6 +50,33 @@ pub struct Figures {
     pub swap_limit: u64,
     pub pids: u64,
     pub pids_limit: u64,
+    pub block_bytes: Vec<BlockFigure>,
+    pub block_operations: Vec<BlockFigure>,
+    pub huge_pages: Vec<HugePageFigures>,
+}
+
+/// One figure of one block device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlockFigure {
+    /// The device's major number in the guest.
+    pub major: u64,
+    /// Its minor number there.
+    pub minor: u64,
+    /// `Read`, `Write` or another of the kernel's words.
+    pub operation: String,
+    /// How many bytes or operations.
+    pub value: u64,
+}
+
+/// Huge pages of one size, in bytes but for the failures.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each name says it")]
+pub struct HugePageFigures {
+    /// The size as the kernel writes it, like `2MB`.
+    pub size: String,
+    pub usage: u64,
+    pub max: u64,
+    pub failures: u64,
 }
 
 /// Reads back what [`v1_any`] or [`v2_any`] has written; `None` if it is something else.
@@ -66,6 +94,7 @@ fn v1_figures(metrics: &v1::Metrics) -> Figures {
     let (cpu, memory) = (&metrics.cpu, &metrics.memory);
     Figures {
         cpu_total_ns: cpu.usage.total,
+        cpu_each_ns: cpu.usage.per_cpu.clone(),
         cpu_kernel_ns: cpu.usage.kernel,
         cpu_user_ns: cpu.usage.user,
         throttled_of_periods: cpu.throttling.periods,
@@ -80,6 +109,28 @@ fn v1_figures(metrics: &v1::Metrics) -> Figures {
         swap_limit: memory.swap.limit,
         pids: metrics.pids.current,
         pids_limit: metrics.pids.limit,
+        block_bytes: v1_block(&metrics.blkio.io_service_bytes_recursive),
+        block_operations: v1_block(&metrics.blkio.io_serviced_recursive),
+        huge_pages: metrics.hugetlb.iter().map(v1_huge_pages).collect(),
+    }
+}
+
+fn v1_block(entries: &[v1::BlkIOEntry]) -> Vec<BlockFigure> {
+    let figure = |entry: &v1::BlkIOEntry| BlockFigure {
+        major: entry.major,
+        minor: entry.minor,
+        operation: entry.op.clone(),
+        value: entry.value,
+    };
+    entries.iter().map(figure).collect()
+}
+
+fn v1_huge_pages(pages: &v1::HugetlbStat) -> HugePageFigures {
+    HugePageFigures {
+        size: pages.pagesize.clone(),
+        usage: pages.usage,
+        max: pages.max,
+        failures: pages.failcnt,
     }
 }
 
@@ -87,6 +138,7 @@ fn v2_figures(metrics: &v2::Metrics) -> Figures {
     let (cpu, memory) = (&metrics.cpu, &metrics.memory);
     Figures {
         cpu_total_ns: cpu.usage_usec.saturating_mul(1000),
+        cpu_each_ns: Vec::new(),
         cpu_kernel_ns: cpu.system_usec.saturating_mul(1000),
         cpu_user_ns: cpu.user_usec.saturating_mul(1000),
         throttled_of_periods: cpu.nr_periods,
@@ -101,6 +153,30 @@ fn v2_figures(metrics: &v2::Metrics) -> Figures {
         swap_limit: memory.swap_limit,
         pids: metrics.pids.current,
         pids_limit: if metrics.pids.limit == u64::MAX { 0 } else { metrics.pids.limit },
+        block_bytes: v2_block(&metrics.io.usage, |one| [one.rbytes, one.wbytes]),
+        block_operations: v2_block(&metrics.io.usage, |one| [one.rios, one.wios]),
+        huge_pages: metrics.hugetlb.iter().map(v2_huge_pages).collect(),
+    }
+}
+
+fn v2_block(devices: &[v2::IOEntry], read_write: fn(&v2::IOEntry) -> [u64; 2]) -> Vec<BlockFigure> {
+    let figures = |device: &v2::IOEntry| {
+        let (major, minor) = (device.major, device.minor);
+        let named = ["Read", "Write"].into_iter().zip(read_write(device));
+        named.map(move |(operation, value)| {
+            let operation = operation.to_owned();
+            BlockFigure { major, minor, operation, value }
+        })
+    };
+    devices.iter().flat_map(figures).collect()
+}
+
+fn v2_huge_pages(pages: &v2::HugeTlbStat) -> HugePageFigures {
+    HugePageFigures {
+        size: pages.pagesize.clone(),
+        usage: pages.current,
+        max: pages.max,
+        failures: pages.failcnt,
     }
 }
 
@@ -129,9 +205,23 @@ mod tests {
         assert_eq!(figures(&v1_any(&one)).unwrap().memory_usage, 7);
         let two = v2::Metrics {
             cpu: Some(v2::CPUStat { usage_usec: 3, ..Default::default() }).into(),
+            io: Some(v2::IOStat {
+                usage: vec![v2::IOEntry { major: 8, rbytes: 5, wios: 2, ..Default::default() }],
+                ..Default::default()
+            })
+            .into(),
             ..Default::default()
         };
-        assert_eq!(figures(&v2_any(&two)).unwrap().cpu_total_ns, 3000);
+        let read = figures(&v2_any(&two)).unwrap();
+        assert_eq!(read.cpu_total_ns, 3000);
+        let block = |operation: &str, value| BlockFigure {
+            major: 8,
+            minor: 0,
+            operation: operation.to_owned(),
+            value,
+        };
+        assert_eq!(read.block_bytes, [block("Read", 5), block("Write", 0)]);
+        assert_eq!(read.block_operations, [block("Read", 0), block("Write", 2)]);
         assert_eq!(figures(&Any::default()), None);
     }
 

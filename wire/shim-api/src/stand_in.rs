@@ -35,8 +35,8 @@ pub const LISTENER: i32 = 7;
 /// The task service's socket in a sandbox's directory.
 pub const SOCKET: &str = "proxy.sock";
 
-/// A field of the answer to `Wait` that only a stand-in gets: 1 when the guest's kernel has killed
-/// a process of the container for want of memory.
+/// A field of the answer to `Wait` that only a stand-in or a watcher gets: 1 when the guest's
+/// kernel has killed a process of the container for want of memory.
 const OUT_OF_MEMORY: u32 = 20001;
 
 /// Has an answer say that memory was wanting.
@@ -110,6 +110,8 @@ pub struct Order {
     pub record: Option<PathBuf>,
     /// The proxy to start, for the first container of a sandbox.
     pub proxy: Option<PathBuf>,
+    /// The proxy logs in detail.
+    pub debug: bool,
     /// To end when the caller does.
     pub foreground: bool,
 }
@@ -156,9 +158,8 @@ impl Order {
         if let Some(proxy) = &self.proxy {
             add("--proxy", proxy.clone().into());
         }
-        if self.foreground {
-            args.push("--foreground".into());
-        }
+        let set = [("--debug", self.debug), ("--foreground", self.foreground)];
+        args.extend(set.into_iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag.into()));
         args
     }
 
@@ -168,9 +169,16 @@ impl Order {
         let mut args = args.into_iter();
         while let Some(flag) = args.next() {
             let shown = || OrderError(flag.to_string_lossy().into_owned());
-            if flag == "--foreground" {
-                order.foreground = true;
-                continue;
+            match flag.to_str() {
+                Some("--debug") => {
+                    order.debug = true;
+                    continue;
+                }
+                Some("--foreground") => {
+                    order.foreground = true;
+                    continue;
+                }
+                _ => {}
             }
             let value = args.next().ok_or_else(shown)?;
             let text = || value.clone().into_string().map_err(|_| shown());
@@ -222,6 +230,7 @@ mod tests {
             ],
             record: Some("/run/s/x.json".into()),
             proxy: Some("/usr/libexec/p".into()),
+            debug: true,
             foreground: true,
             ..plain.clone()
         };

@@ -34,9 +34,15 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
     if args.preserve_fds > 0 {
         bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
     }
+    let cgroup = bundle.cgroup();
+    if host.systemd_cgroup && !cgroup.is_empty() && cgroup.split(':').count() != 3 {
+        // runc's words.
+        bail!(
+            "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {cgroup:?} instead"
+        );
+    }
     let sandbox = bundle.sandbox(&args.id)?;
     let locked = host.registry.reserve(&args.id)?;
-    let cgroup = bundle.cgroup();
     let made = Creation { host, args, bundle, terminal, detached }.carry_out(&locked, &sandbox);
     if made.is_err() {
         let made_for_it = sandbox == args.id;
@@ -61,8 +67,7 @@ fn take_back(host: &Host, locked: Locked, (sandbox, made_for_it): (&str, bool), 
     }
     if !cgroup.is_empty() {
         // Another container may be in it, or the engine may have removed it.
-        let cgroups = container.as_ref().map(|container| container.cgroups.clone());
-        let _ = HostCgroup::from_dirs(cgroups.unwrap_or_default()).remove();
+        let _ = HostCgroup::at(cgroup).and_then(|cgroup| cgroup.remove());
     }
     // It is known from its first hook on, and what they did is to be undone.
     if let Some(container) = container {
@@ -97,14 +102,19 @@ impl Creation<'_> {
             sandbox.record_proxy(stand_in.proxy)?;
         }
         let hooks = HostHooks::of(&bundle.spec);
-        let mut container = self.container(&sandbox, stand_in.identity, &hooks)?;
-        locked.save(&container)?;
-        hooks.run_before(&hook_state(&container, "creating", stand_in.identity.pid))?;
         let netns = match order.network {
             NetworkNamespace::New => Some(format!("/proc/{}/ns/net", stand_in.identity.pid)),
             NetworkNamespace::Callers | NetworkNamespace::At(_) => None,
         };
-        sandbox.create(&self.request(&fifos), netns.as_deref())?;
+        let request = self.request(&fifos);
+        if hooks.has_any_before() {
+            // What would be refused after them is refused before.
+            sandbox.check(&request, netns.as_deref())?;
+        }
+        let mut container = self.container(&sandbox, stand_in.identity, &hooks)?;
+        locked.save(&container)?;
+        hooks.run_before(&hook_state(&container, "creating", stand_in.identity.pid))?;
+        sandbox.create(&request, netns.as_deref())?;
         container.stage = Stage::Created;
         locked.save(&container)?;
         self.tell_pid(stand_in.identity.pid)?;
@@ -121,6 +131,7 @@ impl Creation<'_> {
             cgroup: self.bundle.cgroup(),
             mounts: self.bundle.shown(),
             proxy: if is_first { Some(program("kata-proxy")?) } else { None },
+            debug: self.host.debug,
             foreground: !self.detached,
             ..Order::default()
         })

@@ -39,7 +39,7 @@ pub(super) fn run(host: &Host, id: &str, force: bool) -> Result<()> {
 }
 
 /// Kills a container and waits for its end.
-fn end(host: &Host, container: &Container) -> Result<()> {
+pub(super) fn end(host: &Host, container: &Container) -> Result<()> {
     // One that has ended meanwhile, or whose sandbox is dead, is as good as killed.
     let _ = kill::send(host, container, KILL, false);
     if container.stand_in.wait(PATIENCE) || container.stand_in.kill_and_wait(PATIENCE) {

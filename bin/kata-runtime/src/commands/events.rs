@@ -1,10 +1,12 @@
 //! `events`: what a container uses, as JSON objects, one a line.
 
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use kata_shim_api::{api, metrics};
+use kata_shim_api::metrics::{self, BlockFigure, HugePageFigures};
+use kata_shim_api::{api, metadata, stand_in};
 use serde_json::{Value, json};
 
 use super::{Host, print};
@@ -14,24 +16,57 @@ use crate::sandbox::{Sandbox, has_ended, plain};
 
 pub(super) fn run(host: &Host, args: &EventsArgs) -> Result<()> {
     let interval = duration(&args.interval)?;
-    loop {
-        let container = host.registry.load(&args.id)?;
-        if container.status() == Status::Stopped {
-            bail!("container with id {} is not running", args.id);
-        }
-        let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
-        let request = api::StatsRequest { id: args.id.clone(), ..Default::default() };
-        let answer: api::StatsResponse = match sandbox.call("Stats", &request) {
-            Err(error) if has_ended(&error) && !args.stats => return Ok(()),
-            answer => answer.map_err(plain)?,
-        };
-        let data = data(&answer)?;
-        print(&format!("{}\n", json!({ "type": "stats", "id": args.id, "data": data })))?;
-        if args.stats {
-            return Ok(());
-        }
-        thread::sleep(interval);
+    let container = host.registry.load(&args.id)?;
+    if container.status() == Status::Stopped {
+        bail!("container with id {} is not running", args.id);
     }
+    let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
+    if args.stats {
+        return tell_stats(&sandbox, &args.id).map(drop);
+    }
+    let end = watch(Sandbox::open(&host.registry, &container.sandbox)?, &args.id);
+    while tell_stats(&sandbox, &args.id)? {
+        match end.recv_timeout(interval) {
+            Err(RecvTimeoutError::Timeout) => {}
+            ended => return tell_end(&args.id, ended.unwrap_or_default()),
+        }
+    }
+    tell_end(&args.id, end.recv().unwrap_or_default())
+}
+
+/// Prints what the container uses now. `false` when it has ended.
+fn tell_stats(sandbox: &Sandbox, id: &str) -> Result<bool> {
+    let request = api::StatsRequest { id: id.to_owned(), ..Default::default() };
+    let answer: api::StatsResponse = match sandbox.call("Stats", &request) {
+        Err(error) if has_ended(&error) => return Ok(false),
+        answer => answer.map_err(plain)?,
+    };
+    let data = data(&answer)?;
+    print(&format!("{}\n", json!({ "type": "stats", "id": id, "data": data })))?;
+    Ok(true)
+}
+
+/// As runc does when the container's memory was wanting, but once, at its end: by then the
+/// sandbox's owner knows.
+fn tell_end(id: &str, out_of_memory: bool) -> Result<()> {
+    if !out_of_memory {
+        return Ok(());
+    }
+    print(&format!("{}\n", json!({ "type": "oom", "id": id })))
+}
+
+/// Waits for the container's end, and then says whether its memory was wanting. A sandbox that is
+/// lost says nothing.
+fn watch(sandbox: Sandbox, id: &str) -> Receiver<bool> {
+    let (told, end) = mpsc::channel();
+    let request = api::WaitRequest { id: id.to_owned(), ..Default::default() };
+    thread::spawn(move || {
+        let answer = sandbox.call_along("Wait", &request, &[(metadata::WATCHER, "")]);
+        let was_wanting = answer.is_ok_and(|answer| stand_in::is_out_of_memory(&answer));
+        // Nobody listens any more when printing has failed.
+        let _ = told.send(was_wanting);
+    });
+    end
 }
 
 /// A duration as Go writes it, as far as anybody writes one here: a number with `ms`, `s`, `m` or
@@ -63,6 +98,7 @@ fn data(answer: &api::StatsResponse) -> Result<Value> {
         "cpu": {
             "usage": {
                 "total": figures.cpu_total_ns,
+                "percpu": figures.cpu_each_ns,
                 "kernel": figures.cpu_kernel_ns,
                 "user": figures.cpu_user_ns,
             },
@@ -81,15 +117,42 @@ fn data(answer: &api::StatsResponse) -> Result<Value> {
             "raw": {},
         },
         "pids": { "current": figures.pids, "limit": figures.pids_limit },
-        "blkio": {},
-        "hugetlb": {},
+        "blkio": {
+            "ioServiceBytesRecursive": block(&figures.block_bytes),
+            "ioServicedRecursive": block(&figures.block_operations),
+        },
+        "hugetlb": huge_pages(&figures.huge_pages),
         "intel_rdt": {},
     }))
+}
+
+fn block(figures: &[BlockFigure]) -> Value {
+    let entry = |one: &BlockFigure| json!({ "major": one.major, "minor": one.minor, "op": one.operation, "value": one.value });
+    figures.iter().map(entry).collect()
+}
+
+fn huge_pages(figures: &[HugePageFigures]) -> Value {
+    let entry = |one: &HugePageFigures| {
+        let usage = json!({ "usage": one.usage, "max": one.max, "failcnt": one.failures });
+        (one.size.clone(), usage)
+    };
+    Value::Object(figures.iter().map(entry).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn figures_of_devices_are_in_runcs_shape() {
+        let read = BlockFigure { major: 8, minor: 1, operation: "Read".to_owned(), value: 512 };
+        assert_eq!(
+            block(&[read]).to_string(),
+            r#"[{"major":8,"minor":1,"op":"Read","value":512}]"#
+        );
+        let pages = HugePageFigures { size: "2MB".to_owned(), usage: 7, max: 9, failures: 1 };
+        assert_eq!(huge_pages(&[pages]), json!({ "2MB": { "usage": 7, "max": 9, "failcnt": 1 } }));
+    }
 
     #[test]
     fn durations_are_read_as_go_writes_them() {

@@ -53,6 +53,11 @@ fn carry_out(host: &Host, args: &ExecArgs) -> Result<u8> {
     if args.preserve_fds > 0 {
         bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
     }
+    if args.cgroup.iter().any(|path| path != "/") {
+        bail!(
+            "a process is in its container's cgroup in the guest, and no other can be named; run without --cgroup"
+        );
+    }
     let process = process(&host.report, args, &container)?;
     let terminal = terminal::kind(
         process.terminal().unwrap_or_default(),
@@ -122,8 +127,8 @@ impl Execution<'_> {
             // Whoever looks into a container looks at its first process.
             mounts: Vec::new(),
             record: Some(record),
-            proxy: None,
             foreground: !self.args.detach,
+            ..Order::default()
         }
     }
 

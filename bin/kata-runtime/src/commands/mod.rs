@@ -36,6 +36,10 @@ pub(crate) struct Host {
     pub(crate) report: Report,
     /// The configuration file that the command line names; empty for the usual ones.
     pub(crate) config: String,
+    /// Cgroups are named as systemd names them.
+    pub(crate) systemd_cgroup: bool,
+    /// The owners of sandboxes that this command starts log in detail.
+    pub(crate) debug: bool,
 }
 
 impl Host {
@@ -48,6 +52,8 @@ impl Host {
             registry: Registry::new(&global.root)?,
             report: Report::new(global),
             config: config.display().to_string(),
+            systemd_cgroup: global.systemd_cgroup,
+            debug: global.debug,
         })
     }
 }

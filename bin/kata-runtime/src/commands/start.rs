@@ -1,11 +1,15 @@
-//! `start`: runs the process of a container that was created.
+//! `start`: runs the process of a container that was created, and its poststart hooks. The first of
+//! these that fails ends the container, as with runc.
+
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use kata_network::Namespace;
 use kata_shim_api::api;
 
-use super::Host;
 use super::create::hook_state;
-use crate::registry::{Stage, Status, UNKNOWN};
+use super::{Host, delete};
+use crate::registry::{Container, Stage, Status, UNKNOWN};
 use crate::sandbox::{Sandbox, plain};
 
 pub(super) fn run(host: &Host, id: &str) -> Result<()> {
@@ -23,9 +27,33 @@ pub(super) fn run(host: &Host, id: &str) -> Result<()> {
     sandbox.call::<api::StartResponse>("Start", &request).map_err(plain)?;
     container.stage = Stage::Started;
     locked.save(&container)?;
-    let state = hook_state(&container, "running", container.stand_in.pid);
-    for error in kata_hooks::run_all("poststart", &container.poststart, &state) {
-        host.report.warning(&error.to_string());
+    if container.sandbox == container.id {
+        tell_of_no_network(host, &container);
     }
-    Ok(())
+    let state = hook_state(&container, "running", container.stand_in.pid);
+    let run = kata_hooks::run("poststart", &container.poststart, &state);
+    if run.is_err()
+        && let Err(error) = delete::end(host, &container)
+    {
+        // What to do about the hook is what the caller has to be told.
+        host.report.warning(&format!("after the failure: {error:#}"));
+    }
+    Ok(run?)
+}
+
+/// The sandbox's owner has it in its own log, which goes with the sandbox. Not for programs, who
+/// take whatever is in a log of JSON for an error.
+fn tell_of_no_network(host: &Host, container: &Container) {
+    if !host.report.is_for_people() {
+        return;
+    }
+    let path = format!("/proc/{}/ns/net", container.stand_in.pid);
+    // It may have ended by now, and the sandbox's owner has looked already.
+    let there = Namespace::open(Path::new(&path)).and_then(|one| kata_network::scan_blocking(&one));
+    if there.is_ok_and(|there| kata_network::in_use(&there).next().is_none()) {
+        host.report.note(&format!(
+            "no interface but lo is in the network namespace of container {}, so it has no network",
+            container.id
+        ));
+    }
 }

@@ -20,7 +20,7 @@ use crate::size;
 const LARGEST: u64 = 1 << 20;
 
 pub(super) fn run(host: &Host, args: &UpdateArgs) -> Result<()> {
-    let resources = resources(args)?;
+    let resources = resources(host, args)?;
     let _locked = host.registry.lock(&args.id)?.context(UNKNOWN)?;
     let container = host.registry.load(&args.id)?;
     if container.status() == Status::Stopped {
@@ -36,8 +36,18 @@ pub(super) fn run(host: &Host, args: &UpdateArgs) -> Result<()> {
     sandbox.call::<api::Empty>("Update", &request).map_err(plain).map(drop)
 }
 
-fn resources(args: &UpdateArgs) -> Result<LinuxResources> {
-    let Some(path) = &args.resources else { return from_flags(args) };
+fn resources(host: &Host, args: &UpdateArgs) -> Result<LinuxResources> {
+    let schemas =
+        [("--l3-cache-schema", &args.l3_cache_schema), ("--mem-bw-schema", &args.mem_bw_schema)];
+    if let Some((flag, _)) = schemas.iter().find(|(_, schema)| schema.is_some()) {
+        bail!(
+            "cache and memory bandwidth of the host's processors are not divided among VMs; run without {flag}"
+        );
+    }
+    let Some(path) = &args.resources else {
+        warn_of_kernel_memory(host, args)?;
+        return from_flags(args);
+    };
     let mut text = Vec::new();
     let shown = path.display();
     if path.as_os_str() == "-" {
@@ -54,11 +64,29 @@ fn bytes(flag: &str, text: Option<&str>) -> Result<Option<i64>> {
     text.map(size::parse).transpose().with_context(|| format!("invalid value for {flag}"))
 }
 
+/// In runc's words.
+fn warn_of_kernel_memory(host: &Host, args: &UpdateArgs) -> Result<()> {
+    let all =
+        [("kernel-memory", &args.kernel_memory), ("kernel-memory-tcp", &args.kernel_memory_tcp)];
+    let mut is_set = false;
+    for (flag, text) in all {
+        is_set |= bytes(flag, text.as_deref())?.is_some_and(|bytes| bytes != 0);
+    }
+    if is_set {
+        host.report.warning("Kernel memory settings are ignored and will be removed");
+    }
+    Ok(())
+}
+
 fn from_flags(args: &UpdateArgs) -> Result<LinuxResources> {
     let mut cpu = LinuxCpuBuilder::default().build()?;
     cpu.set_period(args.cpu_period)
         .set_quota(args.cpu_quota)
         .set_shares(args.cpu_share)
+        .set_burst(args.cpu_burst)
+        .set_idle(args.cpu_idle)
+        .set_realtime_period(args.cpu_rt_period)
+        .set_realtime_runtime(args.cpu_rt_runtime)
         .set_cpus(args.cpuset_cpus.clone())
         .set_mems(args.cpuset_mems.clone());
     let mut memory = LinuxMemoryBuilder::default().build()?;
