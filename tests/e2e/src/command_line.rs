@@ -4,17 +4,18 @@
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::client::{self, Client, Input, Output};
 use crate::deadline::Deadline;
 use crate::image::Image;
+use crate::leaks::{Before, Traces};
 use crate::mark::Mark;
 use crate::process::{Part, Process, await_part, marked};
 use crate::pty;
@@ -46,6 +47,20 @@ pub struct CommandLine {
     configuration: Option<PathBuf>,
 }
 
+/// Sweeps when a test has failed, also where it has panicked.
+struct Broom<'a> {
+    host: &'a CommandLine,
+    is_clean: bool,
+}
+
+impl Drop for Broom<'_> {
+    fn drop(&mut self) {
+        if !self.is_clean {
+            self.host.sweep();
+        }
+    }
+}
+
 impl CommandLine {
     /// Runs `test`, and checks that no process, mount, cgroup or state is left.
     pub fn scenario(runtime: Runtime, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
@@ -70,6 +85,7 @@ impl CommandLine {
         if caller == Caller::Runtime(Runtime::Kata) {
             Installation::under_test().check()?;
         }
+        let before = Traces::before()?;
         let mark = Mark::unique();
         let directory = tempfile::Builder::new()
             .prefix(&format!("kata-{mark}-"))
@@ -78,8 +94,11 @@ impl CommandLine {
         Image::unpack(&directory.path().join("rootfs"))?;
         let configuration = configuration.map(Path::to_owned);
         let host = Self { caller, mark, directory, configuration };
+        let mut broom = Broom { host: &host, is_clean: false };
         test(&host)?;
-        host.nothing_is_left()
+        host.nothing_is_left(&before)?;
+        broom.is_clean = true;
+        Ok(())
     }
 
     /// An id that carries the mark.
@@ -146,11 +165,17 @@ impl CommandLine {
     /// Creates a container from a bundle. Its output goes to the file `<name>.out`; the pid file is
     /// `<name>.pid`.
     pub fn create(&self, name: &str, bundle: &Path) -> Result<()> {
+        self.create_with(name, bundle, &[])
+    }
+
+    /// The same with flags before the command.
+    pub fn create_with(&self, name: &str, bundle: &Path, flags: &[&str]) -> Result<()> {
         let out = File::create(self.file(&format!("{name}.out"))).context("cannot make a file")?;
         let pid_file = self.file(&format!("{name}.pid"));
-        let mut command = self.command(&["create", "--bundle"]);
+        let mut command = self.command(flags);
+        command.args(["create", "--bundle"]);
         command.arg(bundle).arg("--pid-file").arg(pid_file).arg(self.id(name));
-        command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let status = command.status().context("cannot run the runtime")?;
         let said = self.output_of(name);
         ensure!(status.success(), "create has failed: {said}");
@@ -171,6 +196,31 @@ impl CommandLine {
         pty::receive(&connection)
     }
 
+    /// Creates a container from a bundle, and receives the descriptor of its process that the
+    /// runtime sends.
+    pub fn create_with_pidfd(&self, name: &str, bundle: &Path) -> Result<File> {
+        let socket = self.file(&format!("{name}.pidfd"));
+        let listener = UnixListener::bind(&socket).context("cannot make a socket")?;
+        let mut command = self.command(&["create", "--bundle"]);
+        command.arg(bundle).arg("--pidfd-socket").arg(&socket);
+        command.arg("--pid-file").arg(self.file(&format!("{name}.pid"))).arg(self.id(name));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        ensure!(command.status().context("cannot run the runtime")?.success(), "create has failed");
+        let (connection, _) = listener.accept().context("no descriptor was sent")?;
+        pty::receive_descriptor(&connection)
+    }
+
+    /// Starts one more process in a container, and returns its pid.
+    pub fn exec_detached(&self, name: &str, process: &[&str]) -> Result<u32> {
+        let file = self.file("exec.pid");
+        let mut exec = self.command(&["exec", "--detach", "--pid-file"]);
+        exec.arg(&file).arg(self.id(name)).args(process);
+        exec.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        ensure!(exec.status().context("cannot run the runtime")?.success(), "exec has failed");
+        // Read as callers in Go do, who take nothing beside the number.
+        fs::read_to_string(&file)?.parse().context("the pid file")
+    }
+
     /// What the container has written so far.
     #[must_use]
     pub fn output_of(&self, name: &str) -> String {
@@ -188,14 +238,28 @@ impl CommandLine {
 
     /// Waits until the process in the pid file has ended.
     pub fn ends(&self, name: &str) -> Result<()> {
-        let pid = Pid::from_raw(self.pid(name)?.cast_signed()).context("a pid is positive")?;
+        Self::ends_pid(self.pid(name)?).with_context(|| name.to_owned())
+    }
+
+    /// Waits until the process has ended.
+    pub fn ends_pid(pid: u32) -> Result<()> {
+        let pid = Pid::from_raw(pid.cast_signed()).context("a pid is positive")?;
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             opened => opened.context("cannot watch the container's process")?,
         };
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         let timeout = Deadline::for_command().timespec();
-        ensure!(poll(&mut fds, Some(&timeout)).context("cannot poll")? > 0, "{name} does not end");
+        ensure!(poll(&mut fds, Some(&timeout)).context("cannot poll")? > 0, "it does not end");
+        Ok(())
+    }
+
+    /// Waits until something is so, and looks again and again.
+    pub fn until(mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+        let deadline = Deadline::for_command();
+        while !is_so()? {
+            ensure!(!deadline.remaining().is_zero(), "it does not come true");
+        }
         Ok(())
     }
 
@@ -231,31 +295,26 @@ impl CommandLine {
         marked(&self.mark)
     }
 
-    fn nothing_is_left(&self) -> Result<()> {
-        let processes = self.processes()?;
-        if !processes.is_empty() {
-            let all: Vec<_> = processes.iter().map(Process::describe).collect();
-            bail!("left behind:\n{}", all.join("\n"));
-        }
-        let mounts =
-            fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
-        ensure!(!self.mark.is_in(mounts.as_bytes()), "a mount is left behind");
-        let cgroups = crate::leaks::cgroups_of_containers(&self.mark);
-        ensure!(cgroups.is_empty(), "left behind: {cgroups:?}");
+    fn nothing_is_left(&self, before: &Before) -> Result<()> {
+        let known = self.succeed(&["list", "-q"])?;
+        ensure!(known.is_empty(), "still known: {known}");
+        let sandboxes = self.file("state/.sandboxes");
+        before.vanish_by_hand(&self.mark, self.directory.path(), &sandboxes)?;
         crate::leaks::remove_cgroups(&self.mark);
-        let state = self.succeed(&["list", "-q"])?;
-        ensure!(state.is_empty(), "still known: {state}");
-        for place in [Path::new("/run/kata").to_owned(), self.file("state/.sandboxes")] {
-            let entries = fs::read_dir(&place).into_iter().flatten().flatten();
-            for entry in entries {
-                let name = entry.file_name();
-                ensure!(
-                    !self.mark.is_in(name.as_encoded_bytes()),
-                    "{name:?} is left in {}",
-                    place.display()
-                );
-            }
-        }
         Ok(())
+    }
+
+    /// After a failure: takes away what there is, so that no other test stumbles over it.
+    fn sweep(&self) {
+        // What does not go is what the failure is about.
+        for id in self.succeed(&["list", "-q"]).unwrap_or_default().lines() {
+            let _ = self.call(&["delete", "--force", id]);
+        }
+        for process in self.processes().unwrap_or_default() {
+            let _ = process.signal(Signal::KILL);
+            let _ = process.ends(Deadline::for_command());
+        }
+        crate::leaks::remove_by_hand(&self.mark, self.directory.path());
+        crate::leaks::remove_cgroups(&self.mark);
     }
 }

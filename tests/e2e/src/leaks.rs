@@ -17,7 +17,7 @@ mod network;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -29,7 +29,7 @@ use crate::netns::Netns;
 use crate::process::{self, Process};
 use crate::watch::Watch;
 
-pub(crate) use cgroups::{left as cgroups_of_containers, remove as remove_cgroups};
+pub(crate) use cgroups::remove as remove_cgroups;
 pub(crate) use engine::EngineTraces;
 pub(crate) use files::remove as remove_files;
 pub(crate) use machine::Machine;
@@ -62,6 +62,38 @@ impl Before {
     pub(crate) fn of(self, containerd: &Containerd) -> Traces<'_> {
         Traces { containerd, before: self }
     }
+}
+
+impl Before {
+    /// Waits until nothing is left of containers that were made by hand. `directory` is the test's
+    /// own, `sandboxes` where the runtime keeps them.
+    pub(crate) fn vanish_by_hand(
+        &self,
+        mark: &Mark,
+        directory: &Path,
+        sandboxes: &Path,
+    ) -> Result<()> {
+        let mut directories: Vec<PathBuf> = files::places().map(Path::to_owned).collect();
+        directories.push(sandboxes.to_owned());
+        directories.extend(cgroups::parents(mark));
+        wait_until_none(&directories, PATIENCE, || {
+            let mut left = Left { processes: process::marked(mark)?, others: mounts(mark)? };
+            left.others.extend(cgroups::left(mark));
+            left.others.extend(files::left_by_hand(mark, directory, sandboxes));
+            left.others.extend(network::left(&self.network)?);
+            Ok(left)
+        })
+    }
+}
+
+/// Removes mounts and files that carry the mark, outside of the test's own directory.
+pub(crate) fn remove_by_hand(mark: &Mark, directory: &Path) {
+    for mount in mounts(mark).unwrap_or_default().iter().rev() {
+        let point = mount.split(' ').nth(5).unwrap_or_default();
+        // One in another's namespace, or gone with its parent, is not to be found here.
+        let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+    }
+    files::remove_by_hand(mark, directory);
 }
 
 impl Traces<'_> {

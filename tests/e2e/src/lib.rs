@@ -23,6 +23,7 @@
 //! | `KATA_E2E_SHORT_LIVED` | processes that print and exit at once, for each kind of them; default 20 to 100 |
 //! | `KATA_E2E_STREAM_MIB` | size of the streams with checksums; default 64 |
 //! | `KATA_E2E_BOOTS` | boots in a row under load; default 5 |
+//! | `KATA_E2E_WRITE` | writes docs/reference/oci-command-line.md, in place of comparing with it |
 
 mod client;
 mod cni;
@@ -69,7 +70,9 @@ pub use packages::{PackageRoot, Suite};
 pub use process::{Part, Process, await_part, parts_of};
 pub use pty::resize;
 pub use run::Run;
-pub use runtime::{GuestKernel, Installation, Runtime, guest_agent, kata_image, only_a_vm};
+pub use runtime::{
+    GuestKernel, Installation, Runtime, checkout, guest_agent, kata_image, only_a_vm,
+};
 pub use scenario::{Scenario, scenario};
 pub use spec::Spec;
 pub use stream::{Stream, noise};

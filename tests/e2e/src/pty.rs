@@ -57,21 +57,26 @@ pub(crate) fn is_raw(terminal: &File) -> Result<bool> {
 /// Receives a terminal as engines do: one message with something to read, exactly one descriptor,
 /// and room for no other.
 pub(crate) fn receive(connection: &UnixStream) -> Result<File> {
+    let terminal = receive_descriptor(connection)?;
+    ensure!(isatty(&terminal), "what was sent is no terminal");
+    Ok(terminal)
+}
+
+/// The same with whatever is sent.
+pub(crate) fn receive_descriptor(connection: &UnixStream) -> Result<File> {
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut room);
     let mut name = [0; 4096];
     let mut buffers = [IoSliceMut::new(&mut name)];
     let received = recvmsg(connection, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        .context("cannot receive a terminal")?;
-    ensure!(received.bytes > 0, "nothing is beside the terminal");
+        .context("cannot receive a descriptor")?;
+    ensure!(received.bytes > 0, "nothing is beside the descriptor");
     ensure!(!received.flags.contains(ReturnFlags::CTRUNC), "more than one descriptor was sent");
     let descriptors = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
     });
-    let terminal = descriptors.flatten().next().context("no descriptor was sent")?;
-    ensure!(isatty(&terminal), "what was sent is no terminal");
-    Ok(File::from(terminal))
+    Ok(File::from(descriptors.flatten().next().context("no descriptor was sent")?))
 }
 
 /// Sets a terminal's size in characters.

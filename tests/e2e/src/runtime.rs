@@ -185,7 +185,7 @@ fn target() -> PathBuf {
 
 /// The top folder of this checkout.
 #[must_use]
-pub(crate) fn checkout() -> &'static Path {
+pub fn checkout() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).expect("this crate is two folders down")
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -75,13 +76,7 @@ fn caller_inherits_one_child_for_each_process() -> Result<()> {
         assert!(processes.len() > 2, "{processes:?}");
         host.succeed(&["start", &host.id("c")])?;
 
-        let file = host.file("exec.pid");
-        let mut exec = host.command(&["exec", "--detach", "--pid-file"]);
-        exec.arg(&file).args([&host.id("c"), "sleep", "1000"]);
-        exec.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        ensure!(exec.status()?.success(), "exec has failed");
-        // Read as callers in Go do, who take nothing beside the number.
-        let pid: u32 = fs::read_to_string(&file)?.parse().context("the pid file")?;
+        let pid = host.exec_detached("c", &["sleep", "1000"])?;
         let processes = host.processes()?;
         let all: BTreeSet<u32> = orphans(&processes)?.iter().map(|process| process.pid).collect();
         assert_eq!(all, [host.pid("c")?, pid].into());
@@ -111,7 +106,7 @@ fn what_a_vm_cannot_do_is_refused_in_one_sentence() -> Result<()> {
         let bundle = host.bundle("c", SLEEP, |spec| spec)?;
         let path = bundle.display().to_string();
         let id = host.id("c");
-        let refusals: [(&[&str], &str); 5] = [
+        let refusals: [(&[&str], &str); 11] = [
             (
                 &["create", "--preserve-fds", "1", "--bundle", &path, &id],
                 "cannot be passed into a VM",
@@ -120,6 +115,12 @@ fn what_a_vm_cannot_do_is_refused_in_one_sentence() -> Result<()> {
             (&["restore", "--detach", "--bundle", &path, &id], "be restored"),
             (&["spec", "--rootless", "--bundle", "/tmp"], "need root"),
             (&["exec", "--preserve-fds", "1", &id, "true"], "cannot be passed into a VM"),
+            (&["exec", "--cgroup", "/other", &id, "true"], "no other can be named"),
+            (&["update", "--cpu-burst", "5000", &id], "the limit `burst`"),
+            (&["update", "--cpu-idle", "1", &id], "the limit `idle`"),
+            (&["update", "--cpu-rt-runtime", "5000", &id], "the limit `realtimeRuntime`"),
+            (&["update", "--l3-cache-schema", "L3:0=1", &id], "run without --l3-cache-schema"),
+            (&["update", "--mem-bw-schema", "MB:0=20", &id], "run without --mem-bw-schema"),
         ];
         host.create("c", &bundle)?;
         for (args, words) in refusals {
@@ -128,6 +129,161 @@ fn what_a_vm_cannot_do_is_refused_in_one_sentence() -> Result<()> {
             assert!(said.contains(words) && said.trim().lines().count() == 1, "{args:?}: {said}");
         }
         host.succeed(&["delete", "--force", &id]).map(drop)
+    })
+}
+
+/// Docker and CRI-O read both streams as one JSON document.
+#[test]
+fn features_are_all_that_is_printed() -> Result<()> {
+    if !only_a_vm("kata-runtime's features") {
+        return Ok(());
+    }
+    let program = Installation::under_test().bin().join("kata-runtime");
+    let output = Command::new(program).arg("features").env_clear().output()?;
+    ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let features: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(features["ociVersionMax"].is_string(), "{features}");
+    Ok(())
+}
+
+#[test]
+fn usage_errors_are_one_object_in_a_json_log_too() -> Result<()> {
+    if !only_a_vm("kata-runtime's log") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        for (words, code) in
+            [(&["state", "--no-such-flag", "c"][..], 1), (&["no-such-command"], 3), (&["state"], 1)]
+        {
+            let log = host.file("log.json");
+            let mut command = host.command(&["--log-format=json", "--log"]);
+            command.arg(&log).args(words).stderr(Stdio::null());
+            assert_eq!(command.status()?.code(), Some(code), "{words:?}");
+            let record: Value = serde_json::from_str(&fs::read_to_string(&log)?)?;
+            assert_eq!(record["level"], "error", "{words:?}");
+            assert!(record["msg"].as_str().is_some_and(|said| said.len() > 5), "{record}");
+            fs::remove_file(log)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn help_is_a_command_and_rootless_takes_a_word() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        for words in [&["help"][..], &["h"], &["--rootless", "true", "help"], &["help", "create"]] {
+            let said = host.succeed(words)?;
+            assert!(said.contains("bundle") || said.contains("checkpoint"), "{words:?}: {said}");
+        }
+        for value in ["true", "false", "auto"] {
+            assert_eq!(host.succeed(&["--rootless", value, "list", "--quiet"])?, "");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn debug_reaches_the_sandboxs_owner() -> Result<()> {
+    if !only_a_vm("kata-proxy's log") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?.display().to_string();
+        let id = host.id("c");
+        let log = host.file(&format!("state/.sandboxes/{id}/proxy.log"));
+        for (flags, says) in [(&["--debug"][..], true), (&[], false)] {
+            let args = [flags, &["create", "--bundle", &bundle, &id]].concat();
+            let mut create = host.command(&args);
+            create.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            ensure!(create.status()?.success(), "create has failed");
+            let text = fs::read_to_string(&log)?;
+            ensure!(text.contains("level=debug") == says, "{flags:?}: {text}");
+            host.succeed(&["delete", "--force", &id])?;
+        }
+        Ok(())
+    })
+}
+
+/// Podman calls `kill` and `delete` with nothing but XDG_RUNTIME_DIR in the environment, and some
+/// give a /dev/null that cannot be written to.
+#[test]
+fn neither_path_nor_home_nor_streams_to_write_to_are_needed() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle = host.bundle("c", "exec sleep 1000", |spec| spec)?.display().to_string();
+        let id = host.id("c");
+        let call = |args: &[&str]| {
+            let mut command = host.command(args);
+            let null = || File::open("/dev/null");
+            command.env_clear().env("XDG_RUNTIME_DIR", "/run/user/0");
+            command.stdin(null()?).stdout(null()?).stderr(null()?);
+            anyhow::Ok(command.status()?.code())
+        };
+        let all: [(&[&str], i32); 8] = [
+            (&["start", &id], 1),
+            (&["create", "--bundle", &bundle, &id], 0),
+            (&["start", &id], 0),
+            (&["pause", &id], 0),
+            (&["resume", &id], 0),
+            (&["exec", "--detach", &id, "true"], 0),
+            (&["kill", &id, "9"], 0),
+            (&["delete", "--force", &id], 0),
+        ];
+        for (args, code) in all {
+            assert_eq!(call(args)?, Some(code), "{args:?}");
+        }
+        Ok(())
+    })
+}
+
+/// As Podman and Docker call it with the cgroup manager systemd. There the group is what systemd
+/// would call it, and on a host with the second version of cgroups it accounts for what is in it.
+#[test]
+fn cgroup_is_where_systemd_would_have_it_and_accounts() -> Result<()> {
+    if !only_a_vm("cgroups in systemd's way without systemd") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let (id, config) = (host.id("c"), bundle.join("config.json"));
+        let create = ["--systemd-cgroup", "create", "--bundle", &bundle.display().to_string(), &id];
+        let said = host.call(&create)?.failure()?;
+        assert!(said.contains("expected cgroupsPath to be of format"), "{said}");
+
+        let mut spec: Value = serde_json::from_str(&fs::read_to_string(&config)?)?;
+        spec["linux"]["cgroupsPath"] = format!("system.slice:kata:{id}").into();
+        fs::write(&config, spec.to_string())?;
+        host.create_with("c", &bundle, &["--systemd-cgroup"])?;
+        let scope = format!("system.slice/kata-{id}.scope");
+        let groups = fs::read_to_string(format!("/proc/{}/cgroup", host.pid("c")?))?;
+        for line in groups.lines() {
+            assert!(line.ends_with(&format!(":/{scope}")), "{groups}");
+        }
+        let root = Path::new("/sys/fs/cgroup");
+        if root.join("cgroup.controllers").exists() {
+            for file in ["memory.current", "pids.current", "io.stat"] {
+                assert!(root.join(&scope).join(file).exists(), "{file} is missing in {scope}");
+            }
+        }
+        host.succeed(&["delete", "--force", &id]).map(drop)
+    })
+}
+
+/// Others of the host must not reach it.
+#[test]
+fn socket_of_the_sandboxs_owner_is_roots_alone() -> Result<()> {
+    if !only_a_vm("kata-proxy's socket") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        host.create("c", &bundle)?;
+        let sandbox = host.file(&format!("state/.sandboxes/{}", host.id("c")));
+        for (path, mode) in [(sandbox.join("proxy.sock"), 0o600), (sandbox, 0o700)] {
+            let metadata = fs::metadata(&path)?;
+            let found = (metadata.mode() & 0o777, metadata.uid());
+            assert_eq!(found, (mode, 0), "{}", path.display());
+        }
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
     })
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kata_e2e::{CommandLine, Deadline, Input, Part, Runtime, Stream, only_a_vm, resize};
@@ -79,51 +79,6 @@ fn whichever_part_is_killed_the_container_ends_and_can_be_deleted() -> Result<()
 }
 
 #[test]
-fn host_hooks_run_in_their_order_and_see_the_containers_network() -> Result<()> {
-    CommandLine::scenario(Runtime::under_test(), |host| {
-        let log = host.file("hooks");
-        let hook = |name: &str, script: &str| {
-            let script = format!("echo {name} >>{0}; {script}", log.display());
-            json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
-        };
-        let netns = format!(
-            "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); \
-             [ $(readlink /proc/$pid/ns/net) != $(readlink /proc/self/ns/net) ] && echo own >>{}",
-            log.display()
-        );
-        let bundle = host.bundle("c", "true", |spec| {
-            spec.set("/hooks/prestart", hook("prestart", &netns))
-                .set("/hooks/poststart", hook("poststart", ""))
-                .set("/hooks/poststop", hook("poststop", ""))
-        })?;
-        host.succeed(&["run", "--bundle", &bundle.display().to_string(), &host.id("c")])?;
-        assert_eq!(fs::read_to_string(&log)?, "prestart\nown\npoststart\npoststop\n");
-        Ok(())
-    })
-}
-
-#[test]
-fn failed_hook_of_the_creation_is_quoted_and_poststop_follows() -> Result<()> {
-    CommandLine::scenario(Runtime::under_test(), |host| {
-        let log = host.file("hooks");
-        let hook = |name: &str, script: &str| {
-            let script = format!("echo {name} >>{}; {script}", log.display());
-            json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
-        };
-        let bundle = host.bundle("c", "true", |spec| {
-            spec.set("/hooks/createRuntime", hook("createRuntime", "echo because; exit 3"))
-                .set("/hooks/poststart", hook("poststart", ""))
-                .set("/hooks/poststop", hook("poststop", ""))
-        })?;
-        let run = host.call(&["run", "--bundle", &bundle.display().to_string(), &host.id("c")])?;
-        let said = run.failure()?;
-        assert!(said.contains("because") && said.contains("exit status"), "{said}");
-        assert_eq!(fs::read_to_string(&log)?, "createRuntime\npoststop\n");
-        Ok(())
-    })
-}
-
-#[test]
 fn sandbox_that_is_a_path_is_refused_and_what_is_there_stays() -> Result<()> {
     if !only_a_vm("a sandbox that others join") {
         return Ok(());
@@ -169,6 +124,14 @@ fn state_is_quick_and_the_stand_in_small() -> Result<()> {
             process.resident_kib()
         };
         assert!(resident(Part::StandIn)? <= 4 << 10, "kata-shim: {} KiB", resident(Part::StandIn)?);
+        // The budget is 15 ms, which `make bench` measures; here others use the machine, too.
+        let mut quickest = Duration::MAX;
+        for _ in 0..20 {
+            let began = Instant::now();
+            host.succeed(&["state", &host.id("c")])?;
+            quickest = quickest.min(began.elapsed());
+        }
+        assert!(quickest < Duration::from_millis(60), "the quickest of 20 took {quickest:?}");
         host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
     })
 }

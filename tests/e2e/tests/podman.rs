@@ -219,6 +219,22 @@ fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
     })
 }
 
+/// Who wants that takes a pod.
+#[test]
+fn network_of_another_container_is_refused_in_one_sentence() -> Result<()> {
+    if !only_a_vm("the refusal of another VM's network") {
+        return Ok(());
+    }
+    podman(|podman| {
+        podman.start("web", "", SERVER)?;
+        let refusal = podman.run("--rm --network container:web", "true").output()?.failure()?;
+        assert!(refusal.contains("two VMs cannot share one"), "{refusal}");
+        assert_eq!(refusal.trim().lines().count(), 1, "{refusal}");
+        assert_eq!(podman.shell("web", "echo alive")?, "alive");
+        podman.succeed("rm --force --time 0 web").map(drop)
+    })
+}
+
 #[test]
 fn pod_is_one_vm_with_one_localhost() -> Result<()> {
     podman(|podman| {

@@ -61,12 +61,17 @@ pub(super) fn left(containerd: &Containerd) -> Vec<String> {
 
 /// Listening and connected sockets by name, as /proc/net/unix lists them: the daemon's own apart.
 fn sockets(containerd: &Containerd) -> Vec<String> {
-    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let mark = containerd.mark();
     let own = containerd.address().display().to_string();
-    let names = table.lines().filter_map(|line| line.split_whitespace().nth(7));
+    let names = socket_names().into_iter();
     let left = names.filter(|name| mark.is_in(name.as_bytes()) && !name.starts_with(&own));
     left.map(|name| format!("socket: {name}")).collect()
+}
+
+fn socket_names() -> Vec<String> {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let names = table.lines().filter_map(|line| line.split_whitespace().nth(7));
+    names.map(str::to_owned).collect()
 }
 
 /// The sockets of shims, whose names are digests that carry no mark.
@@ -94,6 +99,31 @@ pub(super) fn marked_outside(directory: &Path, mark: &Mark) -> Vec<PathBuf> {
     let paths = PLACES.iter().flat_map(|place| entries(Path::new(place)));
     let marked = paths.filter(|path| mark.is_in(path.as_os_str().as_bytes()));
     marked.filter(|path| !path.starts_with(directory) && !Netns::is_one(path)).collect()
+}
+
+/// Places in which a removal is an event.
+pub(super) fn places() -> impl Iterator<Item = &'static Path> {
+    PLACES.iter().map(Path::new)
+}
+
+/// What is left of containers that were made by hand, outside of the test's own directory and in
+/// the runtime's of sandboxes.
+pub(super) fn left_by_hand(mark: &Mark, directory: &Path, sandboxes: &Path) -> Vec<String> {
+    let files = marked_outside(directory, mark).into_iter().chain(entries(sandboxes));
+    let mut left: Vec<String> = files.map(|path| format!("file: {}", path.display())).collect();
+    let own = directory.display().to_string();
+    // What a test has bound in its own directory goes with it.
+    let is_tests = |name: &str| name.starts_with(&own) && !Path::new(name).starts_with(sandboxes);
+    let names = socket_names().into_iter().filter(|name| mark.is_in(name.as_bytes()));
+    left.extend(names.filter(|name| !is_tests(name)).map(|name| format!("socket: {name}")));
+    left
+}
+
+/// Removes those of [`left_by_hand`] that are files.
+pub(super) fn remove_by_hand(mark: &Mark, directory: &Path) {
+    for path in marked_outside(directory, mark) {
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+    }
 }
 
 /// Removes the files of sandboxes and the sockets of shims.

@@ -249,6 +249,22 @@ fn looks_after_containers(docker: &Engine) -> Result<()> {
 }
 
 #[test]
+fn network_of_another_container_is_refused_in_one_sentence() -> Result<()> {
+    if !only_a_vm("the refusal of another VM's network") {
+        return Ok(());
+    }
+    docker(|docker| {
+        docker.start("web", "", SERVER)?;
+        let run = docker.run("--name other --network container:web", "true");
+        let refusal = run.output()?.failure()?;
+        assert!(refusal.contains("two VMs cannot share one"), "{refusal}");
+        assert_eq!(docker.shell("web", "echo alive")?, "alive");
+        docker.succeed("rm other")?;
+        docker.succeed("rm --force web").map(drop)
+    })
+}
+
+#[test]
 fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
     if !only_a_vm("the refusal of the host's network") {
         return Ok(());

@@ -1,0 +1,146 @@
+//! kill -9 of each part of a sandbox of the command line, at each point of a container's life.
+//!
+//! ```text
+//!               proxy  stand-in  VMM
+//!     create      ▪       ▪       ▪     command_line.rs
+//!     start       ▪       ▪       ▪  ┐
+//!     exec        ▪       ▪       ▪  │
+//!     pause       ▪       ▪       ▪  ├  while the command runs
+//!     kill        ▪       ▪       ▪  │
+//!     delete      ▪       ▪       ▪  ┘
+//! ```
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kata_e2e::{CommandLine, Deadline, Input, Part, Runtime, only_a_vm};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+const SLEEP: &str = "echo up; exec sleep 1000";
+
+/// Each command, and whether the container has to be started before.
+const MOMENTS: &[(&[&str], bool)] = &[
+    (&["start", "ID"], false),
+    (&["exec", "ID", "sleep", "1000"], true),
+    (&["pause", "ID"], true),
+    (&["kill", "ID", "TERM"], true),
+    (&["delete", "--force", "ID"], true),
+];
+
+/// How long whatever belongs to a sandbox may live on without the part that was killed.
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(20))
+}
+
+fn kill(pid: u32) -> Result<()> {
+    let pid = Pid::from_raw(pid.cast_signed()).context("a pid is positive")?;
+    kill_process(pid, Signal::KILL).context("cannot kill")
+}
+
+fn killed_meanwhile(part: Part) -> Result<()> {
+    if !only_a_vm("parts that can be killed") {
+        return Ok(());
+    }
+    for (words, is_started) in MOMENTS {
+        let moment = || format!("{part:?} is killed during {}", words[0]);
+        CommandLine::scenario(Runtime::Kata, |host| {
+            let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+            let id = host.id("c");
+            host.create("c", &bundle)?;
+            if *is_started {
+                host.succeed(&["start", &id])?;
+            }
+            let processes = host.processes()?;
+            let victim = processes.iter().find(|one| one.is(part)).context("there is none")?;
+            let words: Vec<&str> =
+                words.iter().map(|word| if *word == "ID" { id.as_str() } else { word }).collect();
+            let command = host.attach(&words, Input::Nothing)?;
+            victim.signal(Signal::KILL)?;
+            // Whether it was in time to succeed is chance; that it ends is not.
+            command.wait_until(soon())?;
+            for process in &processes {
+                assert!(process.ends(soon())?, "this lives on: {}", process.describe());
+            }
+            let status = host.status("c")?;
+            assert!(["stopped", "gone"].contains(&status.as_str()), "{status}");
+            host.succeed(&["delete", "--force", &id])?;
+            host.succeed(&["delete", "--force", &id])?;
+            assert_eq!(host.status("c")?, "gone");
+            // And the name can be used again.
+            host.create("c", &bundle)?;
+            host.succeed(&["delete", "--force", &id]).map(drop)
+        })
+        .with_context(moment)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn proxy_is_killed_while_a_command_runs() -> Result<()> {
+    killed_meanwhile(Part::Proxy)
+}
+
+#[test]
+fn stand_in_is_killed_while_a_command_runs() -> Result<()> {
+    killed_meanwhile(Part::StandIn)
+}
+
+#[test]
+fn vmm_is_killed_while_a_command_runs() -> Result<()> {
+    killed_meanwhile(Part::Vmm)
+}
+
+/// Its process in the guest goes with it, and nothing else does.
+#[test]
+fn container_survives_the_stand_in_of_an_added_process() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        let pid = host.exec_detached("c", &["sleep", "2000"])?;
+        kill(pid)?;
+        CommandLine::ends_pid(pid)?;
+        let listed = || host.succeed(&["exec", &host.id("c"), "ps", "-o", "args"]);
+        CommandLine::until(|| Ok(!listed()?.contains("sleep 2000")))?;
+        assert!(listed()?.contains("sleep 1000"));
+        assert_eq!(host.status("c")?, "running");
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+#[test]
+fn pod_survives_the_stand_in_of_a_member() -> Result<()> {
+    if !only_a_vm("a pod that is one VM") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let annotated = |name: &str, annotations| {
+            host.bundle(name, SLEEP, |spec| spec.set("/annotations", annotations))
+        };
+        let pod = annotated("pod", json!({ "io.kubernetes.cri.container-type": "sandbox" }))?;
+        let of_pod = json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": host.id("pod"),
+        });
+        host.create("pod", &pod)?;
+        host.succeed(&["start", &host.id("pod")])?;
+        for name in ["one", "two"] {
+            host.create(name, &annotated(name, of_pod.clone())?)?;
+            host.succeed(&["start", &host.id(name)])?;
+        }
+        kill(host.pid("one")?)?;
+        host.ends("one")?;
+        assert_eq!(host.status("one")?, "stopped");
+        for name in ["pod", "two"] {
+            assert_eq!(host.status(name)?, "running", "{name}");
+            assert_eq!(host.succeed(&["exec", &host.id(name), "echo", "here"])?, "here\n");
+        }
+        host.succeed(&["delete", &host.id("one")])?;
+        host.create("one", &annotated("one", of_pod)?)?;
+        for name in ["one", "two", "pod"] {
+            host.succeed(&["delete", "--force", &host.id(name)])?;
+        }
+        Ok(())
+    })
+}

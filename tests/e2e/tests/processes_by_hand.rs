@@ -1,0 +1,123 @@
+//! Processes of the command line as callers hold them: by pid, by descriptor, in the foreground.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{CommandLine, Input, Runtime, only_a_vm};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+const SLEEP: &str = "echo up; exec sleep 1000";
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(pid.cast_signed()).context("a pid is positive")?;
+    kill_process(pid, signal).context("cannot signal")
+}
+
+fn is_in_guest(host: &CommandLine, words: &str) -> Result<bool> {
+    Ok(host.succeed(&["exec", &host.id("c"), "ps", "-o", "args"])?.contains(words))
+}
+
+/// As Podman stops what it has added to a container.
+#[test]
+fn process_that_was_added_is_ended_by_its_pid() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        for how in [Signal::TERM, Signal::KILL] {
+            let pid = host.exec_detached("c", &["sleep", "2000"])?;
+            assert!(is_in_guest(host, "sleep 2000")?);
+            signal(pid, how)?;
+            CommandLine::ends_pid(pid)?;
+            CommandLine::until(|| Ok(!is_in_guest(host, "sleep 2000")?))?;
+            assert_eq!(host.status("c")?, "running");
+        }
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+#[test]
+fn signal_to_an_exec_in_the_foreground_is_its_processs() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        let script = "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done";
+        let exec = host.attach(&["exec", &host.id("c"), "sh", "-c", script], Input::Nothing)?;
+        exec.expect("up")?;
+        exec.signal(Signal::TERM)?;
+        assert_eq!(exec.wait()?.code, 5);
+        assert_eq!(host.status("c")?, "running");
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+/// CRI-O and go-runc give them like this.
+#[test]
+fn limits_are_read_from_standard_input() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        let limits = json!({ "pids": { "limit": 77 } }).to_string();
+        let update = ["update", "--resources", "-", &host.id("c")];
+        host.attach(&update, Input::Bytes(limits.into_bytes()))?.wait()?.success()?;
+        let told: Value =
+            serde_json::from_str(&host.succeed(&["events", "--stats", &host.id("c")])?)?;
+        assert_eq!(told["data"]["pids"]["limit"], 77, "{told}");
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+/// runc has this since 1.2.
+#[test]
+fn descriptor_of_the_process_is_sent() -> Result<()> {
+    if !only_a_vm("--pidfd-socket") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let pidfd = host.create_with_pidfd("c", &bundle)?;
+        let facts = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+        let pid = facts.lines().find_map(|line| line.strip_prefix("Pid:"));
+        assert_eq!(pid.context("it is no pidfd")?.trim(), host.pid("c")?.to_string());
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+/// The records end with the container, and say where memory was wanting.
+#[test]
+fn events_end_with_the_container_and_tell_of_a_want_of_memory() -> Result<()> {
+    if !only_a_vm("events of a guest") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let eats = "read -r line; exec tail /dev/zero";
+        let bundle = host.bundle("c", eats, |spec| {
+            spec.set("/linux/resources/memory", json!({ "limit": 32 << 20 }))
+        })?;
+        let mut create = host.command(&["create", "--bundle"]);
+        create.arg(&bundle).arg("--pid-file").arg(host.file("c.pid")).arg(host.id("c"));
+        create.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut create = create.spawn()?;
+        ensure!(create.wait()?.success(), "create has failed");
+        host.succeed(&["start", &host.id("c")])?;
+        let args = ["events", "--interval", "100ms", &host.id("c")];
+        let events = host.attach(&args, Input::Nothing)?;
+        events.expect("\"stats\"")?;
+        // The end of its input lets it go on.
+        drop(create.stdin.take());
+        let told = events.wait()?.success()?;
+        let last: Value = serde_json::from_str(told.lines().last().context("nothing was told")?)?;
+        assert_eq!(last, json!({ "type": "oom", "id": host.id("c") }));
+        let first: Value = serde_json::from_str(told.lines().next().unwrap_or_default())?;
+        assert!(first["data"]["blkio"]["ioServicedRecursive"].is_array(), "{first}");
+        assert!(first["data"]["hugetlb"].is_object(), "{first}");
+        host.ends("c")?;
+        assert!(host.call(&args)?.failure()?.contains("is not running"));
+        host.succeed(&["delete", &host.id("c")]).map(drop)
+    })
+}
