@@ -50,7 +50,7 @@ const GENERATED: &[Generated] = &[
             "<!-- Generated from docs/examples/containerd-2.toml by `cargo run -p xtask -- docs`. -->\n\n",
             END,
         ),
-        generate: || example(include_str!("../../docs/examples/containerd-2.toml")),
+        generate: || example("toml", include_str!("../../docs/examples/containerd-2.toml")),
     },
     Generated {
         file: "README.md",
@@ -58,13 +58,45 @@ const GENERATED: &[Generated] = &[
             "<!-- Generated from docs/examples/containerd-1.toml by `cargo run -p xtask -- docs`. -->\n\n",
             END,
         ),
-        generate: || example(include_str!("../../docs/examples/containerd-1.toml")),
+        generate: || example("toml", include_str!("../../docs/examples/containerd-1.toml")),
+    },
+    Generated {
+        file: "README.md",
+        place: Place::Between(
+            "<!-- Generated from docs/examples/podman-containers.conf by `cargo run -p xtask -- docs`. -->\n\n",
+            END,
+        ),
+        generate: || example("toml", include_str!("../../docs/examples/podman-containers.conf")),
+    },
+    Generated {
+        file: "README.md",
+        place: Place::Between(
+            "<!-- Generated from docs/examples/docker-daemon.json by `cargo run -p xtask -- docs`. -->\n\n",
+            END,
+        ),
+        generate: || example("json", include_str!("../../docs/examples/docker-daemon.json")),
+    },
+    Generated {
+        file: "README.md",
+        place: Place::Between(
+            "<!-- Generated from docs/examples/docker-daemon-shim.json by `cargo run -p xtask -- docs`. -->\n\n",
+            END,
+        ),
+        generate: || example("json", include_str!("../../docs/examples/docker-daemon-shim.json")),
+    },
+    Generated {
+        file: "README.md",
+        place: Place::Between(
+            "<!-- Generated from docs/examples/crio-kata.conf by `cargo run -p xtask -- docs`. -->\n\n",
+            END,
+        ),
+        generate: || example("toml", include_str!("../../docs/examples/crio-kata.conf")),
     },
 ];
 
 /// An example of a configuration, as it is installed by default.
-fn example(text: &str) -> String {
-    format!("```toml\n{}```\n", text.replace("@prefix@", "/usr/local"))
+fn example(language: &str, text: &str) -> String {
+    format!("```{language}\n{}```\n", text.replace("@prefix@", "/usr/local"))
 }
 
 /// Writes all of it.
