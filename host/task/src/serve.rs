@@ -38,8 +38,8 @@ pub struct ServeOptions {
 }
 
 /// Serves one sandbox until the engine shuts it down, or forgets to, or SIGTERM comes. To be called
-/// on a current-thread runtime, in a process with one thread: it takes a mount namespace of its own,
-/// and its thread is the parent of VMM and file server.
+/// on a current-thread runtime, in a process with one thread: it takes a mount namespace of its
+/// own, and its thread is the parent of VMM and file server.
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let view = EnginesView::take().context("cannot keep the engine's mount namespace")?;
     mount::unshare_mount_namespace().context("cannot take a mount namespace of its own")?;

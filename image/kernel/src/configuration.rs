@@ -273,7 +273,7 @@ mod tests {
     fn group_without_a_reason_is_refused() {
         for (text, place) in [
             ("# x\nCONFIG_A=y\n\nCONFIG_B=y\n", "line 4: CONFIG_B"),
-            // A fragment's head says what the fragment is for, and not why its first group is in it.
+            // A fragment's head says what it is for, and not why its first group is in it.
             ("# Head.\n\nCONFIG_A=y\n", "line 3: CONFIG_A"),
         ] {
             let error = Configuration::of(&[("a", text)]).unwrap_err();

@@ -1,5 +1,6 @@
 //! Whatever a guest boots, a container is a container: small kernel and distribution's, initial
-//! ramdisk and image. Each pair goes through what depends on the guest most. And an image that was tampered with boots nothing.
+//! ramdisk and image. Each pair goes through what depends on the guest most. And an image that was
+//! tampered with boots nothing.
 
 use std::fs;
 use std::path::Path;
