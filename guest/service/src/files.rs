@@ -1,5 +1,6 @@
 //! CopyFile: files that the host cannot share are written piece by piece.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -80,14 +81,21 @@ fn copy_below(
         }
         _ => {}
     }
-    let mut temporary = name.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = Path::new(&temporary);
-    if write_piece(&parent, temporary, request)? {
-        own(&parent, temporary, request)?;
-        rustix::fs::renameat(&parent, temporary, &parent, name)?;
+    let partial = partial_name(name);
+    if write_piece(&parent, &partial, request)? {
+        own(&parent, &partial, request)?;
+        rustix::fs::renameat(&parent, &partial, &parent, name)?;
     }
     Ok(())
+}
+
+/// What a file is called until its last piece has come. Each piece comes by itself, so that its
+/// name must tell; and no other file that is copied may be called that, nor may it be too long a
+/// name where `name` is not.
+fn partial_name(name: &Path) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    format!(".kata-copy-{:016x}", hasher.finish()).into()
 }
 
 /// Whether the file is complete now.
@@ -157,13 +165,33 @@ mod tests {
     }
 
     #[test]
+    fn copy_leaves_files_of_like_names_alone() {
+        let (base, place) = shared();
+        let file = FileType::RegularFile;
+        let long = "n".repeat(255);
+        for name in ["a", "a.tmp", "a.tmp.tmp", &long] {
+            let data = name.as_bytes();
+            let size = i64::try_from(data.len()).unwrap();
+            copy_below(&place, Path::new(name), file, &request(0, size, data)).unwrap();
+        }
+        copy_below(&place, Path::new("a"), file, &request(0, 1, b"b")).unwrap();
+        let read = |name: &str| fs::read_to_string(base.path().join(name)).unwrap();
+        assert_eq!(
+            ["a", "a.tmp", "a.tmp.tmp", &long].map(read),
+            ["b", "a.tmp", "a.tmp.tmp", &long]
+        );
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 4);
+    }
+
+    #[test]
     fn copy_through_a_link_is_refused() {
         let (base, place) = shared();
         let outside = tempfile::tempdir().unwrap();
         symlink(outside.path(), base.path().join("link")).unwrap();
         let file = FileType::RegularFile;
         assert!(copy_below(&place, Path::new("link/x"), file, &request(0, 1, b"x")).is_err());
-        symlink(outside.path().join("y"), base.path().join("y.tmp")).unwrap();
+        let partial = partial_name(Path::new("y"));
+        symlink(outside.path().join("y"), base.path().join(partial)).unwrap();
         assert!(copy_below(&place, Path::new("y"), file, &request(0, 1, b"x")).is_err());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }
