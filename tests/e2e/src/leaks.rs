@@ -80,7 +80,7 @@ impl Before {
             let mut left = Left { processes: process::marked(mark)?, others: mounts(mark)? };
             left.others.extend(cgroups::left(mark));
             left.others.extend(files::left_by_hand(mark, directory, sandboxes));
-            left.others.extend(network::left(&self.network)?);
+            left.others.extend(network::left_by_hand(&self.network, mark)?);
             Ok(left)
         })
     }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
+use crate::mark::Mark;
 use crate::netns::Netns;
 
 /// The multicast group of changes of devices: RTMGRP_LINK in rtnetlink(7).
@@ -35,6 +36,13 @@ pub(super) fn names() -> Result<BTreeSet<String>> {
 /// well before a leak check gives up.
 pub(super) fn left(before: &BTreeSet<String>) -> Result<Vec<String>> {
     Ok(names()?.difference(before).cloned().collect())
+}
+
+/// What of it is ours for sure, since it carries the mark or is a tap, which only the network
+/// namespace of a sandbox may have.
+pub(super) fn left_by_hand(before: &BTreeSet<String>, mark: &Mark) -> Result<Vec<String>> {
+    let is_ours = |name: &String| mark.is_in(name.as_bytes()) || name.ends_with("_kata");
+    Ok(left(before)?.into_iter().filter(is_ours).collect())
 }
 
 /// A descriptor that is readable when a device has come or gone.
