@@ -29,6 +29,7 @@ pub(crate) const QEMU: &[Selection] = &[
     ("users", &["every_vmm_is_a_nobody_of_its_own"]),
     ("memory", &["update_of_a_limit_makes_the_vm_larger_and_smaller"]),
     ("vcpus", &["update_of_a_limit_brings_virtual_cpus_and_takes_them"]),
+    ("ends", &["guest_that_reboots"]),
     ("kill", &["vmm_is_killed_while_busy"]),
 ];
 
@@ -53,6 +54,7 @@ pub(crate) const KRUN: &[Selection] = &[
     ("mounts", &["bind_mounts_are_shared_both_ways"]),
     ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
     ("block", DISKS_AT_BOOT),
+    ("ends", &["guest_that_panics", "guest_that_powers_off"]),
     (
         "kill",
         &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
