@@ -105,7 +105,7 @@ pub(crate) fn table(values: &Values, targets: &[Target]) -> String {
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "{:<38} {:<6} {:>5} {:>10} {:>10} {:>10}",
+        "{:<40} {:<6} {:>5} {:>10} {:>10} {:>10}",
         "what", "who", "runs", "median", "p90", "spread"
     );
     let mut before = None;
@@ -120,7 +120,7 @@ pub(crate) fn table(values: &Values, targets: &[Target]) -> String {
         let (median, p90, spread) = (summary.median, summary.p90, summary.spread);
         let _ = writeln!(
             text,
-            "{what:<38} {who:<6} {runs:>5} {median:>10.3} {p90:>10.3} {spread:>10.3}"
+            "{what:<40} {who:<6} {runs:>5} {median:>10.3} {p90:>10.3} {spread:>10.3}"
         );
     }
     for left_out in values.left_out() {
