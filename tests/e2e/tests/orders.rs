@@ -3,12 +3,13 @@
 //! callers look for, what is printed, and the status that the container has then.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
-use kata_e2e::{CommandLine, Output, Runtime};
+use kata_e2e::{CommandLine, Output, Runtime, checkout};
 use serde_json::Value;
 
 /// One command a line, of words with blanks between. `ID` stands for the container, `BUNDLE` for
@@ -151,25 +152,47 @@ const ORDERS: &str = "
     spec --bundle /no-such-directory
 ";
 
-/// Where crun differs from runc, whom its callers know best, and why it is runc whom we follow.
-const CRUN_DIFFERS: &[(&str, &str)] = &[
-    ("list", "its JSON has fewer fields, and an empty list is `[]` where Go's is `null`"),
-    ("state", "its JSON has fields of its own"),
-    ("events", "it has no such command"),
-    ("ps", "of what is not there it says so with 253, and it takes no arguments for ps(1)"),
+/// Where crun differs from runc, whom its callers know best and whom we follow: the command, the
+/// status then, and in what.
+const CRUN_DIFFERS: &[(&str, &str, &str)] = &[
+    ("exec ID true", "gone", "1: so it says of all that fails before there is a process"),
+    ("ps ID", "gone", "253"),
     (
-        "exec",
-        "it fails with 1 before there is a process, has no -g, and enters no paused container",
+        "resume ID",
+        "created",
+        "0, of what is not paused, too; or it runs then, since it was started while paused",
     ),
-    ("pause", "a created one is still `created` for it, and it may pause twice"),
-    ("resume", "it may resume what runs"),
-    ("start", "a created one that is paused starts"),
-    ("kill", "it takes words that are no signals"),
-    ("update", "it writes to the cgroup of what has ended, and takes sizes in bytes only"),
-    ("delete", "a created one that is paused is `created` for it"),
-    ("no-such-command", "it says so with 1"),
-    ("--no-such-flag", "it says so with 64"),
-    ("--log-format", "it takes any word"),
+    ("pause ID", "paused", "0, of what is paused, too; a created one stays `created`"),
+    ("start ID", "paused", "0: a created one that is paused starts, and runs when it is resumed"),
+    ("exec ID true", "paused", "1"),
+    ("delete ID", "gone", "1, where it runs since it was started while paused"),
+    ("state ID", "gone", "0, where it could not be deleted before"),
+    ("resume ID", "running", "0, of what is not paused, too"),
+    ("exec --user 7:8 -g 9 -g 10 ID id", "running", "64: it has no `-g`"),
+    ("exec --user nobody ID id", "running", "1"),
+    (
+        "exec --env A=b --env C=d ID sh -c echo~$A~$C",
+        "running",
+        "255: the process has nothing but these variables, and no PATH to find the program by",
+    ),
+    (
+        "exec --cap CAP_SYS_ADMIN ID grep CapEff /proc/self/status",
+        "running",
+        "the process has nothing but this capability",
+    ),
+    ("exec --process /no-such-file ID", "running", "1"),
+    ("exec --tty --detach ID true", "running", "1"),
+    ("kill ID NONSENSE", "running", "0: it takes words that are no signals"),
+    ("update --memory 64m ID", "running", "1: it takes sizes in bytes only"),
+    ("events --stats ID", "running", "1: it has no such command"),
+    ("events --stats ID", "paused", "1: it has no such command"),
+    ("exec ID true", "stopped", "1"),
+    ("ps --format json ID", "stopped", "139: it crashes"),
+    ("ps ID", "stopped", "139: it crashes"),
+    ("update --pids-limit 9 ID", "stopped", "0: it writes to the cgroup of what has ended"),
+    ("no-such-command", "gone", "1"),
+    ("state --no-such-flag ID", "gone", "64"),
+    ("--no-such-flag state ID", "gone", "64"),
 ];
 
 /// Words that engines look for, or that say which of several refusals it is.
@@ -307,27 +330,87 @@ fn steps_of(runtime: Runtime) -> Result<Vec<Step>> {
     Ok(seen)
 }
 
-#[test]
-fn every_order_of_commands_ends_as_with_runc() -> Result<()> {
-    let (kata, runc) = (steps_of(Runtime::Kata)?, steps_of(Runtime::Runc)?);
-    let differ: Vec<_> = kata.iter().zip(&runc).filter(|(ours, theirs)| ours != theirs).collect();
-    assert!(kata.len() == runc.len() && differ.is_empty(), "{differ:#?}");
-    Ok(())
+/// The differences between two runs of the commands, as lines for people.
+fn differences(ours: &[Step], theirs: &[Step], is_same: fn(&Step, &Step) -> bool) -> Vec<String> {
+    assert_eq!(ours.len(), theirs.len());
+    let differ = ours.iter().zip(theirs).filter(|(ours, theirs)| !is_same(ours, theirs));
+    differ.map(|(ours, theirs)| format!("{ours:?}\n    {theirs:?}")).collect()
 }
 
+/// Whether crun has come to the same: its words are its own, and so is the shape of its JSON.
+fn is_as_with_crun(ours: &Step, crun: &Step) -> bool {
+    let output = |step: &Step| step.command.starts_with("exec").then(|| step.printed.clone());
+    (ours.code, &ours.status, output(ours)) == (crun.code, &crun.status, output(crun))
+}
+
+fn known_of_crun(step: &Step) -> Option<&'static str> {
+    let is_it = |(command, status): (&str, &str)| command == step.command && status == step.status;
+    let found = CRUN_DIFFERS.iter().find(|(command, status, _)| is_it((command, status)));
+    found.map(|(.., how)| *how)
+}
+
+/// The page that shows what came of each command.
+fn page(kata: &[Step], crun: &[Step]) -> String {
+    let mut text = PAGE.to_owned();
+    for (step, crun) in kata.iter().zip(crun) {
+        let Step { command, code, status, .. } = step;
+        let known = known_of_crun(step).filter(|_| !is_as_with_crun(step, crun));
+        let crun = known.unwrap_or("the same");
+        let status = if status.is_empty() { "ending" } else { status };
+        let command = command.replace('~', " ").replace('|', "\\|");
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "| `{command}` | {code} | {status} | {crun} |");
+    }
+    text
+}
+
+const PAGE: &str = "\
+# The OCI command line, compared with runc and crun
+
+<!-- Generated by `KATA_E2E_WRITE=1 cargo test -p kata-e2e --test orders`, which also checks it. -->
+
+`kata-runtime` takes the commands of runc. The test `orders` of `tests/e2e` calls each line below with `kata-runtime`, runc and crun,
+in this order, and compares what comes of it: the exit code, the words that callers look for, what is printed, and the status that the
+container has then. With runc all of it is the same. Where crun differs in exit code, status or output, the last column says how.
+
+`ID` is the container, `BUNDLE` its bundle. Before a line whose command needs a new container, the test has deleted the old one and made
+another. `ending` stands after a deadly signal: whether the end is seen already is a matter of moments.
+
+| command | exit code | status then | crun |
+|---|---|---|---|
+";
+
 #[test]
-fn crun_and_runc_differ_where_it_is_known() -> Result<()> {
+fn every_order_of_commands_ends_as_with_runc_and_where_crun_differs_is_known() -> Result<()> {
+    let (kata, runc) = (steps_of(Runtime::Kata)?, steps_of(Runtime::Runc)?);
+    let differ = differences(&kata, &runc, |ours, theirs| ours == theirs);
+    assert!(differ.is_empty(), "from runc:\n{}", differ.join("\n"));
+
     let mut crun = Vec::new();
     CommandLine::of_crun(|host| {
         crun = steps(host)?;
         Ok(())
     })?;
-    let runc = steps_of(Runtime::Runc)?;
-    for (crun, runc) in crun.iter().zip(&runc) {
-        let first = crun.command.split(' ').next().unwrap_or_default();
-        let is_known = CRUN_DIFFERS.iter().any(|(command, _)| *command == first);
-        let same = (crun.code, &crun.status) == (runc.code, &runc.status);
-        assert!(same || is_known, "{crun:?} / {runc:?}");
+    let is_same =
+        |ours: &Step, crun: &Step| is_as_with_crun(ours, crun) || known_of_crun(ours).is_some();
+    let differ = differences(&kata, &crun, is_same);
+    assert!(differ.is_empty(), "from crun:\n{}", differ.join("\n"));
+    for (command, status, _) in CRUN_DIFFERS {
+        let is_it = |ours: &Step| ours.command == *command && ours.status == *status;
+        let mut both = kata.iter().zip(&crun).filter(|(ours, _)| is_it(ours));
+        let differs = both.any(|(ours, crun)| !is_as_with_crun(ours, crun));
+        assert!(differs, "crun does as runc does: {command} ({status})");
     }
+    shows(&page(&kata, &crun))
+}
+
+/// Compares the page with the published one, or publishes it.
+fn shows(page: &str) -> Result<()> {
+    let path = checkout().join("docs/reference/oci-command-line.md");
+    if std::env::var_os("KATA_E2E_WRITE").is_some() {
+        return fs::write(&path, page).context("cannot write the page");
+    }
+    let published = fs::read_to_string(&path).context("there is no page")?;
+    assert!(published == page, "{} is not current; set KATA_E2E_WRITE=1 once", path.display());
     Ok(())
 }
