@@ -81,9 +81,8 @@ pub fn fetch_packages(
     let download = tempfile::tempdir_in(directory).map_err(failed)?;
     let mut apt = Command::new("apt-get");
     apt.args(["download", "--quiet=2", "--option=APT::Sandbox::User=root"])
-        .args(&names)
         .current_dir(download.path());
-    let errors = download_with(&mut apt, progress)
+    let errors = download_with(&mut apt, &names, progress)
         .map_err(|source| FetchError::Apt { program: "apt-get", source })?;
     if let Some(errors) = errors {
         let reason = errors.lines().next().unwrap_or("no reason given").to_owned();
@@ -100,14 +99,18 @@ pub fn fetch_packages(
     packages_in(directory).map_err(failed)
 }
 
-/// Runs an apt-get that downloads, and tells how far it is, in percent of the bytes. Gives what it
-/// said on standard error if it failed.
+/// Runs an apt-get, of which only the `packages` are missing, that downloads these, and tells how
+/// far it is, in percent of the bytes. Gives what it said on standard error if it failed.
 ///
 /// # Errors
 /// When it cannot be run.
-pub fn download_with(apt: &mut Command, progress: &dyn Progress) -> io::Result<Option<String>> {
+pub fn download_with(
+    apt: &mut Command,
+    packages: &[String],
+    progress: &dyn Progress,
+) -> io::Result<Option<String>> {
     let mut errors = tempfile::tempfile()?;
-    apt.arg("--option=APT::Status-Fd=1").env("LC_ALL", "C");
+    apt.args(["--option=APT::Status-Fd=1", "--"]).args(packages).env("LC_ALL", "C");
     let mut child = apt.stdout(Stdio::piped()).stderr(errors.try_clone()?).spawn()?;
     progress.total(100);
     let stdout = child.stdout.take().expect("it is piped");

@@ -88,9 +88,8 @@ pub fn fetch_with_dependencies(
     if !output.status.success() {
         return Err(failure("update", &String::from_utf8_lossy(&output.stderr)));
     }
-    let mut install = vec!["install", "--download-only", "--yes", "--no-install-recommends", "--"];
-    install.extend(packages.iter().map(String::as_str));
-    let errors = download_with(&mut apt(directory, &install), progress);
+    let install = ["install", "--download-only", "--yes", "--no-install-recommends"];
+    let errors = download_with(&mut apt(directory, &install), packages, progress);
     if let Some(errors) = errors.map_err(PackagesError::Apt)? {
         return Err(failure("install --download-only", &errors));
     }
