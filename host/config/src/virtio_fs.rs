@@ -17,7 +17,8 @@ section! {
         /// a second), "always", "never", or "metadata" (names and attributes, but no data).
         virtio_fs_cache: VirtioFsCache = VirtioFsCache::Auto;
         /// Mount a root file system that is on a block device on the host and share it, and do not
-        /// give the device to the guest as a disk.
+        /// give the device to the guest as a disk. One in a file (containerd's blockfile
+        /// snapshotter) is refused then.
         disable_block_device_use: bool = false;
         /// Further arguments for the virtio-fs server.
         virtio_fs_extra_args: Vec<String> = Vec::new();

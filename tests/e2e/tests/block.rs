@@ -32,13 +32,6 @@ fn has_blockfile() -> Result<bool> {
 /// The scratch file is what all root file systems begin as; some releases make it by themselves,
 /// others take it as it is.
 fn with_blockfile(test: impl FnOnce(&Containerd) -> Result<()>) -> Result<()> {
-    with_blockfile_in(Scenario::new(), test)
-}
-
-fn with_blockfile_in(
-    scenario: Scenario,
-    test: impl FnOnce(&Containerd) -> Result<()>,
-) -> Result<()> {
     if !has_loop_devices() {
         eprintln!(
             "left out, for this machine has no loop devices: containerd's blockfile snapshotter"
@@ -59,7 +52,7 @@ fn with_blockfile_in(
     let tables = BLOCKFILE
         .replace("{directory}/scratch", &scratch.path().display().to_string())
         .replace("recreate_scratch = true\n", "");
-    scenario.plugins(&tables).run(test)
+    Scenario::new().plugins(&tables).run(test)
 }
 
 /// Nothing of the container's root file system is mounted on the host, and the container can use
@@ -88,23 +81,6 @@ fn blockfile_becomes_a_disk() -> Result<()> {
 }
 
 #[test]
-fn blockfile_is_shared_where_the_configuration_says_so() -> Result<()> {
-    let hypervisor = hypervisor_under_test()?;
-    if !["qemu", "clh"].contains(&hypervisor.as_str()) {
-        eprintln!("left out, for {hypervisor} has no key for it: root file systems in no disk");
-        return Ok(());
-    }
-    let keys = format!("[hypervisor.{hypervisor}]\ndisable_block_device_use = true\n");
-    let configuration = Configuration::with(&keys)?;
-    with_blockfile_in(Scenario::new().configuration(&configuration.file()), |containerd| {
-        let script = "grep -E ' / (virtiofs|fuse)' /proc/mounts >/dev/null && cat /etc/hostname";
-        let output = containerd.shell(script).snapshotter("blockfile").output()?;
-        assert_eq!(output.success()?, "image\n");
-        Ok(())
-    })
-}
-
-#[test]
 fn read_only_root_on_a_disk_is_read_only() -> Result<()> {
     with_blockfile(|containerd| {
         let run = containerd.shell("cat /etc/hostname; echo x > /new").snapshotter("blockfile");
@@ -115,8 +91,10 @@ fn read_only_root_on_a_disk_is_read_only() -> Result<()> {
     })
 }
 
-#[test]
-fn device_mappers_thin_device_becomes_a_disk() -> Result<()> {
+fn with_thin_devices(
+    scenario: Scenario,
+    test: impl FnOnce(&Containerd) -> Result<()>,
+) -> Result<()> {
     if !only_a_vm("a disk of a container's own") {
         return Ok(());
     }
@@ -133,7 +111,29 @@ fn device_mappers_thin_device_becomes_a_disk() -> Result<()> {
          base_image_size = '128MB'\n",
         pool.name()
     );
-    Scenario::new().plugins(&tables).run(|containerd| is_a_disk(containerd, "devmapper"))
+    scenario.plugins(&tables).run(test)
+}
+
+#[test]
+fn device_mappers_thin_device_becomes_a_disk() -> Result<()> {
+    with_thin_devices(Scenario::new(), |containerd| is_a_disk(containerd, "devmapper"))
+}
+
+#[test]
+fn thin_device_is_shared_where_the_configuration_says_so() -> Result<()> {
+    let hypervisor = hypervisor_under_test()?;
+    if !["qemu", "clh"].contains(&hypervisor.as_str()) {
+        eprintln!("left out, for {hypervisor} has no key for it: root file systems in no disk");
+        return Ok(());
+    }
+    let keys = format!("[hypervisor.{hypervisor}]\ndisable_block_device_use = true\n");
+    let configuration = Configuration::with(&keys)?;
+    with_thin_devices(Scenario::new().configuration(&configuration.file()), |containerd| {
+        let script = "cat /etc/hostname; grep -c '^/dev/vd' /proc/mounts";
+        let output = containerd.shell(script).snapshotter("devmapper").output()?;
+        assert_eq!((output.text().as_str(), output.code), ("image\n0\n", 1), "{output}");
+        Ok(())
+    })
 }
 
 /// Whether there can be block devices, and a guest to have them.

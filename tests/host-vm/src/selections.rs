@@ -19,7 +19,7 @@ pub(crate) const QEMU: &[Selection] = &[
         "block",
         &[
             "becomes_a_disk",
-            "blockfile_is_shared_where",
+            "thin_device_is_shared_where",
             "read_only_root_on_a_disk",
             "block_device_that_is_named",
             "containers_of_a_pod_share_a_device",
