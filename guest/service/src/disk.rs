@@ -126,12 +126,13 @@ fn is_plain(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-/// Whether a disk has its size and its node. The kernel shows a disk a moment before it has made
-/// its node, and tells of it only then.
+/// Whether a disk has its size and its node, and can be opened by that. The kernel shows a disk a
+/// moment before it has made its node, that one a moment before anybody may open it (ENXIO until
+/// then), and tells of the disk only after all of it.
 fn is_whole(disks: &Path, nodes: &Path, name: &str) -> bool {
     let size = fs::read_to_string(disks.join(name).join("size")).unwrap_or_default();
     let sectors: u64 = size.trim().parse().unwrap_or_default();
-    sectors > PLACEHOLDER && nodes.join(name).exists()
+    sectors > PLACEHOLDER && fs::File::open(nodes.join(name)).is_ok()
 }
 
 /// The disk that says it has this serial number.
@@ -217,7 +218,13 @@ mod tests {
         fs::create_dir(disks.path().join("vda")).unwrap();
         fs::write(disks.path().join("vda/size"), "2048\n").unwrap();
         assert!(!is_there());
-        fs::write(nodes.path().join("vda"), "").unwrap();
+        // A socket cannot be opened by its name either: ENXIO (open(2)).
+        let node = nodes.path().join("vda");
+        let socket = std::os::unix::net::UnixListener::bind(&node).unwrap();
+        assert!(!is_there());
+        drop(socket);
+        fs::remove_file(&node).unwrap();
+        fs::write(&node, "").unwrap();
         assert!(is_there());
         fs::write(disks.path().join("vda/size"), "1\n").unwrap();
         assert!(!is_there());
