@@ -54,7 +54,7 @@ pub(crate) const KRUN: &[Selection] = &[
     ("mounts", &["bind_mounts_are_shared_both_ways"]),
     ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
     ("block", DISKS_AT_BOOT),
-    ("ends", &["guest_that_panics", "guest_that_powers_off"]),
+    ("ends", &["guest_that_panics"]),
     (
         "kill",
         &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
