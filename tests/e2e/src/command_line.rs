@@ -36,6 +36,9 @@ enum Caller {
     Crun,
 }
 
+/// A script that says that it is up, and does nothing from then on.
+pub const IDLE: &str = "echo up; exec sleep 1000";
+
 /// One runtime with a directory of its own for bundles and state. What carries its mark must be
 /// gone in the end.
 #[derive(Debug)]
@@ -166,6 +169,13 @@ impl CommandLine {
     /// `<name>.pid`.
     pub fn create(&self, name: &str, bundle: &Path) -> Result<()> {
         self.create_with(name, bundle, &[])
+    }
+
+    /// Has a container run that does nothing ([`IDLE`]).
+    pub fn run_idle(&self, name: &str) -> Result<()> {
+        let bundle = self.bundle(name, IDLE, |spec| spec)?;
+        self.create(name, &bundle)?;
+        self.succeed(&["start", &self.id(name)]).map(drop)
     }
 
     /// The same with flags before the command.

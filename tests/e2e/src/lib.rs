@@ -54,7 +54,7 @@ mod watch;
 mod wire;
 
 pub use client::{Client, Input, Output};
-pub use command_line::CommandLine;
+pub use command_line::{CommandLine, IDLE};
 pub use configuration::{Configuration, hypervisor_under_test};
 pub use container::{Container, Exec};
 pub use containerd::{Containerd, Daemon};

@@ -7,10 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, Input, Installation, Part, Process, Runtime, only_a_vm};
+use kata_e2e::{CommandLine, IDLE, Input, Installation, Part, Process, Runtime, only_a_vm};
 use serde_json::{Value, json};
-
-const SLEEP: &str = "echo up; exec sleep 1000";
 
 /// Engines wait for the end of pipes that they have given to the runtime, and of descriptors that
 /// they forgot to close.
@@ -20,7 +18,7 @@ fn descriptors_of_the_caller_are_held_by_nobody() -> Result<()> {
         return Ok(());
     }
     CommandLine::scenario(Runtime::Kata, |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?.display().to_string();
+        let bundle = host.bundle("c", IDLE, |spec| spec)?.display().to_string();
         let (open, id) = (host.file("open-in-the-caller"), host.id("c"));
         File::create(&open)?;
         let create = host.command(&["create", "--bundle", &bundle, &id]);
@@ -68,7 +66,7 @@ fn caller_inherits_one_child_for_each_process() -> Result<()> {
         return Ok(());
     }
     CommandLine::scenario(Runtime::Kata, |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
         host.create("c", &bundle)?;
         let processes = host.processes()?;
         let all: Vec<u32> = orphans(&processes)?.iter().map(|process| process.pid).collect();
@@ -103,7 +101,7 @@ fn what_a_vm_cannot_do_is_refused_in_one_sentence() -> Result<()> {
         return Ok(());
     }
     CommandLine::scenario(Runtime::Kata, |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
         let path = bundle.display().to_string();
         let id = host.id("c");
         let refusals: [(&[&str], &str); 11] = [
@@ -188,7 +186,7 @@ fn debug_reaches_the_sandboxs_owner() -> Result<()> {
         return Ok(());
     }
     CommandLine::scenario(Runtime::Kata, |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?.display().to_string();
+        let bundle = host.bundle("c", IDLE, |spec| spec)?.display().to_string();
         let id = host.id("c");
         let log = host.file(&format!("state/.sandboxes/{id}/proxy.log"));
         for (flags, says) in [(&["--debug"][..], true), (&[], false)] {
@@ -243,7 +241,7 @@ fn cgroup_is_where_systemd_would_have_it_and_accounts() -> Result<()> {
         return Ok(());
     }
     CommandLine::scenario(Runtime::Kata, |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
         let (id, config) = (host.id("c"), bundle.join("config.json"));
         let create = ["--systemd-cgroup", "create", "--bundle", &bundle.display().to_string(), &id];
         let said = host.call(&create)?.failure()?;
@@ -275,7 +273,7 @@ fn socket_of_the_sandboxs_owner_is_roots_alone() -> Result<()> {
         return Ok(());
     }
     CommandLine::scenario(Runtime::Kata, |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
         host.create("c", &bundle)?;
         let sandbox = host.file(&format!("state/.sandboxes/{}", host.id("c")));
         for (path, mode) in [(sandbox.join("proxy.sock"), 0o600), (sandbox, 0o700)] {

@@ -7,11 +7,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kata_e2e::{CommandLine, Deadline, Input, Part, Runtime, Stream, only_a_vm, resize};
+use kata_e2e::{CommandLine, Deadline, IDLE, Input, Part, Runtime, Stream, only_a_vm, resize};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-
-const SLEEP: &str = "echo up; exec sleep 1000";
 
 #[test]
 fn errors_are_one_object_in_a_json_log() -> Result<()> {
@@ -54,9 +52,7 @@ fn whichever_part_is_killed_the_container_ends_and_can_be_deleted() -> Result<()
     // The proxy is told to end when the system goes down.
     for (part, signal) in killed.into_iter().chain([(Part::Proxy, Signal::TERM)]) {
         CommandLine::scenario(Runtime::Kata, |host| {
-            let bundle = host.bundle("c", SLEEP, |spec| spec)?;
-            host.create("c", &bundle)?;
-            host.succeed(&["start", &host.id("c")])?;
+            host.run_idle("c")?;
             let processes = host.processes()?;
             let victim =
                 processes.iter().find(|one| one.is(part)).context("there is no such part")?;
@@ -101,7 +97,7 @@ fn sandbox_that_is_a_path_is_refused_and_what_is_there_stays() -> Result<()> {
 #[test]
 fn exec_with_options_and_without_a_command_is_an_error() -> Result<()> {
     CommandLine::scenario(Runtime::under_test(), |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
         host.create("c", &bundle)?;
         let id = host.id("c");
         host.call(&["exec", "--user", "1000", &id])?.failure()?;
@@ -115,9 +111,7 @@ fn state_is_quick_and_the_stand_in_small() -> Result<()> {
         return Ok(());
     }
     CommandLine::scenario(Runtime::Kata, |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
-        host.create("c", &bundle)?;
-        host.succeed(&["start", &host.id("c")])?;
+        host.run_idle("c")?;
         let processes = host.processes()?;
         let resident = |part| {
             let process = processes.iter().find(|one| one.is(part)).context("there is none")?;
@@ -185,7 +179,7 @@ fn who_looks_into_the_pid_finds_the_container_and_not_the_host() -> Result<()> {
     CommandLine::scenario(Runtime::under_test(), |host| {
         let volume = host.file("volume");
         fs::create_dir(&volume)?;
-        let bundle = host.bundle("c", SLEEP, |spec| {
+        let bundle = host.bundle("c", IDLE, |spec| {
             let bind = json!({
                 "destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "rw"]
             });
@@ -248,7 +242,7 @@ fn whichever_part_is_killed_while_a_container_is_made_its_creation_fails() -> Re
     }
     for part in [Part::Vmm, Part::Proxy, Part::StandIn, Part::CommandLine] {
         CommandLine::scenario(Runtime::Kata, |host| {
-            let bundle = host.bundle("c", SLEEP, |spec| spec)?.display().to_string();
+            let bundle = host.bundle("c", IDLE, |spec| spec)?.display().to_string();
             let id = host.id("c");
             let creation = host.attach(&["create", "--bundle", &bundle, &id], Input::Nothing)?;
             // The VMM is the last to come, and with it the creation is in its midst.

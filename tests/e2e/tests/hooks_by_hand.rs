@@ -4,10 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use kata_e2e::{CommandLine, Runtime, only_a_vm};
+use kata_e2e::{CommandLine, IDLE, Runtime, only_a_vm};
 use serde_json::{Value, json};
-
-const SLEEP: &str = "echo up; exec sleep 1000";
 
 /// Where hooks write what they have to say.
 struct Log(PathBuf);
@@ -67,7 +65,7 @@ fn failed_one_of_the_creation_is_quoted_and_poststop_follows() -> Result<()> {
 fn failed_one_of_the_start_ends_the_container() -> Result<()> {
     CommandLine::scenario(Runtime::under_test(), |host| {
         let log = Log::of(host);
-        let bundle = host.bundle("c", SLEEP, |spec| {
+        let bundle = host.bundle("c", IDLE, |spec| {
             spec.set("/hooks/poststart", log.hook("poststart", "echo because; exit 3"))
                 .set("/hooks/poststop", log.hook("poststop", ""))
         })?;
@@ -118,7 +116,7 @@ fn what_is_refused_is_refused_before_any_has_run() -> Result<()> {
         let inner = json!([{ "path": "/bin/true" }]);
         let device = json!({ "path": "/dev/sda", "type": "c", "major": 1, "minor": 3 });
         let network = |path: &str| json!([{ "type": "network", "path": path }]);
-        let other = host.bundle("other", SLEEP, |spec| spec)?;
+        let other = host.bundle("other", IDLE, |spec| spec)?;
         host.create("other", &other)?;
         let hosts = format!("/proc/{}/ns/net", std::process::id());
         let others = format!("/proc/{}/ns/net", host.pid("other")?);

@@ -13,11 +13,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use kata_e2e::{CommandLine, Deadline, Input, Part, Runtime, only_a_vm};
+use kata_e2e::{CommandLine, Deadline, IDLE, Input, Part, Runtime, only_a_vm};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-
-const SLEEP: &str = "echo up; exec sleep 1000";
 
 /// Each command, and whether the container has to be started before.
 const MOMENTS: &[(&[&str], bool)] = &[
@@ -45,7 +43,7 @@ fn killed_meanwhile(part: Part) -> Result<()> {
     for (words, is_started) in MOMENTS {
         let moment = || format!("{part:?} is killed during {}", words[0]);
         CommandLine::scenario(Runtime::Kata, |host| {
-            let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+            let bundle = host.bundle("c", IDLE, |spec| spec)?;
             let id = host.id("c");
             host.create("c", &bundle)?;
             if *is_started {
@@ -95,9 +93,7 @@ fn vmm_is_killed_while_a_command_runs() -> Result<()> {
 #[test]
 fn container_survives_the_stand_in_of_an_added_process() -> Result<()> {
     CommandLine::scenario(Runtime::under_test(), |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
-        host.create("c", &bundle)?;
-        host.succeed(&["start", &host.id("c")])?;
+        host.run_idle("c")?;
         let pid = host.exec_detached("c", &["sleep", "2000"])?;
         kill(pid)?;
         CommandLine::ends_pid(pid)?;
@@ -116,7 +112,7 @@ fn pod_survives_the_stand_in_of_a_member() -> Result<()> {
     }
     CommandLine::scenario(Runtime::Kata, |host| {
         let annotated = |name: &str, annotations| {
-            host.bundle(name, SLEEP, |spec| spec.set("/annotations", annotations))
+            host.bundle(name, IDLE, |spec| spec.set("/annotations", annotations))
         };
         let pod = annotated("pod", json!({ "io.kubernetes.cri.container-type": "sandbox" }))?;
         let of_pod = json!({

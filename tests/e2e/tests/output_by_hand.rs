@@ -11,8 +11,6 @@ use rustix::pipe::fcntl_setpipe_size;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-const SLEEP: &str = "echo up; exec sleep 1000";
-
 /// The least that a pipe may hold (pipe(7)).
 const SMALLEST_PIPE: usize = 4096;
 
@@ -52,9 +50,7 @@ fn all_of_a_large_output_arrives() -> Result<()> {
 #[test]
 fn all_of_an_added_processs_output_arrives() -> Result<()> {
     CommandLine::scenario(Runtime::under_test(), |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
-        host.create("c", &bundle)?;
-        host.succeed(&["start", &host.id("c")])?;
+        host.run_idle("c")?;
         let script = writes(mebibytes() / 4);
         let args = ["exec", &host.id("c"), "sh", "-c", &script];
         let output = host.attach(&args, Input::Nothing)?.wait()?;

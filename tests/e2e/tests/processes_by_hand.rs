@@ -5,11 +5,9 @@ use std::os::fd::AsRawFd;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, Input, Runtime, only_a_vm};
+use kata_e2e::{CommandLine, IDLE, Input, Runtime, only_a_vm};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-
-const SLEEP: &str = "echo up; exec sleep 1000";
 
 fn signal(pid: u32, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(pid.cast_signed()).context("a pid is positive")?;
@@ -24,9 +22,7 @@ fn is_in_guest(host: &CommandLine, words: &str) -> Result<bool> {
 #[test]
 fn process_that_was_added_is_ended_by_its_pid() -> Result<()> {
     CommandLine::scenario(Runtime::under_test(), |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
-        host.create("c", &bundle)?;
-        host.succeed(&["start", &host.id("c")])?;
+        host.run_idle("c")?;
         for how in [Signal::TERM, Signal::KILL] {
             let pid = host.exec_detached("c", &["sleep", "2000"])?;
             assert!(is_in_guest(host, "sleep 2000")?);
@@ -42,9 +38,7 @@ fn process_that_was_added_is_ended_by_its_pid() -> Result<()> {
 #[test]
 fn signal_to_an_exec_in_the_foreground_is_its_processs() -> Result<()> {
     CommandLine::scenario(Runtime::under_test(), |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
-        host.create("c", &bundle)?;
-        host.succeed(&["start", &host.id("c")])?;
+        host.run_idle("c")?;
         let script = "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done";
         let exec = host.attach(&["exec", &host.id("c"), "sh", "-c", script], Input::Nothing)?;
         exec.expect("up")?;
@@ -59,9 +53,7 @@ fn signal_to_an_exec_in_the_foreground_is_its_processs() -> Result<()> {
 #[test]
 fn limits_are_read_from_standard_input() -> Result<()> {
     CommandLine::scenario(Runtime::under_test(), |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
-        host.create("c", &bundle)?;
-        host.succeed(&["start", &host.id("c")])?;
+        host.run_idle("c")?;
         let limits = json!({ "pids": { "limit": 77 } }).to_string();
         let update = ["update", "--resources", "-", &host.id("c")];
         host.attach(&update, Input::Bytes(limits.into_bytes()))?.wait()?.success()?;
@@ -79,7 +71,7 @@ fn descriptor_of_the_process_is_sent() -> Result<()> {
         return Ok(());
     }
     CommandLine::scenario(Runtime::Kata, |host| {
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
         let pidfd = host.create_with_pidfd("c", &bundle)?;
         let facts = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
         let pid = facts.lines().find_map(|line| line.strip_prefix("Pid:"));

@@ -4,11 +4,9 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use kata_e2e::{CommandLine, Runtime, only_a_vm};
+use kata_e2e::{CommandLine, IDLE, Runtime, only_a_vm};
 use rustix::process::{Pid, WaitOptions, set_child_subreaper, wait};
 use serde_json::json;
-
-const SLEEP: &str = "echo up; exec sleep 1000";
 
 #[test]
 fn a_created_container_leaves_one_child_and_no_descriptor_to_its_caller() -> Result<()> {
@@ -19,7 +17,7 @@ fn a_created_container_leaves_one_child_and_no_descriptor_to_its_caller() -> Res
         // As conmon and containerd's shim are: whoever loses its parent becomes a child of this
         // process.
         set_child_subreaper(Some(rustix::process::getpid())).context("cannot be a subreaper")?;
-        let bundle = host.bundle("c", SLEEP, |spec| spec)?;
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
         host.create("c", &bundle)?;
         let pid = host.pid("c")?;
         let children: String = fs::read_dir("/proc/self/task")?
