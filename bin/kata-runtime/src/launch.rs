@@ -139,26 +139,27 @@ impl StandIn {
         Ok(Self { control: Some(ours), child: Some(child), identity, proxy })
     }
 
-    /// Tells it that its process exists, and waits until it shows the container's file system. It
-    /// lives on by itself from now on, and is to be waited for by whoever wants its status.
+    /// Tells it that its process exists, and waits until it stands for that and shows the
+    /// container's file system. It lives on by itself from now on, and is to be waited for by
+    /// whoever wants its status.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it has been killed meanwhile: the process is nobody's then.
     pub(crate) fn go(mut self) -> Result<Child> {
         if let Some(mut control) = self.control.take() {
             control.write_all(b"go\n").context("kata-shim has gone away")?;
             let mut answer = String::new();
             control.read_to_string(&mut answer).context("kata-shim has gone away")?;
-            if let Some(sentence) = answer.strip_prefix("error ") {
-                bail!("{}", sentence.trim_end());
+            match answer.trim_end() {
+                stand_in::STANDING => {}
+                other => match other.strip_prefix("error ") {
+                    Some(sentence) => bail!("{sentence}"),
+                    None => bail!("kata-shim was killed"),
+                },
             }
         }
         self.child.take().context("kata-shim was not started")
-    }
-
-    /// Tells it that its process exists, if that is to live on by itself.
-    pub(crate) fn let_go_if(self, detached: bool) -> Result<Option<Self>> {
-        if detached {
-            return self.go().map(|_| None);
-        }
-        Ok(Some(self))
     }
 }
 

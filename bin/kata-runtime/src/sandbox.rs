@@ -129,6 +129,11 @@ impl Sandbox {
         self.call_create(request, network_namespace, Some((metadata::CHECK_ONLY, "")))
     }
 
+    /// Removes a process that nobody stands for ([`TaskSocket::take_back`]).
+    pub(crate) fn take_back(&self, container: &str, exec: &str) {
+        self.socket.take_back(container, exec);
+    }
+
     fn call_create(
         &self,
         request: &api::CreateTaskRequest,

@@ -69,10 +69,18 @@ fn run() -> anyhow::Result<u8> {
     let mut answer = String::new();
     let told = BufReader::new(&control).read_line(&mut answer);
     if told.is_err() || answer != "go\n" {
-        session::abandon(&order, &prepared);
+        take_back(&order, &prepared);
         return Ok(1);
     }
     stand(order, prepared, control)
+}
+
+/// Removes what may have been made for nobody.
+fn take_back(order: &Order, prepared: &Prepared) {
+    if let Some(before) = &prepared.before {
+        let _ = before.restore();
+    }
+    prepared.socket.take_back(&order.container, &order.exec);
 }
 
 /// The work is done by a thread with the host's view, while this one, by which the process is
@@ -80,19 +88,29 @@ fn run() -> anyhow::Result<u8> {
 fn stand(order: Order, prepared: Prepared, mut control: UnixStream) -> anyhow::Result<u8> {
     let (shown, is_shown) = mpsc::channel();
     let mounts = order.mounts.clone();
+    // Before kata-runtime returns: whoever kills this process then is to end the guest's, too.
+    let question = match session::stand_for(&order, &prepared) {
+        Ok(question) => question,
+        Err(error) => {
+            let _ = writeln!(control, "error {}", one_line(&error.into()));
+            take_back(&order, &prepared);
+            return Ok(1);
+        }
+    };
     let worker =
         thread::Builder::new().name("session".to_owned()).stack_size(STACK).spawn(move || {
             if is_shown.recv() == Ok(true) {
-                return session::stand(&order, prepared);
+                return session::stand(&order, prepared, question);
             }
-            session::abandon(&order, &prepared);
+            take_back(&order, &prepared);
             1
         });
     let worker = worker.context("cannot start a thread")?;
     let view = view::show(&mounts);
-    if let Err(error) = &view {
-        let _ = writeln!(control, "error {}", one_line(error));
-    }
+    let _ = match &view {
+        Ok(()) => writeln!(control, "{}", stand_in::STANDING),
+        Err(error) => writeln!(control, "error {}", one_line(error)),
+    };
     // Its end is what kata-runtime waits for.
     drop(control);
     // The worker waits for this word, and ends in no other way before it.

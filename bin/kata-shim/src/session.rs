@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 
-use kata_shim_api::blocking::TaskSocket;
+use kata_shim_api::blocking::{CallError, Question, TaskSocket};
 use kata_shim_api::stand_in::{Order, Terminal};
 use kata_shim_api::{api, metadata, stand_in};
 use rustix::fs::{OFlags, fcntl_setfl};
@@ -38,6 +38,25 @@ struct End {
     /// Whether the guest's kernel has killed a process of the container for want of memory; never
     /// of a process that was added to one.
     out_of_memory: bool,
+}
+
+/// Says that this program stands for the process, from now on until its end.
+pub(crate) fn stand_for(order: &Order, prepared: &Prepared) -> Result<Question, CallError> {
+    let request = api::WaitRequest {
+        id: order.container.clone(),
+        exec_id: order.exec.clone(),
+        ..Default::default()
+    };
+    prepared.socket.ask("Wait", &request, &[(metadata::STAND_IN, "")])
+}
+
+/// Waits for the end of what this program stands for.
+fn end_of(question: Question) -> End {
+    let answer = question.answer::<api::WaitResponse>();
+    answer.map_or(End { status: KILLED, out_of_memory: false }, |exit| End {
+        status: exit.exit_status,
+        out_of_memory: stand_in::is_out_of_memory(&exit),
+    })
 }
 
 impl Process {
@@ -82,21 +101,6 @@ impl Process {
         self.call("ResizePty", &request);
     }
 
-    /// Waits for the end.
-    fn wait(&self) -> End {
-        let request = api::WaitRequest {
-            id: self.container.clone(),
-            exec_id: self.exec.clone(),
-            ..Default::default()
-        };
-        let stand_in = [(metadata::STAND_IN, "")];
-        let answer = self.socket.call::<api::WaitResponse>("Wait", &request, &stand_in);
-        answer.map_or(End { status: KILLED, out_of_memory: false }, |exit| End {
-            status: exit.exit_status,
-            out_of_memory: stand_in::is_out_of_memory(&exit),
-        })
-    }
-
     /// Deletes what has ended, and with the last container the sandbox.
     fn delete(&self) {
         let request = api::DeleteRequest {
@@ -112,7 +116,7 @@ impl Process {
 
 /// Stands for the process until it has ended and all that it has written is delivered. Returns its
 /// status.
-pub(crate) fn stand(order: &Order, prepared: Prepared) -> u8 {
+pub(crate) fn stand(order: &Order, prepared: Prepared, question: Question) -> u8 {
     let Prepared { socket, signals, streams, before, cgroup, .. } = prepared;
     let process =
         Arc::new(Process { socket, container: order.container.clone(), exec: order.exec.clone() });
@@ -126,7 +130,7 @@ pub(crate) fn stand(order: &Order, prepared: Prepared) -> u8 {
         streams.stdout.map(|fifo| start("stdout", move || output::copy(fifo, &io::stdout()))),
         streams.stderr.map(|fifo| start("stderr", move || output::copy(fifo, &io::stderr()))),
     ];
-    let end = process.wait();
+    let end = end_of(question);
     for thread in outputs.into_iter().flatten().flatten() {
         // A thread that panicked has delivered what it could.
         let _ = thread.join();
@@ -144,21 +148,6 @@ pub(crate) fn stand(order: &Order, prepared: Prepared) -> u8 {
     }
     process.delete();
     end.status.to_le_bytes()[0]
-}
-
-/// Takes back what may have been made for nobody.
-pub(crate) fn abandon(order: &Order, prepared: &Prepared) {
-    if let Some(before) = &prepared.before {
-        let _ = before.restore();
-    }
-    let request = api::DeleteRequest {
-        id: order.container.clone(),
-        exec_id: order.exec.clone(),
-        ..Default::default()
-    };
-    let _ = prepared.socket.call::<api::DeleteResponse>("Delete", &request, &[]);
-    let request = api::ShutdownRequest { id: order.container.clone(), ..Default::default() };
-    let _ = prepared.socket.call::<api::Empty>("Shutdown", &request, &[]);
 }
 
 fn forward(mut signals: Signals, process: Arc<Process>, has_terminal: bool) {

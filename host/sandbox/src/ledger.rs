@@ -336,6 +336,12 @@ impl Ledger {
         }
     }
 
+    /// Whether the guest is making or starting the process right now.
+    #[must_use]
+    pub fn is_on_its_way(&self, key: &ProcessKey) -> bool {
+        matches!(self.phase(key), Ok(Phase::Creating | Phase::Starting))
+    }
+
     /// Whether the process waits to be started.
     #[must_use]
     pub fn is_created(&self, key: &ProcessKey) -> bool {

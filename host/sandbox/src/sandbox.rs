@@ -10,6 +10,7 @@ mod settle;
 mod take_down;
 mod watchers;
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use kata_hypervisor::{Hypervisor, LaterDisks, Vm};
 use kata_storage::{FileServer, Share, SharedMemory};
 use kata_timeline::{Recorder, Stage};
 use oci_spec::runtime::{LinuxResources, Process};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 
 use crate::boot::{self, Booted};
 use crate::carry::Carrier;
@@ -78,6 +79,8 @@ struct Shared {
     /// The same.
     vcpus: tokio::sync::Mutex<Vcpus>,
     processes: Mutex<Processes>,
+    /// A process is no longer on its way: it was made or started, or could not be.
+    arrived: Notify,
     events: Arc<dyn EventSink>,
     /// Why the sandbox is gone, once it is.
     gone: watch::Sender<Option<String>>,
@@ -119,6 +122,7 @@ impl Sandbox {
             memory: tokio::sync::Mutex::new(Memory::new(plan.memory)),
             vcpus: tokio::sync::Mutex::new(Vcpus::new(plan.vcpus)),
             processes: Mutex::default(),
+            arrived: Notify::new(),
             events,
             gone: watch::Sender::new(None),
             taken_down: OnceCell::new(),
@@ -150,6 +154,12 @@ impl Sandbox {
         plan: ContainerPlan,
         stdio: Box<dyn Stdio>,
     ) -> Result<(), SandboxError> {
+        let created = self.set_up(plan, stdio).await;
+        self.shared.arrived.notify_waiters();
+        created
+    }
+
+    async fn set_up(&self, plan: ContainerPlan, stdio: Box<dyn Stdio>) -> Result<(), SandboxError> {
         let key = ProcessKey::init(&plan.id);
         self.shared.processes().add(&key)?;
         if !plan.stands_for_pod {
@@ -213,6 +223,12 @@ impl Sandbox {
     /// has failed can only be deleted, and one whose container has ended meanwhile has ended with
     /// it.
     pub async fn start(&self, key: &ProcessKey) -> Result<(), SandboxError> {
+        let started = self.bring_up(key).await;
+        self.shared.arrived.notify_waiters();
+        started
+    }
+
+    async fn bring_up(&self, key: &ProcessKey) -> Result<(), SandboxError> {
         self.shared.timing.times.stamp(Stage::StartAsked);
         let mut pending = {
             let mut processes = self.shared.processes();
@@ -298,6 +314,28 @@ impl Sandbox {
                 Ok(())
             }
             sent => sent,
+        }
+    }
+
+    /// Ends a process in whatever state it is, once it is no longer on its way there. It can be
+    /// deleted then. One that is unknown is no error.
+    pub async fn end(&self, key: &ProcessKey) {
+        loop {
+            let mut arrived = pin!(self.shared.arrived.notified());
+            // Before it is looked, so that nothing happens in between.
+            arrived.as_mut().enable();
+            if !self.shared.processes().ledger.is_on_its_way(key) {
+                break;
+            }
+            arrived.await;
+        }
+        match self.kill(key, SIGKILL, key.exec.is_none()).await {
+            Ok(()) | Err(SandboxError::Refused(Refusal::AlreadyFinished(_))) => {
+                // Unknown by now is as good.
+                let _ = self.wait(key).await;
+            }
+            // It never ran.
+            Err(error) => tracing::debug!("{key}: {error}"),
         }
     }
 

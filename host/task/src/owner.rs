@@ -284,6 +284,12 @@ impl Owner {
         Ok((sandbox.pid(), exit))
     }
 
+    /// Deletes a process whatever it does: one that runs, or is about to, is killed first.
+    pub(crate) async fn end(&self, key: &ProcessKey) -> Result<(u32, Exit), Failure> {
+        self.sandbox()?.end(key).await;
+        self.delete(key).await
+    }
+
     /// Waits until the engine has had its last container deleted, and for far longer than it takes
     /// to say shut down then. It says nothing more if it was killed in between, and containerd 1.6
     /// does not look for such a shim when it is started again.

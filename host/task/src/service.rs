@@ -165,13 +165,17 @@ impl Task for TaskService {
 
     async fn delete(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         req: api::DeleteRequest,
     ) -> Answer<api::DeleteResponse> {
         tracing::info!(id = %req.id, exec = %req.exec_id, "delete");
         let owner = Arc::clone(&self.owner);
         let key = key(&req.id, &req.exec_id);
-        let (pid, exit) = whole(async move { owner.delete(&key).await }).await?;
+        let forced = context.metadata.contains_key(metadata::FORCE);
+        let (pid, exit) = whole(async move {
+            if forced { owner.end(&key).await } else { owner.delete(&key).await }
+        })
+        .await?;
         Ok(api::DeleteResponse {
             pid,
             exit_status: exit.status,

@@ -3,12 +3,9 @@
 
 use std::sync::Arc;
 
-use kata_sandbox::{ProcessKey, Status};
+use kata_sandbox::ProcessKey;
 
 use crate::owner::Owner;
-
-/// SIGKILL.
-const KILL: u32 = 9;
 
 /// Held while a stand-in waits for its process. Dropped before the process has ended, which happens
 /// when the connection is lost, it takes the process with it, and the sandbox if that was its last
@@ -42,24 +39,10 @@ impl Drop for StandIn {
         let owner = Arc::clone(&self.owner);
         tracing::warn!("what stands for {key} on the host has gone away: it is killed");
         tokio::spawn(async move {
-            end(&owner, &key).await;
+            if let Err(failure) = owner.end(&key).await {
+                tracing::debug!("{key} is gone already: {failure}");
+            }
             owner.shut_down().await;
         });
-    }
-}
-
-/// Kills a process if it runs, and deletes it.
-async fn end(owner: &Owner, key: &ProcessKey) {
-    let Ok(sandbox) = owner.sandbox() else { return };
-    if matches!(sandbox.status(key), Ok(Status::Running | Status::Paused)) {
-        // One that cannot be killed has ended, or its VM has.
-        let killed = sandbox.kill(key, KILL, key.exec.is_none()).await;
-        if let Err(error) = killed {
-            tracing::debug!("{key}: {error}");
-        }
-        let _ = sandbox.wait(key).await;
-    }
-    if let Err(failure) = owner.delete(key).await {
-        tracing::debug!("{key} is gone already: {failure}");
     }
 }

@@ -239,11 +239,12 @@ impl CommandLine {
 
     /// Waits until the container has written `text`.
     pub fn says(&self, name: &str, text: &str) -> Result<()> {
-        let watch = Watch::new()?;
-        watch.writes_to(&self.file(&format!("{name}.out")))?;
-        let said = || Ok(self.output_of(name).contains(text).then_some(()));
-        let said = until(&watch, Deadline::for_command(), said)?;
-        said.with_context(|| format!("{name} has not said {text:?}: {}", self.output_of(name)))
+        holds(&self.file(&format!("{name}.out")), text)
+    }
+
+    /// Waits until the proxy of the container's own sandbox has logged `text`.
+    pub fn logs(&self, name: &str, text: &str) -> Result<()> {
+        holds(&self.file(&format!("state/.sandboxes/{}/proxy.log", self.id(name))), text)
     }
 
     /// Waits until the process in the pid file has ended.
@@ -327,4 +328,14 @@ impl CommandLine {
         crate::leaks::remove_by_hand(&self.mark, self.directory.path());
         crate::leaks::remove_cgroups(&self.mark);
     }
+}
+
+/// Waits until the file, which exists, holds `text`.
+fn holds(file: &Path, text: &str) -> Result<()> {
+    let watch = Watch::new()?;
+    watch.writes_to(file)?;
+    let read = || fs::read_to_string(file).unwrap_or_default();
+    let found = || Ok(read().contains(text).then_some(()));
+    let found = until(&watch, Deadline::for_command(), found)?;
+    found.with_context(|| format!("{} does not say {text:?}: {}", file.display(), read()))
 }

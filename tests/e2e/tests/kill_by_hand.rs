@@ -105,6 +105,60 @@ fn container_survives_the_stand_in_of_an_added_process() -> Result<()> {
     })
 }
 
+/// The VMM stands still meanwhile, so that the guest cannot have started it before.
+#[test]
+fn stand_in_is_killed_while_its_process_is_being_started() -> Result<()> {
+    if !only_a_vm("a VMM that stands still") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
+        let id = host.id("c");
+        host.create("c", &bundle)?;
+        let processes = host.processes()?;
+        let vmm = host.await_part(Part::Vmm)?;
+        vmm.signal(Signal::STOP)?;
+        let start = host.attach(&["start", &id], Input::Nothing)?;
+        host.logs("c", "msg=\"start\"")?;
+        host.await_part(Part::StandIn)?.signal(Signal::KILL)?;
+        vmm.signal(Signal::CONT)?;
+        start.wait_until(soon())?;
+        for process in &processes {
+            assert!(process.ends(soon())?, "this lives on: {}", process.describe());
+        }
+        assert_eq!(host.status("c")?, "stopped");
+        host.succeed(&["delete", &id]).map(drop)
+    })
+}
+
+/// Nobody would stand for it, so it is taken back, and it is told.
+#[test]
+fn stand_in_is_killed_while_its_added_process_is_being_started() -> Result<()> {
+    if !only_a_vm("a VMM that stands still") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        host.run_idle("c")?;
+        let id = host.id("c");
+        let vmm = host.await_part(Part::Vmm)?;
+        let before: Vec<u32> = host.processes()?.iter().map(|process| process.pid).collect();
+        vmm.signal(Signal::STOP)?;
+        let exec = host.attach(&["exec", "--detach", &id, "sleep", "2000"], Input::Nothing)?;
+        host.logs("c", "msg=\"exec\"")?;
+        let stand_in = host
+            .processes()?
+            .into_iter()
+            .find(|one| one.is(Part::StandIn) && !before.contains(&one.pid));
+        stand_in.context("nothing stands for the added process")?.signal(Signal::KILL)?;
+        vmm.signal(Signal::CONT)?;
+        let output = exec.wait_until(soon())?;
+        assert_eq!(output.code, 255);
+        assert!(output.error_text().contains("kata-shim"), "{}", output.error_text());
+        assert!(!host.succeed(&["exec", &id, "ps", "-o", "args"])?.contains("sleep 2000"));
+        host.succeed(&["delete", "--force", &id]).map(drop)
+    })
+}
+
 #[test]
 fn pod_survives_the_stand_in_of_a_member() -> Result<()> {
     if !only_a_vm("a pod that is one VM") {

@@ -17,6 +17,7 @@ use ttrpc::proto::{
 };
 
 use crate::task::TASK_V3;
+use crate::{api, metadata};
 
 /// The one stream of a connection; a client's are odd.
 const STREAM: u32 = 1;
@@ -73,10 +74,47 @@ impl TaskSocket {
         request: &impl Message,
         metadata: &[(&str, &str)],
     ) -> Result<A, CallError> {
+        self.ask(method, request, metadata)?.answer()
+    }
+
+    /// Calls a method of the task service and does not wait for its answer. The server learns of
+    /// the call, and of the caller's end, even if this process is killed as soon as this returns.
+    pub fn ask(
+        &self,
+        method: &str,
+        request: &impl Message,
+        metadata: &[(&str, &str)],
+    ) -> Result<Question, CallError> {
         let mut connection = UnixStream::connect(self.short_path()).map_err(CallError::Connect)?;
         let frame = request_frame(method, request, metadata).map_err(CallError::Malformed)?;
         connection.write_all(&frame).map_err(CallError::Lost)?;
-        let answer = read_answer(&mut connection).map_err(CallError::Lost)?;
+        Ok(Question { connection })
+    }
+
+    /// Removes a process that nobody stands for, whatever it does, and with the last container the
+    /// sandbox. An empty `exec` is the container's init. That there is none is no error.
+    pub fn take_back(&self, container: &str, exec: &str) {
+        let request = api::DeleteRequest {
+            id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        };
+        let _ = self.call::<api::DeleteResponse>("Delete", &request, &[(metadata::FORCE, "")]);
+        let request = api::ShutdownRequest { id: container.to_owned(), ..Default::default() };
+        let _ = self.call::<api::Empty>("Shutdown", &request, &[]);
+    }
+}
+
+/// A call that was made and not yet answered. Dropped, its caller has gone away.
+#[derive(Debug)]
+pub struct Question {
+    connection: UnixStream,
+}
+
+impl Question {
+    /// Waits for the answer, however long that takes.
+    pub fn answer<A: Message>(mut self) -> Result<A, CallError> {
+        let answer = read_answer(&mut self.connection).map_err(CallError::Lost)?;
         let response = Response::parse_from_bytes(&answer).map_err(CallError::Malformed)?;
         let status = response.status();
         if status.code() != Code::OK {

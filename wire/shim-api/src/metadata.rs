@@ -20,3 +20,6 @@ pub const HOOKS_ARE_RUN: &str = "kata-hooks-are-run";
 /// With `Create`: nothing is made, it is only told whether what the spec asks for would be refused.
 /// For a caller who runs hooks before.
 pub const CHECK_ONLY: &str = "kata-check-only";
+
+/// With `Delete`: whatever the process does. One that runs, or is about to, is killed first.
+pub const FORCE: &str = "kata-force";

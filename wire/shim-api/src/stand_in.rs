@@ -9,10 +9,12 @@
 //!     in cgroup, network namespace, session; proxy started
 //!     ── ready PROXY-PID | error SENTENCE ──────────▶  hooks, Create (or Exec, Start)
 //!     ◀─────────────────────────── go ───────────────  state, pid file
-//!     shows the container's file system                (end of file instead of `go`: it has come to nothing)
-//!     ── end of file | error SENTENCE ──────────────▶
+//!     stands for the process, shows its file system    (end of file instead of `go`: it has come to nothing)
+//!     ── standing | error SENTENCE ─────────────────▶
 //!     copies, forwards, waits
 //! ```
+//!
+//! When kata-shim is killed before it stands for the process, kata-runtime takes that back.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,6 +33,9 @@ pub const STDOUT: i32 = 5;
 pub const STDERR: i32 = 6;
 /// The proxy's listening socket, when the proxy is to be started.
 pub const LISTENER: i32 = 7;
+
+/// What kata-shim says when its end would be the process's end.
+pub const STANDING: &str = "standing";
 
 /// The task service's socket in a sandbox's directory.
 pub const SOCKET: &str = "proxy.sock";

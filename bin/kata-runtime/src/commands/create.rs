@@ -116,9 +116,15 @@ impl Creation<'_> {
         hooks.run_before(&hook_state(&container, "creating", stand_in.identity.pid))?;
         sandbox.create(&request, netns.as_deref())?;
         container.stage = Stage::Created;
-        locked.save(&container)?;
-        self.tell_pid(stand_in.identity.pid)?;
-        stand_in.go()
+        let pid = stand_in.identity.pid;
+        let made = locked.save(&container).and_then(|()| self.tell_pid(pid));
+        let stands = made.and_then(|()| stand_in.go());
+        if stands.is_err() {
+            // The stand-in does the same when it is told that it is not wanted, but it may have
+            // been killed.
+            sandbox.take_back(&args.id, "");
+        }
+        stands
     }
 
     fn order(&self, sandbox: &Sandbox) -> Result<Order> {

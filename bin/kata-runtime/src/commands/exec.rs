@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Child;
 
 use anyhow::{Context, Result, bail};
 use kata_shim_api::protobuf::MessageField;
@@ -65,13 +66,16 @@ fn carry_out(host: &Host, args: &ExecArgs) -> Result<u8> {
         args.console_socket.is_some(),
     )?;
     let mut foreground = if args.detach { None } else { Some(Foreground::begin()?) };
-    let execution = Execution { host, args, container, process, terminal, id: random_id()? };
-    let (Some(foreground), Some(stand_in)) = (&mut foreground, execution.start()?) else {
-        return Ok(0);
-    };
+    let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
+    let id = random_id()?;
+    let execution = Execution { host, args, container, sandbox, process, terminal, id };
+    let started = execution.start()?;
     let raw = if terminal == Terminal::Callers { RawTerminal::of_stdin() } else { None };
-    let mut stand_in = stand_in.go()?;
-    let status = foreground.wait(&mut stand_in);
+    let mut stand_in = execution.hand_over(started)?;
+    let status = match &mut foreground {
+        Some(foreground) => foreground.wait(&mut stand_in),
+        None => Ok(0),
+    };
     drop(raw);
     status
 }
@@ -80,43 +84,55 @@ struct Execution<'a> {
     host: &'a Host,
     args: &'a ExecArgs,
     container: Container,
+    sandbox: Sandbox,
     process: Process,
     terminal: Terminal,
     id: String,
 }
 
 impl Execution<'_> {
-    /// Starts the process, and tells its pid. A detached one is on its own when this returns.
-    fn start(&self) -> Result<Option<StandIn>> {
-        let registry = &self.host.registry;
-        let sandbox = Sandbox::open(registry, &self.container.sandbox)?;
-        let dir = registry.dir(&self.container.id)?;
-        let record = exec_record_path(&dir, &self.id);
+    /// Starts the process, and tells its pid.
+    fn start(&self) -> Result<StandIn> {
+        let dir = self.host.registry.dir(&self.container.id)?;
         let mut fifos =
             Fifos::make(&dir, &format!("{}-", self.id), self.terminal != Terminal::None)?;
-        let order = self.order(&sandbox, record.clone());
         let pty = match (&self.args.console_socket, self.terminal) {
             (Some(socket), Terminal::Own) => Some(terminal::make(socket)?),
             _ => None,
         };
-        let stand_in = StandIn::start(&order, &mut fifos, pty, None)?;
-        write_whole(&record, &serde_json::to_vec(&stand_in.identity)?)?;
-        let started = self.start_in_guest(&sandbox, &fifos).and_then(|()| {
-            let pid_file = self.args.pid_file.as_deref();
-            tell_pid(stand_in.identity.pid, pid_file, self.args.pidfd_socket.as_deref())
+        let stand_in = StandIn::start(&self.order()?, &mut fifos, pty, None)?;
+        write_whole(&self.record()?, &serde_json::to_vec(&stand_in.identity)?)?;
+        let pid = stand_in.identity.pid;
+        let started = self.start_in_guest(&fifos).and_then(|()| {
+            tell_pid(pid, self.args.pid_file.as_deref(), self.args.pidfd_socket.as_deref())
         });
-        if let Err(error) = started {
-            // The stand-in deletes the process when it is told that it is not wanted.
-            drop(stand_in);
-            let _ = fs::remove_file(record);
-            return Err(error);
-        }
-        stand_in.let_go_if(self.args.detach)
+        self.or_take_back(started.map(|()| stand_in))
     }
 
-    fn order(&self, sandbox: &Sandbox, record: PathBuf) -> Order {
-        Order {
-            sandbox_dir: sandbox.dir.clone(),
+    /// Leaves the process to its stand-in.
+    fn hand_over(&self, stand_in: StandIn) -> Result<Child> {
+        self.or_take_back(stand_in.go())
+    }
+
+    /// Takes the process back if this has failed. Its stand-in does that, too, when it is told that
+    /// it is not wanted, but it may have been killed.
+    fn or_take_back<T>(&self, done: Result<T>) -> Result<T> {
+        if done.is_err() {
+            self.sandbox.take_back(&self.container.id, &self.id);
+            let _ = fs::remove_file(self.record()?);
+        }
+        done
+    }
+
+    /// Where it is written who stands for the process.
+    fn record(&self) -> Result<PathBuf> {
+        let dir = self.host.registry.dir(&self.container.id)?;
+        Ok(exec_record_path(&dir, &self.id))
+    }
+
+    fn order(&self) -> Result<Order> {
+        Ok(Order {
+            sandbox_dir: self.sandbox.dir.clone(),
             container: self.container.id.clone(),
             exec: self.id.clone(),
             terminal: self.terminal,
@@ -126,13 +142,13 @@ impl Execution<'_> {
             cgroup: self.container.cgroup.clone(),
             // Whoever looks into a container looks at its first process.
             mounts: Vec::new(),
-            record: Some(record),
+            record: Some(self.record()?),
             foreground: !self.args.detach,
             ..Order::default()
-        }
+        })
     }
 
-    fn start_in_guest(&self, sandbox: &Sandbox, fifos: &Fifos) -> Result<()> {
+    fn start_in_guest(&self, fifos: &Fifos) -> Result<()> {
         let spec = Any { value: serde_json::to_vec(&self.process)?, ..Any::default() };
         let request = api::ExecProcessRequest {
             id: self.container.id.clone(),
@@ -144,13 +160,13 @@ impl Execution<'_> {
             spec: MessageField::some(spec),
             ..Default::default()
         };
-        sandbox.call::<api::Empty>("Exec", &request).map_err(plain)?;
+        self.sandbox.call::<api::Empty>("Exec", &request).map_err(plain)?;
         let request = api::StartRequest {
             id: self.container.id.clone(),
             exec_id: self.id.clone(),
             ..Default::default()
         };
-        sandbox.call::<api::StartResponse>("Start", &request).map_err(plain).map(drop)
+        self.sandbox.call::<api::StartResponse>("Start", &request).map_err(plain).map(drop)
     }
 }
 

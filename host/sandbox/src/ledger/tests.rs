@@ -27,6 +27,21 @@ fn init_exit_waits_for_its_execs() {
 }
 
 #[test]
+fn process_is_on_its_way_only_while_the_guest_makes_or_starts_it() {
+    let mut ledger = Ledger::default();
+    let init = ProcessKey::init("c");
+    assert!(!ledger.is_on_its_way(&init));
+    ledger.add(&init).unwrap();
+    assert!(ledger.is_on_its_way(&init));
+    ledger.created(&init);
+    assert!(!ledger.is_on_its_way(&init));
+    ledger.begin_start(&init).unwrap();
+    assert!(ledger.is_on_its_way(&init));
+    assert!(ledger.started(&init));
+    assert!(!ledger.is_on_its_way(&init));
+}
+
+#[test]
 fn stopped_process_is_killed_with_runcs_words() {
     let mut ledger = Ledger::default();
     let init = ProcessKey::init("c");
