@@ -1,6 +1,7 @@
 //! From inputs to a kernel: look into the cache, else unpack, configure, compile.
 
 use std::collections::VecDeque;
+use std::env;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -108,7 +109,7 @@ pub fn build_kernel(
     tree.compile(options.jobs, &date(time)?, progress)?;
     progress.stage("strip");
     let stripped = work.path().join("stripped");
-    let mut strip = Command::new("strip");
+    let mut strip = tool("strip");
     strip.arg("--strip-all").arg("-o").arg(&stripped).arg(tree.path.join("vmlinux"));
     output(&mut strip, "stripping the kernel")?;
     let bzimage = tree.path.join("arch/x86/boot/bzImage");
@@ -124,13 +125,8 @@ struct Tree {
 
 impl Tree {
     fn make(&self) -> Command {
-        let mut make = Command::new("make");
+        let mut make = tool("make");
         make.arg("-C").arg(&self.path);
-        // Whoever calls this from a Makefile must not lend its options and its jobs.
-        for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "LOCALVERSION"] {
-            make.env_remove(variable);
-        }
-        make.env("LC_ALL", "C");
         make
     }
 
@@ -184,10 +180,24 @@ impl Tree {
 
 /// A time as the kernel shows it (`uname -v`).
 fn date(seconds: u64) -> Result<String, BuildError> {
-    let mut date = Command::new("date");
+    let mut date = tool("date");
     date.args(["--utc", &format!("--date=@{seconds}"), "+%a %b %e %H:%M:%S UTC %Y"]);
-    let text = output(date.env("LC_ALL", "C"), "formatting a date")?;
+    let text = output(&mut date, "formatting a date")?;
     Ok(text.trim_end().to_owned())
+}
+
+/// A program that makes bytes of a kernel, or is asked for its version. Of the caller's environment
+/// it has nothing but where programs and temporary files are: a CC, KCFLAGS or LLVM of the caller's
+/// would be in the kernel and not in its hash, and a Makefile's options are for its own make.
+pub(crate) fn tool(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("LC_ALL", "C");
+    for name in ["PATH", "HOME", "TMPDIR"] {
+        if let Some(value) = env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
 }
 
 /// What a program says that succeeds.
@@ -206,4 +216,21 @@ pub(crate) fn output(command: &mut Command, what: &'static str) -> Result<String
 fn tree_error(path: &Path) -> impl FnOnce(io::Error) -> BuildError {
     let path = path.to_owned();
     move |source| BuildError::Tree { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn make_gets_nothing_of_the_callers_environment_but_where_things_are() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("Makefile"), "all:\n\t@env\n").unwrap();
+        let text =
+            output(&mut Tree { path: directory.path().to_owned() }.make(), "asking").unwrap();
+        // Cargo runs this with variables of its own.
+        assert!(env::var_os("CARGO_MANIFEST_DIR").is_some());
+        assert!(!text.contains("CARGO_"), "{text}");
+        assert!(text.contains("\nPATH=") || text.starts_with("PATH="), "{text}");
+    }
 }

@@ -55,6 +55,8 @@ const KUBERNETES: &str = "
 -A INPUT -p tcp -m multiport --dports 30000:32767 -m connlimit --connlimit-above 100 -j REJECT
 -A INPUT -m limit --limit 5/min -j LOG
 -A OUTPUT -m owner --uid-owner 7 -j ACCEPT
+-A FORWARD -m iprange --src-range 10.244.0.2-10.244.0.9 -j ACCEPT
+-t raw -A PREROUTING -m rpfilter --invert -j DROP
 -t mangle -A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
 -t raw -A PREROUTING -p udp -m udp --dport 53 -j CT --notrack";
 
@@ -104,6 +106,7 @@ fn takes_all_rules(container: &Container<'_>) -> Result<()> {
     assert_eq!(counted, "2\n");
     said(
         "ip6tables -t nat -A POSTROUTING -s fd00::/64 -j MASQUERADE &&
+         ip6tables -t raw -A PREROUTING -m rpfilter --invert -j DROP &&
          ip6tables -t nat -A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination fd00::2",
     )?;
     assert_eq!(said(REDIRECTED)?, "translated\n");
