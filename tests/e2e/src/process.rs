@@ -4,10 +4,12 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{Shutdown, shutdown};
+use rustix::param::clock_ticks_per_second;
 use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
 };
@@ -111,6 +113,17 @@ impl Process {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let line = line.with_context(|| format!("process {} has ended", self.pid))?;
         line.trim().trim_end_matches(" kB").parse().context("VmRSS is not a number")
+    }
+
+    /// The time that processors have spent on all of its threads, from /proc/PID/stat
+    /// (proc_pid_stat(5)), to a hundredth of a second.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let mut ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        let mut next = || ticks.next().context("too few fields in stat")?.context("no number");
+        let ticks = next()? + next()?;
+        Ok(Duration::from_millis(ticks * 1000 / clock_ticks_per_second()))
     }
 
     /// Its cgroup in every hierarchy that controllers are in, below the hierarchy's root, from
