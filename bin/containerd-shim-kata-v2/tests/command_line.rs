@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
 
@@ -109,48 +110,91 @@ fn start(dir: &Path, bundle: &Path, id: &str) -> Output {
     )
 }
 
+/// A server that nobody has asked for a container yet.
+struct Server {
+    id: String,
+    dir: tempfile::TempDir,
+    result: BootstrapResult,
+    pidfd: OwnedFd,
+}
+
+impl Server {
+    fn start(name: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = dir.path().join("bundle");
+        fs::create_dir(&bundle).unwrap();
+        let id = format!("{name}-{}", std::process::id());
+        let output = start(dir.path(), &bundle, &id);
+        let result = BootstrapResult::parse_from_bytes(answer(&output)).unwrap();
+        let pid = fs::read_to_string(bundle.join("shim.pid")).unwrap();
+        let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        Self { id, dir, result, pidfd }
+    }
+
+    fn bundle(&self) -> PathBuf {
+        self.dir.path().join("bundle")
+    }
+
+    fn path(&self) -> &Path {
+        Path::new(self.result.address.strip_prefix("unix://").unwrap())
+    }
+
+    fn socket(&self) -> TaskSocket {
+        let name = self.path().file_name().unwrap().to_str().unwrap();
+        TaskSocket::at(self.path().parent().unwrap(), name).unwrap()
+    }
+
+    /// Asks for a container of a bundle without a configuration.
+    fn refuses_a_container(&self) {
+        let request = api::CreateTaskRequest {
+            id: self.id.clone(),
+            bundle: self.bundle().to_str().unwrap().to_owned(),
+            ..Default::default()
+        };
+        let refused = self.socket().call::<api::CreateTaskResponse>("Create", &request, &[]);
+        let refused = refused.unwrap_err();
+        let text = refused.to_string();
+        assert!(matches!(refused, CallError::Refused { .. }), "{text}");
+        assert!(text.contains("config.json") && text.lines().count() == 1, "{text}");
+    }
+
+    fn ends(&self) {
+        let mut ends = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(poll(&mut ends, Some(&patience)).unwrap(), 1, "the server lives on");
+        assert!(!self.path().exists(), "the server has left its socket");
+    }
+}
+
 /// What a containerd says that was told version 3 of the task service.
 #[test]
 fn server_of_the_newer_bootstrap_serves_version_3_of_the_task_service() {
     if !rustix::process::geteuid().is_root() {
         return; // The server needs a mount namespace.
     }
-    let dir = tempfile::tempdir().unwrap();
-    let bundle = dir.path().join("bundle");
-    fs::create_dir(&bundle).unwrap();
-    let id = format!("v3-{}", std::process::id());
-    let result =
-        BootstrapResult::parse_from_bytes(answer(&start(dir.path(), &bundle, &id))).unwrap();
-    assert_eq!(result.version, 3);
-    let path = Path::new(result.address.strip_prefix("unix://").unwrap());
-    let name = path.file_name().unwrap().to_str().unwrap();
-    let socket = TaskSocket::at(path.parent().unwrap(), name).unwrap();
-
-    let request = api::ConnectRequest { id: id.clone(), ..Default::default() };
-    let connected: api::ConnectResponse = socket.call("Connect", &request, &[]).unwrap();
-    let pid = fs::read_to_string(bundle.join("shim.pid")).unwrap();
+    let server = Server::start("v3");
+    assert_eq!(server.result.version, 3);
+    let request = api::ConnectRequest { id: server.id.clone(), ..Default::default() };
+    let connected: api::ConnectResponse = server.socket().call("Connect", &request, &[]).unwrap();
+    let pid = fs::read_to_string(server.bundle().join("shim.pid")).unwrap();
     assert_eq!(connected.shim_pid.to_string(), pid);
     assert_eq!(connected.version, env!("CARGO_PKG_VERSION"));
+    server.refuses_a_container();
+    let request = api::ShutdownRequest { id: server.id.clone(), now: true, ..Default::default() };
+    server.socket().call::<api::Empty>("Shutdown", &request, &[]).unwrap();
+    server.ends();
+}
 
-    // A bundle without a configuration.
-    let request = api::CreateTaskRequest {
-        id: id.clone(),
-        bundle: bundle.to_str().unwrap().to_owned(),
-        ..Default::default()
-    };
-    let refused = socket.call::<api::CreateTaskResponse>("Create", &request, &[]).unwrap_err();
-    let text = refused.to_string();
-    assert!(matches!(refused, CallError::Refused { .. }), "{text}");
-    assert!(text.contains("config.json") && text.lines().count() == 1, "{text}");
-
-    let server = pidfd_open(Pid::from_raw(pid.parse().unwrap()).unwrap(), PidfdFlags::empty());
-    let server = server.unwrap();
-    let request = api::ShutdownRequest { id, now: true, ..Default::default() };
-    socket.call::<api::Empty>("Shutdown", &request, &[]).unwrap();
-    let mut ends = [PollFd::new(&server, PollFlags::IN)];
-    let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
-    assert_eq!(poll(&mut ends, Some(&patience)).unwrap(), 1, "the server lives on");
-    assert!(!path.exists(), "the server has left its socket");
+/// containerd may be killed before it says shut down.
+#[test]
+fn server_whose_only_container_was_refused_ends_by_itself() {
+    if !rustix::process::geteuid().is_root() {
+        return; // The server needs a mount namespace.
+    }
+    let server = Server::start("refused");
+    server.refuses_a_container();
+    server.ends();
 }
 
 #[test]

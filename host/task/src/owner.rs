@@ -119,7 +119,8 @@ pub(crate) struct Owner {
     // A mutex and not a channel: a look-up that is never held over an await.
     records: Mutex<HashMap<ProcessKey, Record>>,
     pub(crate) ended: Notify,
-    /// No container is left and none can come any more: the sandbox has ended with its last one.
+    /// No container is left: the sandbox has ended with its last one, or the first was refused
+    /// before there was a sandbox.
     emptied: Notify,
 }
 
@@ -161,6 +162,14 @@ impl Owner {
 
     /// Makes a container, and for the first one its sandbox. Returns the pid that stands for it.
     pub(crate) async fn create(&self, order: CreateOrder) -> Result<u32, Failure> {
+        let created = self.make(order).await;
+        if created.is_err() && self.is_empty() {
+            self.emptied.notify_one();
+        }
+        created
+    }
+
+    async fn make(&self, order: CreateOrder) -> Result<u32, Failure> {
         self.times.stamp(Stage::CreateAsked);
         let asked = Asked::of(&order)?;
         let req = order.req;
@@ -190,7 +199,6 @@ impl Owner {
         if let Err(error) = made.await {
             if sandbox.is_empty() {
                 sandbox.stop("its first container could not be created").await;
-                self.emptied.notify_one();
             }
             if let Some(hooks) = &record.hooks {
                 hooks.deleted(&self.view).await;
@@ -290,12 +298,23 @@ impl Owner {
         self.delete(key).await
     }
 
-    /// Waits until the engine has had its last container deleted, and for far longer than it takes
-    /// to say shut down then. It says nothing more if it was killed in between, and containerd 1.6
-    /// does not look for such a shim when it is started again.
+    /// Waits until the engine has had its last container deleted, or its first refused, and for far
+    /// longer than it takes to say shut down then. It says nothing more if it was killed in
+    /// between, and containerd 1.6 does not look for such a shim when it is started again.
     pub(crate) async fn forgotten(&self) {
-        self.emptied.notified().await;
-        tokio::time::sleep(SHUTDOWN).await;
+        loop {
+            self.emptied.notified().await;
+            tokio::time::sleep(SHUTDOWN).await;
+            let _booting = self.booting.lock().await;
+            if self.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Whether there is no container, and no sandbox that one is being made in.
+    fn is_empty(&self) -> bool {
+        self.sandbox.get().is_none_or(|up| up.sandbox.is_empty())
     }
 
     /// Ends the service if no container is left, and the sandbox with it.
