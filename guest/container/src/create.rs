@@ -263,12 +263,21 @@ impl Maker<'_> {
 /// Waits for what the maker has to say; if it ends without a word, that is the answer.
 async fn answer(child: &Child, ended: impl Future) -> Result<(i32, OwnedFd), CreateError> {
     let mut ended = std::pin::pin!(ended);
+    let mut has_ended = false;
     let mut cause = None;
     loop {
-        let message = tokio::select! {
-            biased;
-            message = child.next::<Answer>() => message?,
-            _ = &mut ended => return Err(died(cause)),
+        let message = if has_ended {
+            child.next_now::<Answer>()?
+        } else {
+            tokio::select! {
+                biased;
+                message = child.next::<Answer>() => message?,
+                _ = &mut ended => {
+                    // Its end may be known before its last words are: one signal tells of many.
+                    has_ended = true;
+                    continue;
+                }
+            }
         };
         match message {
             Some((Answer::Logged(text), _)) => drop(cause.get_or_insert(text)),
@@ -397,6 +406,27 @@ mod tests {
             "failed to prepare rootfs: failed to mount x"
         );
         assert_eq!(explain("plain".to_owned(), None), "plain");
+    }
+
+    #[tokio::test]
+    async fn last_words_of_a_maker_are_heard_though_its_end_is_known_first() {
+        // As in `fork`'s tests: this child only sends and leaves.
+        let child = fork::fork(&[], |answers| {
+            answers.send(&Answer::Logged("the cause".to_owned()), &[]);
+            answers.send(&Answer::Failed("it failed".to_owned()), &[]);
+        })
+        .unwrap();
+        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child.pid), None).unwrap();
+        let error = answer(&child, std::future::ready(())).await.unwrap_err();
+        assert_eq!(error.to_string(), "it failed: the cause");
+    }
+
+    #[tokio::test]
+    async fn maker_that_says_nothing_has_died() {
+        let child = fork::fork(&[], |_| ()).unwrap();
+        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child.pid), None).unwrap();
+        let error = answer(&child, std::future::ready(())).await.unwrap_err();
+        assert!(matches!(error, CreateError::Fork(ForkError::Died)), "{error}");
     }
 
     #[test]

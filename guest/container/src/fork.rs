@@ -288,13 +288,33 @@ impl Child {
     ///
     /// Fails when the message is not a `T`.
     pub async fn next<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ForkError> {
-        let (bytes, fds) = self.socket.read_with(receive).await.map_err(ForkError::Talk)?;
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        let message = serde_json::from_slice(&bytes).map_err(ForkError::Answer)?;
-        Ok(Some((message, fds)))
+        let received = self.socket.read_with(receive).await.map_err(ForkError::Talk)?;
+        parse(received)
     }
+
+    /// The next message if it is there already, else `None`: for a child that has ended, whose last
+    /// words the runtime may not have heard of yet.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the message is not a `T`.
+    pub fn next_now<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ForkError> {
+        match receive(self.socket.as_fd()) {
+            Ok(received) => parse(received),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(ForkError::Talk(error)),
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(
+    (bytes, fds): (Vec<u8>, Vec<OwnedFd>),
+) -> Result<Option<(T, Vec<OwnedFd>)>, ForkError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let message = serde_json::from_slice(&bytes).map_err(ForkError::Answer)?;
+    Ok(Some((message, fds)))
 }
 
 fn receive(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {

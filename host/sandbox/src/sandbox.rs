@@ -393,7 +393,8 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Sets the size of a process's terminal; before the start it takes effect with it.
+    /// Sets the size of a process's terminal; before the start it takes effect with it, and after
+    /// the end it does nothing.
     pub async fn resize(
         &self,
         key: &ProcessKey,
@@ -401,8 +402,14 @@ impl Sandbox {
         columns: u32,
     ) -> Result<(), SandboxError> {
         if self.shared.processes().resize(key, rows, columns)? {
-            self.unless_gone(self.shared.agent.tty_win_resize(&guest_id(key), rows, columns))
-                .await?;
+            let id = guest_id(key);
+            let request = self.shared.agent.tty_win_resize(&id, rows, columns);
+            match self.unless_gone(request).await {
+                // It has ended meanwhile. Clients that set the size right after a start would put
+                // the error into the terminal of a process that was quick.
+                Err(SandboxError::Agent(AgentError::NotFound { .. })) => {}
+                resized => return resized,
+            }
         }
         Ok(())
     }
