@@ -96,7 +96,8 @@ pub(crate) enum Command {
     /// The figures are the guest's, of the container's cgroup there. A guest counts no processor
     /// time of each processor, no kernel memory apart, and no share of caches or memory bandwidth
     /// (`percpu`, `kernel`, `kernelTCP` and `intel_rdt` are empty or 0), and no memory.stat is
-    /// shown (`raw`). That the container ran out of memory (`oom`) is told when it has ended.
+    /// shown (`raw`). That the container ran out of memory (`oom`) is told when it happens, at most
+    /// once a second, and once of what was before.
     Events(EventsArgs),
     /// Write a config.json to start from.
     Spec(SpecArgs),

@@ -39,6 +39,18 @@ fn order(context: &TtrpcContext, req: api::CreateTaskRequest) -> CreateOrder {
     }
 }
 
+impl TaskService {
+    /// Resolves when a watcher's container ran out of memory more often than that one knows, with
+    /// how often; never, if the caller is no watcher.
+    async fn out_of_memory_again(&self, context: &TtrpcContext, container: &str) -> u64 {
+        let known = context.metadata.get(metadata::WATCHER).and_then(|all| all.first());
+        match known.and_then(|known| known.parse().ok()) {
+            Some(known) => self.owner.events.out_of_memory_beyond(container, known).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 type Answer<T> = ttrpc::Result<T>;
 
 /// Does all of something, even if its caller goes away meanwhile, with whom the server would drop
@@ -146,8 +158,17 @@ impl Task for TaskService {
             .metadata
             .contains_key(metadata::STAND_IN)
             .then(|| StandIn::new(Arc::clone(&self.owner), key.clone()));
-        let exit = sandbox.wait(&key).await;
-        let is_ours = stand_in.is_some() || context.metadata.contains_key(metadata::WATCHER);
+        let more = self.out_of_memory_again(context, &key.container);
+        let exit = tokio::select! {
+            biased;
+            times = more => {
+                let mut answer = api::WaitResponse::default();
+                stand_in::set_out_of_memory(&mut answer, times);
+                return Ok(answer);
+            }
+            exit = sandbox.wait(&key) => exit,
+        };
+        let is_stand_in = stand_in.is_some();
         if let Some(stand_in) = stand_in {
             stand_in.done();
         }
@@ -157,8 +178,8 @@ impl Task for TaskService {
             exited_at: MessageField::some(timestamp(exit.at)),
             ..Default::default()
         };
-        if is_ours && key.exec.is_none() && sandbox.is_out_of_memory(&key.container) {
-            stand_in::set_out_of_memory(&mut answer);
+        if is_stand_in && key.exec.is_none() && sandbox.is_out_of_memory(&key.container) {
+            stand_in::set_out_of_memory(&mut answer, 1);
         }
         Ok(answer)
     }

@@ -80,6 +80,42 @@ fn descriptor_of_the_process_is_sent() -> Result<()> {
     })
 }
 
+/// Told while the container lives, each time; whoever comes late is told once of what was before.
+#[test]
+fn events_tell_of_a_want_of_memory_when_it_comes() -> Result<()> {
+    if !only_a_vm("events of a guest") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", IDLE, |spec| {
+            spec.set("/linux/resources/memory", json!({ "limit": 32 << 20 }))
+        })?;
+        host.create("c", &bundle)?;
+        let id = host.id("c");
+        host.succeed(&["start", &id])?;
+        let watch = || host.attach(&["events", "--interval", "1h", &id], Input::Nothing);
+        let eats = || -> Result<()> {
+            let eater = host.call(&["exec", &id, "tail", "/dev/zero"])?;
+            ensure!(eater.code == 137, "{eater}");
+            Ok(())
+        };
+        let told = "\"oom\"";
+        let first = watch()?;
+        first.expect("\"stats\"")?;
+        eats()?;
+        first.expect(told)?;
+        let late = watch()?;
+        late.expect(told)?;
+        assert_eq!(host.status("c")?, "running");
+        host.succeed(&["delete", "--force", &id])?;
+        for events in [first, late] {
+            let said = events.wait()?.success()?;
+            assert_eq!(said.matches(told).count(), 1, "{said}");
+        }
+        Ok(())
+    })
+}
+
 /// The records end with the container, and say where memory was wanting.
 #[test]
 fn events_end_with_the_container_and_tell_of_a_want_of_memory() -> Result<()> {

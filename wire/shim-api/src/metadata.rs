@@ -6,8 +6,10 @@
 /// answer tells, too, whether memory was wanting ([`crate::stand_in::is_out_of_memory`]).
 pub const STAND_IN: &str = "kata-stand-in";
 
-/// With `Wait`: the caller only watches. As with [`STAND_IN`] the answer tells whether memory was
-/// wanting, but nothing ends when the caller goes away.
+/// With `Wait` of a container: the caller only watches, and nothing ends when it goes away. The
+/// value is how often it knows, in decimal digits, that memory was wanting. There is an answer,
+/// too, as soon as it was more often ([`crate::stand_in::times_out_of_memory`]); one before the end
+/// has no `exited_at`.
 pub const WATCHER: &str = "kata-watcher";
 
 /// With `Create`: the path of the network namespace that the caller has made for the container,

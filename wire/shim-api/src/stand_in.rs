@@ -40,22 +40,28 @@ pub const STANDING: &str = "standing";
 /// The task service's socket in a sandbox's directory.
 pub const SOCKET: &str = "proxy.sock";
 
-/// A field of the answer to `Wait` that only a stand-in or a watcher gets: 1 when the guest's
-/// kernel has killed a process of the container for want of memory.
+/// A field of the answer to `Wait` that only a stand-in or a watcher gets: how often it was told
+/// that the guest's kernel has killed processes of the container for want of memory.
 const OUT_OF_MEMORY: u32 = 20001;
 
-/// Has an answer say that memory was wanting.
-pub fn set_out_of_memory(answer: &mut WaitResponse) {
-    answer.special_fields.mut_unknown_fields().add_varint(OUT_OF_MEMORY, 1);
+/// Has an answer say that memory was wanting, and `times` how often that was told.
+pub fn set_out_of_memory(answer: &mut WaitResponse, times: u64) {
+    answer.special_fields.mut_unknown_fields().add_varint(OUT_OF_MEMORY, times);
+}
+
+/// How often it was told that memory was wanting; 0 of an answer that says nothing of it.
+#[must_use]
+pub fn times_out_of_memory(answer: &WaitResponse) -> u64 {
+    match answer.special_fields.unknown_fields().get(OUT_OF_MEMORY) {
+        Some(UnknownValueRef::Varint(times)) => times,
+        _ => 0,
+    }
 }
 
 /// Whether an answer says that memory was wanting.
 #[must_use]
 pub fn is_out_of_memory(answer: &WaitResponse) -> bool {
-    matches!(
-        answer.special_fields.unknown_fields().get(OUT_OF_MEMORY),
-        Some(UnknownValueRef::Varint(1))
-    )
+    times_out_of_memory(answer) > 0
 }
 
 /// Whose terminal the standard streams are.
@@ -249,10 +255,11 @@ mod tests {
     fn answer_says_beside_the_status_that_memory_was_wanting() {
         let mut answer = WaitResponse { exit_status: 137, ..Default::default() };
         assert!(!is_out_of_memory(&answer));
-        set_out_of_memory(&mut answer);
+        set_out_of_memory(&mut answer, 2);
         let bytes = answer.write_to_bytes().unwrap();
         let answer = WaitResponse::parse_from_bytes(&bytes).unwrap();
         assert_eq!((answer.exit_status, is_out_of_memory(&answer)), (137, true));
+        assert_eq!(times_out_of_memory(&answer), 2);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kata_shim_api::metrics::{self, BlockFigure, HugePageFigures};
@@ -24,14 +24,13 @@ pub(super) fn run(host: &Host, args: &EventsArgs) -> Result<()> {
     if args.stats {
         return tell_stats(&sandbox, &args.id).map(drop);
     }
-    let end = watch(Sandbox::open(&host.registry, &container.sandbox)?, &args.id);
+    let news = watch(Sandbox::open(&host.registry, &container.sandbox)?, &args.id);
     while tell_stats(&sandbox, &args.id)? {
-        match end.recv_timeout(interval) {
-            Err(RecvTimeoutError::Timeout) => {}
-            ended => return tell_end(&args.id, ended.unwrap_or_default()),
+        if !tell_news_for(interval, &news, &args.id)? {
+            return Ok(());
         }
     }
-    tell_end(&args.id, end.recv().unwrap_or_default())
+    news.iter().try_for_each(|OutOfMemory| tell_out_of_memory(&args.id))
 }
 
 /// Prints what the container uses now. `false` when it has ended.
@@ -46,27 +45,47 @@ fn tell_stats(sandbox: &Sandbox, id: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// As runc does when the container's memory was wanting, but once, at its end: by then the
-/// sandbox's owner knows.
-fn tell_end(id: &str, out_of_memory: bool) -> Result<()> {
-    if !out_of_memory {
-        return Ok(());
+/// Prints for as long as `interval` what is news of the container. `false` when it has ended.
+fn tell_news_for(interval: Duration, news: &Receiver<OutOfMemory>, id: &str) -> Result<bool> {
+    let start = Instant::now();
+    loop {
+        match news.recv_timeout(interval.saturating_sub(start.elapsed())) {
+            Ok(OutOfMemory) => tell_out_of_memory(id)?,
+            Err(RecvTimeoutError::Timeout) => return Ok(true),
+            Err(RecvTimeoutError::Disconnected) => return Ok(false),
+        }
     }
+}
+
+/// As runc does.
+fn tell_out_of_memory(id: &str) -> Result<()> {
     print(&format!("{}\n", json!({ "type": "oom", "id": id })))
 }
 
-/// Waits for the container's end, and then says whether its memory was wanting. A sandbox that is
-/// lost says nothing.
-fn watch(sandbox: Sandbox, id: &str) -> Receiver<bool> {
-    let (told, end) = mpsc::channel();
+/// The guest's kernel has killed a process of the container for want of memory.
+#[derive(Debug)]
+struct OutOfMemory;
+
+/// Watches the container until its end, which is the end of the news.
+fn watch(sandbox: Sandbox, id: &str) -> Receiver<OutOfMemory> {
+    let (told, news) = mpsc::channel();
     let request = api::WaitRequest { id: id.to_owned(), ..Default::default() };
     thread::spawn(move || {
-        let answer = sandbox.call_along("Wait", &request, &[(metadata::WATCHER, "")]);
-        let was_wanting = answer.is_ok_and(|answer| stand_in::is_out_of_memory(&answer));
-        // Nobody listens any more when printing has failed.
-        let _ = told.send(was_wanting);
+        let mut known = 0;
+        loop {
+            let along = [(metadata::WATCHER, known.to_string())];
+            let along = along.each_ref().map(|(key, value)| (*key, value.as_str()));
+            // A sandbox that is lost says nothing more.
+            let Ok(answer) = sandbox.call_along("Wait", &request, &along) else { return };
+            let times = stand_in::times_out_of_memory(&answer);
+            // Nobody listens any more when printing has failed.
+            if times <= known || told.send(OutOfMemory).is_err() {
+                return;
+            }
+            known = times;
+        }
     });
-    end
+    news
 }
 
 /// A duration as Go writes it, as far as anybody writes one here: a number with `ms`, `s`, `m` or

@@ -1,5 +1,6 @@
 //! Which event each thing that happens to a process is to containerd.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use kata_shim_api::events::{
     TaskResumed, TaskStart,
 };
 use kata_shim_api::timestamp;
+use tokio::sync::watch;
 
 use super::Publisher;
 
@@ -19,11 +21,22 @@ pub(crate) struct TaskEvents {
     publisher: Publisher,
     /// The pid that stands for every process of the sandbox on the host; 0 until it is known.
     pid: AtomicU32,
+    /// How often each container that is not deleted has been told to be out of memory.
+    out_of_memory: watch::Sender<HashMap<String, u64>>,
 }
 
 impl TaskEvents {
     pub(crate) fn new(publisher: Publisher) -> Self {
-        Self { publisher, pid: AtomicU32::new(0) }
+        Self { publisher, pid: AtomicU32::new(0), out_of_memory: watch::Sender::default() }
+    }
+
+    /// Resolves when the container has been told to be out of memory more than `known` times, with
+    /// how often. Never, if it is not any more.
+    pub(crate) async fn out_of_memory_beyond(&self, container: &str, known: u64) -> u64 {
+        let of = |all: &HashMap<String, u64>| all.get(container).copied().unwrap_or_default();
+        let mut told = self.out_of_memory.subscribe();
+        let told = told.wait_for(|all| of(all) > known).await;
+        of(&told.expect("the sender lives as long as this value is borrowed"))
     }
 
     /// From now on events name this pid. To be called before the first process starts.
@@ -62,6 +75,11 @@ impl TaskEvents {
 
     /// A process that had ended was deleted.
     pub(crate) fn deleted(&self, key: &ProcessKey, pid: u32, exit: Exit) {
+        if key.exec.is_none() {
+            self.out_of_memory.send_modify(|all| {
+                all.remove(&key.container);
+            });
+        }
         self.publisher.publish(&TaskDelete {
             container_id: key.container.clone(),
             pid,
@@ -127,9 +145,43 @@ impl EventSink for TaskEvents {
             SandboxEvent::Started { process } => self.started(process),
             SandboxEvent::Exited { process, exit } => self.exited(process, exit),
             SandboxEvent::OutOfMemory { container } => {
+                self.out_of_memory
+                    .send_modify(|all| *all.entry(container.clone()).or_default() += 1);
                 self.publisher
                     .publish_repeatable(&TaskOOM { container_id: container, ..TaskOOM::default() });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ran_out(events: &TaskEvents, container: &str) {
+        events.emit(SandboxEvent::OutOfMemory { container: container.to_owned() });
+    }
+
+    #[tokio::test]
+    async fn whoever_watches_is_told_each_time_and_of_its_own_container_only() {
+        let events = TaskEvents::new(Publisher::start("default".to_owned(), None));
+        let now =
+            |known| tokio::time::timeout(Duration::ZERO, events.out_of_memory_beyond("one", known));
+        ran_out(&events, "other");
+        assert!(now(0).await.is_err());
+        let (told, ()) = tokio::join!(events.out_of_memory_beyond("one", 0), async {
+            tokio::task::yield_now().await;
+            ran_out(&events, "one");
+        });
+        assert_eq!(told, 1);
+        ran_out(&events, "one");
+        assert_eq!(now(0).await, Ok(2));
+        assert_eq!(now(1).await, Ok(2));
+        assert!(now(2).await.is_err());
+        let exit = Exit::killed();
+        events.deleted(&ProcessKey::exec("one", "shell"), 7, exit);
+        assert_eq!(now(0).await, Ok(2));
+        events.deleted(&ProcessKey::init("one"), 7, exit);
+        assert!(now(0).await.is_err());
     }
 }
