@@ -1,6 +1,7 @@
 //! Podman, with kata-runtime from its containers.conf.
 
 use std::fs;
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{Deadline, Engine, Input, Installation, Part, only_a_vm, podman};
@@ -134,6 +135,37 @@ fn network_publishes_ports_and_knows_names() -> Result<()> {
         );
         assert_eq!(podman.on_host(&dial)?.success()?, "from web\n");
         podman.succeed("rm --force --time 0 web")?;
+        podman.succeed("network rm net").map(drop)
+    })
+}
+
+#[test]
+fn pod_is_reached_on_loopback_only_and_asks_a_name_server_outside() -> Result<()> {
+    podman(|podman| {
+        // Neither the pod's network nor one that it has a route to but by its gateway.
+        let (outside, www) = (Ipv4Addr::new(192, 0, 2, 53), "www.example.org");
+        podman.on_host(&format!("ip address add {outside}/32 dev lo"))?.success()?;
+        let its_address = Ipv4Addr::new(203, 0, 113, 7);
+        let _world = podman.name_server(outside, www, its_address)?;
+        podman.succeed("network create --disable-dns net")?;
+        let gateway = podman
+            .call_with(["network", "inspect", "--format", "{{(index .Subnets 0).Gateway}}", "net"])?
+            .success()?;
+        podman.succeed(&format!(
+            "pod create --name pod --network net --dns {outside} --publish 127.0.0.1:8080:80"
+        ))?;
+        let serve = "while :; do echo from the pod | nc -l -p 80; done";
+        podman.start("web", "--pod pod", serve)?;
+        let host = "until busybox nc 127.0.0.1 8080 < /dev/null | grep from; do :; done";
+        assert_eq!(podman.on_host(host)?.success()?, "from the pod\n");
+        let others = format!("busybox nc {} 8080 < /dev/null", gateway.trim());
+        podman.on_host(&others)?.failure()?;
+        let asks = format!(
+            "nslookup {www} | tail -n +3 | grep Address:; nslookup nobody.example.org > /dev/null || echo nobody"
+        );
+        let told = podman.run("--rm --pod pod", &asks).output()?;
+        assert_eq!(told.text(), format!("Address: {its_address}\nnobody\n"), "{told}");
+        podman.succeed("pod rm --force --time 0 pod")?;
         podman.succeed("network rm net").map(drop)
     })
 }
