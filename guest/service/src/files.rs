@@ -20,9 +20,17 @@ const SHARED: &str = "/run/kata-containers/shared/containers";
 const MAX_SIZE: i64 = 1 << 30;
 
 /// Writes one piece of a file, or makes a directory or a symbolic link, below the shared directory.
-/// The pieces go to a temporary file beside the target, which takes its name with the last one.
+/// The pieces go to a temporary file beside the target, which takes its name with the last one. A
+/// link takes its name in one step, too.
+///
+/// A mode of 0, which has no file type, means that there is nothing any more: what is there is
+/// removed, with all below it. That is this agent's own; no other host asks for it.
 pub(crate) fn copy(request: &CopyFileRequest) -> ttrpc::Result<()> {
     let relative = below_shared(&request.path)?;
+    if request.file_mode == 0 {
+        let shared = Place::make_directory(Path::new(SHARED), 0o755).map_err(Tell::tell)?;
+        return remove_below(&shared, &relative).map_err(Tell::tell);
+    }
     let kind = FileType::from_raw_mode(request.file_mode);
     if !matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink) {
         return Err(invalid(format!(
@@ -75,9 +83,11 @@ fn copy_below(
         }
         FileType::Symlink => {
             let target = String::from_utf8_lossy(&request.data).into_owned();
-            remove(&parent, name)?;
-            rustix::fs::symlinkat(target, &parent, name)?;
-            return own(&parent, name, request);
+            let partial = partial_name(name);
+            remove(&parent, &partial)?;
+            rustix::fs::symlinkat(target, &parent, &partial)?;
+            own(&parent, &partial, request)?;
+            return Ok(rustix::fs::renameat(&parent, &partial, &parent, name)?);
         }
         _ => {}
     }
@@ -87,6 +97,22 @@ fn copy_below(
         rustix::fs::renameat(&parent, &partial, &parent, name)?;
     }
     Ok(())
+}
+
+fn remove_below(shared: &Place, relative: &Path) -> io::Result<()> {
+    let parent = match shared.find_below(relative.parent().unwrap_or(Path::new(""))) {
+        Ok(parent) => parent,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let name = Path::new(relative.file_name().unwrap_or_default());
+    match remove(&parent, name) {
+        // It follows no link on its way down.
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            std::fs::remove_dir_all(parent.link().join(name))
+        }
+        removed => removed,
+    }
 }
 
 /// What a file is called until its last piece has come. Each piece comes by itself, so that its
@@ -194,6 +220,40 @@ mod tests {
         symlink(outside.path().join("y"), base.path().join(partial)).unwrap();
         assert!(copy_below(&place, Path::new("y"), file, &request(0, 1, b"x")).is_err());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn link_takes_the_place_of_another_and_leaves_nothing_beside_it() {
+        let (base, place) = shared();
+        for target in ["..1", "..2"] {
+            let request = CopyFileRequest {
+                file_mode: 0o120_777,
+                data: target.as_bytes().to_vec(),
+                ..request(0, 0, b"")
+            };
+            copy_below(&place, Path::new("c1/..data"), FileType::Symlink, &request).unwrap();
+            let link = fs::read_link(base.path().join("c1/..data")).unwrap();
+            assert_eq!(link, Path::new(target));
+        }
+        assert_eq!(fs::read_dir(base.path().join("c1")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_with_all_below_it_and_with_nothing_else() {
+        let (base, place) = shared();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("file"), "").unwrap();
+        fs::create_dir_all(base.path().join("c1/..1/sub")).unwrap();
+        fs::write(base.path().join("c1/..1/sub/file"), "").unwrap();
+        for at in ["c1/link", "c1/..1/link"] {
+            symlink(outside.path(), base.path().join(at)).unwrap();
+        }
+        assert!(remove_below(&place, Path::new("c1/link/file")).is_err());
+        for name in ["c1/..1", "c1/link", "c1/link", "c1/none/none"] {
+            remove_below(&place, Path::new(name)).unwrap();
+        }
+        assert_eq!(fs::read_dir(base.path().join("c1")).unwrap().count(), 0);
+        assert!(outside.path().join("file").exists());
     }
 
     #[test]

@@ -56,6 +56,12 @@ impl Place {
         Ok(Self(current))
     }
 
+    /// The directory at a relative path below this one; the empty one is this one itself.
+    pub(crate) fn find_below(&self, path: &Path) -> io::Result<Self> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        open(&self.0, path, DIRECTORY)
+    }
+
     /// A path to this place for system calls that take nothing else. It means this place for as
     /// long as this value lives.
     pub(crate) fn link(&self) -> PathBuf {

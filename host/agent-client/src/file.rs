@@ -39,6 +39,9 @@ pub enum FileContent<'a> {
     Directory,
     /// A symbolic link with this target.
     Symlink(&'a [u8]),
+    /// Nothing any more: what is there is to be removed, with all below it. Only this project's
+    /// agent does that; another one refuses it.
+    Nothing,
 }
 
 impl AgentClient {
@@ -57,11 +60,13 @@ fn messages<'a>(file: &GuestFile<'a>) -> impl Iterator<Item = CopyFileRequest> +
         FileContent::Regular(data) => (S_IFREG, data),
         FileContent::Directory => (S_IFDIR, &[]),
         FileContent::Symlink(target) => (S_IFLNK, target),
+        FileContent::Nothing => (0, &[]),
     };
+    let mode = if file.content == FileContent::Nothing { 0 } else { file.mode & 0o7777 };
     let head = CopyFileRequest {
         path: file.path.to_owned(),
         file_size: data.len() as i64,
-        file_mode: file_type | (file.mode & 0o7777),
+        file_mode: file_type | mode,
         dir_mode: file.dir_mode,
         uid: file.uid.cast_signed(),
         gid: file.gid.cast_signed(),
@@ -110,5 +115,6 @@ mod tests {
         assert_eq!(directory[0].file_mode, 0o040_644);
         assert_eq!(file(FileContent::Regular(b"")).len(), 1);
         assert_eq!(file(FileContent::Symlink(b"target"))[0].data, b"target");
+        assert_eq!(file(FileContent::Nothing)[0].file_mode, 0);
     }
 }

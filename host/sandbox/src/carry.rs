@@ -16,6 +16,7 @@ use std::time::Duration;
 use kata_agent_client::GuestStorage;
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, Vm};
 use kata_storage::{BlockRoot, GUEST_SHARE};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::{ContainerPlan, DiskDevice, DiskRoot, SandboxError};
@@ -32,7 +33,7 @@ const GUEST_DISKS: &str = "/run/kata-containers/sandbox/disks";
 /// never answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Keeps the disks that one sandbox's VM gets while it runs.
+/// Keeps the disks that one sandbox's VM gets while it runs, and those who keep copies up to date.
 #[derive(Debug)]
 pub(crate) struct Carrier {
     /// Where images go; `None` where there are none.
@@ -41,6 +42,8 @@ pub(crate) struct Carrier {
     disks: Mutex<Disks>,
     /// One device comes at a time, so that whoever shares it finds it there.
     devices: tokio::sync::Mutex<()>,
+    /// The tasks that serve a container, which end with it.
+    tasks: Mutex<HashMap<String, Vec<AbortHandle>>>,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +74,12 @@ impl Carrier {
     /// Images go to `directory`, which is there; without one the guest gets what it mounts through
     /// the shared directory.
     pub(crate) fn new(directory: Option<PathBuf>) -> Self {
-        Self { directory, disks: Mutex::default(), devices: tokio::sync::Mutex::default() }
+        Self {
+            directory,
+            disks: Mutex::default(),
+            devices: tokio::sync::Mutex::default(),
+            tasks: Mutex::default(),
+        }
     }
 
     /// Where root file systems are packed into images; `None` where directories are shared.
@@ -165,9 +173,17 @@ impl Carrier {
         Ok(root_storages(&plan.id, found))
     }
 
-    /// Takes the container's disks away from the VM, and its image away altogether. The guest must
-    /// not use them any more. A container without any is fine.
+    /// Has a task end when [`Carrier::forget`] is called for the container.
+    pub(crate) fn keep(&self, container: &str, task: AbortHandle) {
+        self.tasks().entry(container.to_owned()).or_default().push(task);
+    }
+
+    /// Takes the container's disks away from the VM, and its image away altogether, and ends the
+    /// tasks that serve it. The guest must not use them any more. A container without any is fine.
     pub(crate) async fn forget(&self, vm: &dyn Vm, container: &str) {
+        for task in self.tasks().remove(container).unwrap_or_default() {
+            task.abort();
+        }
         let _turn = self.devices.lock().await;
         for disk in self.take(container) {
             // A VM that is gone has no disks.
@@ -216,6 +232,10 @@ impl Carrier {
         taken
             .retain(|disk| !disks.by_container.values().flatten().any(|other| other.id == disk.id));
         taken
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, HashMap<String, Vec<AbortHandle>>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn disks(&self) -> MutexGuard<'_, Disks> {

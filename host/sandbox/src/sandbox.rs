@@ -8,6 +8,7 @@ mod port_forward;
 mod room;
 mod settle;
 mod take_down;
+mod updates;
 mod watchers;
 
 use std::pin::pin;

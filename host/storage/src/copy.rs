@@ -1,7 +1,8 @@
 //! Files of the host that a guest gets as copies, because no directory can be shared with it.
 //!
 //! Copies are what they were when the container was made: nobody's changes are seen on the other
-//! side. They are kept in the guest's memory, and therefore small.
+//! side, except for those that are followed (`follow.rs`). They are kept in the guest's memory, and
+//! therefore small.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

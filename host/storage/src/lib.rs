@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Where the VMM has no shared file system, the root file system becomes an image for a disk
-//! ([`pack`]), and the binds become copies ([`CopyBudget`]).
+//! ([`pack`]), and the binds become copies ([`CopyBudget`]), which follow what Kubernetes updates
+//! ([`Followed`]).
 //!
 //! All mounts live in the mount namespace of the calling process, which must be a private one
 //! ([`kata_linux::mount::unshare_mount_namespace`]): they vanish with the last process in it,
@@ -21,6 +22,7 @@
 mod block;
 mod copy;
 mod error;
+mod follow;
 mod mount_points;
 mod pack;
 mod plan;
@@ -33,6 +35,7 @@ mod tree;
 pub use block::BlockRoot;
 pub use copy::{CopiedContent, CopiedFile, CopyBudget, MAX_COPIED_BYTES, MAX_COPIED_FILES};
 pub use error::StorageError;
+pub use follow::{Copied, Followed, Update};
 pub use mount_points::{check_mount_points, make_mount_points};
 pub use pack::{IMAGE_TYPE, pack};
 pub use plan::{GuestMounts, HostBind, plan_mounts};

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use kata_e2e::{Container, Containerd, Run, scenario};
@@ -70,6 +71,51 @@ fn mounts_are_copies_of_what_there_was() -> Result<()> {
         fs::write(shared.join("below/file"), "later\n")?;
         let again = container.exec(["cat", "/shared/below/file"]).output()?.success()?;
         assert_eq!(again, "from the host\n");
+        container.remove()
+    })
+}
+
+/// Writes a version of a volume as the kubelet does, with these keys and no others.
+fn publish(volume: &Path, version: &str, keys: &[&str]) -> Result<()> {
+    let files = volume.join(version);
+    fs::create_dir_all(&files)?;
+    for key in keys {
+        fs::write(files.join(key), format!("{version}\n"))?;
+    }
+    let before = fs::read_link(volume.join("..data")).ok();
+    symlink(version, volume.join("..data_tmp"))?;
+    fs::rename(volume.join("..data_tmp"), volume.join("..data"))?;
+    for key in keys.iter().filter(|key| !volume.join(key).exists()) {
+        symlink(format!("..data/{key}"), volume.join(key))?;
+    }
+    let Some(before) = before.map(|before| volume.join(before)) else { return Ok(()) };
+    for entry in fs::read_dir(&before)? {
+        let key = entry?.file_name();
+        if !files.join(&key).exists() {
+            fs::remove_file(volume.join(&key))?;
+        }
+    }
+    Ok(fs::remove_dir_all(before)?)
+}
+
+#[test]
+fn updates_of_a_volume_of_kubernetes_are_followed() -> Result<()> {
+    without_share(|containerd| {
+        let volume = containerd.directory().join("volume");
+        publish(&volume, "..1", &["kept", "old"])?;
+        let container =
+            containerd.run(["sleep", "1000"]).bind(&volume, "/config", "rbind:ro").start()?;
+        let all = "cd /config; ls -A; cat kept";
+        let output = container.shell(all).output()?.success()?;
+        assert_eq!(output, "..1\n..data\nkept\nold\n..1\n");
+        for (version, new) in [("..2", "new"), ("..3", "newer")] {
+            publish(&volume, version, &["kept", new])?;
+            let arrived =
+                format!("[ \"$(ls -A /config | xargs)\" = '{version} ..data kept {new}' ]");
+            let script = format!("until {arrived}; do sleep 0.1; done; {all}");
+            let output = container.shell(&script).output()?.success()?;
+            assert_eq!(output, format!("{version}\n..data\nkept\n{new}\n{version}\n"));
+        }
         container.remove()
     })
 }

@@ -4,15 +4,19 @@
 //! |---|---|---|
 //! | root file system in a directory | in it | packed into an image, for a disk |
 //! | root file system on a block device | a disk | a disk |
-//! | mounts of the host's files | in it | copies |
+//! | mounts of the host's files | in it | copies, which follow what Kubernetes updates |
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kata_agent_client::{FileContent, GuestDevice, GuestFile, GuestStorage};
-use kata_storage::{CopiedContent, CopiedFile, CopyBudget, HostBind, Share};
+use kata_storage::{
+    Copied, CopiedContent, CopiedFile, CopyBudget, Followed, HostBind, Share, StorageError,
+};
 use oci_spec::runtime::Mount;
 
 use super::Shared;
+use super::updates::{self, Mirror};
 use crate::carry::guest_place;
 use crate::{ContainerPlan, DiskDevice, SandboxError};
 
@@ -20,13 +24,18 @@ use crate::{ContainerPlan, DiskDevice, SandboxError};
 const DIRECTORY_MODE: u32 = 0o755;
 
 /// A mount's copies.
-type Copies<'a> = (&'a HostBind, Vec<CopiedFile>);
+struct Copies<'a> {
+    bind: &'a HostBind,
+    files: Vec<CopiedFile>,
+    /// Of what is updated.
+    followed: Option<Followed>,
+}
 
 impl Shared {
     /// Brings the container's files to where the guest finds them, writes those places into its
     /// spec, and tells what the guest is to mount.
     pub(super) async fn bring_files(
-        &self,
+        self: &Arc<Self>,
         plan: &mut ContainerPlan,
     ) -> Result<Vec<GuestStorage>, SandboxError> {
         let (vm, images) = (self.vm.as_ref(), self.carrier.directory());
@@ -74,15 +83,21 @@ impl Shared {
 
     /// Copies what is mounted, and returns the mounts as the guest is to make them.
     async fn copy_mounts(
-        &self,
+        self: &Arc<Self>,
         plan: &ContainerPlan,
         copies: Vec<Copies<'_>>,
     ) -> Result<Vec<Mount>, SandboxError> {
         let mut mounts = plan.mounts.spec_mounts.clone();
-        for (bind, files) in copies {
+        for Copies { bind, files, followed } in copies {
             let place = guest_place(&plan.id, &format!("mounts/{}", bind.index));
             for file in &files {
                 self.copy(&place, file).await?;
+            }
+            if let Some(followed) = followed {
+                let copied = Copied::of(&files);
+                let mirror = Mirror { bind: bind.clone(), place: place.clone(), copied };
+                let task = tokio::spawn(updates::follow(Arc::clone(self), followed, mirror));
+                self.carrier.keep(&plan.id, task.abort_handle());
             }
             if let Some(mount) = mounts.get_mut(bind.index) {
                 mount.set_source(Some(place.into()));
@@ -91,18 +106,15 @@ impl Shared {
         Ok(mounts)
     }
 
-    async fn copy(&self, place: &str, file: &CopiedFile) -> Result<(), SandboxError> {
-        let path = match file.path.as_str() {
-            "" => place.to_owned(),
-            below => format!("{place}/{below}"),
-        };
+    /// Copies one file of a mount's to below `place`.
+    pub(super) async fn copy(&self, place: &str, file: &CopiedFile) -> Result<(), SandboxError> {
         let content = match &file.content {
             CopiedContent::Directory => FileContent::Directory,
             CopiedContent::Regular(bytes) => FileContent::Regular(bytes),
             CopiedContent::Symlink(target) => FileContent::Symlink(target),
         };
         let copy = GuestFile {
-            path: &path,
+            path: &below(place, &file.path),
             mode: file.mode,
             dir_mode: DIRECTORY_MODE,
             uid: file.uid,
@@ -111,11 +123,37 @@ impl Shared {
         };
         self.unless_gone(self.agent.copy_file(copy)).await
     }
+
+    /// Removes the copy that has this path below `place`, with all below it.
+    pub(super) async fn remove_copy(&self, place: &str, path: &str) -> Result<(), SandboxError> {
+        let nothing = GuestFile {
+            path: &below(place, path),
+            mode: 0,
+            dir_mode: DIRECTORY_MODE,
+            uid: 0,
+            gid: 0,
+            content: FileContent::Nothing,
+        };
+        self.unless_gone(self.agent.copy_file(nothing)).await
+    }
+}
+
+fn below(place: &str, path: &str) -> String {
+    if path.is_empty() { place.to_owned() } else { format!("{place}/{path}") }
 }
 
 fn copies(binds: &[HostBind]) -> Result<Vec<Copies<'_>>, SandboxError> {
     let mut budget = CopyBudget::default();
-    binds.iter().map(|bind| Ok((bind, budget.read(bind)?))).collect()
+    let read = |bind| {
+        // It is followed before it is read, so that nothing that comes in between is missed.
+        let followed = Followed::begin(bind).map_err(|source| StorageError::Io {
+            action: "follow the changes of",
+            path: bind.source.clone(),
+            source,
+        })?;
+        Ok(Copies { bind, files: budget.read(bind)?, followed })
+    };
+    binds.iter().map(read).collect()
 }
 
 /// Puts the container's root file system where the guest finds it, and tells where.

@@ -1,0 +1,68 @@
+//! Copies that follow what Kubernetes updates: ConfigMaps, Secrets, tokens, the downward API.
+//!
+//! Where a directory is shared, the guest sees the updates by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata_storage::{Copied, CopyBudget, Followed, HostBind};
+
+use super::Shared;
+use crate::SandboxError;
+
+/// After how long an update is tried again that the guest did not take.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// A mount, and what the guest has of it.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    pub(super) bind: HostBind,
+    /// Where the guest has the copies.
+    pub(super) place: String,
+    pub(super) copied: Copied,
+}
+
+/// Copies every update of a mount's source, until the sandbox is gone or there is no source.
+pub(super) async fn follow(shared: Arc<Shared>, mut followed: Followed, mut mirror: Mirror) {
+    loop {
+        let changed = tokio::select! {
+            biased;
+            () = shared.until_gone() => return,
+            changed = followed.changed() => changed,
+        };
+        let at = mirror.bind.source.display();
+        match changed {
+            Ok(true) => {}
+            Ok(false) => return tracing::debug!("{at} is gone, and its copies stay as they are"),
+            Err(error) => return tracing::error!("{at} cannot be followed any more: {error}"),
+        }
+        while let Err(error) = update(&shared, &mut mirror).await {
+            let to = mirror.bind.destination.display();
+            tracing::warn!("sandbox {}: an update of {to} has not arrived: {error}", shared.id);
+            match error {
+                SandboxError::Agent(_) => tokio::time::sleep(AGAIN).await,
+                SandboxError::Gone { .. } => return,
+                // The guest keeps what it has until there is something that it can have.
+                _ => break,
+            }
+        }
+    }
+}
+
+/// Makes the guest's copies what the mount's source is.
+async fn update(shared: &Shared, mirror: &mut Mirror) -> Result<(), SandboxError> {
+    let Mirror { bind, place, copied } = mirror;
+    let files = CopyBudget::default().read(bind)?;
+    // Another change is on its way.
+    let Some(update) = copied.update(&files) else { return Ok(()) };
+    for file in &update.copies {
+        shared.copy(place, file).await?;
+    }
+    *copied = Copied::of(&files);
+    for path in &update.gone {
+        if let Err(error) = shared.remove_copy(place, path).await {
+            tracing::warn!("sandbox {}: {path} stays in the guest: {error}", shared.id);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,273 @@
+//! Copies of directories that somebody keeps up to date.
+//!
+//! The kubelet writes the files of a ConfigMap, of a Secret, of tokens or of the downward API into
+//! a directory of their own, has a link lead there in one step, and removes the directory before
+//! (Kubernetes, pkg/volume/util/atomic_writer.go):
+//!
+//! ```text
+//!   key ──▶ ..data/key      ..data ──▶ ..2026_11_29_06_12_01.5      ..2026_11_29_06_12_01.5/key
+//! ```
+//!
+//! So the copies follow in the same order: new files, the link, links of new keys, and then goes
+//! what is not there any more. A container sees all of the old files, or all of the new ones.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use kata_linux::descriptors::register;
+use rustix::fs::FileType;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
+
+use crate::tree::Tree;
+use crate::{CopiedContent, CopiedFile, HostBind};
+
+/// The link that leads to the files that count.
+const DATA: &str = "..data";
+
+/// How long an update may take until it is looked at. What comes later is looked at again.
+const REST: Duration = Duration::from_millis(500);
+
+/// Notices when a directory is updated.
+#[derive(Debug)]
+pub struct Followed {
+    // No descriptor of the directory itself: that would keep its file system from being unmounted.
+    events: AsyncFd<OwnedFd>,
+}
+
+impl Followed {
+    /// Follows the mount's source from now on; `None` where it is not updated in the kubelet's way.
+    /// Has to be called in tokio's context.
+    pub fn begin(bind: &HostBind) -> io::Result<Option<Self>> {
+        let tree = Tree::at_resolved(&bind.source)?;
+        let top = tree.find(Path::new(""))?;
+        if top.kind() != FileType::Directory {
+            return Ok(None);
+        }
+        match tree.find(Path::new(DATA)) {
+            Ok(link) if link.kind() == FileType::Symlink => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        let changes = WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::DELETE;
+        inotify::add_watch(&events, top.own_path(), changes)?;
+        Ok(Some(Self { events: register(events)? }))
+    }
+
+    /// Resolves soon after something has changed since the last call; with `false` once there is no
+    /// directory to follow any more.
+    pub async fn changed(&mut self) -> io::Result<bool> {
+        loop {
+            let mut ready = self.events.readable().await?;
+            if let Some(lives) = drain(self.events.get_ref())? {
+                if lives {
+                    tokio::time::sleep(REST).await;
+                    return Ok(drain(self.events.get_ref())?.unwrap_or(true));
+                }
+                return Ok(false);
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+/// Reads what there is to read. Whether the directory is still followed; `None` if there was
+/// nothing.
+fn drain(events: &OwnedFd) -> io::Result<Option<bool>> {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut reader = Reader::new(events, &mut buffer);
+    let mut lives = None;
+    loop {
+        match reader.next() {
+            Ok(event) => {
+                let ended = event.events().contains(ReadFlags::IGNORED);
+                lives = Some(lives.unwrap_or(true) && !ended);
+            }
+            Err(Errno::AGAIN) => return Ok(lives),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// What the guest has of a mount, to tell what has changed since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copied(BTreeMap<String, u64>);
+
+/// What the guest has to be told, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Update<'a> {
+    /// Files that are new, or not what they were.
+    pub copies: Vec<&'a CopiedFile>,
+    /// Paths below the mount's source at which nothing is any more. Of a directory that is gone,
+    /// only its own.
+    pub gone: Vec<String>,
+}
+
+impl Copied {
+    /// The guest has these files and no others.
+    #[must_use]
+    pub fn of(files: &[CopiedFile]) -> Self {
+        Self(files.iter().map(|file| (file.path.clone(), fingerprint(file))).collect())
+    }
+
+    /// What makes `files` of what the guest has. `None` if they were read in the midst of a change,
+    /// which then will be noticed, too.
+    #[must_use]
+    pub fn update<'a>(&self, files: &'a [CopiedFile]) -> Option<Update<'a>> {
+        let is_directory = |path: &[u8]| {
+            let at_path = files.iter().find(|file| file.path.as_bytes() == path);
+            at_path.is_some_and(|file| file.content == CopiedContent::Directory)
+        };
+        let link = files.iter().find(|file| file.path == DATA)?;
+        if !matches!(&link.content, CopiedContent::Symlink(target) if is_directory(target)) {
+            return None;
+        }
+        let is_new = |file: &&CopiedFile| self.0.get(&file.path) != Some(&fingerprint(file));
+        let mut copies: Vec<_> = files.iter().filter(is_new).collect();
+        // A directory comes before what is in it, as it was read.
+        copies.sort_by_key(|file| match &file.content {
+            CopiedContent::Symlink(_) if file.path == DATA => 1,
+            CopiedContent::Symlink(_) => 2,
+            CopiedContent::Directory | CopiedContent::Regular(_) => 0,
+        });
+        let is_there = |path: &str| files.iter().any(|file| file.path == path);
+        let gone = self.0.keys().filter(|path| {
+            let above = path.rsplit_once('/').map_or("", |(above, _)| above);
+            !is_there(path) && is_there(above)
+        });
+        Some(Update { copies, gone: gone.cloned().collect() })
+    }
+}
+
+fn fingerprint(file: &CopiedFile) -> u64 {
+    let CopiedFile { path: _, mode, uid, gid, content } = file;
+    let mut hasher = DefaultHasher::new();
+    (mode, uid, gid).hash(&mut hasher);
+    match content {
+        CopiedContent::Directory => 0.hash(&mut hasher),
+        CopiedContent::Regular(bytes) => (1, bytes).hash(&mut hasher),
+        CopiedContent::Symlink(target) => (2, target).hash(&mut hasher),
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::CopyBudget;
+
+    fn bind(source: &Path) -> HostBind {
+        HostBind {
+            index: 0,
+            source: source.canonicalize().unwrap(),
+            destination: "/data".into(),
+            readonly: true,
+            recursive: true,
+            follows_host: false,
+        }
+    }
+
+    fn read(directory: &Path) -> Vec<CopiedFile> {
+        CopyBudget::default().read(&bind(directory)).unwrap()
+    }
+
+    /// Writes a version as the kubelet does.
+    fn write(directory: &Path, version: &str, keys: &[&str]) {
+        let files = directory.join(version);
+        fs::create_dir(&files).unwrap();
+        for key in keys {
+            fs::write(files.join(key), version).unwrap();
+        }
+        symlink(version, directory.join("..data_tmp")).unwrap();
+        fs::rename(directory.join("..data_tmp"), directory.join(DATA)).unwrap();
+        for key in keys {
+            let _ = symlink(format!("{DATA}/{key}"), directory.join(key));
+        }
+    }
+
+    fn remove(directory: &Path, version: &str, keys: &[&str]) {
+        for key in keys {
+            fs::remove_file(directory.join(key)).unwrap();
+        }
+        fs::remove_dir_all(directory.join(version)).unwrap();
+    }
+
+    #[test]
+    fn update_is_new_files_then_the_link_then_links_of_new_keys_then_what_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        write(directory, "..1", &["both", "old"]);
+        let copied = Copied::of(&read(directory));
+        assert_eq!(
+            copied.update(&read(directory)).unwrap(),
+            Update { copies: vec![], gone: vec![] }
+        );
+        write(directory, "..2", &["both", "new"]);
+        remove(directory, "..1", &["old"]);
+        let files = read(directory);
+        let Update { copies, gone } = copied.update(&files).unwrap();
+        let mut paths: Vec<_> = copies.iter().map(|file| file.path.as_str()).collect();
+        paths[1..3].sort_unstable();
+        assert_eq!(paths, ["..2", "..2/both", "..2/new", "..data", "new"]);
+        assert_eq!(gone, ["..1", "old"]);
+    }
+
+    #[test]
+    fn what_was_read_in_the_midst_of_a_change_is_no_update() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), "..1", &["key"]);
+        let mut files = read(directory.path());
+        let copied = Copied::of(&files);
+        files.retain(|file| !file.path.starts_with("..1"));
+        assert_eq!(copied.update(&files), None);
+        files.retain(|file| file.path != DATA);
+        assert_eq!(copied.update(&files), None);
+    }
+
+    #[test]
+    fn file_of_the_same_length_is_another_one() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), "..1", &["key"]);
+        let copied = Copied::of(&read(directory.path()));
+        fs::write(directory.path().join("..1/key"), "..2").unwrap();
+        let files = read(directory.path());
+        let update = copied.update(&files).unwrap();
+        assert_eq!(update.copies.len(), 1);
+        assert_eq!(update.copies[0].path, "..1/key");
+    }
+
+    #[tokio::test]
+    async fn update_is_noticed_and_so_is_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        write(directory, "..1", &["key"]);
+        let mut followed = Followed::begin(&bind(directory)).unwrap().unwrap();
+        write(directory, "..2", &["key"]);
+        remove(directory, "..1", &[]);
+        assert!(followed.changed().await.unwrap());
+        fs::remove_dir_all(directory).unwrap();
+        while followed.changed().await.unwrap() {}
+    }
+
+    #[tokio::test]
+    async fn only_what_is_updated_in_this_way_is_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(Followed::begin(&bind(directory.path())).unwrap().is_none());
+        assert!(Followed::begin(&bind(&file)).unwrap().is_none());
+        fs::write(directory.path().join(DATA), "no link").unwrap();
+        assert!(Followed::begin(&bind(directory.path())).unwrap().is_none());
+    }
+}
