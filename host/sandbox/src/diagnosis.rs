@@ -3,7 +3,7 @@
 //! Whatever the guest wrote to its console is evidence and no more: it is quoted, and nothing is
 //! decided by it but the words of a message.
 
-use kata_hypervisor::{GuestRoot, Vm, VmExit, VmSpec};
+use kata_hypervisor::{Console, GuestRoot, Vm, VmExit, VmSpec};
 
 /// How many lines of the console and of the VMM's stderr are quoted.
 const QUOTED_LINES: usize = 8;
@@ -16,6 +16,17 @@ const PANIC: &str = "Kernel panic - not syncing: ";
 
 /// What it says when it powers off (kernel/reboot.c): machines without a switch for that are reset.
 const POWER_DOWN: &str = "reboot: Power down";
+
+/// What it says last when it has stopped its processors, for there is no such switch, or for it was
+/// told to halt (the same file). Nothing but its silence follows.
+const HALTED: [&str; 2] =
+    ["reboot: Power off not available: System halted instead", "reboot: System halted"];
+
+/// How many lines of the console may come after that, from processors that were stopped later.
+const LINES_AFTER_HALT: usize = 3;
+
+/// Why a sandbox ends whose guest has stopped.
+pub(crate) const STOPPED: &str = "the guest powered off or halted";
 
 /// What it says of a block of its image that does not match the hash tree (dm-verity).
 const CORRUPTED: &str = "dm-verity device corrupted";
@@ -58,6 +69,12 @@ fn cause_in(exit: &VmExit, console: &[String]) -> String {
         }
     }
     format!("the VM {exit}")
+}
+
+/// Whether the last that the kernel has said is that it stopped its processors.
+pub(crate) fn has_stopped(console: &Console) -> bool {
+    let lines = console.last_lines(LINES_AFTER_HALT + 1);
+    lines.iter().any(|line| HALTED.iter().any(|words| line.contains(words)))
 }
 
 /// Where in the console the last panic is told.
@@ -331,5 +348,17 @@ mod tests {
         let remedy = remedy_in(&lines(none), &image(false, None)).unwrap();
         assert!(remedy.contains("image /share/guest.img (`image`) has no init"), "{remedy}");
         assert_eq!(remedy_in(&lines("kata-agent 0.1.0"), &initrd()), None);
+    }
+
+    #[test]
+    fn kernel_has_stopped_when_nothing_comes_after_its_last_word() {
+        let console = Console::new();
+        assert!(!has_stopped(&console));
+        console.push(b"[    9.1] reboot: System halted\n");
+        assert!(has_stopped(&console));
+        console.push(b"[    9.2] a processor that was stopped later\n");
+        assert!(has_stopped(&console));
+        console.push(&b"and so on\n".repeat(10));
+        assert!(!has_stopped(&console), "somebody has forged it, and goes on");
     }
 }

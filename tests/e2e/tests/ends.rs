@@ -91,6 +91,12 @@ fn guest_that_powers_off_is_told() -> Result<()> {
     guest_ends(&outside("poweroff -f"), "the guest powered off")
 }
 
+/// Nothing of its VM ends by that: it is asked, and does not answer.
+#[test]
+fn guest_that_halts_is_told() -> Result<()> {
+    guest_ends(&outside("halt -f"), "the guest powered off or halted")
+}
+
 /// A console takes what the guest writes, keeps the end of it, and is in nobody's way.
 #[test]
 fn guest_that_floods_its_console_is_served_and_its_end_is_told() -> Result<()> {

@@ -9,14 +9,19 @@
 //! A host that is busy, frozen or suspended must not lose its sandboxes. So one late answer means
 //! nothing; and the clock is the monotonic one, which stands still while the host is suspended
 //! (clock_gettime(2)).
+//!
+//! A kernel that powers off a machine without a switch for that stops its processors instead, which
+//! no VMM notices. It says so on its console; then it is asked at once, and waited for less long.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kata_agent_client::AgentError;
+use kata_hypervisor::Console;
 use tokio::time::Instant;
 
 use super::Shared;
+use crate::diagnosis;
 
 /// From an answer to the next question. A guest that hangs is noticed soon enough by this, and one
 /// that idles is woken rarely enough.
@@ -25,16 +30,27 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// Questions in a row without an answer that mean that there will be none.
 const MISSES: u32 = 3;
 
+/// How long one answer may take of a guest that has said that it has stopped: what is said on a
+/// console may be forged, and a guest that lives has time enough to answer one of the questions.
+const PATIENCE_WITH_STOPPED: Duration = Duration::from_secs(5);
+
+/// How long a console is silent after a kernel's last word.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// Ends the sandbox when its guest answers nothing any more. `patience` is how long one answer may
 /// take.
 pub(super) async fn watch(shared: Arc<Shared>, patience: Duration) {
-    let agent = shared.agent.with_deadline(patience);
+    let mut last_word = LastWord::on(shared.vm.console());
     let mut silence = Silence::begin(Instant::now());
+    let mut stopped = false;
     loop {
+        let patience = if stopped { patience.min(PATIENCE_WITH_STOPPED) } else { patience };
+        let pause = PAUSE.min(patience);
         let asked = async {
-            if !silence.may_have_begun() {
-                tokio::time::sleep(PAUSE.min(patience)).await;
+            if !silence.may_have_begun() && !stopped {
+                tokio::time::sleep(pause).await;
             }
+            let agent = shared.agent.with_deadline(patience);
             // The request's own deadline begins when it is on its way.
             tokio::time::timeout(patience, agent.check()).await
         };
@@ -42,13 +58,22 @@ pub(super) async fn watch(shared: Arc<Shared>, patience: Duration) {
             biased;
             () = shared.until_gone() => return,
             answer = asked => answer,
+            () = last_word.said(), if !stopped => {
+                tracing::warn!("sandbox {}: its guest says that it has stopped", shared.id);
+                stopped = true;
+                continue;
+            }
         };
         match answer {
             Err(_) | Ok(Err(AgentError::Deadline { .. })) => {
                 let late = patience.as_secs_f64();
                 tracing::warn!("sandbox {}: its guest has not answered within {late} s", shared.id);
                 if let Some(silent) = silence.missed(Instant::now()) {
-                    let reason = format!("its guest has not answered for {} s", silent.as_secs());
+                    let reason = if stopped {
+                        diagnosis::STOPPED.to_owned()
+                    } else {
+                        format!("its guest has not answered for {} s", silent.as_secs())
+                    };
                     tracing::error!("sandbox {}: {reason}", shared.id);
                     return shared.take_down(&reason, false).await;
                 }
@@ -56,7 +81,37 @@ pub(super) async fn watch(shared: Arc<Shared>, patience: Duration) {
             // Somebody else tells why.
             Ok(Err(AgentError::Disconnected { .. })) => return,
             // Whatever it has said, it is there.
-            Ok(Ok(()) | Err(_)) => silence = Silence::begin(Instant::now()),
+            Ok(Ok(()) | Err(_)) => {
+                silence = Silence::begin(Instant::now());
+                stopped = false;
+            }
+        }
+    }
+}
+
+/// Whoever listens for the last thing that a kernel says.
+#[derive(Debug)]
+struct LastWord {
+    console: Console,
+    /// How much of the console was looked at.
+    heard: u64,
+}
+
+impl LastWord {
+    fn on(console: Console) -> Self {
+        Self { console, heard: 0 }
+    }
+
+    /// Resolves when the kernel has said that it stopped, once for each time that it wrote since
+    /// the last call. Whatever floods the console is looked at now and then only.
+    async fn said(&mut self) {
+        loop {
+            self.console.written_beyond(self.heard).await;
+            tokio::time::sleep(QUIET).await;
+            (_, self.heard) = self.console.since(u64::MAX);
+            if diagnosis::has_stopped(&self.console) {
+                return;
+            }
         }
     }
 }
