@@ -21,6 +21,7 @@ mod recipe;
 mod root;
 mod rounds;
 mod selections;
+mod table;
 mod tests_of;
 
 pub use disk::Disk;
@@ -28,5 +29,6 @@ pub use image::HostImage;
 pub use jobs::Line;
 pub use machine::{Died, Machine};
 pub use root::EngineRoot;
-pub use rounds::{Round, Rounds};
+pub use rounds::{Hypervisor, Round, Rounds};
+pub use table::table;
 pub use tests_of::{TestBinary, test_binaries};

@@ -1,6 +1,7 @@
 //! Which tests run, with which hypervisor.
 
 use std::ffi::OsStr;
+use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,17 +9,59 @@ use anyhow::{Context, Result};
 use kata_e2e::{GuestKernel, Installation};
 use tempfile::TempDir;
 
-use crate::selections::{
-    ALL_OF_ENGINES, CLOUD_HYPERVISOR, ENGINES, FIRECRACKER, JAILER, KRUN, QEMU, Selection,
-};
+use crate::selections::{Choice, TABLE};
 use crate::tests_of::TestBinary;
+
+/// What a round's tests run with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hypervisor {
+    /// QEMU.
+    Qemu,
+    /// The one of this project.
+    Krun,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
+    /// Firecracker by itself.
+    Firecracker,
+    /// Firecracker in its jailer's cell.
+    Jailer,
+    /// What the runtime chooses by itself.
+    Chosen,
+}
+
+impl Hypervisor {
+    /// All of them, in the order of their rounds.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Qemu,
+        Self::Krun,
+        Self::CloudHypervisor,
+        Self::Firecracker,
+        Self::Jailer,
+        Self::Chosen,
+    ];
+}
+
+/// As people call it.
+impl Display for Hypervisor {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Qemu => "QEMU",
+            Self::Krun => "krun",
+            Self::CloudHypervisor => "Cloud Hypervisor",
+            Self::Firecracker => "Firecracker",
+            Self::Jailer => "Firecracker's jailer",
+            Self::Chosen => "krun or QEMU",
+        })
+    }
+}
 
 /// Tests that run with one configuration.
 #[derive(Debug)]
 pub struct Round {
-    /// The hypervisor, as people call it.
-    pub hypervisor: &'static str,
-    selections: &'static [Selection],
+    /// What they run with.
+    pub hypervisor: Hypervisor,
+    /// Whether no test of a file is left out that may run.
+    whole: bool,
     /// The configuration file.
     configuration: PathBuf,
     /// The VMM's programs, if they are not a part of what is tested.
@@ -34,15 +77,12 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Docker and Podman with what the runtime chooses by itself.
+    /// Docker and Podman with what the runtime chooses by itself, on a machine where guests boot
+    /// fast enough for all that is known of them.
     pub fn of_engines() -> Result<Self> {
         let directory = directory()?;
-        let round = Round {
-            hypervisor: "krun or QEMU",
-            selections: ALL_OF_ENGINES,
-            configuration: configured(&directory, "auto", "auto", "")?,
-            programs: Vec::new(),
-        };
+        let configuration = configured(&directory, "auto", "auto", "")?;
+        let round = Round { whole: true, ..Round::new(Hypervisor::Chosen, configuration) };
         Ok(Self { rounds: vec![round], directory })
     }
 
@@ -52,35 +92,18 @@ impl Rounds {
         let directory = directory()?;
         let configured =
             |file: &str, name: &str, lines: &str| configured(&directory, file, name, lines);
-        let qemu = Round {
-            hypervisor: "QEMU",
-            selections: QEMU,
-            configuration: configured("qemu", "qemu", "")?,
-            programs: Vec::new(),
-        };
-        let krun = Round {
-            hypervisor: "krun",
-            selections: KRUN,
-            configuration: configured("krun", "krun", "")?,
-            programs: Vec::new(),
-        };
-        let engines = Round {
-            hypervisor: "krun or QEMU",
-            selections: ENGINES,
-            configuration: configured("auto", "auto", "")?,
-            programs: Vec::new(),
-        };
-        let mut rounds = vec![qemu, krun, engines];
+        let mut rounds = vec![
+            Round::new(Hypervisor::Qemu, configured("qemu", "qemu", "")?),
+            Round::new(Hypervisor::Krun, configured("krun", "krun", "")?),
+            Round::new(Hypervisor::Chosen, configured("auto", "auto", "")?),
+        ];
         let find = |program| find(program, search_path);
         match find("cloud-hypervisor") {
             Some(program) => {
                 let path = format!("[hypervisor.clh]\npath = \"{}\"\n", program.display());
-                rounds.push(Round {
-                    hypervisor: "Cloud Hypervisor",
-                    selections: CLOUD_HYPERVISOR,
-                    configuration: configured("clh", "clh", &path)?,
-                    programs: vec![program],
-                });
+                let configuration = configured("clh", "clh", &path)?;
+                let round = Round::new(Hypervisor::CloudHypervisor, configuration);
+                rounds.push(Round { programs: vec![program], ..round });
             }
             None => println!(
                 "skipped: all tests with Cloud Hypervisor, for `cloud-hypervisor` is not on PATH"
@@ -90,23 +113,17 @@ impl Rounds {
             (Some(program), jailer) => {
                 let path = format!("[hypervisor.firecracker]\npath = \"{}\"\n", program.display());
                 let programs: Vec<_> = [program].into_iter().chain(jailer.clone()).collect();
-                rounds.push(Round {
-                    hypervisor: "Firecracker",
-                    selections: FIRECRACKER,
-                    configuration: configured("firecracker", "firecracker", &path)?,
-                    programs: programs.clone(),
-                });
+                let configuration = configured("firecracker", "firecracker", &path)?;
+                let round = Round::new(Hypervisor::Firecracker, configuration);
+                rounds.push(Round { programs: programs.clone(), ..round });
                 let Some(jailer) = jailer else {
                     println!("skipped: all tests with the jailer, for `jailer` is not on PATH");
                     return Ok(Self { rounds, directory });
                 };
                 let path = format!("{path}jailer_path = \"{}\"\n", jailer.display());
-                rounds.push(Round {
-                    hypervisor: "Firecracker's jailer",
-                    selections: JAILER,
-                    configuration: configured("jailer", "firecracker", &path)?,
-                    programs,
-                });
+                let configuration = configured("jailer", "firecracker", &path)?;
+                let round = Round::new(Hypervisor::Jailer, configuration);
+                rounds.push(Round { programs, ..round });
             }
             (None, _) => {
                 println!("skipped: all tests with Firecracker, for `firecracker` is not on PATH");
@@ -120,11 +137,12 @@ impl Rounds {
         self.rounds.iter()
     }
 
-    /// The names of all test binaries, once each.
+    /// The names of all test binaries, once each. With `all`, also of those that otherwise run by
+    /// hand only.
     #[must_use]
-    pub fn binaries(&self) -> Vec<&'static str> {
-        let mut names: Vec<_> =
-            self.iter().flat_map(|round| round.selections.iter().map(|(name, _)| *name)).collect();
+    pub fn binaries(&self, all: bool) -> Vec<&'static str> {
+        let files = |round: &Round| round.files(all).map(|(name, _)| name).collect::<Vec<_>>();
+        let mut names: Vec<_> = self.iter().flat_map(files).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -144,6 +162,24 @@ impl Rounds {
 }
 
 impl Round {
+    fn new(hypervisor: Hypervisor, configuration: PathBuf) -> Self {
+        Self { hypervisor, whole: false, configuration, programs: Vec::new() }
+    }
+
+    /// The test files that have something to run, and what of each; nothing named is all of it.
+    fn files(
+        &self,
+        all: bool,
+    ) -> impl Iterator<Item = (&'static str, &'static [&'static str])> + use<> {
+        let (hypervisor, all) = (self.hypervisor, all || self.whole);
+        TABLE.iter().filter_map(move |row| match row.choice(hypervisor) {
+            Choice::Whole => Some((row.file, [].as_slice())),
+            Choice::Only(tests, _) => Some((row.file, if all { &[] } else { tests })),
+            Choice::ByHand(_) => all.then_some((row.file, [].as_slice())),
+            Choice::Never(_) => None,
+        })
+    }
+
     /// The commands for a shell, each with the name of its test binary. With `all` no test of a
     /// binary is left out. `patience` is by how much deadlines are longer than on this machine,
     /// `threads` how many tests of a binary run at a time.
@@ -154,12 +190,12 @@ impl Round {
         patience: u32,
         threads: u32,
     ) -> impl Iterator<Item = (&'static str, String)> + 'a {
-        self.selections.iter().map(move |(name, tests)| {
-            let binary = binaries.iter().find(|binary| binary.name == *name);
+        self.files(all).map(move |(name, tests)| {
+            let binary = binaries.iter().find(|binary| binary.name == name);
             let path = binary.map_or(Path::new(name), |binary| &binary.path).display();
-            let tests = if all { String::new() } else { tests.join(" ") };
+            let tests = tests.join(" ");
             let environment = self.environment(patience);
-            (*name, format!("{environment} '{path}' --test-threads={threads} {tests}"))
+            (name, format!("{environment} '{path}' --test-threads={threads} {tests}"))
         })
     }
 
@@ -204,10 +240,12 @@ mod tests {
     fn hypervisor_that_is_not_there_has_no_round() {
         let rounds = Rounds::with_programs_of(None).unwrap();
         assert_eq!(
-            rounds.iter().map(|round| round.hypervisor).collect::<Vec<_>>(),
+            rounds.iter().map(|round| round.hypervisor.to_string()).collect::<Vec<_>>(),
             ["QEMU", "krun", "krun or QEMU"]
         );
-        assert!(!rounds.binaries().contains(&"program"));
+        assert!(!rounds.binaries(true).contains(&"program"));
+        let has_more = |name: &&'static str| !rounds.binaries(false).contains(name);
+        assert!(rounds.binaries(true).iter().any(has_more), "nothing is run by hand");
     }
 
     #[test]
@@ -215,7 +253,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let rounds = || Rounds::with_programs_of(Some(directory.path().as_os_str())).unwrap();
         let names = |rounds: &Rounds| {
-            rounds.iter().skip(3).map(|round| round.hypervisor).collect::<Vec<_>>()
+            rounds.iter().skip(3).map(|round| round.hypervisor.to_string()).collect::<Vec<_>>()
         };
         let (vmm, jailer) = (directory.path().join("firecracker"), directory.path().join("jailer"));
         fs::write(&vmm, "").unwrap();

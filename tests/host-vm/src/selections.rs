@@ -1,116 +1,236 @@
-//! What of the test binaries runs in each round.
+//! What of the test files runs with which hypervisor in `make test`, and why the rest does not.
+//!
+//! Every test of `tests/e2e` runs with QEMU under emulation anyway. A nested guest boots in about
+//! ten seconds, so what runs here with KVM is what shows the whole path (the accelerator and
+//! channel that are used, a container's life, a pod, disks, whom the VMM runs as, memory and
+//! virtual CPUs that come late, an end by violence), and what differs from QEMU: streams over
+//! another channel, other devices for networks and images, another file server, another way to
+//! stand still, other ways to end.
 
-/// A test binary's name, and what of it runs: all, if nothing is named.
-pub(crate) type Selection = (&'static str, &'static [&'static str]);
+use crate::rounds::Hypervisor;
 
-/// A nested guest boots in about ten seconds, so these are the few that show the whole path: the
-/// accelerator and channel that are used, a container's life, a pod, disks, whom the VMM runs as,
-/// memory and virtual CPUs that come late, an end by violence.
-pub(crate) const QEMU: &[Selection] = &[
-    ("qemu", &["on_q35"]),
-    // Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see
-    // `Machine::choose` in host/qemu.
-    ("acceleration", &["q35_uses_what_the_machine_has"]),
-    ("hotplug", &["processors_that_come_later_are_switched_on"]),
-    ("hypervisors", &[]),
-    ("lifecycle", &["detached_container_lives_until_it_is_killed"]),
-    ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
-    (
-        "block",
-        &[
-            "becomes_a_disk",
-            "thin_device_is_shared_where",
-            "read_only_root_on_a_disk",
-            "block_device_that_is_named",
-            "containers_of_a_pod_share_a_device",
-            "members_of_a_pod_have_root_file_systems",
-        ],
-    ),
-    ("users", &["every_vmm_is_a_nobody_of_its_own"]),
-    ("memory", &["update_of_a_limit_makes_the_vm_larger_and_smaller"]),
-    ("vcpus", &["update_of_a_limit_brings_virtual_cpus_and_takes_them"]),
-    ("ends", &["guest_that_reboots"]),
-    ("kill", &["vmm_is_killed_while_busy"]),
-];
+/// What of a test file runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// All of it.
+    Whole,
+    /// The tests whose names contain one of these, and why not the others; `KATA_HOST_VM_TESTS=all`
+    /// runs all.
+    Only(&'static [&'static str], &'static str),
+    /// Nothing, unless with `KATA_HOST_VM_TESTS=all`, and why.
+    ByHand(&'static str),
+    /// Nothing, since it would show nothing, and why.
+    Never(&'static str),
+}
 
-/// And for the others, which run nowhere else, what differs from QEMU: streams over another
-/// channel, other devices for networks and images, another file server, another way to stand still.
-pub(crate) const KRUN: &[Selection] = &[
-    ("krun", &[]),
-    (
-        "lifecycle",
-        &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
-    ),
-    ("integrity", &["half_closed_input_reaches_the_process"]),
-    (
-        "network",
-        &[
-            "container_has_the_network_of_its_namespace",
-            "interface_that_comes_before",
-            "pod_has_two_interfaces",
-        ],
-    ),
-    ("assets", IMAGES),
-    ("mounts", &["bind_mounts_are_shared_both_ways"]),
-    ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
-    ("block", DISKS_AT_BOOT),
-    ("ends", &["guest_that_panics"]),
-    (
-        "kill",
-        &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
-    ),
-];
+use Choice::{ByHand, Never, Only, Whole};
 
-pub(crate) const CLOUD_HYPERVISOR: &[Selection] = &[
-    ("clh", &[]),
-    (
-        "lifecycle",
-        &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
-    ),
-    ("integrity", &["stream_through_exec_comes_back_whole"]),
-    ("network", &["container_has_the_network_of_its_namespace", "interface_that_comes_before"]),
-    ("assets", IMAGES),
-    ("block", DISKS_AT_BOOT),
-    ("kill", &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots"]),
-    ("program", &[]),
-];
+/// One test file.
+#[derive(Debug)]
+pub(crate) struct Row {
+    /// The test target's name.
+    pub(crate) file: &'static str,
+    choices: [Choice; 6],
+}
 
+impl Row {
+    /// What runs with the hypervisor.
+    pub(crate) fn choice(&self, hypervisor: Hypervisor) -> Choice {
+        self.choices[hypervisor as usize]
+    }
+}
+
+const TIME: &str = "it takes long";
+const ABOVE: &str = "it takes long, and what it tests is above the hypervisor";
+const OTHERS: &str = "it is another driver's own";
+const QEMUS: &str = "it configures QEMU";
+const CHOSEN: &str = "the hypervisors' own rounds run it";
+const ITSELF: &str = "it chooses its hypervisors itself";
+const ENGINES: &str = "it runs with the hypervisor that the runtime chooses";
+const JAILED: &str = "only what the jailer changes runs with it; the rest is as without it";
+const SHARES: &str = "this hypervisor shares files, and needs no copies";
+const COPIES: &str = "this hypervisor shares no files";
+const NO_IMAGE: &str = "this hypervisor boots no image";
+const NO_GUEST: &str = "the hypervisor makes no difference to it";
+const CONTAINERD: &str = "it changes containerd's release, not the hypervisor";
+const SOAK: &str = "`make soak` runs it, with QEMU";
+/// Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see
+/// `Machine::choose` in host/qemu.
+const MICROVM: &str = "a microvm may hang where KVM is nested";
+
+/// With QEMU, krun, Cloud Hypervisor, Firecracker, and Firecracker's jailer.
+const fn row(file: &'static str, [qemu, krun, clh, fc, jailer]: [Choice; 5]) -> Row {
+    Row { file, choices: [qemu, krun, clh, fc, jailer, Never(CHOSEN)] }
+}
+
+/// Only with QEMU.
+const fn qemu(file: &'static str, choice: Choice) -> Row {
+    let no = Never(QEMUS);
+    row(file, [choice, no, no, no, no])
+}
+
+/// The same with each.
+const fn each(file: &'static str, choice: Choice) -> Row {
+    row(file, [choice, choice, choice, choice, choice])
+}
+
+/// Docker and Podman, by what the runtime chooses.
+const fn engine(file: &'static str, tests: &'static [&'static str]) -> Row {
+    let no = Never(ENGINES);
+    Row { file, choices: [no, no, no, no, no, Only(tests, ABOVE)] }
+}
+
+const OTHER: Choice = Never(OTHERS);
+
+const LIVES_AND_STANDS_STILL: Choice =
+    Only(&["detached_container_lives_until_it_is_killed", "paused_container_stands_still"], ABOVE);
+const IMAGES: Choice = Only(&["checked_image_boots", "image_that_was_tampered_with"], TIME);
 /// What is refused of the pods' ones takes a boot, too.
-const DISKS_AT_BOOT: &[&str] =
-    &["becomes_a_disk", "block_device_that_is_named", "containers_of_a_pod_share_a_device"];
+const DISKS_AT_BOOT: Choice = Only(
+    &["becomes_a_disk", "block_device_that_is_named", "containers_of_a_pod_share_a_device"],
+    TIME,
+);
+const DISKS_OF_FIRECRACKER: Choice =
+    Only(&["blockfile_becomes_a_disk", "containers_of_a_pod_share_a_device"], TIME);
+const STREAM: Choice = Only(&["stream_through_exec_comes_back_whole"], ABOVE);
+const NAMESPACE: Choice = Only(&["container_has_the_network_of_its_namespace"], TIME);
+const MEMBERS: Choice = Only(&["members_of_a_pod_share_a_vm_and_nothing_else"], ABOVE);
+const VMM_AND_SHIM: Choice = Only(
+    &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
+    TIME,
+);
 
-const IMAGES: &[&str] = &["checked_image_boots", "image_that_was_tampered_with"];
-
-pub(crate) const FIRECRACKER: &[Selection] = &[
+/// Every test file there is, in the order in which they run.
+pub(crate) const TABLE: &[Row] = &[
+    // The drivers alone.
+    row("qemu", [Only(&["on_q35"], MICROVM), OTHER, OTHER, OTHER, OTHER]),
+    row("krun", [OTHER, Whole, OTHER, OTHER, OTHER]),
+    row("clh", [OTHER, OTHER, Whole, OTHER, OTHER]),
     // Also in the jailer's cell, where that is there.
-    ("fc", &[]),
-    ("copies", &[]),
-    ("block", &["blockfile_becomes_a_disk", "containers_of_a_pod_share_a_device"]),
-    (
+    row("fc", [OTHER, OTHER, OTHER, Whole, Never(JAILED)]),
+    row("program", [OTHER, OTHER, Whole, OTHER, OTHER]),
+    row("firecracker", [OTHER, OTHER, OTHER, Whole, Never(JAILED)]),
+    each("description", Never("it compares our words with the published ones, and boots nothing")),
+    each("fake", Never("it is the contract of a driver that boots nothing")),
+    // The agent alone.
+    qemu("hotplug", Only(&["processors_that_come_later_are_switched_on"], ABOVE)),
+    each("containers", Never(NO_GUEST)),
+    each("io", Never(NO_GUEST)),
+    each("machine", Never(NO_GUEST)),
+    each("names", Never(NO_GUEST)),
+    each("packages", Never(NO_GUEST)),
+    each("ports", Never(NO_GUEST)),
+    // The whole.
+    qemu("acceleration", Only(&["q35_uses_what_the_machine_has"], MICROVM)),
+    row("hypervisors", [Whole, Never(ITSELF), Never(ITSELF), Never(ITSELF), Never(ITSELF)]),
+    row(
         "lifecycle",
-        &["detached_container_lives_until_it_is_killed", "paused_container_stands_still"],
+        [
+            Only(&["detached_container_lives_until_it_is_killed"], ABOVE),
+            LIVES_AND_STANDS_STILL,
+            LIVES_AND_STANDS_STILL,
+            LIVES_AND_STANDS_STILL,
+            Never(JAILED),
+        ],
     ),
-    ("integrity", &["stream_through_exec_comes_back_whole"]),
-    ("network", &["container_has_the_network_of_its_namespace"]),
-    ("pods", &["members_of_a_pod_share_a_vm_and_nothing_else"]),
-    (
+    row(
+        "copies",
+        [
+            Never(SHARES),
+            Never(SHARES),
+            Never(SHARES),
+            Whole,
+            Only(&["root_file_system_is_the_images_and_can_be_changed"], JAILED),
+        ],
+    ),
+    row(
+        "integrity",
+        [
+            ByHand(ABOVE),
+            Only(&["half_closed_input_reaches_the_process"], ABOVE),
+            STREAM,
+            STREAM,
+            Never(JAILED),
+        ],
+    ),
+    row(
+        "network",
+        [
+            ByHand(TIME),
+            Only(
+                &[
+                    "container_has_the_network_of_its_namespace",
+                    "interface_that_comes_before",
+                    "pod_has_two_interfaces",
+                ],
+                TIME,
+            ),
+            Only(
+                &["container_has_the_network_of_its_namespace", "interface_that_comes_before"],
+                TIME,
+            ),
+            NAMESPACE,
+            NAMESPACE,
+        ],
+    ),
+    row("assets", [ByHand(TIME), IMAGES, IMAGES, Never(NO_IMAGE), Never(NO_IMAGE)]),
+    row(
+        "mounts",
+        [
+            ByHand(TIME),
+            Only(&["bind_mounts_are_shared_both_ways"], TIME),
+            ByHand(TIME),
+            Never(COPIES),
+            Never(COPIES),
+        ],
+    ),
+    row("pods", [MEMBERS, MEMBERS, ByHand(TIME), MEMBERS, Never(JAILED)]),
+    row(
+        "block",
+        [
+            Only(
+                &[
+                    "becomes_a_disk",
+                    "thin_device_is_shared_where",
+                    "read_only_root_on_a_disk",
+                    "block_device_that_is_named",
+                    "containers_of_a_pod_share_a_device",
+                    "members_of_a_pod_have_root_file_systems",
+                ],
+                TIME,
+            ),
+            DISKS_AT_BOOT,
+            DISKS_AT_BOOT,
+            DISKS_OF_FIRECRACKER,
+            Never(JAILED),
+        ],
+    ),
+    qemu("users", Only(&["every_vmm_is_a_nobody_of_its_own"], TIME)),
+    qemu("memory", Only(&["update_of_a_limit_makes_the_vm_larger_and_smaller"], TIME)),
+    qemu("vcpus", Only(&["update_of_a_limit_brings_virtual_cpus_and_takes_them"], TIME)),
+    row(
+        "ends",
+        [
+            Only(&["guest_that_reboots"], TIME),
+            Only(&["guest_that_panics"], TIME),
+            ByHand(TIME),
+            ByHand(TIME),
+            Never(JAILED),
+        ],
+    ),
+    row(
         "kill",
-        &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
+        [
+            Only(&["vmm_is_killed_while_busy"], TIME),
+            VMM_AND_SHIM,
+            Only(&["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots"], TIME),
+            VMM_AND_SHIM,
+            Only(&["vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"], JAILED),
+        ],
     ),
-    ("firecracker", &[]),
-];
-
-/// What differs in the jailer's cell.
-pub(crate) const JAILER: &[Selection] = &[
-    ("copies", &["root_file_system_is_the_images_and_can_be_changed"]),
-    ("network", &["container_has_the_network_of_its_namespace"]),
-    ("kill", &["vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"]),
-];
-
-/// And what differs with the engines of the machine's release: Docker 26 has shims, and both know
-/// cgroups of the second version only.
-pub(crate) const ENGINES: &[Selection] = &[
-    (
+    // The engines of the machine's release: Docker 26 has shims, and both know cgroups of the
+    // second version only.
+    engine(
         "docker",
         &[
             "daemon_knows_the_runtime_and_what_it_can",
@@ -118,14 +238,33 @@ pub(crate) const ENGINES: &[Selection] = &[
             "networks_publish_ports_and_join_containers",
         ],
     ),
-    (
+    engine(
         "podman",
         &[
             "container_is_seen_entered_paused_stopped_and_started_again",
             "pod_is_one_vm_with_one_localhost",
         ],
     ),
+    // What is above the hypervisor.
+    each("command_line", ByHand(ABOVE)),
+    each("kill_by_hand", ByHand(ABOVE)),
+    each("output_by_hand", ByHand(ABOVE)),
+    each("processes_by_hand", ByHand(ABOVE)),
+    each("hooks", ByHand(ABOVE)),
+    each("hooks_by_hand", ByHand(ABOVE)),
+    each("callers", ByHand(ABOVE)),
+    each("reaper", ByHand(ABOVE)),
+    each("timeline", ByHand(ABOVE)),
+    each("orders", Never(NO_GUEST)),
+    each("differential", Never(NO_GUEST)),
+    each("ksm", Never(NO_GUEST)),
+    each("packet_filter", Never("it is the guest kernel that it tests")),
+    each("host", Never(NO_GUEST)),
+    each("versions", Never(CONTAINERD)),
+    each("soak", Never(SOAK)),
+    // QEMU's own, which emulation shows as well.
+    qemu("failures", ByHand(ABOVE)),
+    qemu("file_server", ByHand(ABOVE)),
+    qemu("guest", ByHand(ABOVE)),
+    qemu("huge_pages", ByHand(TIME)),
 ];
-
-/// All that is known of them, on a machine where guests boot fast enough.
-pub(crate) const ALL_OF_ENGINES: &[Selection] = &[("docker", &[]), ("podman", &[])];

@@ -22,7 +22,7 @@ fn main() -> Result<ExitCode> {
 /// Whether all tests have passed.
 fn run() -> Result<bool> {
     let rounds = Rounds::with_programs_of(std::env::var_os("PATH").as_deref())?;
-    let binaries = test_binaries(&rounds.binaries())?;
+    let binaries = test_binaries(&rounds.binaries(all()))?;
     let Some(obstacle) = kvm_obstacle() else {
         println!("\nthis machine has KVM: the tests run on it");
         return here(&rounds, &binaries);

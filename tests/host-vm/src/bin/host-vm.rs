@@ -1,6 +1,6 @@
 //! `make host-vm`, and for whoever develops a machine with KVM: `host-vm build`, `host-vm run
 //! COMMAND`, `host-vm shell`; and the engines of another release of Debian: `host-vm engines
-//! RELEASE COMMAND`.
+//! RELEASE COMMAND`. `host-vm table` prints which tests run with which hypervisor.
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ const USAGE: &str =
        host-vm shell [PATH]…         boot it, run every line of standard input in it
        host-vm engines trixie|sid COMMAND [PATH]…
                                      run one shell command on this machine with the engines of that release
+       host-vm table                 print docs/reference/tests-of-hypervisors.md
 Each PATH is there at the same place, and so are the staged programs.";
 
 fn main() -> ExitCode {
@@ -61,6 +62,10 @@ fn run(arguments: Vec<String>) -> Result<ExitCode> {
             let status = EngineRoot::ready(suite)?.command(&command, &paths).status();
             let code = status.context("cannot run unshare")?.code();
             Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
+        }
+        Some("table") => {
+            print!("{}", kata_host_vm::table());
+            Ok(ExitCode::SUCCESS)
         }
         _ => bail!("{USAGE}"),
     }
