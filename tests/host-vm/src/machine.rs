@@ -45,7 +45,7 @@ const TRANSLATED_MIB: u32 = 1024;
 
 /// A kernel that says little, starts only what tests need, and whose crash is the machine's end.
 const KERNEL_PARAMETERS: &str = "console=ttyS0 root=/dev/vda rw systemd.unit=host-vm.target quiet \
-    systemd.show_status=false net.ifnames=0 mitigations=off noreplace-smp cryptomgr.notests oops=panic panic=-1";
+    systemd.show_status=false net.ifnames=0 mitigations=off noreplace-smp cryptomgr.notests no_timer_check oops=panic panic=-1";
 
 /// The machine has ended or stands still.
 #[derive(Debug, thiserror::Error)]
