@@ -212,7 +212,7 @@ pub(crate) const TABLE: &[Row] = &[
         "ends",
         [
             Only(&["guest_that_reboots"], TIME),
-            Only(&["guest_that_panics"], TIME),
+            Only(&["guest_that_panics", "guest_that_powers_off"], TIME),
             ByHand(TIME),
             ByHand(TIME),
             Never(JAILED),
