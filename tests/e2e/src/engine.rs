@@ -44,13 +44,25 @@ const IMAGE: &str = "localhost/busybox";
 /// Runs `test` with a Podman of its own, and checks that nothing is left. What the test left on
 /// purpose is an error, too.
 pub fn podman(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
-    scenario(Kind::Podman, runtime_configuration().as_deref(), test)
+    scenario(Kind::Podman, Cgroups::Plain, runtime_configuration().as_deref(), test)
 }
 
 /// Runs `test` with a Docker daemon of its own, and checks that nothing is left. What the test left
 /// on purpose is an error, too.
 pub fn docker(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
-    scenario(Kind::Docker, runtime_configuration().as_deref(), test)
+    scenario(Kind::Docker, Cgroups::Plain, runtime_configuration().as_deref(), test)
+}
+
+/// As [`podman`], with systemd for its cgroups. Left out, and said so, where systemd is not the
+/// host's init.
+pub fn podman_with_systemd(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
+    with_systemd(Kind::Podman, test)
+}
+
+/// As [`docker`], with systemd for its cgroups. Left out, and said so, where systemd is not the
+/// host's init.
+pub fn docker_with_systemd(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
+    with_systemd(Kind::Docker, test)
 }
 
 /// As [`docker`], with the shim in place of the command line: Docker's containerd starts it. With
@@ -64,7 +76,7 @@ pub fn docker_with_shim(
         return Ok(());
     }
     let file = configuration.map(Path::to_owned).or_else(runtime_configuration);
-    scenario(Kind::DockerWithShim, file.as_deref(), test)
+    scenario(Kind::DockerWithShim, Cgroups::Plain, file.as_deref(), test)
 }
 
 /// As [`podman`] and [`docker`], one in the other, with this configuration file of the runtime.
@@ -73,9 +85,18 @@ pub fn podman_and_docker(
     test: impl FnOnce(&Engine, &Engine) -> Result<()>,
 ) -> Result<()> {
     let file = Some(configuration);
-    scenario(Kind::Podman, file, |podman| {
-        scenario(Kind::Docker, file, |docker| test(podman, docker))
+    scenario(Kind::Podman, Cgroups::Plain, file, |podman| {
+        scenario(Kind::Docker, Cgroups::Plain, file, |docker| test(podman, docker))
     })
+}
+
+fn with_systemd(kind: Kind, test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
+    // Where it says so of itself (sd_booted(3)).
+    if !Path::new("/run/systemd/system").is_dir() {
+        eprintln!("left out, for systemd is not this machine's init: cgroups of systemd's");
+        return Ok(());
+    }
+    scenario(kind, Cgroups::Systemd, runtime_configuration().as_deref(), test)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,11 +108,31 @@ pub(crate) enum Kind {
     DockerWithShim,
 }
 
+/// Who makes the engine's cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cgroups {
+    /// The engine and its runtime, by themselves.
+    Plain,
+    /// systemd, in its slices; the runtime is told names for scopes of it.
+    Systemd,
+}
+
+impl Cgroups {
+    /// As both engines call it.
+    fn manager(self) -> &'static str {
+        match self {
+            Self::Plain => "cgroupfs",
+            Self::Systemd => "systemd",
+        }
+    }
+}
+
 /// A Podman or Docker with a directory and a network namespace of its own, the runtime under test
 /// as its default, and an image.
 #[derive(Debug)]
 pub struct Engine {
     kind: Kind,
+    cgroups: Cgroups,
     mark: Mark,
     directory: TempDir,
     network: Netns,
@@ -104,6 +145,7 @@ pub struct Engine {
 
 fn scenario(
     kind: Kind,
+    cgroups: Cgroups,
     configuration: Option<&Path>,
     test: impl FnOnce(&Engine) -> Result<()>,
 ) -> Result<()> {
@@ -111,7 +153,7 @@ fn scenario(
         Installation::under_test().check()?;
     }
     let before = Machine::now();
-    let engine = Engine::start_up(kind, configuration)?;
+    let engine = Engine::start_up(kind, cgroups, configuration)?;
     let traces = EngineTraces::of(&engine, before);
     // An assertion that fails shall not leave its containers to the next test.
     let result =
@@ -134,7 +176,7 @@ fn scenario(
 }
 
 impl Engine {
-    fn start_up(kind: Kind, configuration: Option<&Path>) -> Result<Self> {
+    fn start_up(kind: Kind, cgroups: Cgroups, configuration: Option<&Path>) -> Result<Self> {
         let mark = Mark::unique();
         let directory = tempfile::Builder::new()
             .prefix(&format!("kata-{mark}-"))
@@ -143,6 +185,7 @@ impl Engine {
         let network = Netns::new(&mark)?;
         let mut engine = Self {
             kind,
+            cgroups,
             mark,
             directory,
             network,

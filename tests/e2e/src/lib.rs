@@ -59,7 +59,10 @@ pub use configuration::{Configuration, hypervisor_under_test};
 pub use container::{Container, Exec};
 pub use containerd::{Containerd, Daemon};
 pub use deadline::{Deadline, number_from};
-pub use engine::{Engine, EngineRun, docker, docker_with_shim, podman, podman_and_docker};
+pub use engine::{
+    Engine, EngineRun, docker, docker_with_shim, docker_with_systemd, podman, podman_and_docker,
+    podman_with_systemd,
+};
 pub use events::Events;
 pub use image::Image;
 pub use mark::Mark;

@@ -75,9 +75,9 @@ const fn each(file: &'static str, choice: Choice) -> Row {
 }
 
 /// Docker and Podman, by what the runtime chooses.
-const fn engine(file: &'static str, tests: &'static [&'static str]) -> Row {
+const fn engine(file: &'static str, choice: Choice) -> Row {
     let no = Never(ENGINES);
-    Row { file, choices: [no, no, no, no, no, Only(tests, ABOVE)] }
+    Row { file, choices: [no, no, no, no, no, choice] }
 }
 
 const OTHER: Choice = Never(OTHERS);
@@ -234,19 +234,27 @@ pub(crate) const TABLE: &[Row] = &[
     // second version only.
     engine(
         "docker",
-        &[
-            "daemon_knows_the_runtime_and_what_it_can",
-            "container_is_seen_entered_paused_stopped_and_started_again",
-            "networks_publish_ports_and_join_containers",
-        ],
+        Only(
+            &[
+                "daemon_knows_the_runtime_and_what_it_can",
+                "container_is_seen_entered_paused_stopped_and_started_again",
+                "networks_publish_ports_and_join_containers",
+            ],
+            ABOVE,
+        ),
     ),
     engine(
         "podman",
-        &[
-            "container_is_seen_entered_paused_stopped_and_started_again",
-            "pod_is_one_vm_with_one_localhost",
-        ],
+        Only(
+            &[
+                "container_is_seen_entered_paused_stopped_and_started_again",
+                "pod_is_one_vm_with_one_localhost",
+            ],
+            ABOVE,
+        ),
     ),
+    // The machine's init is systemd.
+    engine("systemd", Whole),
     // What is above the hypervisor.
     each("command_line", ByHand(ABOVE)),
     each("kill_by_hand", ByHand(ABOVE)),

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::release::release;
-use super::{Engine, Kind};
+use super::{Cgroups, Engine, Kind};
 use crate::client::{Client, Input};
 use crate::deadline::Deadline;
 use crate::runtime::{Installation, Runtime};
@@ -91,10 +91,12 @@ fn configuration(engine: &Engine) -> Result<Value> {
     all["exec-root"] = json!(file("exec"));
     all["pidfile"] = json!(file("dockerd.pid"));
     all["hosts"] = json!([address(engine)]);
-    // As with Podman's: systemd's, the default on cgroups of the second version, would want slices
-    // of its own.
-    all["exec-opts"] = json!(["native.cgroupdriver=cgroupfs"]);
-    all["cgroup-parent"] = json!(format!("/ns-{}", engine.mark()));
+    // Said, since systemd's is the default only on cgroups of the second version.
+    all["exec-opts"] = json!([format!("native.cgroupdriver={}", engine.cgroups.manager())]);
+    // With systemd it would have to be a slice, and be left as runc leaves one.
+    if engine.cgroups == Cgroups::Plain {
+        all["cgroup-parent"] = json!(format!("/ns-{}", engine.mark()));
+    }
     if with_shim {
         all["runtimes"]["kata"]["options"] = json!({ "ConfigPath": file("configuration.toml") });
     }

@@ -18,6 +18,7 @@ pub(super) fn configure(engine: &Engine) -> Result<()> {
         Runtime::Kata => "kata",
         Runtime::Runc => "runc",
     };
+    let manager = engine.cgroups.manager();
     // The limits are such that runc can set them without CAP_SYS_RESOURCE, too.
     let containers = format!(
         r#"[containers]
@@ -27,7 +28,7 @@ log_driver = "k8s-file"
 network_backend = "netavark"
 network_config_dir = "{directory}/networks"
 [engine]
-cgroup_manager = "cgroupfs"
+cgroup_manager = "{manager}"
 events_logger = "file"
 infra_image = "{IMAGE}:latest"
 infra_command = ""
