@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::client;
@@ -30,40 +30,48 @@ pub fn has_loop_devices() -> bool {
 
 /// A block device in a file. Dropped, it is gone, and the file stays.
 #[derive(Debug)]
-pub struct LoopDevice(String);
+pub struct LoopDevice {
+    node: String,
+    /// What tells it from another test's device that gets its name once it is detached.
+    file: PathBuf,
+}
 
 impl LoopDevice {
     /// Makes one of an existing file.
     pub fn of(file: &Path) -> Result<Self> {
+        let file = file.canonicalize().context("there is no such file")?;
         let device = run("losetup", &["--find", "--show", &file.display().to_string()])?;
-        Ok(Self(device.trim().to_owned()))
+        Ok(Self { node: device.trim().to_owned(), file })
     }
 
     /// Its node.
     #[must_use]
     pub fn node(&self) -> &str {
-        &self.0
+        &self.node
     }
 
     /// Detaches it from its file at once; fails where somebody has it open or has it mounted.
     pub fn is_released(&self) -> Result<()> {
         // A device that is in use is detached only when it is not any more, and looks the same
         // until then.
-        run("losetup", &["--detach", &self.0])?;
-        let left = run("losetup", &["--list", "--noheadings", "--output", "NAME"])?;
-        ensure!(!left.lines().any(|name| name.trim() == self.0), "{} is in use", self.0);
+        run("losetup", &["--detach", &self.node])?;
+        ensure!(!self.is_attached()?, "{} is in use", self.node);
         Ok(())
+    }
+
+    fn is_attached(&self) -> Result<bool> {
+        let associated = ["--associated", &self.file.display().to_string()];
+        Ok(!run("losetup", &associated)?.trim().is_empty())
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        let listed = run("losetup", &["--list", "--noheadings", "--output", "NAME"]);
-        if !listed.is_ok_and(|names| names.lines().any(|name| name.trim() == self.0)) {
+        if !self.is_attached().unwrap_or(false) {
             return;
         }
-        if let Err(error) = run("losetup", &["--detach", &self.0]) {
-            eprintln!("the loop device {} stays: {error:#}", self.0);
+        if let Err(error) = run("losetup", &["--detach", &self.node]) {
+            eprintln!("the loop device {} stays: {error:#}", self.node);
         }
     }
 }
