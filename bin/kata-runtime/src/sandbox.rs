@@ -184,7 +184,8 @@ pub(crate) fn plain(error: CallError) -> anyhow::Error {
 pub(crate) fn has_ended(error: &CallError) -> bool {
     match error {
         CallError::Connect(_) | CallError::Lost(_) => true,
-        CallError::Refused { code, .. } => *code == Code::NOT_FOUND,
+        // The sandbox may have gone with it in the midst of the call.
+        CallError::Refused { code, .. } => matches!(code, Code::NOT_FOUND | Code::ABORTED),
         CallError::Malformed(_) => false,
     }
 }
@@ -239,6 +240,15 @@ fn proxy_of(dir: &Path) -> Option<ProcessIdentity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_unknown_or_has_gone_with_its_sandbox_has_ended() {
+        let refused = |code| CallError::Refused { code, message: String::new() };
+        assert!(has_ended(&refused(Code::NOT_FOUND)) && has_ended(&refused(Code::ABORTED)));
+        assert!(!has_ended(&refused(Code::FAILED_PRECONDITION)));
+        let lost = CallError::Lost(io::ErrorKind::UnexpectedEof.into());
+        assert!(has_ended(&lost));
+    }
 
     #[test]
     fn mount_namespace_is_that_of_the_process_and_not_of_another_with_its_id() {
