@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
@@ -115,14 +115,12 @@ impl Machine {
         })
     }
 
-    /// The guest's console is its first serial port, and no virtio device: a kernel resets those
-    /// before it says its last words, as when it powers off.
-    fn add_console(&self, pipe: RawFd) -> anyhow::Result<()> {
-        const NO_INPUT: RawFd = -1;
-        check("leave the virtio console out", krun::krun_disable_implicit_console(self.context))?;
-        // SAFETY: the descriptor was inherited for this, and is libkrun's from here on.
+    /// The first console is the guest's `hvc0`; libkrun opens its output by name.
+    fn add_console(&self, pipe: i32) -> anyhow::Result<()> {
+        let path = CString::new(format!("/proc/self/fd/{pipe}")).context("it has no NUL")?;
+        // SAFETY: a C string that lives until the call returns, which copies it.
         check("set up the console", unsafe {
-            krun::krun_add_serial_console_default(self.context, NO_INPUT, pipe)
+            krun::krun_set_console_output(self.context, path.as_ptr())
         })
     }
 

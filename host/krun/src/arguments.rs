@@ -118,7 +118,7 @@ mod tests {
         for part in [
             "--name=sandbox-web-1 --vcpus=2 --memory=256 --kernel=/share/vmlinux --append=",
             " --initrd=/share/initrd ",
-            "--append=console=ttyS0 ",
+            "--append=console=hvc0 ",
             " quiet agent.log=info --vsock-dir=/run/x/vsock --console-fd=3 --ready-fd=4 ",
             "--vsock-port=1024 --share=kataShared=/run/x/shared",
         ] {

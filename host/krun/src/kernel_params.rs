@@ -4,7 +4,7 @@ use kata_hypervisor::{VmSpec, kernel_command_line};
 
 /// What this VMM's machine is like.
 const MACHINE: &[&str] = &[
-    "console=ttyS0",
+    "console=hvc0",
     // A guest that panics or reboots ends its VM: by the keyboard controller's reset, the one way
     // out that this VMM has.
     "panic=-1",
@@ -15,7 +15,6 @@ const MACHINE: &[&str] = &[
     "i8042.noaux",
     "i8042.nomux",
     "i8042.dumbkbd",
-    "8250.nr_uarts=1",
     "pci=off",
     "acpi=off",
     // It does not deliver what these would wait for.

@@ -212,7 +212,7 @@ pub(crate) const TABLE: &[Row] = &[
         "ends",
         [
             Only(&["guest_that_reboots"], TIME),
-            Only(&["guest_that_panics", "guest_that_powers_off"], TIME),
+            Only(&["guest_that_panics"], TIME),
             ByHand(TIME),
             Never(
                 "its containers wait for a file of the host's, of which a guest has a copy there",
