@@ -129,9 +129,9 @@ impl Sandbox {
         self.call_create(request, network_namespace, Some((metadata::CHECK_ONLY, "")))
     }
 
-    /// Removes a process that nobody stands for ([`TaskSocket::take_back`]).
+    /// Removes a process that nobody stands for ([`TaskSocket::remove`]).
     pub(crate) fn take_back(&self, container: &str, exec: &str) {
-        self.socket.take_back(container, exec);
+        self.socket.remove(container, exec);
     }
 
     fn call_create(

@@ -80,7 +80,7 @@ fn take_back(order: &Order, prepared: &Prepared) {
     if let Some(before) = &prepared.before {
         let _ = before.restore();
     }
-    prepared.socket.take_back(&order.container, &order.exec);
+    prepared.socket.remove(&order.container, &order.exec);
 }
 
 /// The work is done by a thread with the host's view, while this one, by which the process is

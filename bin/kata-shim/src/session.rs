@@ -100,18 +100,6 @@ impl Process {
         };
         self.call("ResizePty", &request);
     }
-
-    /// Deletes what has ended, and with the last container the sandbox.
-    fn delete(&self) {
-        let request = api::DeleteRequest {
-            id: self.container.clone(),
-            exec_id: self.exec.clone(),
-            ..Default::default()
-        };
-        let _ = self.socket.call::<api::DeleteResponse>("Delete", &request, &[]);
-        let request = api::ShutdownRequest { id: self.container.clone(), ..Default::default() };
-        self.call("Shutdown", &request);
-    }
 }
 
 /// Stands for the process until it has ended and all that it has written is delivered. Returns its
@@ -146,7 +134,7 @@ pub(crate) fn stand(order: &Order, prepared: Prepared, question: Question) -> u8
     if let Some(record) = &order.record {
         let _ = fs::remove_file(record);
     }
-    process.delete();
+    process.socket.remove(&process.container, &process.exec);
     end.status.to_le_bytes()[0]
 }
 

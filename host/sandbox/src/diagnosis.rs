@@ -1,7 +1,7 @@
 //! What is said about a guest that failed: why it ended, its last words, and what to do about it.
 //!
 //! Whatever the guest wrote to its console is evidence and no more: it is quoted, and nothing is
-//! decided by it but the words of a message.
+//! decided by it but the words of a message, and how soon the guest is asked whether it is there.
 
 use kata_hypervisor::{Console, GuestRoot, Vm, VmExit, VmSpec};
 

@@ -212,7 +212,10 @@ pub(crate) const TABLE: &[Row] = &[
         "ends",
         [
             Only(&["guest_that_reboots"], TIME),
-            Only(&["guest_that_panics"], TIME),
+            Only(
+                &["guest_that_panics"],
+                "it takes long, and a power-off is not told from silence there",
+            ),
             ByHand(TIME),
             Never(
                 "its containers wait for a file of the host's, of which a guest has a copy there",

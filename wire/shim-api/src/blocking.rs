@@ -91,9 +91,9 @@ impl TaskSocket {
         Ok(Question { connection })
     }
 
-    /// Removes a process that nobody stands for, whatever it does, and with the last container the
-    /// sandbox. An empty `exec` is the container's init. That there is none is no error.
-    pub fn take_back(&self, container: &str, exec: &str) {
+    /// Removes a process, whatever it does, and with the last container the sandbox. An empty
+    /// `exec` is the container's init. That there is none is no error.
+    pub fn remove(&self, container: &str, exec: &str) {
         let request = api::DeleteRequest {
             id: container.to_owned(),
             exec_id: exec.to_owned(),

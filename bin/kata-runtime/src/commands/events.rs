@@ -73,8 +73,8 @@ fn watch(sandbox: Sandbox, id: &str) -> Receiver<OutOfMemory> {
     thread::spawn(move || {
         let mut known = 0;
         loop {
-            let along = [(metadata::WATCHER, known.to_string())];
-            let along = along.each_ref().map(|(key, value)| (*key, value.as_str()));
+            let times = known.to_string();
+            let along = [(metadata::WATCHER, times.as_str())];
             // A sandbox that is lost says nothing more.
             let Ok(answer) = sandbox.call_along("Wait", &request, &along) else { return };
             let times = stand_in::times_out_of_memory(&answer);
