@@ -23,6 +23,9 @@ use crate::image::{self, First, GuestKernel, ROOTFS};
 /// Long enough for an emulated boot on a busy machine.
 const BOOT: Duration = Duration::from_secs(60);
 
+/// What a QEMU that has closed its sockets needs to end.
+const LAST_MOMENTS: Duration = Duration::from_secs(5);
+
 /// A VM whose agent listens. It ends with this value, or with the thread that made it.
 #[derive(Debug)]
 pub struct Machine {
@@ -266,11 +269,22 @@ impl Machine {
     }
 
     /// Connects to a port of the agent, if need be once it is up.
+    ///
+    /// # Errors
+    ///
+    /// With how QEMU has ended, if it has, and with its last words and the guest's.
     pub async fn dial(&self, port: u32) -> Result<ChannelStream> {
-        match timeout(BOOT, self.dialer.dial(port)).await {
-            Ok(stream) => Ok(stream?),
-            Err(_) => bail!("the guest does not answer; QEMU: {:?}", self.qemu.stderr()),
-        }
+        let dialled = timeout(BOOT, self.dialer.dial(port)).await;
+        let reason = match dialled {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the guest does not answer within {BOOT:?}"),
+        };
+        // A channel closes a moment before its QEMU has ended.
+        let ended = timeout(LAST_MOMENTS, self.qemu.exited()).await;
+        let state = ended.map_or_else(|_| "runs".to_owned(), |exit| exit.to_string());
+        let (words, console) = (self.qemu.stderr(), self.console());
+        bail!("{reason}; QEMU {state}: {words:?}; the console says: {console}")
     }
 
     /// What the guest has written to its console.
