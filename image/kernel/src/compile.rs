@@ -126,7 +126,7 @@ struct Tree {
 impl Tree {
     fn make(&self) -> Command {
         let mut make = tool("make");
-        make.arg("-C").arg(&self.path);
+        make.arg("-C").arg(&self.path).args(ABSENT);
         make
     }
 
@@ -186,6 +186,10 @@ fn date(seconds: u64) -> Result<String, BuildError> {
     Ok(text.trim_end().to_owned())
 }
 
+/// Programs that no kernel of ours needs. The configuration, which the kernel carries, has their
+/// versions if make finds them.
+const ABSENT: [&str; 3] = ["RUSTC=none", "BINDGEN=none", "PAHOLE=none"];
+
 /// A program that makes bytes of a kernel, or is asked for its version. Of the caller's environment
 /// it has nothing but where programs and temporary files are: a CC, KCFLAGS or LLVM of the caller's
 /// would be in the kernel and not in its hash, and a Makefile's options are for its own make.
@@ -232,5 +236,6 @@ mod tests {
         assert!(env::var_os("CARGO_MANIFEST_DIR").is_some());
         assert!(!text.contains("CARGO_"), "{text}");
         assert!(text.contains("\nPATH=") || text.starts_with("PATH="), "{text}");
+        assert!(text.contains("RUSTC=none"), "{text}");
     }
 }
