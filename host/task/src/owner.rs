@@ -248,6 +248,12 @@ impl Owner {
     pub(crate) async fn start(&self, key: &ProcessKey) -> Result<(), Failure> {
         let sandbox = self.sandbox()?;
         sandbox.start(key).await?;
+        if key.exec.is_none()
+            && let Err(error) = kata_linux::memory::hand_back_code()
+        {
+            // It costs memory, and nothing else.
+            tracing::debug!(%error, "the code of the start stays in memory");
+        }
         // One that has ended and was deleted meanwhile is beyond that.
         let Ok(Record { hooks: Some(hooks), .. }) = self.record(key) else { return Ok(()) };
         if let Err(failure) = hooks.started(&self.view, sandbox.pid()).await {
