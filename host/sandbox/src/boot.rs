@@ -192,6 +192,7 @@ async fn reach_agent(
         if let Some(network) = network {
             network.configure(&agent).await?;
         }
+        times.stamp(Stage::GuestNetworkReady);
         Ok(agent)
     };
     let kernel_deadline = Instant::now() + plan.deadlines.kernel;

@@ -189,6 +189,7 @@ impl Sandbox {
     }
 
     async fn create_in_guest(&self, mut plan: ContainerPlan) -> Result<(), SandboxError> {
+        self.shared.timing.times.stamp(Stage::RoomMade);
         let mut storages = self.shared.bring_files(&mut plan).await?;
         self.shared.timing.times.stamp(Stage::StorageShared);
         storages.extend(plan.mounts.shared_memory.iter().map(memory_storage));

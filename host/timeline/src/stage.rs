@@ -37,6 +37,10 @@ pub enum Stage {
     AgentReached,
     /// The agent has prepared the guest for containers.
     SandboxCreated,
+    /// The guest's network is configured, where the sandbox has one.
+    GuestNetworkReady,
+    /// The hooks before the container have run, and the VM has been given room for it.
+    RoomMade,
     /// The container's files are where the guest finds them.
     StorageShared,
     /// The container's first process waits in the guest.
@@ -94,14 +98,17 @@ impl Span {
         span(Lane::Shim, "plans", Stage::CreateAsked, Stage::PlanReady),
         span(Lane::Shim, "directory, cgroup", Stage::PlanReady, Stage::FootprintMade),
         span(Lane::Shim, "network", Stage::FootprintMade, Stage::NetworkReady),
-        span(Lane::Shim, "shares files", Stage::SandboxCreated, Stage::StorageShared),
-        span(Lane::FileServer, "gets ready", Stage::FileServerExecuted, Stage::VmmGreeted),
+        span(Lane::Shim, "hooks, memory", Stage::GuestNetworkReady, Stage::RoomMade),
+        span(Lane::Shim, "shares files", Stage::RoomMade, Stage::StorageShared),
+        // Its own readiness shows in nothing: clients wait in its socket from the start on.
+        span(Lane::FileServer, "meets the VMM", Stage::FileServerExecuted, Stage::VmmGreeted),
         span(Lane::Vmm, "builds the machine", Stage::VmmExecuted, Stage::KernelEntered),
         span(Lane::Kernel, "boots", Stage::KernelEntered, Stage::KernelDone),
         span(Lane::Agent, "is loaded", Stage::KernelDone, Stage::AgentStarted),
         span(Lane::Agent, "sets the machine up", Stage::AgentStarted, Stage::AgentReady),
         span(Lane::Agent, "is dialled", Stage::AgentReady, Stage::AgentReached),
         span(Lane::Agent, "makes the sandbox", Stage::AgentReached, Stage::SandboxCreated),
+        span(Lane::Agent, "network", Stage::SandboxCreated, Stage::GuestNetworkReady),
         span(Lane::Agent, "makes the container", Stage::StorageShared, Stage::ContainerCreated),
         span(Lane::Agent, "starts it", Stage::StartAsked, Stage::ProcessExecuted),
         span(Lane::Container, "first output", Stage::ProcessExecuted, Stage::FirstOutput),
@@ -155,6 +162,8 @@ impl Stage {
             Self::AgentReady => "agent ready",
             Self::AgentReached => "agent reached",
             Self::SandboxCreated => "sandbox created",
+            Self::GuestNetworkReady => "guest's network ready",
+            Self::RoomMade => "room made",
             Self::StorageShared => "files shared",
             Self::ContainerCreated => "container created",
             Self::StartAsked => "start asked for",

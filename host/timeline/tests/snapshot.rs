@@ -23,6 +23,8 @@ const START: &[(Stage, u64)] = &[
     (Stage::AgentReady, 14_020),
     (Stage::AgentReached, 14_110),
     (Stage::SandboxCreated, 14_803),
+    (Stage::GuestNetworkReady, 14_805),
+    (Stage::RoomMade, 14_812),
     (Stage::StorageShared, 14_840),
     (Stage::ContainerCreated, 17_777),
     (Stage::StartAsked, 17_904),

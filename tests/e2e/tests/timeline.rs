@@ -19,6 +19,8 @@ const STAGES: &[&str] = &[
     "agent-started",
     "agent-ready",
     "sandbox-created",
+    "guest-network-ready",
+    "room-made",
     "storage-shared",
     "container-created",
     "start-asked",
