@@ -38,11 +38,10 @@ impl Summary {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let last = sorted.len().checked_sub(1)?;
-        // The nearest rank of those that are there.
-        let rank = |tenths: usize| sorted[(last * tenths).div_ceil(10)];
-        let low = sorted[last / 10];
+        // The nearest rank: the first that so many tenths of all do not exceed.
+        let rank = |tenths: usize| sorted[(sorted.len() * tenths).div_ceil(10) - 1];
         let median = f64::midpoint(sorted[last / 2], sorted[last.div_ceil(2)]);
-        Some(Self { runs: sorted.len(), median, p90: rank(9), spread: rank(9) - low })
+        Some(Self { runs: sorted.len(), median, p90: rank(9), spread: rank(9) - rank(1) })
     }
 }
 
@@ -117,6 +116,8 @@ mod tests {
         let values: Vec<f64> = (1..=11).rev().map(f64::from).collect();
         let eleven = Summary::of(&values).unwrap();
         assert_eq!((eleven.runs, eleven.median, eleven.p90, eleven.spread), (11, 6.0, 10.0, 8.0));
+        let ten = Summary::of(&values[1..]).unwrap();
+        assert_eq!((ten.median, ten.p90, ten.spread), (5.5, 9.0, 8.0));
         assert_eq!(Summary::of(&[4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
     }
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use kata_e2e::{Engine, Installation, Part, Process};
+use kata_e2e::{Engine, Installation, Part, Process, let_it_settle};
 
 use crate::memory;
 use crate::metric::{self, Subject, Values};
@@ -19,12 +19,15 @@ pub(crate) struct Engines<'a> {
 impl Engines<'_> {
     /// One round.
     pub(crate) fn measure(self, to: &mut Values) -> Result<()> {
-        for (engine, flag, metric) in [
-            (self.podman, Flag::BeforeRun, metric::PODMAN),
-            (self.docker, Flag::OfRun, metric::DOCKER),
+        let (podman, docker) = ((self.podman, Flag::BeforeRun), (self.docker, Flag::OfRun));
+        for ((engine, flag), network, metric) in [
+            (podman, WITHOUT_NETWORK, metric::PODMAN),
+            (podman, "", metric::PODMAN_NETWORK),
+            (docker, WITHOUT_NETWORK, metric::DOCKER),
+            (docker, "", metric::DOCKER_NETWORK),
         ] {
             for subject in [Subject::Kata, Subject::Runc] {
-                let words = flag.words(subject.name());
+                let words = flag.words(subject.name(), network);
                 let (_, took) = timed(|| engine.succeed(&words))?;
                 to.add(metric, subject, took.as_secs_f64());
             }
@@ -36,6 +39,7 @@ impl Engines<'_> {
     fn programs(self, to: &mut Values) -> Result<()> {
         self.podman.start("idle", "--network none", "exec sleep 1000")?;
         let id = self.podman.inspect("idle", "{{.ID}}")?;
+        let_it_settle();
         let part = |part| -> Result<Process> {
             let found = self.podman.parts_of("idle", part)?.into_iter().next();
             found.with_context(|| format!("no {part:?}"))
@@ -51,6 +55,9 @@ impl Engines<'_> {
     }
 }
 
+/// As the containers of `ctr` are.
+const WITHOUT_NETWORK: &str = "--network none";
+
 /// Where an engine takes the name of a runtime.
 #[derive(Debug, Clone, Copy)]
 enum Flag {
@@ -59,9 +66,8 @@ enum Flag {
 }
 
 impl Flag {
-    /// Without a network, as the containers of `ctr` are.
-    fn words(self, runtime: &str) -> String {
-        let rest = "--rm --network none localhost/busybox true";
+    fn words(self, runtime: &str, network: &str) -> String {
+        let rest = format!("--rm {network} localhost/busybox true");
         match self {
             Self::BeforeRun => format!("--runtime {runtime} run {rest}"),
             Self::OfRun => format!("run --runtime {runtime} {rest}"),

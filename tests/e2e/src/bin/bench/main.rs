@@ -31,9 +31,6 @@ struct Arguments {
     /// How often each thing is measured.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// How often many starts at once are measured; each takes as long as they all.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    bursts: u32,
     /// What is measured; without it, everything.
     #[arg(long, value_delimiter = ',')]
     groups: Vec<Group>,
@@ -71,15 +68,19 @@ fn main() -> Result<()> {
         all_rounds(&arguments, &configurations, None, &mut values)
     };
     // What was measured before something failed is worth to be seen, too.
-    let installed = Installation::under_test().initrd();
-    let medium = arguments.initrd.or(arguments.image).unwrap_or(installed);
-    let targets = report::targets(&values, &medium)?;
+    let installed = Installation::under_test();
+    let kernel = arguments.kernel.unwrap_or_else(|| installed.kernel());
+    let ramdisk = match arguments.image {
+        Some(_) => None,
+        None => Some(arguments.initrd.unwrap_or_else(|| installed.initrd())),
+    };
+    let targets = report::targets(&values, ramdisk.as_deref(), is_small(&kernel)?)?;
     println!("a guest of {} MiB\n", arguments.memory);
     print!("{}", report::table(&values, &targets));
     fs::create_dir_all(&arguments.output).context("cannot make the output's directory")?;
     for (name, content) in [
-        ("bench.json", report::json(&values, &targets)?),
-        ("bench.md", markdown::page(&values, &targets, arguments.memory)),
+        ("bench.json", report::json(&values, &targets, &kernel)?),
+        ("bench.md", markdown::page(&values, &targets, &kernel, arguments.memory)),
         ("bench.svg", plot::svg(&values)),
     ] {
         let file = arguments.output.join(name);
@@ -110,8 +111,8 @@ fn all_rounds(
             engines.map_or(Ok(()), |engines| engines.measure(values))?;
         }
         if arguments.groups.contains(&Group::Burst) {
-            for round in 1..=arguments.bursts {
-                eprint!("\rmany at once, round {round} of {} ", arguments.bursts);
+            for round in 1..=arguments.runs {
+                eprint!("\rmany at once, round {round} of {} ", arguments.runs);
                 burst(&subjects, values)?;
             }
         }
@@ -150,6 +151,12 @@ fn burst(subjects: &Subjects<'_>, values: &mut Values) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether this kernel is another one than the distribution's, beside which it is measured.
+fn is_small(kernel: &Path) -> Result<bool> {
+    let read = |file: &Path| fs::read(file).with_context(|| format!("no {}", file.display()));
+    Ok(read(kernel)? != read(&GuestKernel::Distribution.vmlinux())?)
 }
 
 /// Writes both configurations into `directory`.

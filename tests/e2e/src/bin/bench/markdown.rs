@@ -1,19 +1,21 @@
 //! The same as the table, as a page for the documentation.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use crate::metric::Values;
 use crate::report::{self, Target};
 
-/// All figures and targets, under what they depend on. `memory` is the guest's, in MiB.
-pub(crate) fn page(values: &Values, targets: &[Target], memory: u32) -> String {
+/// All figures and targets, under what they depend on: the guest's kernel, and its memory in MiB.
+pub(crate) fn page(values: &Values, targets: &[Target], kernel: &Path, memory: u32) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "A guest of {memory} MiB; {}.\n\n\
+        "# Figures of the bench\n\nWritten by `make bench`. [SPECIFICATION.md](../../SPECIFICATION.md) says what the words mean \
+         and why a target is not met.\n\nA guest of {memory} MiB; {}.\n\n\
          | what | who | runs | median | p90 | spread |\n|---|---|--:|--:|--:|--:|",
-        host()
+        host(kernel)
     );
     for (metric, subject, summary) in values.rows() {
         let _ = writeln!(
@@ -48,8 +50,8 @@ pub(crate) fn page(values: &Values, targets: &[Target], memory: u32) -> String {
     text
 }
 
-fn host() -> String {
-    let host = report::host();
+fn host(kernel: &Path) -> String {
+    let host = report::host(kernel);
     let word = |key: &str| host[key].as_str().unwrap_or_default().to_owned();
     format!("host: {} × {}, Linux {}", host["cores"], word("processor"), word("kernel"))
 }
@@ -66,7 +68,7 @@ mod tests {
         values.add(metric::TO_INIT, Subject::Floor, 1.0);
         values.leave_out(Subject::Runsc, "`ptrace` is\nforbidden");
         let target = |value| Target { name: "time", value, unit: "s", at_most: 1.5 };
-        let page = page(&values, &[target(2.0), target(1.0)], 256);
+        let page = page(&values, &[target(2.0), target(1.0)], Path::new("/k"), 256);
         for line in [
             "| ctr run --rm … true, s | kata | 1 | 3.000 | 3.000 | 0.000 |",
             "| – kernel to init, s | floor | 1 | 1.000 | 1.000 | 0.000 |",

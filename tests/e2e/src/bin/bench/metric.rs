@@ -107,14 +107,16 @@ pub(crate) const BIND_WRITE: Metric = metric(Group::Io, 4, "bind mount: write an
 pub(crate) const SMALL: Metric = metric(Group::Io, 5, "200 small files: make, list, remove", "ms");
 pub(crate) const STDOUT: Metric = metric(Group::Io, 6, "standard output", "MB/s");
 pub(crate) const PODMAN: Metric = metric(Group::Engines, 0, "podman run --rm … true", "s");
-pub(crate) const DOCKER: Metric = metric(Group::Engines, 1, "docker run --rm … true", "s");
-pub(crate) const STATE: Metric = metric(Group::Engines, 2, "kata-runtime state", "ms");
-pub(crate) const PROXY_PSS: Metric = metric(Group::Engines, 3, "kata-proxy (PSS)", "MiB");
-pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 4, "kata-shim (PSS)", "MiB");
+pub(crate) const PODMAN_NETWORK: Metric = metric(Group::Engines, 1, "  with its network", "s");
+pub(crate) const DOCKER: Metric = metric(Group::Engines, 2, "docker run --rm … true", "s");
+pub(crate) const DOCKER_NETWORK: Metric = metric(Group::Engines, 3, "  with its network", "s");
+pub(crate) const STATE: Metric = metric(Group::Engines, 4, "kata-runtime state", "ms");
+pub(crate) const PROXY_PSS: Metric = metric(Group::Engines, 5, "kata-proxy (PSS)", "MiB");
+pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 6, "kata-shim (PSS)", "MiB");
 
 /// Every metric.
 #[cfg(test)]
-pub(crate) const ALL: [Metric; 36] = [
+pub(crate) const ALL: [Metric; 38] = [
     RUN,
     RUN_DISTRIBUTION,
     ONE,
@@ -147,7 +149,9 @@ pub(crate) const ALL: [Metric; 36] = [
     SMALL,
     STDOUT,
     PODMAN,
+    PODMAN_NETWORK,
     DOCKER,
+    DOCKER_NETWORK,
     STATE,
     PROXY_PSS,
     STAND_IN_PSS,

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use kata_e2e::Installation;
 use serde::Serialize;
 use serde_json::json;
 
@@ -27,8 +26,14 @@ impl Target {
     }
 }
 
-/// The targets about which something was measured. Ratios are of medians of one run.
-pub(crate) fn targets(values: &Values, initrd: &Path) -> Result<Vec<Target>> {
+/// The targets about which something was measured. Ratios are of medians of one run. `None` for the
+/// initial ramdisk where the guest boots from an image; those of the small kernel only count if it
+/// `is_small`.
+pub(crate) fn targets(
+    values: &Values,
+    ramdisk: Option<&Path>,
+    is_small: bool,
+) -> Result<Vec<Target>> {
     let kata = |metric| values.median(metric, Subject::Kata);
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
     let against = |metric, subject| Some((kata(metric)?, values.median(metric, subject)?));
@@ -37,8 +42,8 @@ pub(crate) fn targets(values: &Values, initrd: &Path) -> Result<Vec<Target>> {
     let distributions = kata(metric::RUN_DISTRIBUTION)
         .and_then(|kata| Some(kata / values.median(metric::BOOT, Subject::Distribution)?));
     let to_init = |subject| values.median(metric::TO_INIT, subject);
-    let kernels =
-        to_init(Subject::Floor).and_then(|small| Some(small / to_init(Subject::Distribution)?));
+    let small = to_init(Subject::Floor).filter(|_| is_small);
+    let kernels = small.and_then(|small| Some(small / to_init(Subject::Distribution)?));
     let exec = against(metric::EXEC, Subject::Runc).map(|(kata, runc)| (kata - runc) * 1000.0);
     let proxy = kata(metric::PROXY_PSS).and_then(|proxy| Some(proxy / kata(metric::SHIM_PSS)?));
     // What the engine takes by itself is what it takes with runc, and what the VM takes is what it
@@ -81,7 +86,7 @@ pub(crate) fn targets(values: &Values, initrd: &Path) -> Result<Vec<Target>> {
         ("memory of kata-proxy", kata(metric::PROXY_PSS), "MiB", 6.0),
         ("memory of kata-proxy ÷ the shim's", proxy, "", 1.0),
         ("memory of kata-shim", kata(metric::STAND_IN_PSS), "MiB", 4.0),
-        ("size of the initial ramdisk", Some(mib(initrd)?), "MiB", 8.0),
+        ("size of the initial ramdisk", ramdisk.map(mib).transpose()?, "MiB", 8.0),
         ("packages in Cargo.lock", Some(packages()?), "", 400.0),
     ];
     let measured = found.into_iter().filter_map(|(name, value, unit, at_most)| {
@@ -144,7 +149,7 @@ pub(crate) fn table(values: &Values, targets: &[Target]) -> String {
 }
 
 /// The same for programs.
-pub(crate) fn json(values: &Values, targets: &[Target]) -> Result<String> {
+pub(crate) fn json(values: &Values, targets: &[Target], kernel: &Path) -> Result<String> {
     let rows: Vec<_> = values
         .rows()
         .map(|(metric, subject, summary)| {
@@ -152,13 +157,13 @@ pub(crate) fn json(values: &Values, targets: &[Target]) -> Result<String> {
                     "who": subject, "summary": summary })
         })
         .collect();
-    let all = json!({ "host": host(), "figures": rows, "left_out": values.left_out(),
+    let all = json!({ "host": host(kernel), "figures": rows, "left_out": values.left_out(),
                       "targets": targets });
     serde_json::to_string_pretty(&all).context("cannot write JSON")
 }
 
 /// What the figures depend on.
-pub(crate) fn host() -> serde_json::Value {
+pub(crate) fn host(guest_kernel: &Path) -> serde_json::Value {
     let first = |file: &str, key: &str| {
         let text = fs::read_to_string(file).unwrap_or_default();
         let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
@@ -169,7 +174,7 @@ pub(crate) fn host() -> serde_json::Value {
         "processor": first("/proc/cpuinfo", "model name"),
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "kernel": kernel.trim(),
-        "guest_kernel": Installation::under_test().kernel(),
+        "guest_kernel": guest_kernel,
     })
 }
 
@@ -183,13 +188,13 @@ mod tests {
         values.add(metric::RUN, Subject::Kata, 3.0);
         values.add(metric::RUN, Subject::Floor, 1.0);
         values.leave_out(Subject::Runsc, "no\nptrace\n");
-        let targets = targets(&values, Path::new("/dev/null")).unwrap();
+        let targets = targets(&values, Some(Path::new("/dev/null")), true).unwrap();
         assert_eq!(targets.len(), 3);
         assert!(!targets[0].is_met() && targets[1].is_met());
         let table = table(&values, &targets);
         assert!(table.contains("NOT MET") && table.contains("3.000"), "{table}");
         assert!(table.contains("\nrunsc: left out: no ptrace\n"), "{table}");
-        let json = json(&values, &targets).unwrap();
+        let json = json(&values, &targets, Path::new("/k")).unwrap();
         assert!(json.contains("\"at_most\": 1.5") && json.contains("\"who\": \"floor\""), "{json}");
         assert!(json.contains("\"why\": \"no ptrace\""), "{json}");
     }
@@ -204,10 +209,16 @@ mod tests {
         }
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../SPECIFICATION.md");
         let specification = fs::read_to_string(file).unwrap();
-        let targets = targets(&values, Path::new("/dev/null")).unwrap();
+        let targets = targets(&values, Some(Path::new("/dev/null")), true).unwrap();
         assert_eq!(targets.len(), 19);
-        for Target { name, .. } in targets {
-            assert!(specification.contains(&format!("| {name} |")), "{name}");
+        for Target { name, at_most, unit, .. } in targets {
+            let start = format!("| {name} |");
+            // The one in a table of targets; another explains the words.
+            let limit = specification.lines().find_map(|line| {
+                let cell = line.strip_prefix(&start)?.split('|').next()?;
+                cell.trim().trim_end_matches(unit).trim().parse().ok()
+            });
+            assert_eq!(limit, Some(at_most), "{name}");
         }
     }
 }
