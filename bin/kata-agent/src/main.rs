@@ -19,7 +19,7 @@ use kata_guest_setup::cmdline::{self, Options, ServerAddress};
 use kata_guest_setup::network::Network;
 use kata_guest_setup::reaper::Reaper;
 use kata_guest_setup::serial::SerialPort;
-use kata_guest_setup::{boot, modules, mounts, open_files, power, root};
+use kata_guest_setup::{boot, free_memory, modules, mounts, open_files, power, root};
 
 /// Overrides `agent.server_addr`.
 const SERVER_ADDRESS: &str = "KATA_AGENT_SERVER_ADDR";
@@ -78,6 +78,9 @@ fn run(is_init: bool, options: &Options, started: Clocks) -> anyhow::Result<()> 
     }
     if is_init {
         modules::load_all(Path::new(modules::LIST))?;
+        if let Err(error) = free_memory::lower_reserve() {
+            tracing::warn!(%error, "the kernel keeps more memory free than it needs");
+        }
     } else {
         // Orphans of containers come to the agent, as they do to PID 1.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))

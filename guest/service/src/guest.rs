@@ -10,7 +10,7 @@ use kata_agent_api::agent::{
 };
 use kata_agent_api::cpu_count;
 use kata_guest_container::namespaces::SharedNamespaces;
-use kata_guest_setup::hotplug;
+use kata_guest_setup::{free_memory, hotplug};
 use ttrpc::Code;
 
 use crate::agent::Agent;
@@ -70,6 +70,11 @@ impl Agent {
         .map_err(Tell::tell)?;
         if !request.cpu_only {
             hotplug::online_memory().map_err(Tell::tell)?;
+            if self.settings.is_init
+                && let Err(error) = free_memory::lower_reserve()
+            {
+                tracing::warn!(%error, "the kernel keeps more memory free than it needs");
+            }
         }
         Ok(())
     }

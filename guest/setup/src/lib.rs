@@ -9,6 +9,7 @@ pub mod channel;
 pub mod clock;
 pub mod cmdline;
 pub mod entropy;
+pub mod free_memory;
 pub mod hotplug;
 pub mod modules;
 pub mod mounts;

@@ -24,10 +24,19 @@ fn machine_is_set_up_as_the_host_says() -> Result<()> {
         network(guest).await.context("network")?;
         files(guest).await.context("files")?;
         processors(guest).await.context("processors")?;
+        reserve(guest).await.context("reserve of memory")?;
         let metrics = guest.agent.get_metrics(context(), &GetMetricsRequest::new()).await?.metrics;
         ensure!(metrics.contains("rss"), "{metrics}");
         Ok(())
     })
+}
+
+/// For huge pages the kernel would keep 25 MiB of this machine's 512 MiB free.
+async fn reserve(guest: &Guest) -> Result<()> {
+    let output = guest.run("reserve", sh("cat /proc/sys/vm/min_free_kbytes")).await?;
+    let kib: u32 = output.text().trim().parse().with_context(|| format!("{output:?}"))?;
+    ensure!((1024..4096).contains(&kib), "{kib} KiB");
+    Ok(())
 }
 
 /// What the protocol has and this agent does not.

@@ -12,8 +12,8 @@ pub(crate) fn page(values: &Values, targets: &[Target], kernel: &Path, memory: u
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "# Figures of the bench\n\nWritten by `make bench`. [SPECIFICATION.md](../../SPECIFICATION.md) says what the words mean \
-         and why a target is not met.\n\nA guest of {memory} MiB; {}.\n\n\
+        "# Figures of the bench\n\nWritten by `make bench` ([picture](pictures/bench.svg)). [SPECIFICATION.md](../SPECIFICATION.md) \
+         says what the words mean and why a target is not met.\n\nA guest of {memory} MiB; {}.\n\n\
          | what | who | runs | median | p90 | spread |\n|---|---|--:|--:|--:|--:|",
         host(kernel)
     );
