@@ -7,9 +7,9 @@ use std::io;
 const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
 
 /// Brings the kernel's reserve of free memory back to what it is by default. Where transparent huge
-/// pages are to be had, the kernel raises it to a twentieth of the memory so that it finds room for
-/// them, and counts half as much again as not available: in a small guest that is a third of what
-/// the kernel takes at all. It does so once, when it boots, and when memory is added.
+/// pages are to be had, which they are from 512 MiB on, the kernel raises it to 22 MiB and more (at
+/// most a twentieth of the memory) so that it finds room for them, and counts half as much again as
+/// not available. It does so when it boots, and when memory is added.
 ///
 /// # Errors
 ///

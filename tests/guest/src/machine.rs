@@ -67,7 +67,7 @@ impl Board {
     fn arguments(self) -> String {
         match self {
             Self::Microvm => {
-                "-machine microvm,acpi=on,rtc=on,auto-kernel-cmdline=off -smp 2 -m 512M \
+                "-machine microvm,acpi=on,rtc=on,auto-kernel-cmdline=off -smp 2 -m 640M \
                               -global virtio-mmio.force-legacy=false"
                     .to_owned()
             }
@@ -85,7 +85,7 @@ impl Setup {
     /// to give and gives none at first.
     pub const FINE_MEMORY: &str = "finemem";
 
-    /// Two processors, 512 MiB, and the staged initrd with busybox beside the agent.
+    /// Two processors, 640 MiB (below 512 the kernel has no huge pages), and the staged initrd with busybox beside the agent.
     #[must_use]
     pub fn new(first: First) -> Self {
         Self {

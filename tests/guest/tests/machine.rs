@@ -31,7 +31,7 @@ fn machine_is_set_up_as_the_host_says() -> Result<()> {
     })
 }
 
-/// For huge pages the kernel would keep 25 MiB of this machine's 512 MiB free.
+/// For huge pages the kernel would keep 22 MiB of this machine free.
 async fn reserve(guest: &Guest) -> Result<()> {
     let output = guest.run("reserve", sh("cat /proc/sys/vm/min_free_kbytes")).await?;
     let kib: u32 = output.text().trim().parse().with_context(|| format!("{output:?}"))?;
