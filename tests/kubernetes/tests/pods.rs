@@ -1,5 +1,6 @@
 //! Pods as the kubelet makes them.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -224,11 +225,17 @@ fn publish(volume: &Path, version: &str, text: &str) -> Result<()> {
 fn limits_are_those_of_the_pod_specification() -> Result<()> {
     node(|node| {
         let pod = node.pod("limits").start()?;
+        // As a kubelet does where the host's cgroups are of the second version alone.
+        let unified: HashMap<_, _> = only_a_vm("a group that is killed as one on any host")
+            .then(|| ("memory.oom.group".to_owned(), "1".to_owned()))
+            .into_iter()
+            .collect();
         let limits = |mebibytes: i64, quota| LinuxContainerResources {
             memory_limit_in_bytes: mebibytes << 20,
             cpu_period: 100_000,
             cpu_quota: quota,
             cpu_shares: 512,
+            unified: unified.clone(),
             ..Default::default()
         };
         let container = pod.shell("limited", SERVER).resources(limits(64, 50_000)).start()?;

@@ -5,6 +5,10 @@ use oci_spec::runtime as spec;
 use super::{ConvertError, list_from_wire, name, number, or_empty, refuse, unless_empty};
 use crate::oci;
 
+/// Whether all processes of a group are killed when one is for want of memory. A kubelet asks for
+/// it with every container of a host with the second version of cgroups.
+const KILLED_TOGETHER: &str = "memory.oom.group";
+
 /// The wire's "every number" in a rule about devices.
 const EVERY_NUMBER: i64 = -1;
 
@@ -12,12 +16,12 @@ const EVERY_NUMBER: i64 = -1;
 ///
 /// # Errors
 ///
-/// When the limits say what the protocol cannot carry, e.g. the `unified` map.
+/// When the limits say what the protocol cannot carry, e.g. most of the `unified` map.
 pub fn resources_to_wire(
     resources: &spec::LinuxResources,
 ) -> Result<oci::LinuxResources, ConvertError> {
     refuse("linux.resources.rdma", resources.rdma().as_ref().is_some_and(|r| !r.is_empty()))?;
-    refuse("linux.resources.unified", resources.unified().as_ref().is_some_and(|u| !u.is_empty()))?;
+    refuse_unified(resources)?;
     Ok(oci::LinuxResources {
         Devices: super::list_to_wire(resources.devices(), device_rule_to_wire)?,
         Memory: resources.memory().as_ref().map(memory_to_wire).transpose()?.into(),
@@ -57,6 +61,19 @@ pub fn resources_from_wire(
         })?)
         .set_network(wire.Network.into_option().map(network_from_wire).transpose()?);
     Ok(resources)
+}
+
+/// Refuses files of the second version of cgroups, except for [`KILLED_TOGETHER`], which is left
+/// out: a container's processes are then killed one by one.
+fn refuse_unified(resources: &spec::LinuxResources) -> Result<(), ConvertError> {
+    // The first by name, for the same words every time.
+    let refused = resources
+        .unified()
+        .iter()
+        .flat_map(|files| files.keys())
+        .filter(|file| *file != KILLED_TOGETHER)
+        .min();
+    refused.map_or(Ok(()), |file| Err(ConvertError::UnifiedNotCarried { file: file.clone() }))
 }
 
 fn device_rule_to_wire(
