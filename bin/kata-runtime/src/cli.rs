@@ -2,17 +2,26 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// Where containers are known, unless `--root` says otherwise.
 pub(crate) const DEFAULT_ROOT: &str = "/run/kata-containers";
 
 /// Runs OCI containers in virtual machines.
 #[derive(Debug, Parser)]
-#[command(name = "kata-runtime", version = crate::commands::version_text())]
+#[command(
+    name = "kata-runtime",
+    version = crate::commands::version_text(),
+    disable_version_flag = true,
+    // As in Go: callers add flags to those that are configured already, and the last one counts.
+    args_override_self = true
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
+    /// Print the version.
+    #[arg(long, short = 'v', action = ArgAction::Version)]
+    version: (),
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -484,6 +493,29 @@ mod tests {
             Command::Exec(args) => *args,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Docker adds `--systemd-cgroup` for its driver to whatever its runtimeArgs have, Podman what
+    /// `--runtime-flag` has to its own flags.
+    #[test]
+    fn flag_that_is_given_twice_counts_the_second_time() {
+        let words = "kata-runtime --systemd-cgroup --systemd-cgroup --log /m --root /q --root=/r --log /l \
+            exec --user 1 -d --cwd /a --detach --user 2 -e A=1 --env B=2 c1 true --user 3";
+        let Cli { global, command, .. } = Cli::try_parse_from(words.split_whitespace()).unwrap();
+        assert!(global.systemd_cgroup);
+        assert_eq!((global.root, global.log), ("/r".into(), Some("/l".into())));
+        let Command::Exec(exec) = command else { panic!("{command:?}") };
+        assert_eq!((exec.user.as_deref(), exec.detach), (Some("2"), true));
+        assert_eq!(exec.env, ["A=1", "B=2"], "those of which there may be several all count");
+        assert_eq!(exec.command, ["true", "--user", "3"]);
+        Cli::try_parse_from(["kata-runtime", "state", "c1", "c2"]).unwrap_err();
+    }
+
+    #[test]
+    fn version_is_told_by_runcs_letter() {
+        let told = Cli::try_parse_from(["kata-runtime", "-v"]).unwrap_err();
+        assert_eq!(told.kind(), clap::error::ErrorKind::DisplayVersion);
+        assert!(told.to_string().starts_with("kata-runtime version "), "{told}");
     }
 
     #[test]

@@ -180,6 +180,27 @@ fn help_is_a_command_and_rootless_takes_a_word() -> Result<()> {
     })
 }
 
+/// Docker adds `--systemd-cgroup` to what daemon.json has, and callers in Go write `--debug=false`.
+#[test]
+fn flags_are_read_as_go_reads_them() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        for words in [
+            &["--systemd-cgroup", "--systemd-cgroup", "list", "--quiet"][..],
+            &["--debug=true", "--debug=false", "--systemd-cgroup=0", "list", "--quiet=true"],
+            &["--log=/nowhere/log", "--log", "/dev/null", "list", "-f=json", "--f", "table", "-q"],
+        ] {
+            assert_eq!(host.succeed(words)?, "", "{words:?}");
+        }
+        let heading = host.succeed(&["list", "--quiet", "--quiet=F"])?;
+        assert!(heading.starts_with("ID "), "{heading}");
+        let version = host.succeed(&["-v"])?;
+        assert!(version.contains(" version ") && version.contains("\nspec: "), "{version}");
+        let said = host.call(&["--debug=maybe", "list"])?.failure()?;
+        assert!(said.contains("maybe"), "{said}");
+        Ok(())
+    })
+}
+
 #[test]
 fn debug_reaches_the_sandboxs_owner() -> Result<()> {
     if !only_a_vm("kata-proxy's log") {
