@@ -330,6 +330,49 @@ fn written_specification_runs_and_features_are_told_without_a_root() -> Result<(
     })
 }
 
+/// The names and values of runc's, in its order, but for what the reader is told: whose it is, and
+/// of which specification. A guest's cgroups are of the second version whatever the host has, and
+/// which capabilities are handed on differs among runcs.
+#[test]
+fn written_specification_is_runcs() -> Result<()> {
+    if !only_a_vm("two runtimes") {
+        return Ok(());
+    }
+    let of = |runtime| {
+        let mut written = String::new();
+        CommandLine::scenario(runtime, |host| {
+            let bundle = host.file("written");
+            fs::create_dir(&bundle)?;
+            host.succeed(&["spec", "--bundle", &bundle.display().to_string()])?;
+            written = fs::read_to_string(bundle.join("config.json"))?;
+            Ok(())
+        })?;
+        anyhow::Ok(written)
+    };
+    let (ours, runcs) = (of(Runtime::Kata)?, of(Runtime::Runc)?);
+    let sections = |text: &str| {
+        let is_section = |line: &&str| line.starts_with("\t\"");
+        let names = text.lines().filter(is_section).filter_map(|line| line.split(':').next());
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(sections(&ours), sections(&runcs));
+    let compared = |text: &str| -> Result<Value> {
+        let mut spec: Value = serde_json::from_str(text)?;
+        for name in ["ociVersion", "hostname"] {
+            ensure!(spec[name].take().is_string(), "there is no {name}: {text}");
+        }
+        let capabilities = spec["process"]["capabilities"].as_object_mut();
+        let capabilities = capabilities.context("there are no capabilities")?;
+        capabilities.retain(|set, _| set != "inheritable" && set != "ambient");
+        let namespaces = spec["linux"]["namespaces"].as_array_mut();
+        let namespaces = namespaces.context("there are no namespaces")?;
+        namespaces.retain(|namespace| namespace["type"] != "cgroup");
+        Ok(spec)
+    };
+    assert_eq!(compared(&ours)?, compared(&runcs)?);
+    Ok(())
+}
+
 /// How kata-shim tells engines of a guest that ran out of memory, where the host's cgroups are of
 /// the second version: a guest is such a host.
 #[test]
