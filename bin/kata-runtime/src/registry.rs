@@ -65,24 +65,35 @@ impl Status {
     }
 }
 
-/// A container as it is on disk.
+/// A container as it is on disk, maybe written by another version of this program: only without
+/// what says which process is meant there is nothing to do with it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Container {
     pub(crate) id: String,
+    #[serde(default)]
     pub(crate) oci_version: String,
+    #[serde(default)]
     pub(crate) bundle: PathBuf,
+    #[serde(default)]
     pub(crate) rootfs: PathBuf,
     /// RFC 3339.
+    #[serde(default)]
     pub(crate) created: String,
+    #[serde(default)]
     pub(crate) annotations: BTreeMap<String, String>,
     /// The id of the sandbox's first container.
     pub(crate) sandbox: String,
     pub(crate) stand_in: ProcessIdentity,
+    #[serde(default)]
     pub(crate) cgroups: Vec<PathBuf>,
+    #[serde(default)]
     pub(crate) cgroup: String,
     pub(crate) stage: Stage,
+    #[serde(default)]
     pub(crate) paused: bool,
+    #[serde(default)]
     pub(crate) poststart: Vec<Hook>,
+    #[serde(default)]
     pub(crate) poststop: Vec<Hook>,
 }
 
@@ -107,6 +118,15 @@ impl Container {
 #[derive(Debug, Clone)]
 pub(crate) struct Registry {
     root: PathBuf,
+}
+
+/// What is below one root.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// In the order of their ids.
+    pub(crate) containers: Vec<Container>,
+    /// Why there may be more, an error for each. The others need not suffer for it.
+    pub(crate) unreadable: Vec<anyhow::Error>,
 }
 
 /// A container's directory, held so that nobody else changes it.
@@ -171,18 +191,21 @@ impl Registry {
         lock(&self.dir(id)?)
     }
 
-    /// All containers, in the order of their ids.
-    pub(crate) fn list(&self) -> Result<Vec<Container>> {
+    /// All containers.
+    pub(crate) fn list(&self) -> Result<Known> {
+        let mut known = Known::default();
         let entries = match fs::read_dir(&self.root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(known),
             entries => entries.with_context(|| format!("cannot list {}", self.root.display()))?,
         };
-        let mut found = Vec::new();
         for entry in entries.flatten() {
-            found.extend(read::<Container>(&entry.path().join(STATE))?);
+            match read::<Container>(&entry.path().join(STATE)) {
+                Ok(found) => known.containers.extend(found),
+                Err(error) => known.unreadable.push(error),
+            }
         }
-        found.sort_by(|one, other| one.id.cmp(&other.id));
-        Ok(found)
+        known.containers.sort_by(|one, other| one.id.cmp(&other.id));
+        Ok(known)
     }
 }
 
@@ -288,7 +311,7 @@ mod tests {
     fn a_container_is_reserved_once_saved_listed_and_removed() {
         let root = tempfile::tempdir().unwrap();
         let registry = Registry::new(root.path()).unwrap();
-        assert!(registry.list().unwrap().is_empty());
+        assert!(registry.list().unwrap().containers.is_empty());
         let locked = registry.reserve("c1").unwrap();
         let taken = registry.reserve("c1").unwrap_err();
         assert_eq!(taken.to_string(), "container with given ID already exists");
@@ -296,10 +319,36 @@ mod tests {
         locked.save(&container("c1")).unwrap();
         assert_eq!(registry.load("c1").unwrap().status(), Status::Created);
         fs::create_dir_all(registry.sandbox_dir("c1").unwrap()).unwrap();
-        assert_eq!(registry.list().unwrap().len(), 1);
+        assert_eq!(registry.list().unwrap().containers.len(), 1);
         locked.remove().unwrap();
         assert!(registry.lock("c1").unwrap().is_none());
         assert_eq!(registry.load("c1").unwrap_err().to_string(), UNKNOWN);
+    }
+
+    #[test]
+    fn a_container_that_cannot_be_read_is_told_and_hides_no_other() {
+        let root = tempfile::tempdir().unwrap();
+        let registry = Registry::new(root.path()).unwrap();
+        for id in ["c1", "c3"] {
+            registry.reserve(id).unwrap().save(&container(id)).unwrap();
+        }
+        let bad = registry.reserve("c2").unwrap();
+        fs::write(bad.dir().join(STATE), "").unwrap();
+        let known = registry.list().unwrap();
+        let ids: Vec<&str> = known.containers.iter().map(|one| one.id.as_str()).collect();
+        assert_eq!(ids, ["c1", "c3"]);
+        let errors: Vec<String> = known.unreadable.iter().map(ToString::to_string).collect();
+        let path = bad.dir().join(STATE);
+        assert_eq!(errors, [format!("cannot understand {}", path.display())]);
+    }
+
+    /// A field that is added needs a default, since containers outlive an update of this program.
+    #[test]
+    fn a_container_of_another_version_is_read() {
+        let text = r#"{"id":"c1","sandbox":"c1","stand_in":{"pid":7,"start_time":9},
+            "stage":"started","of_a_later_version":true}"#;
+        let read: Container = serde_json::from_str(text).unwrap();
+        assert_eq!((read.stand_in.pid, read.stage), (7, Stage::Started));
     }
 
     #[test]

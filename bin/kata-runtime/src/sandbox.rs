@@ -201,7 +201,7 @@ pub(crate) fn remove(registry: &Registry, id: &str) -> Result<()> {
 }
 
 fn has_containers(registry: &Registry, id: &str) -> Result<bool> {
-    Ok(registry.list()?.iter().any(|one| one.sandbox == id))
+    Ok(registry.list()?.containers.iter().any(|one| one.sandbox == id))
 }
 
 /// Waits for the proxy of a sandbox without containers to end, and takes away what a killed one has

@@ -22,10 +22,20 @@ pub(super) fn run(host: &Host, id: &str, force: bool) -> Result<()> {
     let Some(locked) = host.registry.lock(id)? else {
         return if force { Ok(()) } else { Err(anyhow::anyhow!(UNKNOWN)) };
     };
-    let Some(container) = locked.load()? else {
+    let container = match locked.load() {
+        Ok(Some(container)) => container,
         // Its creation was killed before there was anything to know.
-        locked.remove()?;
-        return sandbox::remove(&host.registry, id);
+        Ok(None) => return forget(host, locked, id),
+        Err(error) if force => {
+            host.report.warning(&format!(
+                "{error:#}; its poststop hooks are not run, and what it has in another one's sandbox goes with that"
+            ));
+            return forget(host, locked, id);
+        }
+        Err(error) => {
+            let unknown = format!("nothing is known of container {id}, which --force removes");
+            return Err(error.context(unknown));
+        }
     };
     match container.status() {
         Status::Stopped => {}
@@ -36,6 +46,13 @@ pub(super) fn run(host: &Host, id: &str, force: bool) -> Result<()> {
         _ => end(host, &container)?,
     }
     remove(host, locked, &container)
+}
+
+/// Removes a container of which nothing is known, and the sandbox that has its id, unless others
+/// are in it.
+fn forget(host: &Host, locked: Locked, id: &str) -> Result<()> {
+    locked.remove()?;
+    sandbox::remove(&host.registry, id)
 }
 
 /// Kills a container and waits for its end.
@@ -75,4 +92,37 @@ pub(super) fn run_poststop(host: &Host, container: &Container) {
 /// As [`run`] for a container that this process has made and seen end.
 pub(super) fn ended(host: &Host, id: &str) -> Result<()> {
     run(host, id, true).with_context(|| format!("cannot delete container {id}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::LogFormat;
+    use crate::registry::Registry;
+    use crate::report::Report;
+
+    #[test]
+    fn a_container_that_cannot_be_read_is_removed_by_force_and_in_nobodys_way() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host {
+            registry: Registry::new(root.path()).unwrap(),
+            report: Report::to(None, LogFormat::Text),
+            config: String::new(),
+            systemd_cgroup: false,
+            debug: false,
+        };
+        let bad = host.registry.reserve("bad").unwrap().dir().to_owned();
+        std::fs::write(bad.join("state.json"), "{").unwrap();
+        host.registry.reserve("other").unwrap();
+        let (sandbox, _listener) = Sandbox::make(&host.registry, "other").unwrap();
+        run(&host, "other", false).unwrap();
+        assert!(!sandbox.dir.exists());
+
+        let (sandbox, _listener) = Sandbox::make(&host.registry, "bad").unwrap();
+        let error = format!("{:#}", run(&host, "bad", false).unwrap_err());
+        assert!(error.starts_with("nothing is known of container bad"), "{error}");
+        assert!(bad.exists());
+        run(&host, "bad", true).unwrap();
+        assert!(!bad.exists() && !sandbox.dir.exists());
+    }
 }

@@ -12,8 +12,11 @@ use crate::cli::{ListArgs, ListFormat};
 const OWNER: &str = "root";
 
 pub(super) fn run(host: &Host, args: &ListArgs) -> Result<()> {
-    let containers = host.registry.list()?;
-    let mut states: Vec<State> = containers.into_iter().map(State::of).collect();
+    let known = host.registry.list()?;
+    for error in known.unreadable {
+        host.report.warning(&format!("{error:#}"));
+    }
+    let mut states: Vec<State> = known.containers.into_iter().map(State::of).collect();
     for state in &mut states {
         OWNER.clone_into(&mut state.owner);
     }
