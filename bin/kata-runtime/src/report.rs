@@ -2,9 +2,11 @@
 //! engines read both.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+
+use rustix::process::{getpgrp, getpid};
 
 use crate::cli::{Global, LogFormat};
 
@@ -35,20 +37,24 @@ impl Report {
         self.record("error", &format!("{error:#}").replace('\n', " "));
     }
 
-    /// Whether people read the log, of which there is one.
-    pub(crate) fn is_for_people(&self) -> bool {
-        self.log.is_some() && self.format == LogFormat::Text
-    }
-
-    /// Writes something into the log alone.
-    pub(crate) fn note(&self, message: &str) {
-        self.log("info", message);
+    /// Tells people something that is no fault, and that they may have wanted: in a log that is not
+    /// for programs, who take whatever is in theirs for an error; or at their terminal. `what` is
+    /// asked only if there is somebody to tell.
+    pub(crate) fn note(&self, what: impl FnOnce() -> Option<String>) {
+        if self.log.is_some() && self.format == LogFormat::Text {
+            what().iter().for_each(|message| self.log("info", message));
+        } else if self.log.is_none() && is_called_at_a_terminal() {
+            what().iter().for_each(|message| self.warning(message));
+        }
     }
 
     /// Tells something that changes nothing.
     pub(crate) fn warning(&self, message: &str) {
+        // In a terminal that is the container's already, no line end goes back to the line's
+        // beginning by itself.
+        let end = if std::io::stderr().is_terminal() { "\r\n" } else { "\n" };
         // A second record in the log would keep Podman from reading the first.
-        let _ = writeln!(std::io::stderr(), "{}", text("warning", message));
+        let _ = write!(std::io::stderr(), "{}{end}", text("warning", message));
     }
 
     fn record(&self, level: &str, message: &str) {
@@ -74,6 +80,12 @@ impl Report {
     }
 }
 
+/// Whether an interactive shell has called this program. Podman's `start` writes to the user's
+/// terminal, too, but only a shell makes a group of processes of what it is told to run.
+fn is_called_at_a_terminal() -> bool {
+    std::io::stderr().is_terminal() && getpgrp() == getpid()
+}
+
 /// As logrus writes text.
 fn text(level: &str, message: &str) -> String {
     format!("time={:?} level={level} msg={message:?}", kata_log::now())
@@ -87,6 +99,20 @@ fn json(level: &str, message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn notes_are_for_people() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        for format in [LogFormat::Json, LogFormat::Text] {
+            let report = Report { log: Some(path.clone()), format };
+            report.note(|| Some("nothing is wrong".to_owned()));
+            report.note(|| None);
+            let logged = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines = usize::from(format == LogFormat::Text);
+            assert_eq!(logged.lines().count(), lines, "{logged}");
+        }
+    }
 
     #[test]
     fn the_json_log_is_one_object() {

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kata_e2e::{CommandLine, Deadline, IDLE, Input, Part, Runtime, Stream, only_a_vm, resize};
+use kata_e2e::{
+    Client, CommandLine, Deadline, IDLE, Input, Part, Runtime, Stream, only_a_vm, resize,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -231,6 +234,33 @@ fn umask_is_the_specs_for_the_first_process_and_for_others() -> Result<()> {
     // runc gives the others the first one's.
     assert_eq!(kata[0], said_by(Runtime::Runc)?[0]);
     Ok(())
+}
+
+/// A shell at a terminal gives each command a group of processes of its own. Podman does not, and
+/// its `start` writes to the same terminal.
+#[test]
+fn empty_network_namespace_is_told_to_whoever_calls_from_a_terminal() -> Result<()> {
+    if !only_a_vm("kata-runtime's warning") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", "true", |spec| spec)?.display().to_string();
+        for (input, by_a_shell, is_told) in [
+            (Input::Terminal, true, true),
+            (Input::Terminal, false, false),
+            (Input::Nothing, true, false),
+        ] {
+            let mut run = host.command(&["run", "--bundle", &bundle, &host.id("c")]);
+            if by_a_shell {
+                run.process_group(0);
+            }
+            let output = Client::spawn(run, input)?.wait()?;
+            let said = output.text() + &output.error_text();
+            let times = said.matches("no interface but lo is in the network namespace").count();
+            assert_eq!((output.code, times), (0, usize::from(is_told)), "{said}");
+        }
+        Ok(())
+    })
 }
 
 /// A creation whose parts die fails, and says why; what there was of it is gone, and the id is

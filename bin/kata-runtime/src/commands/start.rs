@@ -23,13 +23,14 @@ pub(super) fn run(host: &Host, id: &str) -> Result<()> {
         Status::Paused => bail!("cannot start a container in the paused state"),
     }
     let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
+    if container.sandbox == container.id {
+        // The network is what it is now: the start takes it over.
+        host.report.note(|| no_network(&container));
+    }
     let request = api::StartRequest { id: id.to_owned(), ..Default::default() };
     sandbox.call::<api::StartResponse>("Start", &request).map_err(plain)?;
     container.stage = Stage::Started;
     locked.save(&container)?;
-    if container.sandbox == container.id {
-        tell_of_no_network(host, &container);
-    }
     let state = hook_state(&container, "running", container.stand_in.pid);
     let run = kata_hooks::run("poststart", &container.poststart, &state);
     if run.is_err()
@@ -41,19 +42,17 @@ pub(super) fn run(host: &Host, id: &str) -> Result<()> {
     Ok(run?)
 }
 
-/// The sandbox's owner has it in its own log, which goes with the sandbox. Not for programs, who
-/// take whatever is in a log of JSON for an error.
-fn tell_of_no_network(host: &Host, container: &Container) {
-    if !host.report.is_for_people() {
-        return;
-    }
+/// What there is to tell of a network namespace that is empty. The sandbox's owner has it in its
+/// own log, which goes with the sandbox.
+fn no_network(container: &Container) -> Option<String> {
     let path = format!("/proc/{}/ns/net", container.stand_in.pid);
-    // It may have ended by now, and the sandbox's owner has looked already.
-    let there = Namespace::open(Path::new(&path)).and_then(|one| kata_network::scan_blocking(&one));
-    if there.is_ok_and(|there| kata_network::in_use(&there).next().is_none()) {
-        host.report.note(&format!(
+    // That it cannot be looked at is the start's to tell.
+    let namespace = Namespace::open(Path::new(&path)).ok()?;
+    let there = kata_network::scan_blocking(&namespace).ok()?;
+    kata_network::in_use(&there).next().is_none().then(|| {
+        format!(
             "no interface but lo is in the network namespace of container {}, so it has no network",
             container.id
-        ));
-    }
+        )
+    })
 }
