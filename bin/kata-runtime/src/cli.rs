@@ -348,7 +348,7 @@ pub(crate) struct EventsArgs {
     /// The container's id.
     #[arg(value_name = "CONTAINER")]
     pub(crate) id: String,
-    /// How often, like `5s` or `500ms`.
+    /// How often, like `5s`, `500ms` or `1m30s`.
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     pub(crate) interval: String,
     /// Once, and no more.

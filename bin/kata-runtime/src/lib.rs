@@ -12,6 +12,7 @@
 mod bundle;
 mod cli;
 mod commands;
+mod duration;
 mod foreground;
 mod guest;
 mod handover;

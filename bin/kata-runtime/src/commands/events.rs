@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 
 use super::{Host, print};
 use crate::cli::EventsArgs;
+use crate::duration;
 use crate::registry::Status;
 use crate::sandbox::{Sandbox, has_ended, plain};
 
 pub(super) fn run(host: &Host, args: &EventsArgs) -> Result<()> {
-    let interval = duration(&args.interval)?;
+    let interval = duration::parse(&args.interval)?;
     let container = host.registry.load(&args.id)?;
     if container.status() == Status::Stopped {
         bail!("container with id {} is not running", args.id);
@@ -88,27 +89,6 @@ fn watch(sandbox: Sandbox, id: &str) -> Receiver<OutOfMemory> {
     news
 }
 
-/// A duration as Go writes it, as far as anybody writes one here: a number with `ms`, `s`, `m` or
-/// `h`.
-fn duration(text: &str) -> Result<Duration> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let wrong = || format!("duration interval must be a number with ms, s, m or h: {text:?}");
-    let factor = match unit {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => bail!(wrong()),
-    };
-    let number: f64 = number.parse().ok().with_context(wrong)?;
-    let duration = Duration::try_from_secs_f64(number * factor).ok().with_context(wrong)?;
-    if duration.is_zero() {
-        bail!("duration interval must be greater than 0");
-    }
-    Ok(duration)
-}
-
 /// The numbers in runc's shape.
 fn data(answer: &api::StatsResponse) -> Result<Value> {
     let figures = metrics::figures(&answer.stats).context("the sandbox's figures are malformed")?;
@@ -171,15 +151,5 @@ mod tests {
         );
         let pages = HugePageFigures { size: "2MB".to_owned(), usage: 7, max: 9, failures: 1 };
         assert_eq!(huge_pages(&[pages]), json!({ "2MB": { "usage": 7, "max": 9, "failcnt": 1 } }));
-    }
-
-    #[test]
-    fn durations_are_read_as_go_writes_them() {
-        assert_eq!(duration("5s").unwrap(), Duration::from_secs(5));
-        assert_eq!(duration("1.5m").unwrap(), Duration::from_secs(90));
-        assert_eq!(duration("500ms").unwrap(), Duration::from_millis(500));
-        for wrong in ["", "5", "s", "-1s", "0s", "1e400s", "5 s"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
     }
 }
