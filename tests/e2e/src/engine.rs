@@ -38,6 +38,9 @@ use crate::stream::tail;
 
 use docker::Dockerd;
 
+/// Less than any VM takes, in bytes, and far more than kata-shim does.
+const LEAST_OF_A_VM: f64 = 32.0 * 1024.0 * 1024.0;
+
 /// The image of all containers, and of a pod's first one.
 const IMAGE: &str = "localhost/busybox";
 
@@ -277,6 +280,19 @@ impl Engine {
         Ok(said.trim_end().to_owned())
     }
 
+    /// Checks that the engine's statistics show a container's memory. Where they are those of the
+    /// host's processes that is its VM's, and more than any process takes that stands for one.
+    pub fn counts_memory(&self, container: &str) -> Result<()> {
+        let shown =
+            self.succeed(&format!("stats --no-stream --format {{{{.MemUsage}}}} {container}"))?;
+        let used = shown.split(" /").next().and_then(bytes).with_context(|| shown.clone())?;
+        let is_of_a_vm =
+            Runtime::under_test() == Runtime::Kata && self.kind != Kind::DockerWithShim;
+        let least = if is_of_a_vm { LEAST_OF_A_VM } else { 0.0 };
+        ensure!(used > least, "{container} uses {shown}");
+        Ok(())
+    }
+
     /// Waits until the container has written `text`, from its beginning on.
     pub fn says(&self, container: &str, text: &str) -> Result<()> {
         self.attach(&format!("logs --follow {container}"), Input::Nothing)?.expect(text)
@@ -418,6 +434,15 @@ impl Engine {
     }
 }
 
+/// An amount of memory as Podman and Docker show it, like `75.3MB` or `1.2GiB`, in bytes.
+fn bytes(shown: &str) -> Option<f64> {
+    let (number, unit) = shown.split_at(shown.find(|c: char| c.is_ascii_alphabetic())?);
+    let base = if unit.ends_with("iB") { 1024.0_f64 } else { 1000.0 };
+    let power =
+        ["B", "K", "M", "G"].iter().position(|&one| unit.to_uppercase().starts_with(one))?;
+    Some(number.parse::<f64>().ok()? * base.powi(power.try_into().ok()?))
+}
+
 /// The file that `KATA_E2E_CONFIG` names.
 fn runtime_configuration() -> Option<PathBuf> {
     std::env::var_os("KATA_E2E_CONFIG").map(PathBuf::from)
@@ -449,5 +474,26 @@ impl EngineRun<'_> {
         let mut command = self.engine.command();
         command.args(self.args);
         Client::spawn(command, self.input)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_read_as_engines_show_them() {
+        for (shown, expected) in [
+            ("0B", 0.0),
+            ("512B", 512.0),
+            ("1.5kB", 1500.0),
+            ("75.25MB", 75_250_000.0),
+            ("1.5KiB", 1536.0),
+            ("64MiB", 67_108_864.0),
+            ("2GiB", 2_147_483_648.0),
+        ] {
+            assert!((bytes(shown).unwrap() - expected).abs() < 0.5, "{shown}");
+        }
+        assert_eq!(["", "--", "7", "MB", "7XB"].map(bytes), [None; 5]);
     }
 }

@@ -236,24 +236,36 @@ fn debug_console_that_is_off_or_has_no_shell_is_refused_with_a_sentence() -> Res
     Ok(())
 }
 
+/// A configuration with which the agent logs what it does.
+fn with_detailed_log() -> Result<(TempDir, PathBuf)> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("configuration.toml");
+    fs::write(&file, "[agent.kata]\nenable_debug = true\n")?;
+    Ok((directory, file))
+}
+
+/// Whether `text` is what a guest has said, and the agent in it has made this container.
+fn is_of_a_guest_with(container: &str, text: &str) -> Result<()> {
+    ensure!(text.contains("\nconsole: kata-agent ") || text.starts_with("console: "), "{text}");
+    let agent = text.lines().filter_map(|line| line.strip_prefix("agent: "));
+    let agent: Vec<serde_json::Value> = agent
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .with_context(|| text.to_owned())?;
+    let created = agent.iter().any(|line| line.to_string().contains(container));
+    ensure!(created, "{agent:#?}");
+    Ok(())
+}
+
 #[test]
 fn logs_show_what_was_said_and_follow_to_the_end() -> Result<()> {
     if !only_a_vm("a guest's log") {
         return Ok(());
     }
-    let directory = tempfile::tempdir()?;
-    let file = directory.path().join("configuration.toml");
-    fs::write(&file, "[agent.kata]\nenable_debug = true\n")?;
-    Scenario::new().configuration(&file).run(|containerd| {
+    let (_directory, configuration) = with_detailed_log()?;
+    Scenario::new().configuration(&configuration).run(|containerd| {
         let container = containerd.run(SLEEP).start()?;
-        let text = call(&["logs", container.id()])?.success()?;
-        ensure!(text.contains("\nconsole: kata-agent ") || text.starts_with("console: "), "{text}");
-        let agent = text.lines().filter_map(|line| line.strip_prefix("agent: "));
-        let agent: Vec<serde_json::Value> =
-            agent.map(serde_json::from_str).collect::<Result<_, _>>().context(text)?;
-        let created = agent.iter().any(|line| line.to_string().contains(container.id()));
-        ensure!(created, "{agent:#?}");
-
+        is_of_a_guest_with(container.id(), &call(&["logs", container.id()])?.success()?)?;
         let follower = kata_runtime(
             &["logs", "--follow", "--source", "agent", container.id()],
             Input::Nothing,
@@ -264,5 +276,23 @@ fn logs_show_what_was_said_and_follow_to_the_end() -> Result<()> {
         let followed = follower.wait()?.success()?;
         ensure!(!followed.contains("agent: "), "one source needs no name: {followed}");
         Ok(())
+    })
+}
+
+#[test]
+fn logs_of_the_command_lines_sandbox() -> Result<()> {
+    if !only_a_vm("a guest's log") {
+        return Ok(());
+    }
+    let (_directory, configuration) = with_detailed_log()?;
+    CommandLine::configured(&configuration, |host| {
+        host.run_idle("c")?;
+        let id = host.id("c");
+        is_of_a_guest_with(&id, &host.succeed(&["logs", &id])?)?;
+        let follow = ["logs", "--follow", "--source", "agent", &id];
+        let follower = host.attach(&follow, Input::Nothing)?;
+        follower.expect("\"source\":\"agent\"")?;
+        host.succeed(&["delete", "--force", &id])?;
+        follower.wait()?.success().map(drop)
     })
 }
