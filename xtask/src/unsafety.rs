@@ -40,6 +40,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("the interface of libkrun, which is C", &["bin/kata-krun/src/machine.rs"]),
+    ("advice about the program's own mappings", &["support/linux/src/memory.rs"]),
     ("the processor's time stamp counter", &["support/linux/src/tsc.rs"]),
 ];
 
