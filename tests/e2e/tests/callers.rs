@@ -330,8 +330,8 @@ fn written_specification_runs_and_features_are_told_without_a_root() -> Result<(
     })
 }
 
-/// The names and values of runc's, in its order, but for what the reader is told: whose it is, and
-/// of which specification. A guest's cgroups are of the second version whatever the host has, and
+/// The names and values of runc's, but for what the reader is told: whose it is, and of which
+/// specification. A guest's cgroups are of the second version whatever the host has, and
 /// which capabilities are handed on differs among runcs.
 #[test]
 fn written_specification_is_runcs() -> Result<()> {
@@ -350,12 +350,6 @@ fn written_specification_is_runcs() -> Result<()> {
         anyhow::Ok(written)
     };
     let (ours, runcs) = (of(Runtime::Kata)?, of(Runtime::Runc)?);
-    let sections = |text: &str| {
-        let is_section = |line: &&str| line.starts_with("\t\"");
-        let names = text.lines().filter(is_section).filter_map(|line| line.split(':').next());
-        names.map(str::to_owned).collect::<Vec<_>>()
-    };
-    assert_eq!(sections(&ours), sections(&runcs));
     let compared = |text: &str| -> Result<Value> {
         let mut spec: Value = serde_json::from_str(text)?;
         for name in ["ociVersion", "hostname"] {

@@ -1,18 +1,14 @@
-//! `spec`: a config.json to start from. It is runc's, so that the two can be compared, with a
-//! hostname of our own. A guest always has cgroup namespaces, which runc knows for some hosts only.
+//! `spec`: a config.json to start from, with what runc's has: terminal, no device but the usual
+//! ones, and a hostname of our own. A guest always has cgroup namespaces, which runc knows for some
+//! hosts only.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 
 use anyhow::{Context, Result, bail};
-use oci_spec::runtime::VERSION as SPEC_VERSION;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec, VERSION};
 
 use crate::cli::SpecArgs;
-
-/// All of it but the specification's version, for which there is [`VERSION_PLACE`].
-const TEMPLATE: &str = include_str!("spec.json");
-
-const VERSION_PLACE: &str = "OCI_VERSION";
 
 pub(super) fn run(args: &SpecArgs) -> Result<()> {
     if args.rootless {
@@ -27,24 +23,36 @@ pub(super) fn run(args: &SpecArgs) -> Result<()> {
         }
         opened => opened.with_context(|| format!("cannot create {}", path.display()))?,
     };
-    file.write_all(text().as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    let text = serde_json::to_string_pretty(&spec())?;
+    writeln!(file, "{text}").with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn text() -> String {
-    // runc's ends without a newline.
-    TEMPLATE.trim_end().replace(VERSION_PLACE, SPEC_VERSION)
+fn spec() -> Spec {
+    let mut spec = Spec::default();
+    spec.set_version(VERSION.to_owned());
+    spec.set_hostname(Some("kata".to_owned()));
+    spec.set_annotations(None);
+    if let Some(process) = spec.process_mut() {
+        process.set_terminal(Some(true));
+    }
+    if let Some(linux) = spec.linux_mut() {
+        let mut none = LinuxDeviceCgroup::default();
+        none.set_allow(false).set_access(Some("rwm".to_owned()));
+        let mut resources = LinuxResources::default();
+        resources.set_devices(Some(vec![none]));
+        linux.set_resources(Some(resources));
+    }
+    spec
 }
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::Spec;
-
     use super::*;
 
     #[test]
     fn specification_is_of_the_version_that_is_told_and_lets_no_device_through() {
-        let spec: Spec = serde_json::from_str(&text()).unwrap();
-        assert_eq!(spec.version(), SPEC_VERSION);
+        let spec = spec();
+        assert_eq!(spec.version(), VERSION);
         let resources = spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
         let rules = resources.devices().as_ref().unwrap();
         assert!(rules.len() == 1 && !rules[0].allow(), "{rules:?}");
