@@ -131,6 +131,9 @@ async fn create_parts<E: Future>(
         let child = maker.fork()?;
         let (pid, pidfd) = answer(&child, ended(child.pid)).await?;
         let master = console::receive(&listener).map_err(CreateError::Stdio)?;
+        if let Some(process) = plan.spec.process() {
+            console::set_size(&master, process).map_err(CreateError::Stdio)?;
+        }
         let stdio = Stdio::terminal(master, plan.uid).map_err(CreateError::Stdio)?;
         Ok(Spawned { pid, pidfd, stdio })
     } else {

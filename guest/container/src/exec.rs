@@ -186,7 +186,7 @@ impl Joiner<'_> {
         nix::unistd::setsid().map_err(|errno| format!("cannot make a session: {errno}"))?;
         match ends {
             Some(ends) => attach(&ends.stdin, &ends.stdout, &ends.stderr),
-            None => attach_terminal(answers),
+            None => attach_terminal(self.process, answers),
         }
         .map_err(|error| format!("cannot attach the standard streams: {error}"))?;
         syscall.close_range(0).map_err(|error| format!("cannot close descriptors: {error}"))?;
@@ -264,8 +264,9 @@ fn attach(stdin: &OwnedFd, stdout: &OwnedFd, stderr: &OwnedFd) -> io::Result<()>
     Ok(())
 }
 
-fn attach_terminal(answers: &Answers) -> io::Result<()> {
+fn attach_terminal(process: &Process, answers: &Answers) -> io::Result<()> {
     let (master, slave) = console::make()?;
+    console::set_size(&slave, process)?;
     rustix::process::ioctl_tiocsctty(&slave)?;
     attach(&slave, &slave, &slave)?;
     answers.send(&Answer::Terminal, &[master.as_fd()]);

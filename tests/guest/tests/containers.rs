@@ -164,14 +164,19 @@ async fn terminal(guest: &Guest) -> Result<()> {
     ensure!(output.text().contains("got line\r\n40 120\r\n"), "{}", output.text());
     ensure!(output.status == 9);
     guest.remove("t").await?;
+    let mut sized = sh("stty size");
+    (sized["terminal"], sized["consoleSize"]) = (json!(true), json!({"height": 25, "width": 90}));
+    let output = guest.run("t", sized).await?;
+    ensure!(output.text() == "25 90\r\n", "{:?}", output.text());
 
     guest.create("t", sh("sleep 1000")).await?;
     guest.start("t").await?;
-    let mut process = sh("tty; test -t 0 && test -t 2 && echo yes; ls -l $(tty)");
+    let mut process = sh("stty size; tty; test -t 0 && test -t 2 && echo yes; ls -l $(tty)");
     process["terminal"] = json!(true);
+    process["consoleSize"] = json!({"height": 26, "width": 91});
     guest.exec("t", "x", process).await?;
-    let output = guest.output("t", "x").await?;
-    ensure!(output.text().starts_with("/dev/pts/0\r\nyes\r\ncrw--w----"), "{:?}", output.text());
+    let text = guest.output("t", "x").await?.text();
+    ensure!(text.starts_with("26 91\r\n/dev/pts/0\r\nyes\r\ncrw--w----"), "{text:?}");
     guest.remove("t").await
 }
 
