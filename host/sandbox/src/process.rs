@@ -15,6 +15,17 @@ pub(crate) struct PendingExec {
     pub(crate) stdio: Box<dyn Stdio>,
 }
 
+/// What becomes of a terminal's new size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resizing {
+    /// The process will be started with it.
+    Done,
+    /// The guest is to be told.
+    Now,
+    /// The guest is to be told when it has made the process, of which it may not know yet.
+    Later,
+}
+
 /// All processes of a sandbox, on the host's side.
 #[derive(Default)]
 pub(crate) struct Processes {
@@ -90,19 +101,21 @@ impl Processes {
         Ok(attached)
     }
 
-    /// Whether the guest has to be told of a terminal's new size; a pending exec only takes it
-    /// down.
+    /// What is to be done about a terminal's new size. A pending exec takes it down here.
     pub(crate) fn resize(
         &mut self,
         key: &ProcessKey,
         rows: u32,
         columns: u32,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Resizing, Refusal> {
         self.ledger.status(key)?;
-        let Some(exec) = self.pending.get_mut(key) else { return Ok(true) };
+        let Some(exec) = self.pending.get_mut(key) else {
+            let is_unknown = self.ledger.is_on_its_way(key) && !self.attached.contains_key(key);
+            return Ok(if is_unknown { Resizing::Later } else { Resizing::Now });
+        };
         let size = BoxBuilder::default().height(u64::from(rows)).width(u64::from(columns)).build();
         exec.process.set_console_size(size.ok());
-        Ok(false)
+        Ok(Resizing::Done)
     }
 
     /// Someone who wants to know when the process ends.
@@ -119,5 +132,66 @@ impl Processes {
         if let Some(told) = self.exits.get(key) {
             told.send_replace(Some(exit));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{Delivery, GuestProcess, StdioError};
+
+    /// Of a process that nobody listens to.
+    struct NoStreams;
+
+    #[async_trait]
+    impl Stdio for NoStreams {
+        async fn open(&mut self) -> Result<(), StdioError> {
+            Ok(())
+        }
+
+        fn attach(self: Box<Self>, _: GuestProcess) -> Arc<dyn AttachedStdio> {
+            Arc::new(Self)
+        }
+    }
+
+    #[async_trait]
+    impl AttachedStdio for NoStreams {
+        async fn drained(&self) -> Delivery {
+            Delivery::Whole
+        }
+
+        async fn delivered(&self) {}
+
+        async fn close_stdin(&self) {}
+    }
+
+    #[test]
+    fn size_of_a_terminal_waits_until_the_guest_has_the_process() {
+        let mut processes = Processes::default();
+        let init = ProcessKey::init("c");
+        assert!(processes.resize(&init, 1, 2).is_err());
+        processes.add(&init).unwrap();
+        assert_eq!(processes.resize(&init, 1, 2).unwrap(), Resizing::Later);
+        processes.ledger.created(&init);
+        processes.attach(&init, Arc::new(NoStreams));
+        assert_eq!(processes.resize(&init, 1, 2).unwrap(), Resizing::Now);
+        processes.ledger.begin_start(&init).unwrap();
+        assert_eq!(processes.resize(&init, 1, 2).unwrap(), Resizing::Now);
+        assert!(processes.ledger.started(&init));
+
+        let exec = ProcessKey::exec("c", "x");
+        processes.add(&exec).unwrap();
+        processes.hold_exec(&exec, Process::default(), Box::new(NoStreams));
+        assert_eq!(processes.resize(&exec, 30, 100).unwrap(), Resizing::Done);
+        processes.ledger.begin_start(&exec).unwrap();
+        let pending = processes.take_exec(&exec).unwrap();
+        let size = pending.process.console_size().map(|size| (size.height(), size.width()));
+        assert_eq!(size, Some((30, 100)));
+        assert_eq!(processes.resize(&exec, 1, 2).unwrap(), Resizing::Later);
+        assert!(processes.ledger.started(&exec));
+        processes.attach(&exec, Arc::new(NoStreams));
+        assert_eq!(processes.resize(&exec, 1, 2).unwrap(), Resizing::Now);
     }
 }

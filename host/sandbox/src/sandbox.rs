@@ -28,7 +28,7 @@ use crate::boot::{self, Booted};
 use crate::carry::Carrier;
 use crate::memory::Memory;
 use crate::network::SandboxNetwork;
-use crate::process::{PendingExec, Processes};
+use crate::process::{PendingExec, Processes, Resizing};
 use crate::timing::Timing;
 use crate::vcpus::Vcpus;
 use crate::{
@@ -322,6 +322,19 @@ impl Sandbox {
     /// Ends a process in whatever state it is, once it is no longer on its way there. It can be
     /// deleted then. One that is unknown is no error.
     pub async fn end(&self, key: &ProcessKey) {
+        self.arrival(key).await;
+        match self.kill(key, SIGKILL, key.exec.is_none()).await {
+            Ok(()) | Err(SandboxError::Refused(Refusal::AlreadyFinished(_))) => {
+                // Unknown by now is as good.
+                let _ = self.wait(key).await;
+            }
+            // It never ran.
+            Err(error) => tracing::debug!("{key}: {error}"),
+        }
+    }
+
+    /// Resolves when the guest is neither making nor starting the process.
+    async fn arrival(&self, key: &ProcessKey) {
         loop {
             let mut arrived = pin!(self.shared.arrived.notified());
             // Before it is looked, so that nothing happens in between.
@@ -330,14 +343,6 @@ impl Sandbox {
                 break;
             }
             arrived.await;
-        }
-        match self.kill(key, SIGKILL, key.exec.is_none()).await {
-            Ok(()) | Err(SandboxError::Refused(Refusal::AlreadyFinished(_))) => {
-                // Unknown by now is as good.
-                let _ = self.wait(key).await;
-            }
-            // It never ran.
-            Err(error) => tracing::debug!("{key}: {error}"),
         }
     }
 
@@ -395,25 +400,28 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Sets the size of a process's terminal; before the start it takes effect with it, and after
-    /// the end it does nothing.
+    /// Sets the size of a process's terminal. A process that was not started yet is started with
+    /// it, one that is on its way is waited for, and after the end it does nothing.
     pub async fn resize(
         &self,
         key: &ProcessKey,
         rows: u32,
         columns: u32,
     ) -> Result<(), SandboxError> {
-        if self.shared.processes().resize(key, rows, columns)? {
-            let id = guest_id(key);
-            let request = self.shared.agent.tty_win_resize(&id, rows, columns);
-            match self.unless_gone(request).await {
-                // It has ended meanwhile. Clients that set the size right after a start would put
-                // the error into the terminal of a process that was quick.
-                Err(SandboxError::Agent(AgentError::NotFound { .. })) => {}
-                resized => return resized,
-            }
+        let resizing = self.shared.processes().resize(key, rows, columns)?;
+        match resizing {
+            Resizing::Done => return Ok(()),
+            Resizing::Later => self.arrival(key).await,
+            Resizing::Now => {}
         }
-        Ok(())
+        let id = guest_id(key);
+        let request = self.shared.agent.tty_win_resize(&id, rows, columns);
+        match self.unless_gone(request).await {
+            // It has ended meanwhile. Clients that set the size right after a start would put the
+            // error into the terminal of a process that was quick.
+            Err(SandboxError::Agent(AgentError::NotFound { .. })) => Ok(()),
+            resized => resized,
+        }
     }
 
     /// Freezes a running container. One of which it is not known whether it is frozen counts as if
