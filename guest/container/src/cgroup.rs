@@ -173,7 +173,9 @@ impl Cgroup {
     ///
     /// Fails at the first value that the kernel refuses; those before it stay.
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        for setting in limits::settings(resources) {
+        // Without the controller there is none, and a limit that needs it says so.
+        let cpu_max = self.read("cpu.max").unwrap_or_default();
+        for setting in limits::settings(resources, &cpu_max) {
             let file = self.file(&setting.file);
             match write(&file, &setting.value) {
                 Ok(()) => {}

@@ -194,14 +194,19 @@ async fn pause_and_limits(guest: &Guest) -> Result<()> {
     let limits = ["memory.max", "pids.max", "cpu.max", "cpu.weight"].map(cgroup).join(";");
     let output = guest.exec_output("p", "x", &["sh", "-c", &limits]).await?;
     ensure!(output.text() == "67108864\n100\n200000 100000\n39\n", "{}", output.text());
-    let mut update = UpdateContainerRequest { container_id: "p".into(), ..Default::default() };
-    let resources =
-        json!({"memory": {"limit": 32 << 20}, "pids": {"limit": 50}, "cpu": {"shares": 512}});
-    let resources = serde_json::from_value(resources)?;
-    update.resources = Some(kata_agent_api::convert::resources_to_wire(&resources)?).into();
-    guest.agent.update_container(context(), &update).await?;
-    let output = guest.exec_output("p", "x", &["sh", "-c", &limits]).await?;
-    ensure!(output.text() == "33554432\n50\n200000 100000\n20\n", "{}", output.text());
+    for (resources, expected) in [
+        (
+            json!({"memory": {"limit": 32 << 20}, "pids": {"limit": 50}, "cpu": {"shares": 512}}),
+            "33554432\n50\n200000 100000\n20\n",
+        ),
+        // What an update does not name stays as it is.
+        (json!({"cpu": {"period": 50_000}}), "33554432\n50\n200000 50000\n20\n"),
+        (json!({"cpu": {"quota": 30_000}}), "33554432\n50\n30000 50000\n20\n"),
+    ] {
+        update(guest, "p", resources).await?;
+        let output = guest.exec_output("p", "x", &["sh", "-c", &limits]).await?;
+        ensure!(output.text() == expected, "{}", output.text());
+    }
 
     let request = StatsContainerRequest { container_id: "p".into(), ..Default::default() };
     let stats =
@@ -280,6 +285,15 @@ async fn seccomp(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// Sets limits anew.
+async fn update(guest: &Guest, id: &str, resources: serde_json::Value) -> Result<()> {
+    let mut request = UpdateContainerRequest { container_id: id.into(), ..Default::default() };
+    let resources = serde_json::from_value(resources)?;
+    request.resources = Some(kata_agent_api::convert::resources_to_wire(&resources)?).into();
+    guest.agent.update_container(context(), &request).await?;
+    Ok(())
+}
+
 /// Rules hold from the start, and others from an update on, for what runs already too.
 async fn devices(guest: &Guest) -> Result<()> {
     let allow_all = json!({"devices": [{"allow": true, "access": "rwm"}]});
@@ -304,11 +318,7 @@ async fn devices(guest: &Guest) -> Result<()> {
         ("x4", Some(json!({"pids": {"limit": 50}})), refused),
     ] {
         if let Some(rules) = rules {
-            let mut update =
-                UpdateContainerRequest { container_id: "d".into(), ..Default::default() };
-            let resources = serde_json::from_value(rules)?;
-            update.resources = Some(kata_agent_api::convert::resources_to_wire(&resources)?).into();
-            guest.agent.update_container(context(), &update).await?;
+            update(guest, "d", rules).await?;
         }
         let output = guest.exec_output("d", exec_id, &write).await?;
         let errors = String::from_utf8_lossy(&output.stderr);

@@ -17,14 +17,15 @@ fn setting(file: &str, value: impl Into<String>) -> Setting {
     Setting { file: file.to_owned(), value, optional }
 }
 
-/// Everything that `resources` asks for, in the order in which it can be written.
-pub(super) fn settings(resources: &LinuxResources) -> Vec<Setting> {
+/// Everything that `resources` asks for, in the order in which it can be written. `cpu_max` is what
+/// the group's file of that name says now, nothing if there is none.
+pub(super) fn settings(resources: &LinuxResources, cpu_max: &str) -> Vec<Setting> {
     let mut settings = Vec::new();
     if let Some(memory) = resources.memory() {
         memory_settings(memory, &mut settings);
     }
     if let Some(cpu) = resources.cpu() {
-        cpu_settings(cpu, &mut settings);
+        cpu_settings(cpu, cpu_max, &mut settings);
     }
     if let Some(pids) = resources.pids() {
         match pids.limit() {
@@ -70,17 +71,24 @@ fn or_max(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
-fn cpu_settings(cpu: &LinuxCpu, settings: &mut Vec<Setting>) {
+fn cpu_settings(cpu: &LinuxCpu, cpu_max: &str, settings: &mut Vec<Setting>) {
     if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
         settings.push(setting("cpu.weight", weight_of_shares(shares).to_string()));
     }
-    let quota = cpu.quota().filter(|quota| *quota != 0);
+    let quota = cpu.quota().filter(|quota| *quota != 0).map(or_max);
     let period = cpu.period().filter(|period| *period != 0);
-    if quota.is_some() || period.is_some() {
-        let quota = quota.map_or("max".to_owned(), or_max);
-        // The kernel's own default.
-        let period = period.unwrap_or(100_000);
-        settings.push(setting("cpu.max", format!("{quota} {period}")));
+    match (quota, period) {
+        (Some(quota), Some(period)) => {
+            settings.push(setting("cpu.max", format!("{quota} {period}")));
+        }
+        // The kernel keeps the period.
+        (Some(quota), None) => settings.push(setting("cpu.max", quota)),
+        // It takes no period alone.
+        (None, Some(period)) => {
+            let quota = cpu_max.split_ascii_whitespace().next().unwrap_or("max");
+            settings.push(setting("cpu.max", format!("{quota} {period}")));
+        }
+        (None, None) => {}
     }
     for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
         if let Some(list) = list.as_deref().filter(|list| !list.is_empty()) {
@@ -133,7 +141,8 @@ mod tests {
 
     fn settings_of(resources: serde_json::Value) -> Vec<(String, String)> {
         let resources: LinuxResources = serde_json::from_value(resources).unwrap();
-        settings(&resources).into_iter().map(|setting| (setting.file, setting.value)).collect()
+        let settings = settings(&resources, "70000 20000\n");
+        settings.into_iter().map(|setting| (setting.file, setting.value)).collect()
     }
 
     fn pair(file: &str, value: &str) -> (String, String) {
@@ -156,7 +165,11 @@ mod tests {
             cpu(json!({"quota": 50000, "period": 100_000})),
             [pair("cpu.max", "50000 100000")]
         );
-        assert_eq!(cpu(json!({"quota": -1})), [pair("cpu.max", "max 100000")]);
+        // What is not named stays as it is.
+        assert_eq!(cpu(json!({"quota": 50000})), [pair("cpu.max", "50000")]);
+        assert_eq!(cpu(json!({"quota": -1, "period": 0})), [pair("cpu.max", "max")]);
+        assert_eq!(cpu(json!({"period": 40000})), [pair("cpu.max", "70000 40000")]);
+        assert_eq!(cpu(json!({"quota": 0, "period": 0})), []);
         assert_eq!(cpu(json!({"shares": 1024})), [pair("cpu.weight", "39")]);
         assert_eq!(cpu(json!({"cpus": "0-1", "mems": ""})), [pair("cpuset.cpus", "0-1")]);
     }
