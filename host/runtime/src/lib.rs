@@ -21,7 +21,7 @@ pub use check::check;
 pub use driver::all as hypervisors;
 pub use environment::Environment;
 pub use features::features;
-pub use guest_spec::{SpecError, check_resources, process_for_guest};
+pub use guest_spec::{SpecError, process_for_guest, resources_for_guest};
 pub use kata_hypervisor::{Finding, Outcome};
 pub use plan::{RUN_DIR, run_dir_of};
 pub use role::{ContainerRole, RoleError, role_of};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kata_host_runtime::{RuntimeError, process_for_guest};
+use kata_host_runtime::{RuntimeError, process_for_guest, resources_for_guest};
 use kata_sandbox::{ProcessKey, Status};
 use kata_shim_api::api::{self, Empty};
 use kata_shim_api::{Task, metadata, stand_in, timestamp};
@@ -247,9 +247,9 @@ impl Task for TaskService {
     }
 
     async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> Answer<Empty> {
-        let resources: LinuxResources = serde_json::from_slice(&req.resources.value)
+        let mut resources: LinuxResources = serde_json::from_slice(&req.resources.value)
             .map_err(|error| Failure::invalid("resources", &error))?;
-        kata_host_runtime::check_resources(&resources)
+        resources_for_guest(&mut resources)
             .map_err(|error| Failure::from(RuntimeError::from(error)))?;
         self.owner.sandbox()?.update(&req.id, &resources).await.map_err(Failure::from)?;
         Ok(Empty::new())
