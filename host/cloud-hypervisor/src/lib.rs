@@ -37,8 +37,11 @@ const MAX_VCPUS: u32 = 254;
 /// The version of landlock that the VMM insists on (Linux 6.2).
 const LANDLOCK: u32 = 3;
 
-/// The first version that has landlock. Older ones would take the setting and do nothing.
-const OLDEST: OldestVersion = OldestVersion { vmm: "Cloud Hypervisor", numbers: &[42] };
+/// The first version that is told what a disk's image is (`image_type`). Older ones take the
+/// setting and look into the disk instead: a guest could write to its disk what makes it a qcow2
+/// image on top of a file of the host's, and have that file from its next start on
+/// (CVE-2026-27211). And those before 42 would take the setting for landlock and do nothing.
+const OLDEST: OldestVersion = OldestVersion { vmm: "Cloud Hypervisor", numbers: &[51] };
 
 /// Boots virtual machines with Cloud Hypervisor. The guest kernel is an uncompressed ELF `vmlinux`
 /// with a PVH entry note, or a `bzImage`.
@@ -102,5 +105,20 @@ impl Hypervisor for CloudHypervisor {
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {
         Ok(Box::new(launch::launch(&self.settings, self.landlock, spec).await?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_look_into_disks_for_what_they_are_are_refused() {
+        for version in ["v42.0", "v50.2.0", "v50.0.0"] {
+            assert!(OLDEST.check(version).is_err(), "{version}");
+        }
+        for version in ["v51.0.0", "v51.1.0", "v53.0.0"] {
+            assert_eq!(OLDEST.check(version), Ok(()), "{version}");
+        }
     }
 }

@@ -16,7 +16,7 @@ section! {
         /// What hypervisors with a file server beside them have.
         virtio_fs: VirtioFs = VirtioFs::defaults(prefix);
     } {
-        /// The Cloud Hypervisor program, version 42 or later.
+        /// The Cloud Hypervisor program, version 51 or later.
         path: PathBuf = PathBuf::from("/usr/bin/cloud-hypervisor");
         /// Run the VMM without its system call filter.
         disable_seccomp: bool = false;
