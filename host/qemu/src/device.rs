@@ -139,7 +139,7 @@ impl Nic {
         frontend
     }
 
-    fn backend_id(&self) -> String {
+    pub(crate) fn backend_id(&self) -> String {
         format!("net-{}", self.id)
     }
 }

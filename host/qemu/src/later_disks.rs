@@ -31,6 +31,9 @@ use crate::settings::DiskIo;
 /// with, whose numbers its other sets have.
 const FIRST_SET: u64 = 1 << 20;
 
+/// In how many steps the host gets its device back.
+const RELEASE: usize = 4;
+
 /// How long a disk waits for the place of one that the guest is letting go of.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -62,8 +65,8 @@ struct Disk {
     readonly: bool,
     /// The place that it has taken; `None` while it waits for one.
     bus: Option<String>,
-    /// It was taken away.
-    leaving: bool,
+    /// How many steps of [`Disk::release`] are done. With all of them it was taken away.
+    released: usize,
     /// The guest was asked to let go of it.
     asked: bool,
     /// The guest has let go of it, asked or not.
@@ -79,7 +82,7 @@ impl LaterDisks {
 
     /// Whether there is a disk of this id.
     pub(crate) fn has(&self, id: &str) -> bool {
-        self.disks().there.iter().any(|disk| disk.id == id && !disk.leaving)
+        self.disks().there.iter().any(|disk| disk.id == id && !disk.leaving())
     }
 
     /// Gives the VM a disk. On error it has none.
@@ -116,13 +119,16 @@ impl LaterDisks {
         }
     }
 
-    /// Takes a disk away. An id that is not there is fine.
+    /// Takes a disk away. An id that is not there is fine. On error it is still there, and the next
+    /// time goes on where this one has failed.
     pub(crate) async fn detach(&self, qmp: &Qmp, id: &str) -> Result<(), HypervisorError> {
-        let Some(disk) = self.leave(id) else { return Ok(()) };
-        qmp.execute(Command::BlockdevAdd(disk.nothing())).await?;
-        qmp.execute(Command::BlockdevReopen(disk.format(&disk.nothing_name()))).await?;
-        qmp.execute(Command::BlockdevDel(disk.file_name())).await?;
-        qmp.execute(Command::RemoveFd(disk.set)).await?;
+        let Some(disk) = self.all(|disk| disk.id == id && !disk.leaving()).pop() else {
+            return Ok(());
+        };
+        for step in disk.release().into_iter().skip(disk.released) {
+            qmp.execute(step).await?;
+            self.change(id, |disk| disk.released += 1);
+        }
         self.clean_up(qmp).await;
         Ok(())
     }
@@ -146,7 +152,7 @@ impl LaterDisks {
                 if let Some(bus) = self.take_place(id) {
                     return Some(bus);
                 }
-                if !self.disks().there.iter().any(|disk| disk.leaving) {
+                if !self.disks().there.iter().any(Disk::leaving) {
                     return None;
                 }
                 // The sender lives as long as `self`.
@@ -166,7 +172,7 @@ impl LaterDisks {
     /// Asks the guest to let go of what was taken away, and takes away what is left of what it has
     /// let go of.
     async fn clean_up(&self, qmp: &Qmp) {
-        for disk in self.all(|disk| disk.leaving && !disk.gone && !disk.asked) {
+        for disk in self.all(|disk| disk.leaving() && !disk.gone && !disk.asked) {
             // QEMU refuses while the guest is still busy with finding it, and is asked once more
             // the next time.
             match qmp.execute(Command::DeviceDel(disk.device_name())).await {
@@ -174,7 +180,7 @@ impl LaterDisks {
                 Err(error) => tracing::debug!("the disk {}: {error}", disk.id),
             }
         }
-        for disk in self.all(|disk| disk.leaving && disk.gone) {
+        for disk in self.all(|disk| disk.leaving() && disk.gone) {
             for node in [disk.format_name(), disk.nothing_name()] {
                 if let Err(error) = qmp.execute(Command::BlockdevDel(node)).await {
                     tracing::debug!("the disk {}: {error}", disk.id);
@@ -187,7 +193,7 @@ impl LaterDisks {
     fn add(&self, disk: &DiskSpec) -> Result<Disk, HypervisorError> {
         let mut disks = self.disks();
         let is_known = disks.there.iter().any(|there| there.id == disk.id);
-        if is_known || disks.there.iter().filter(|disk| !disk.leaving).count() >= self.most {
+        if is_known || disks.there.iter().filter(|disk| !disk.leaving()).count() >= self.most {
             return Err(HypervisorError::NoDisk { id: disk.id.clone() });
         }
         let set = FIRST_SET + disks.made;
@@ -197,7 +203,7 @@ impl LaterDisks {
             set,
             readonly: disk.readonly,
             bus: None,
-            leaving: false,
+            released: 0,
             asked: false,
             gone: false,
         };
@@ -213,13 +219,6 @@ impl LaterDisks {
         if let Some(disk) = self.disks().there.iter_mut().find(|disk| disk.id == id) {
             change(disk);
         }
-    }
-
-    fn leave(&self, id: &str) -> Option<Disk> {
-        let mut disks = self.disks();
-        let disk = disks.there.iter_mut().find(|disk| disk.id == id && !disk.leaving)?;
-        disk.leaving = true;
-        Some(disk.clone())
     }
 
     /// Forgets a disk, and gives its place back. More than one may come to that.
@@ -239,6 +238,21 @@ impl LaterDisks {
 /// What QEMU is told of a disk. Its format is told, not looked for: a disk must not be able to say
 /// that it is something else.
 impl Disk {
+    /// The host has its device back, and the guest a disk of nothing, of which it is to let go.
+    fn leaving(&self) -> bool {
+        self.released == RELEASE
+    }
+
+    /// What gives the host its device back.
+    fn release(&self) -> [Command; RELEASE] {
+        [
+            Command::BlockdevAdd(self.nothing()),
+            Command::BlockdevReopen(self.format(&self.nothing_name())),
+            Command::BlockdevDel(self.file_name()),
+            Command::RemoveFd(self.set),
+        ]
+    }
+
     fn file(&self, is_device: bool, io: DiskIo) -> Value {
         let driver = if is_device { "host_device" } else { "file" };
         let filename = format!("/dev/fdset/{}", self.set);

@@ -26,6 +26,7 @@ mod huge_pages;
 mod kernel_image;
 mod kernel_params;
 mod later_disks;
+mod later_nics;
 mod launch;
 mod machine;
 mod memory;

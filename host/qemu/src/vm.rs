@@ -6,12 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, NicSpec, Vm, VmExit, Vmm};
-use serde_json::{Map, Value};
 
 use crate::channel::Channel;
-use crate::device::{Nic, Transport};
 use crate::hot_plug::HotPlug;
 use crate::later_disks::LaterDisks;
+use crate::later_nics;
 use crate::memory::Memory;
 use crate::qmp::{Command, Qmp};
 use crate::vcpus::Vcpus;
@@ -58,26 +57,7 @@ impl Vm for QemuVm {
     }
 
     async fn add_nic(&self, nic: &NicSpec) -> Result<(), HypervisorError> {
-        let what = self.hot_plug.no_nic();
-        let bus = self.hot_plug.take();
-        let bus = bus.ok_or(HypervisorError::Unsupported { driver: "qemu", what })?;
-        let fd_name = |what: &str| format!("{what}-{}", nic.id);
-        let device = Nic {
-            id: nic.id.clone(),
-            mac: nic.mac.clone(),
-            mtu: nic.mtu,
-            tap: fd_name("tap"),
-            vhost: nic.vhost.as_ref().map(|_| fd_name("vhost")),
-        };
-        self.qmp.pass_fd(&device.tap, nic.tap.descriptor("qemu")?).await?;
-        if let (Some(name), Some(vhost)) = (&device.vhost, &nic.vhost) {
-            self.qmp.pass_fd(name, vhost).await?;
-        }
-        self.qmp.execute(Command::NetdevAdd(object(device.backend()))).await?;
-        let mut frontend = object(device.frontend(Transport::Pci));
-        frontend["driver"] = Transport::Pci.driver("virtio-net").into();
-        frontend["bus"] = bus.into();
-        self.qmp.execute(Command::DeviceAdd(frontend)).await
+        later_nics::add(&self.hot_plug, &self.qmp, nic).await
     }
 
     async fn resize_memory(&self, mib: u32) -> Result<(), HypervisorError> {
@@ -104,18 +84,6 @@ impl Vm for QemuVm {
     async fn detach_disk(&self, id: &str) -> Result<(), HypervisorError> {
         self.later_disks.detach(&self.qmp, id).await
     }
-}
-
-/// Options as QMP takes them. Its types are those of QEMU's schema: switches and numbers are not
-/// strings there.
-fn object(options: Vec<(&'static str, String)>) -> Value {
-    let typed = |key: &str, value: String| match (key, value.as_str()) {
-        (_, "on") => Value::Bool(true),
-        ("host_mtu", number) => number.parse::<u32>().map_or(Value::String(value), Value::from),
-        _ => Value::String(value),
-    };
-    let fields = options.into_iter().map(|(key, value)| (key.to_owned(), typed(key, value)));
-    Value::Object(fields.collect::<Map<_, _>>())
 }
 
 impl fmt::Debug for QemuVm {

@@ -1,62 +1,24 @@
 use std::collections::BTreeSet;
 
 use kata_hypervisor::{GuestRoot, LaterDisks as Room};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 
 use super::*;
 use crate::machine::Machine;
-
-/// A QEMU that does what it is told, and writes that down.
-#[derive(Debug, Clone, Default)]
-struct Told(Arc<Mutex<Vec<String>>>);
-
-impl Told {
-    /// The commands since the last look, each with the one word of its arguments that tells the
-    /// most.
-    fn since(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
-    }
-
-    async fn serve(self, socket: UnixStream, lets_go: bool, refuses: &'static str) {
-        let (read, mut write) = socket.into_split();
-        write.write_all(b"{\"QMP\": {}}\n").await.unwrap();
-        let mut lines = BufReader::new(read).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            let message: Value = serde_json::from_str(&line).unwrap();
-            let (command, arguments) = (&message["execute"], &message["arguments"]);
-            let keys = ["fdset-id", "node-name", "id"];
-            let word = keys.iter().find_map(|key| arguments.get(key)).unwrap_or(&Value::Null);
-            let command = command.as_str().unwrap();
-            self.0.lock().unwrap().push(format!("{command} {word}"));
-            let answer = if command == refuses {
-                "{\"error\": {\"desc\": \"not now\"}}\n".to_owned()
-            } else if command == "device_del" && lets_go {
-                let event = json!({ "event": "DEVICE_DELETED", "data": { "device": word } });
-                format!("{event}\n{{\"return\": {{}}}}\n")
-            } else {
-                "{\"return\": {}}\n".to_owned()
-            };
-            write.write_all(answer.as_bytes()).await.unwrap();
-        }
-    }
-}
+use crate::qmp::tests::Told;
 
 /// A VM with room for two disks, on a machine with a port for each.
-async fn vm(lets_go: bool, refuses: &'static str) -> (Arc<LaterDisks>, Qmp, Told) {
+async fn vm(lets_go: bool) -> (Arc<LaterDisks>, Qmp, Told) {
     let spec = VmSpec {
         later_disks: Room { readonly: 1, writable: 1 },
         ..VmSpec::bare("web", "/kernel", GuestRoot::Initrd("/initrd".into()), "/run/kata/web")
     };
     let places = Arc::new(HotPlug::of(Machine::MicrovmPci, &spec));
     let later = Arc::new(LaterDisks::of(&spec, places, DiskIo::default()));
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let told = Told::default();
-    tokio::spawn(told.clone().serve(theirs, lets_go, refuses));
     let deleted = Arc::clone(&later);
-    let deleted = Box::new(move |device: &str| deleted.deleted(device));
-    let qmp = Qmp::connect(ours, deleted).await.unwrap();
-    told.since();
+    let (qmp, told) = Told::connected(Box::new(move |device| deleted.deleted(device))).await;
+    if lets_go {
+        told.let_go();
+    }
     (later, qmp, told)
 }
 
@@ -66,7 +28,7 @@ fn disk(id: &str) -> DiskSpec {
 
 #[tokio::test]
 async fn disk_that_goes_is_free_before_the_guest_lets_go() {
-    let (later, qmp, told) = vm(true, "").await;
+    let (later, qmp, told) = vm(true).await;
     let found = later.attach(&qmp, &disk("one")).await.unwrap();
     assert_eq!(found, GuestDisk::with_serial("one"));
     assert!(later.has("one"));
@@ -104,7 +66,7 @@ async fn disk_that_goes_is_free_before_the_guest_lets_go() {
 
 #[tokio::test]
 async fn disk_that_the_guest_keeps_keeps_its_place() {
-    let (later, qmp, _told) = vm(false, "").await;
+    let (later, qmp, _told) = vm(false).await;
     for id in ["one", "two"] {
         later.attach(&qmp, &disk(id)).await.unwrap();
     }
@@ -120,7 +82,8 @@ async fn disk_that_the_guest_keeps_keeps_its_place() {
 
 #[tokio::test]
 async fn disk_that_is_refused_leaves_nothing() {
-    let (later, qmp, told) = vm(true, "device_add").await;
+    let (later, qmp, told) = vm(true).await;
+    told.refuse("device_add");
     let refused = later.attach(&qmp, &disk("one")).await.unwrap_err().to_string();
     assert_eq!(refused, "the hypervisor refused `device_add`: not now");
     assert!(!later.has("one"));
@@ -131,4 +94,29 @@ async fn disk_that_is_refused_leaves_nothing() {
     assert!(kata_log::chain(&refused).contains("/no/such/disk"), "{refused}");
     let free: BTreeSet<_> = std::iter::from_fn(|| later.places.take()).collect();
     assert_eq!(free.into_iter().collect::<Vec<_>>(), ["hot0", "hot1"]);
+}
+
+#[tokio::test]
+async fn detaching_goes_on_where_qemu_has_refused_to() {
+    let (later, qmp, told) = vm(true).await;
+    later.attach(&qmp, &disk("one")).await.unwrap();
+    told.since();
+    let steps = [
+        ("blockdev-add", "blockdev-add \"nothing-one\""),
+        ("blockdev-reopen", "blockdev-reopen null"),
+        ("blockdev-del", "blockdev-del \"file-one\""),
+        ("remove-fd", "remove-fd 1048576"),
+    ];
+    for (number, (command, _)) in steps.iter().enumerate() {
+        told.refuse(command);
+        later.detach(&qmp, "one").await.unwrap_err();
+        assert!(later.has("one"), "it is said to be gone, and QEMU has the host's device open");
+        let refused = steps[number].1;
+        let before = number.checked_sub(1).map(|before| steps[before].1);
+        assert_eq!(told.since(), before.into_iter().chain([refused]).collect::<Vec<_>>());
+    }
+    told.refuse("");
+    later.detach(&qmp, "one").await.unwrap();
+    assert!(!later.has("one"));
+    assert_eq!(told.since()[..2], ["remove-fd 1048576", "device_del \"disk-one\""]);
 }

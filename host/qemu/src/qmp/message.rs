@@ -18,6 +18,8 @@ pub(crate) enum Command {
     Cont,
     /// Keep the descriptor that comes with this command under a name.
     GetFd(String),
+    /// Close the descriptor that is kept under this name.
+    CloseFd(String),
     /// Keep the descriptor that comes with this command in the set of this number.
     AddFd(u64),
     /// Give up the set of descriptors of this number.
@@ -30,6 +32,8 @@ pub(crate) enum Command {
     BlockdevDel(String),
     /// Add a network back end with these arguments.
     NetdevAdd(Value),
+    /// Remove the network back end of this name, which no device may use.
+    NetdevDel(String),
     /// Add a device with these arguments.
     DeviceAdd(Value),
     /// Ask the guest to let go of the device of this name.
@@ -50,12 +54,14 @@ impl Command {
             Self::Stop => "stop",
             Self::Cont => "cont",
             Self::GetFd(_) => "getfd",
+            Self::CloseFd(_) => "closefd",
             Self::AddFd(_) => "add-fd",
             Self::RemoveFd(_) => "remove-fd",
             Self::BlockdevAdd(_) => "blockdev-add",
             Self::BlockdevReopen(_) => "blockdev-reopen",
             Self::BlockdevDel(_) => "blockdev-del",
             Self::NetdevAdd(_) => "netdev_add",
+            Self::NetdevDel(_) => "netdev_del",
             Self::DeviceAdd(_) => "device_add",
             Self::DeviceDel(_) => "device_del",
             Self::QueryHotpluggableCpus => "query-hotpluggable-cpus",
@@ -67,14 +73,14 @@ impl Command {
     fn arguments(&self) -> Option<Value> {
         match self {
             Self::QmpCapabilities | Self::Stop | Self::Cont | Self::QueryHotpluggableCpus => None,
-            Self::GetFd(name) => Some(json!({ "fdname": name })),
+            Self::GetFd(name) | Self::CloseFd(name) => Some(json!({ "fdname": name })),
             Self::AddFd(set) | Self::RemoveFd(set) => Some(json!({ "fdset-id": set })),
             Self::BlockdevAdd(arguments)
             | Self::NetdevAdd(arguments)
             | Self::DeviceAdd(arguments) => Some(arguments.clone()),
             Self::BlockdevReopen(options) => Some(json!({ "options": [options] })),
             Self::BlockdevDel(node) => Some(json!({ "node-name": node })),
-            Self::DeviceDel(name) => Some(json!({ "id": name })),
+            Self::NetdevDel(name) | Self::DeviceDel(name) => Some(json!({ "id": name })),
             Self::QomSet { path, property, value } => {
                 Some(json!({ "path": path, "property": property, "value": value }))
             }

@@ -1,3 +1,6 @@
+use std::sync::Mutex;
+
+use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use super::*;
@@ -35,6 +38,71 @@ async fn connected_with(deleted: Deleted) -> (Qmp, Peer) {
     };
     let (qmp, ()) = tokio::join!(Qmp::connect(ours, deleted), greet);
     (qmp.unwrap(), peer)
+}
+
+/// A QEMU that does what it is told, but for what it refuses, and writes that down.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    commands: Vec<String>,
+    refuses: &'static str,
+    lets_go: bool,
+}
+
+impl Told {
+    pub(crate) async fn connected(deleted: Deleted) -> (Qmp, Self) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let told = Self::default();
+        tokio::spawn(told.clone().serve(theirs));
+        let qmp = Qmp::connect(ours, deleted).await.unwrap();
+        told.since();
+        (qmp, told)
+    }
+
+    /// The commands since the last look, each with the one word of its arguments that tells the
+    /// most.
+    pub(crate) fn since(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().commands)
+    }
+
+    /// Refuses this command from now on, and no other one.
+    pub(crate) fn refuse(&self, command: &'static str) {
+        self.0.lock().unwrap().refuses = command;
+    }
+
+    /// Its guest lets go of devices when it is asked to.
+    pub(crate) fn let_go(&self) {
+        self.0.lock().unwrap().lets_go = true;
+    }
+
+    fn answer(&self, line: &str) -> String {
+        let message: Value = serde_json::from_str(line).unwrap();
+        let (command, arguments) = (&message["execute"], &message["arguments"]);
+        let keys = ["fdset-id", "fdname", "node-name", "id"];
+        let word = keys.iter().find_map(|key| arguments.get(key)).unwrap_or(&Value::Null);
+        let command = command.as_str().unwrap();
+        let mut state = self.0.lock().unwrap();
+        state.commands.push(format!("{command} {word}"));
+        if command == state.refuses {
+            "{\"error\": {\"desc\": \"not now\"}}\n".to_owned()
+        } else if command == "device_del" && state.lets_go {
+            let event = json!({ "event": "DEVICE_DELETED", "data": { "device": word } });
+            format!("{event}\n{{\"return\": {{}}}}\n")
+        } else {
+            "{\"return\": {}}\n".to_owned()
+        }
+    }
+
+    async fn serve(self, socket: UnixStream) {
+        let (read, mut write) = socket.into_split();
+        write.write_all(b"{\"QMP\": {}}\n").await.unwrap();
+        let mut lines = BufReader::new(read).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            write.write_all(self.answer(&line).as_bytes()).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
