@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use kata_host_runtime::hypervisors;
-use kata_hypervisor::{Capabilities, Disks, Hypervisor, SharedFileSystem};
+use kata_hypervisor::{Capabilities, Disks, Hypervisor, Pause, SharedFileSystem};
 
 const HEAD: &str = "\
 # Hypervisors
@@ -30,6 +30,8 @@ A sandbox that needs what its hypervisor lacks is rejected with an error before 
 ";
 
 const TAIL: &str = "
+A container is paused with each of them: the guest's kernel freezes its processes, and the VM runs on.
+
 ## Who may talk to the agent
 
 The host's root, whatever the hypervisor. A unix socket in a directory of root's is the way to the guests of `clh`, `firecracker` and `krun`. QEMU's are
@@ -39,37 +41,61 @@ these, one for each connection. A runtime without that capability, as in a neste
 without vsock; `kata-runtime check` tells which way it is.
 ";
 
-/// What is said of a driver in one row.
-type Row = (&'static str, fn(&Capabilities) -> String);
+/// What is said of a driver, a title and words for each row. A capability that has none is an error
+/// of the compiler's.
+fn rows(can: Capabilities) -> Vec<(&'static str, String)> {
+    let Capabilities {
+        emulation,
+        image,
+        shared_file_system,
+        disks,
+        max_vcpus,
+        pause,
+        vhost_net,
+        named_taps,
+        hot_plug,
+        more_memory,
+        more_vcpus,
+    } = can;
+    vec![
+        ("without KVM", if emulation { "emulates" } else { "no" }.to_owned()),
+        ("boots from `initrd`", yes_or_no(true)),
+        ("boots from `image`", yes_or_no(image)),
+        ("shared file system", shares(shared_file_system).to_owned()),
+        ("disks", when(disks).to_owned()),
+        ("network interfaces", yes_or_no(true)),
+        ("… by macvtap (`internetworking_model`)", yes_or_no(named_taps.is_none())),
+        ("… with vhost-net", yes_or_no(vhost_net)),
+        ("… added after boot (hot-plug)", yes_or_no(hot_plug)),
+        ("memory that grows (`enable_virtio_mem`)", yes_or_no(more_memory)),
+        ("virtual CPUs that come and go (`default_maxvcpus`)", yes_or_no(more_vcpus)),
+        ("the whole VM paused and resumed", pauses(pause)),
+        ("virtual CPUs, at most", max_vcpus.to_string()),
+    ]
+}
 
-const ROWS: &[Row] = &[
-    ("without KVM", |can| if can.emulation { "emulates" } else { "no" }.to_owned()),
-    ("boots from `initrd`", |_| "yes".to_owned()),
-    ("boots from `image`", |can| yes_or_no(can.image)),
-    ("shared file system", |can| {
-        match can.shared_file_system {
-            SharedFileSystem::None => "no",
-            SharedFileSystem::Server => "virtio-fs, by a server beside it",
-            SharedFileSystem::Inline => "virtio-fs, by itself",
-        }
-        .to_owned()
-    }),
-    ("disks", |can| {
-        match can.disks {
-            Disks::None => "no",
-            Disks::AtBoot => "at boot",
-            Disks::Later => "at boot and later",
-        }
-        .to_owned()
-    }),
-    ("network interfaces", |_| "yes".to_owned()),
-    ("… with vhost-net", |can| yes_or_no(can.vhost_net)),
-    ("… added after boot (hot-plug)", |can| yes_or_no(can.hot_plug)),
-    ("memory that grows (`enable_virtio_mem`)", |can| yes_or_no(can.more_memory)),
-    ("virtual CPUs that come and go (`default_maxvcpus`)", |can| yes_or_no(can.more_vcpus)),
-    ("pause and resume", |can| yes_or_no(can.pause)),
-    ("virtual CPUs, at most", |can| can.max_vcpus.to_string()),
-];
+fn shares(how: SharedFileSystem) -> &'static str {
+    match how {
+        SharedFileSystem::None => "no",
+        SharedFileSystem::Server => "virtio-fs, by a server beside it",
+        SharedFileSystem::Inline => "virtio-fs, by itself",
+    }
+}
+
+fn when(disks: Disks) -> &'static str {
+    match disks {
+        Disks::None => "no",
+        Disks::AtBoot => "at boot",
+        Disks::Later => "at boot and later",
+    }
+}
+
+fn pauses(can: Pause) -> String {
+    match can {
+        Pause::Never | Pause::Always => yes_or_no(can == Pause::Always),
+        Pause::Except(version) => format!("yes, but not version {version}"),
+    }
+}
 
 fn yes_or_no(can: bool) -> String {
     if can { "yes" } else { "no" }.to_owned()
@@ -89,12 +115,11 @@ fn table(drivers: &[Box<dyn Hypervisor>]) -> String {
     table.push_str("\n|---|");
     table.push_str(&"---|".repeat(drivers.len()));
     table.push('\n');
-    for (title, of) in ROWS {
-        let _ = write!(table, "| {title} |");
-        for driver in drivers {
-            let _ = write!(table, " {} |", of(&driver.capabilities()));
-        }
-        table.push('\n');
+    let columns: Vec<_> = drivers.iter().map(|driver| rows(driver.capabilities())).collect();
+    let titles = columns.first().into_iter().flatten().map(|(title, _)| title);
+    for (row, title) in titles.enumerate() {
+        let words: Vec<_> = columns.iter().map(|column| column[row].1.as_str()).collect();
+        let _ = writeln!(table, "| {title} | {} |", words.join(" | "));
     }
     table
 }
@@ -104,13 +129,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_driver_has_a_column_and_every_capability_a_row() {
+    fn every_driver_has_a_column_and_says_the_same_in_every_row() {
         let page = page();
         assert!(page.contains("| | `clh` | `firecracker` | `krun` | `qemu` |"), "{page}");
         assert!(page.contains("| without KVM | no | no | no | emulates |"), "{page}");
+        let row =
+            "| the whole VM paused and resumed | yes | yes, but not version 1.16 | yes | yes |";
+        assert!(page.contains(row), "{page}");
         let columns = |line: &str| line.matches('|').count();
-        let rows: Vec<_> = page.lines().filter(|line| line.starts_with('|')).collect();
-        assert_eq!(rows.len(), ROWS.len() + 2);
-        assert!(rows.iter().all(|row| columns(row) == 6), "{page}");
+        let mut lines = page.lines().filter(|line| line.starts_with('|'));
+        assert!(lines.all(|line| columns(line) == 6), "{page}");
     }
 }

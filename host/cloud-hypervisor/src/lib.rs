@@ -22,8 +22,8 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use kata_hypervisor::{
-    Capabilities, Disks, Finding, Hypervisor, HypervisorError, OldestVersion, SharedFileSystem, Vm,
-    VmSpec,
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, OldestVersion, Pause,
+    SharedFileSystem, Vm, VmSpec,
 };
 
 pub use settings::CloudHypervisorSettings;
@@ -80,7 +80,7 @@ impl Hypervisor for CloudHypervisor {
             shared_file_system: SharedFileSystem::Server,
             disks: Disks::AtBoot,
             max_vcpus: MAX_VCPUS,
-            pause: true,
+            pause: Pause::Always,
             vhost_net: false,
             named_taps: None,
             hot_plug: true,

@@ -22,7 +22,7 @@ use crate::disks::Disks;
 use crate::fifo::{Fifo, log_into, watch_metrics};
 use crate::machine::{Machine, Seen};
 use crate::vm::FirecrackerVm;
-use crate::{FirecrackerSettings, OLDEST, machine, socket};
+use crate::{FirecrackerSettings, NO_RESUME, OLDEST, machine, socket};
 
 /// Names in the VMM's directory.
 const API: &str = "api";
@@ -138,12 +138,10 @@ async fn start(client: &Client, machine: &Machine) -> Result<String, Failure> {
     Ok(hello.vmm_version)
 }
 
-/// Whether a guest of this version can be reached again after a pause. Those of 1.16 wait on
-/// resuming for an answer to a message that only snapshots send, and until then, for ever, pass
-/// nothing on to the guest's sockets (firecracker-microvm/firecracker#6100).
+/// Whether a guest of this version can be reached again after a pause.
 fn resumes(version: &str) -> bool {
-    let version = version.trim_start_matches('v');
-    version != "1.16" && !version.starts_with("1.16.")
+    let rest = version.trim_start_matches('v').strip_prefix(NO_RESUME);
+    !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Where the VMM is to live, and the child that goes there, whose first arguments say so to the

@@ -26,8 +26,8 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use kata_hypervisor::{
-    Capabilities, Disks, Finding, Hypervisor, HypervisorError, OldestVersion, SharedFileSystem, Vm,
-    VmSpec,
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, OldestVersion, Pause,
+    SharedFileSystem, Vm, VmSpec,
 };
 use kata_linux::user;
 
@@ -45,6 +45,11 @@ const MAX_VCPUS: u32 = 32;
 /// The first version that tells kernels of its devices through ACPI, as distributions' kernels need
 /// it.
 const OLDEST: OldestVersion = OldestVersion { vmm: "Firecracker", numbers: &[1, 8] };
+
+/// The version whose guests cannot be reached again after a pause. On resuming it waits for an
+/// answer to a message that only snapshots send, and until then, for ever, passes nothing on to the
+/// guest's sockets (firecracker-microvm/firecracker#6100).
+const NO_RESUME: &str = "1.16";
 
 /// Boots virtual machines with Firecracker. The guest kernel is an uncompressed ELF `vmlinux`.
 #[derive(Debug)]
@@ -73,7 +78,7 @@ impl Hypervisor for Firecracker {
             shared_file_system: SharedFileSystem::None,
             disks: Disks::Later,
             max_vcpus: MAX_VCPUS,
-            pause: true,
+            pause: Pause::Except(NO_RESUME),
             vhost_net: false,
             named_taps: Some(
                 self.settings.jailer.as_ref().map_or(ROOT, |_| user::of_this_process()),

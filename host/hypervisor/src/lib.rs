@@ -31,7 +31,7 @@ pub use kernel_params::kernel_command_line;
 pub use kvm::kvm_obstacle;
 pub use process::{Vmm, need_kvm, pipe_from_vmm};
 pub use spec::{
-    Capabilities, DiskSpec, Disks, GuestDisk, GuestImage, GuestRoot, LaterDisks, NicSpec,
+    Capabilities, DiskSpec, Disks, GuestDisk, GuestImage, GuestRoot, LaterDisks, NicSpec, Pause,
     ShareSource, ShareSpec, SharedFileSystem, Tap, Verity, VmSpec,
 };
 pub use version::OldestVersion;

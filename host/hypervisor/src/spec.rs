@@ -292,6 +292,18 @@ pub enum Disks {
     Later,
 }
 
+/// Whether a driver can pause a VM as a whole, and let it go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// Never.
+    Never,
+    /// Whatever the VMM's version.
+    Always,
+    /// But for this version of the VMM, like `1.16`: [`crate::Vm::pause`] refuses it by name, and
+    /// nothing happens to the guest. Which version it is shows only when the VMM runs.
+    Except(&'static str),
+}
+
 /// A directory that the guest may mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShareSpec {
@@ -377,7 +389,7 @@ pub struct Capabilities {
     /// Most virtual CPUs that a VM of this driver may have.
     pub max_vcpus: u32,
     /// Whether the VM can be paused and resumed as a whole.
-    pub pause: bool,
+    pub pause: Pause,
     /// Whether the host's kernel can move the frames of a network device: [`NicSpec::vhost`].
     pub vhost_net: bool,
     /// Whether it opens taps itself, by their names ([`Tap::Named`]), in the sandbox's network

@@ -77,7 +77,7 @@ pub trait Vm: Send + Sync + fmt::Debug {
     async fn exited(&self) -> VmExit;
 
     /// Stops the guest's CPUs. Refused with [`HypervisorError::Unsupported`] where
-    /// [`Capabilities::pause`] is false.
+    /// [`Capabilities::pause`] denies it.
     async fn pause(&self) -> Result<(), HypervisorError>;
 
     /// Lets the guest's CPUs run again after [`Vm::pause`].

@@ -29,7 +29,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kata_channel::{AGENT_PORT, DEBUG_CONSOLE_PORT, DNS_RELAY_PORT, LOG_PORT, PORT_FORWARD_PORT};
 use kata_hypervisor::{
-    Capabilities, Disks, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, Pause, SharedFileSystem, Vm, VmSpec,
 };
 
 /// The driver's name, and that of its section in the configuration.
@@ -119,7 +119,7 @@ impl Hypervisor for Krun {
             shared_file_system: SharedFileSystem::Inline,
             disks: Disks::AtBoot,
             max_vcpus: MAX_VCPUS,
-            pause: true,
+            pause: Pause::Always,
             vhost_net: false,
             named_taps: None,
             hot_plug: false,

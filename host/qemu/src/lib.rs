@@ -41,7 +41,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use kata_hypervisor::{
-    Capabilities, Disks, Finding, Hypervisor, HypervisorError, SharedFileSystem, Vm, VmSpec,
+    Capabilities, Disks, Finding, Hypervisor, HypervisorError, Pause, SharedFileSystem, Vm, VmSpec,
 };
 use kata_linux::jail::DeviceNode;
 use kata_linux::user;
@@ -129,7 +129,7 @@ impl Hypervisor for Qemu {
             shared_file_system: SharedFileSystem::Server,
             disks: Disks::Later,
             max_vcpus: MAX_VCPUS,
-            pause: true,
+            pause: Pause::Always,
             vhost_net: true,
             named_taps: None,
             hot_plug: true,

@@ -16,8 +16,8 @@ use kata_agent_api::health::{CheckRequest, HealthCheckResponse, health_check_res
 use kata_agent_api::health_ttrpc::{Health, create_health};
 use kata_channel::{AGENT_PORT, ChannelStream};
 use kata_hypervisor::{
-    Capabilities, Disks, Finding, GuestRoot, Hypervisor, HypervisorError, NicSpec, ShareSource,
-    SharedFileSystem, Vm, VmExit, VmSpec, Vmm,
+    Capabilities, Disks, Finding, GuestRoot, Hypervisor, HypervisorError, NicSpec, Pause,
+    ShareSource, SharedFileSystem, Vm, VmExit, VmSpec, Vmm,
 };
 use kata_linux::process::Spawn;
 use tokio::io::DuplexStream;
@@ -34,8 +34,8 @@ const STREAM: usize = 64 * 1024;
 /// The driver. It shares directories, and can do nothing else that is left to drivers.
 #[derive(Debug)]
 pub struct Fake {
-    /// Whether its VMs can be paused.
-    pub pause: bool,
+    /// Whether its VMs can be paused. It is of the version that cannot, if one is named.
+    pub pause: Pause,
 }
 
 #[async_trait]
@@ -100,15 +100,17 @@ fn unsupported(what: &'static str) -> HypervisorError {
 
 struct FakeVm {
     vmm: Vmm,
-    pause: bool,
+    pause: Pause,
     running: watch::Sender<bool>,
     agent: Arc<FakeAgent>,
 }
 
 impl FakeVm {
     fn run(&self, run: bool) -> Result<(), HypervisorError> {
-        if !self.pause {
-            return Err(unsupported("pausing"));
+        match self.pause {
+            Pause::Always => {}
+            Pause::Never => return Err(unsupported("pausing")),
+            Pause::Except(version) => return Err(unsupported(version)),
         }
         if self.vmm.child().exit().is_some() {
             let reason = "it has ended".to_owned();
