@@ -4,7 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, VmSpec};
 
-/// The place of one disk.
+/// The place of one disk. Whether it may be written to is settled when it is made: a request for
+/// another file (PATCH /drives) cannot change that. So a read-only disk never goes where a guest
+/// could write to it, even if that is all that is free.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     /// What the API calls it.
@@ -55,7 +57,15 @@ impl Disks {
         let free =
             |place: &Place| place.later && place.disk.is_none() && place.readonly == disk.readonly;
         let number = places.iter().position(free);
-        let number = number.ok_or_else(|| HypervisorError::NoDisk { id: disk.id.clone() })?;
+        let number = number.ok_or_else(|| {
+            let id = disk.id.clone();
+            let is_any_free = places.iter().any(|place| place.later && place.disk.is_none());
+            if is_any_free {
+                HypervisorError::NoDiskOfSort { id, readonly: disk.readonly }
+            } else {
+                HypervisorError::NoDisk { id }
+            }
+        })?;
         places[number].disk = Some(disk.id.clone());
         Ok((places[number].drive.clone(), address(number)))
     }
@@ -113,8 +123,12 @@ mod tests {
         assert_eq!((drive.as_str(), found.address.as_str()), ("disk1", "/dev/vdb"));
         assert_eq!(disks.find("one"), Some(found));
         let error = disks.take(&disk("two", true)).unwrap_err().to_string();
-        assert!(error.contains("no room for the disk two"), "{error}");
+        let words =
+            "no room for the disk two any more: the places that are free are for writable disks";
+        assert!(error.contains(words) && error.contains("fewer read-only disks"), "{error}");
         assert_eq!(disks.take(&disk("three", false)).unwrap().0, "disk2");
+        let error = disks.take(&disk("two", true)).unwrap_err().to_string();
+        assert!(error.ends_with("use fewer containers with disks in one sandbox"), "{error}");
         assert_eq!(disks.taken_by("one").unwrap(), "disk1");
         disks.give_back("one");
         assert_eq!((disks.taken_by("one"), disks.find("one")), (None, None));

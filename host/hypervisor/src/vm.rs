@@ -130,8 +130,9 @@ pub trait Vm: Send + Sync + fmt::Debug {
     }
 
     /// Gives the running VM a disk. The guest sees it, or its right size, a moment later. Refused
-    /// with [`HypervisorError::NoDisk`] beyond what [`VmSpec::later_disks`] made room for, and
-    /// where [`Capabilities::disks`] is not [`crate::Disks::Later`].
+    /// with [`HypervisorError::NoDisk`] or [`HypervisorError::NoDiskOfSort`] beyond what
+    /// [`VmSpec::later_disks`] made room for, and with the former where [`Capabilities::disks`] is
+    /// not [`crate::Disks::Later`].
     async fn attach_disk(&self, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
         Err(HypervisorError::NoDisk { id: disk.id.clone() })
     }
@@ -235,6 +236,19 @@ pub enum HypervisorError {
         /// The disk's id.
         id: String,
     },
+    /// There is room for one more disk, but what may be written to there was settled at boot.
+    #[error(
+        "the virtual machine has no room for the disk {id} any more: the places that are free are for {} disks, and stay so; use fewer \
+         {} disks in one sandbox",
+        sort(!readonly),
+        sort(*readonly)
+    )]
+    NoDiskOfSort {
+        /// The disk's id.
+        id: String,
+        /// Whether the disk is read-only, and what is free is not; or the other way round.
+        readonly: bool,
+    },
     /// Its memory stays as it is.
     #[error("the virtual machine was booted without room for more memory")]
     FixedMemory,
@@ -261,4 +275,8 @@ pub enum HypervisorError {
         /// What was asked.
         what: &'static str,
     },
+}
+
+fn sort(readonly: bool) -> &'static str {
+    if readonly { "read-only" } else { "writable" }
 }

@@ -23,6 +23,11 @@ const POD_ROOTS: usize = 8;
 /// How many block devices the containers of a pod may use at a time.
 const POD_DEVICES: usize = 4;
 
+/// How many of a pod's disks are read-only, where its root file systems are writable ones. With a
+/// driver whose places for disks are of either sort from the boot on, there are no more places than
+/// its machine has interrupts for, so that these are taken off the writable ones.
+const POD_READONLY: usize = 2;
+
 /// The container's root file system, if it is on a device and the driver takes that as a disk: one
 /// that takes them at boot only does so from a container that is alone. None where the
 /// configuration wants it shared.
@@ -66,7 +71,9 @@ pub(crate) fn later(
     match (role, root) {
         (ContainerRole::Single, None) if packs => LaterDisks { readonly: 1, ..none },
         (ContainerRole::Single, _) => none,
-        (_, Some(_)) => LaterDisks { writable: POD_ROOTS + POD_DEVICES, ..none },
+        (_, Some(_)) => {
+            LaterDisks { readonly: POD_READONLY, writable: POD_ROOTS + POD_DEVICES - POD_READONLY }
+        }
         (_, None) if packs => LaterDisks { readonly: POD_ROOTS, writable: POD_DEVICES },
         (_, None) => LaterDisks { writable: POD_DEVICES, ..none },
     }
@@ -183,7 +190,8 @@ mod tests {
         assert_eq!(room(Disks::Later, single, None, true), (1, 0));
         assert_eq!(room(Disks::Later, pod.clone(), None, false), (0, 4));
         assert_eq!(room(Disks::Later, pod.clone(), None, true), (8, 4));
-        assert_eq!(room(Disks::Later, pod, Some(&root), false), (0, 12));
+        // Some of a pod's devices may be read-only (`volumeDevices` with `readOnly`).
+        assert_eq!(room(Disks::Later, pod, Some(&root), false), (2, 10));
     }
 
     #[test]

@@ -4,15 +4,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    Configuration, Container, Containerd, LoopDevice, Part, Run, Scenario, ThinPool,
+    Configuration, Container, Containerd, Image, LoopDevice, Part, Run, Scenario, Spec, ThinPool,
     has_loop_devices, hypervisor_under_test, only_a_vm, parts_of, scenario,
 };
 use rustix::process::Signal;
+use serde_json::json;
 
 const BLOCKFILE: &str = "
 [plugins.'io.containerd.snapshotter.v1.blockfile']
@@ -187,6 +189,7 @@ const WAYS: [(&str, &str, Shown); 3] = [
 
 /// open(2), on x86-64.
 const O_DIRECT: u32 = 0o40000;
+const O_ACCMODE: u32 = 0o3;
 
 #[test]
 fn disks_of_qemu_are_read_and_written_as_configured() -> Result<()> {
@@ -315,6 +318,44 @@ fn containers_of_a_pod_share_a_device_that_goes_with_the_last_of_them() -> Resul
         end(other)?;
         ensure!(!has_it()?, "the VMM keeps what was taken away");
         assert_eq!(&fs::read(containerd.directory().join("disk"))?[..14], b"from the guest");
+        device.is_released()?;
+        pod.remove()
+    })
+}
+
+/// A member of a pod that may read a device, and not write to it.
+fn reader(containerd: &Containerd, pod: &Container<'_>, node: &str) -> Result<Spec> {
+    let rootfs = containerd.directory().join("rootfs");
+    Image::unpack(&rootfs)?;
+    let number = fs::metadata(node)?.rdev();
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let device = json!({ "path": "/dev/data", "type": "b", "major": major, "minor": minor });
+    let rule = json!({ "allow": true, "type": "b", "major": major, "minor": minor, "access": "r" });
+    Ok(Spec::new(&rootfs, &["sleep", "2000"])
+        .set("/annotations", json!({ KIND: "container", SANDBOX: pod.id() }))
+        .set("/linux/devices", json!([device]))
+        .push("/linux/resources/devices", rule))
+}
+
+#[test]
+fn read_only_device_comes_into_a_pod_whose_root_is_on_a_disk() -> Result<()> {
+    if !can_pass_devices() || !takes_disks_later()? {
+        return Ok(());
+    }
+    with_thin_devices(Scenario::new(), |containerd| {
+        let pod = pod(containerd.run(["sleep", "1000"]).snapshotter("devmapper")).start()?;
+        let device = device(containerd, "disk", "from the host\n")?;
+        let node = Path::new(device.node());
+        let spec = reader(containerd, &pod, device.node())?;
+        let container = containerd.shell("").spec(spec).start()?;
+        let script = "head -c 14 /dev/data; echo x 2>/dev/null >/dev/data || echo no";
+        assert_eq!(container.shell(script).output()?.success()?, "from the host\nno\n");
+        let files = open_files(containerd)?;
+        let flags: Vec<_> =
+            files.iter().filter(|file| file.target == node).map(|file| file.flags).collect();
+        let is_for_reading = |flags: &u32| flags & O_ACCMODE == 0;
+        ensure!(!flags.is_empty() && flags.iter().all(is_for_reading), "{flags:?}");
+        end(container)?;
         device.is_released()?;
         pod.remove()
     })
