@@ -43,7 +43,8 @@ section! {
         /// How a VFIO device appears in a container, "guest-kernel" or "vfio". This version passes
         /// none.
         vfio_mode: VfioMode = VfioMode::GuestKernel;
-        /// Where a Kubernetes emptyDir lives: "shared-fs", on the host.
+        /// Where a Kubernetes emptyDir lives, which a pod's containers share: "shared-fs", on the
+        /// host, or in the guest's memory with a hypervisor that shares no files (Firecracker).
         emptydir_mode: EmptyDirMode = EmptyDirMode::SharedFs;
     }
 }
@@ -89,7 +90,8 @@ choice! {
 choice! {
     /// Where a Kubernetes emptyDir lives.
     pub enum EmptyDirMode {
-        /// On the host, shared like any other directory.
+        /// Where other directories are that containers mount: on the host, shared; in the guest's
+        /// memory where the hypervisor shares none.
         SharedFs = "shared-fs",
     }
 }

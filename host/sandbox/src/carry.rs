@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use kata_agent_client::GuestStorage;
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, Vm};
-use kata_storage::{BlockRoot, GUEST_SHARE};
+use kata_storage::{BlockRoot, EmptyDir, GUEST_SHARE};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -42,6 +42,8 @@ pub(crate) struct Carrier {
     disks: Mutex<Disks>,
     /// One device comes at a time, so that whoever shares it finds it there.
     devices: tokio::sync::Mutex<()>,
+    /// The emptyDirs that the guest has. Locked while one is being made.
+    empty_dirs: tokio::sync::Mutex<Vec<EmptyDir>>,
     /// The tasks that serve a container, which end with it.
     tasks: Mutex<HashMap<String, Vec<AbortHandle>>>,
 }
@@ -78,6 +80,7 @@ impl Carrier {
             directory,
             disks: Mutex::default(),
             devices: tokio::sync::Mutex::default(),
+            empty_dirs: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         }
     }
@@ -171,6 +174,11 @@ impl Carrier {
         let disk = DiskSpec { id: disk.id, path: image, readonly: true };
         let found = attach(vm, &disk).await?;
         Ok(root_storages(&plan.id, found))
+    }
+
+    /// The emptyDirs that the guest has, for whoever makes one more. They stay as long as the VM.
+    pub(crate) async fn empty_dirs(&self) -> tokio::sync::MutexGuard<'_, Vec<EmptyDir>> {
+        self.empty_dirs.lock().await
     }
 
     /// Has a task end when [`Carrier::forget`] is called for the container.

@@ -9,7 +9,7 @@
 //!
 //! Where the VMM has no shared file system, the root file system becomes an image for a disk
 //! ([`pack`]), and the binds become copies ([`CopyBudget`]), which follow what Kubernetes updates
-//! ([`Followed`]).
+//! ([`Followed`]). A pod's containers have one copy of an emptyDir together ([`EmptyDir`]).
 //!
 //! All mounts live in the mount namespace of the calling process, which must be a private one
 //! ([`kata_linux::mount::unshare_mount_namespace`]): they vanish with the last process in it,
@@ -21,6 +21,7 @@
 
 mod block;
 mod copy;
+mod empty_dir;
 mod error;
 mod follow;
 mod mount_points;
@@ -34,6 +35,7 @@ mod tree;
 
 pub use block::BlockRoot;
 pub use copy::{CopiedContent, CopiedFile, CopyBudget, MAX_COPIED_BYTES, MAX_COPIED_FILES};
+pub use empty_dir::EmptyDir;
 pub use error::StorageError;
 pub use follow::{Copied, Followed, Update};
 pub use mount_points::{check_mount_points, make_mount_points};

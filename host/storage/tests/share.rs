@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use kata_linux::mount::{make_private, make_shared, mount, mounts_below, unshare_mount_namespace};
 use kata_storage::{
-    GUEST_SHARE, HostBind, RootfsMount, Share, StorageError, mount_rootfs, plan_mounts,
+    EmptyDir, GUEST_SHARE, HostBind, RootfsMount, Share, StorageError, mount_rootfs, plan_mounts,
 };
 
 /// Runs `test` with a sandbox directory and a host directory on a tmpfs that only it can see;
@@ -238,5 +238,19 @@ fn containerds_rootfs_mounts_are_made() {
         };
         mount_rootfs(&[native], &host.join("rootfs2")).unwrap();
         assert!(is_readonly(fs::write(host.join("rootfs2/file"), "")));
+    });
+}
+
+#[test]
+fn part_of_an_empty_dir_that_is_bound_elsewhere_is_found_in_it() {
+    in_namespace(|_, host| {
+        let pod = host.join("pods/1");
+        let part = pod.join("volumes/kubernetes.io~empty-dir/data/logs/web");
+        let subpath = pod.join("volume-subpaths/data/web/0");
+        fs::create_dir_all(&part).unwrap();
+        fs::create_dir_all(&subpath).unwrap();
+        mount(part.to_str().unwrap(), &subpath, "bind", &["bind".to_owned()]).unwrap();
+        let found = EmptyDir::of(&host_bind(0, &subpath)).unwrap().unwrap();
+        assert_eq!(found.guest_path, format!("{GUEST_SHARE}/.empty-dirs/data/logs/web"));
     });
 }

@@ -147,6 +147,36 @@ fn member<'a>(run: Run<'a>, pod: &Container<'_>) -> Run<'a> {
 }
 
 #[test]
+fn empty_dir_is_one_directory_for_all_containers_of_a_pod() -> Result<()> {
+    without_share(|containerd| {
+        let volume = containerd.directory().join("pods/1/volumes/kubernetes.io~empty-dir/data");
+        fs::create_dir_all(&volume)?;
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o2777))?;
+        let sandbox = containerd.run(["sleep", "1000"]);
+        let pod = sandbox.option("--annotation", &format!("{KIND}=sandbox")).start()?;
+        let start = |options| {
+            member(containerd.run(["sleep", "1000"]).bind(&volume, "/data", options), &pod).start()
+        };
+        let (one, other) = (start("rbind:rw")?, start("rbind:ro")?);
+        let says = |container: &Container<'_>, script: &str, expected: &str| {
+            assert_eq!(container.shell(script).output()?.success()?, expected);
+            anyhow::Ok(())
+        };
+        says(&one, "stat -c %a /data; echo one > /data/file; chmod 1777 /data", "2777\n")?;
+        says(&other, "cat /data/file; echo two 2>/dev/null > /data/file || echo no", "one\nno\n")?;
+        one.remove()?;
+        // What it has made of it stays, and is what others find.
+        let later = start("rbind:rw")?;
+        says(&later, "cat /data/file; stat -c %a /data; echo three > /data/file", "one\n1777\n")?;
+        says(&other, "cat /data/file", "three\n")?;
+        ensure!(fs::read_dir(&volume)?.next().is_none(), "the host has it, too");
+        later.remove()?;
+        other.remove()?;
+        pod.remove()
+    })
+}
+
+#[test]
 fn pods_members_come_and_go_and_too_many_at_a_time_are_refused() -> Result<()> {
     without_share(|containerd| {
         let sandbox = containerd.run(["sleep", "1000"]);

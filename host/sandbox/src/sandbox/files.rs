@@ -5,13 +5,15 @@
 //! | root file system in a directory | in it | packed into an image, for a disk |
 //! | root file system on a block device | a disk | a disk |
 //! | mounts of the host's files | in it | copies, which follow what Kubernetes updates |
+//! | emptyDirs of Kubernetes | in it | directories of the guest's, one for the whole pod |
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use kata_agent_client::{FileContent, GuestDevice, GuestFile, GuestStorage};
 use kata_storage::{
-    Copied, CopiedContent, CopiedFile, CopyBudget, Followed, HostBind, Share, StorageError,
+    Copied, CopiedContent, CopiedFile, CopyBudget, EmptyDir, Followed, HostBind, Share,
+    StorageError,
 };
 use oci_spec::runtime::Mount;
 
@@ -26,6 +28,8 @@ const DIRECTORY_MODE: u32 = 0o755;
 /// A mount's copies.
 struct Copies<'a> {
     bind: &'a HostBind,
+    /// Where the containers of a pod have them together; `None` if each has its own.
+    empty_dir: Option<EmptyDir>,
     files: Vec<CopiedFile>,
     /// Of what is updated.
     followed: Option<Followed>,
@@ -88,11 +92,15 @@ impl Shared {
         copies: Vec<Copies<'_>>,
     ) -> Result<Vec<Mount>, SandboxError> {
         let mut mounts = plan.mounts.spec_mounts.clone();
-        for Copies { bind, files, followed } in copies {
-            let place = guest_place(&plan.id, &format!("mounts/{}", bind.index));
-            for file in &files {
-                self.copy(&place, file).await?;
-            }
+        for Copies { bind, empty_dir, files, followed } in copies {
+            let place = match empty_dir {
+                Some(empty_dir) => self.make_empty_dir(bind, empty_dir, &files).await?,
+                None => {
+                    let place = guest_place(&plan.id, &format!("mounts/{}", bind.index));
+                    self.copy_all(&place, &files).await?;
+                    place
+                }
+            };
             if let Some(followed) = followed {
                 let copied = Copied::of(&files);
                 let mirror = Mirror { bind: bind.clone(), place: place.clone(), copied };
@@ -104,6 +112,32 @@ impl Shared {
             }
         }
         Ok(mounts)
+    }
+
+    /// Makes an emptyDir in the guest, with what the host's has in it, unless it is there. Returns
+    /// its place.
+    async fn make_empty_dir(
+        &self,
+        bind: &HostBind,
+        empty_dir: EmptyDir,
+        files: &[CopiedFile],
+    ) -> Result<String, SandboxError> {
+        let place = empty_dir.guest_path.clone();
+        let mut there = self.carrier.empty_dirs().await;
+        // What is there is the containers'.
+        if !there.contains(&empty_dir) {
+            empty_dir.check_beside(&there, bind)?;
+            self.copy_all(&place, files).await?;
+            there.push(empty_dir);
+        }
+        Ok(place)
+    }
+
+    async fn copy_all(&self, place: &str, files: &[CopiedFile]) -> Result<(), SandboxError> {
+        for file in files {
+            self.copy(place, file).await?;
+        }
+        Ok(())
     }
 
     /// Copies one file of a mount's to below `place`.
@@ -151,7 +185,8 @@ fn copies(binds: &[HostBind]) -> Result<Vec<Copies<'_>>, SandboxError> {
             path: bind.source.clone(),
             source,
         })?;
-        Ok(Copies { bind, files: budget.read(bind)?, followed })
+        let empty_dir = EmptyDir::of(bind)?;
+        Ok(Copies { bind, empty_dir, files: budget.read(bind)?, followed })
     };
     binds.iter().map(read).collect()
 }
