@@ -1,4 +1,5 @@
-//! Whom the VMM runs as: somebody who owns nothing, may nothing, and is in no other sandbox.
+//! Whom the VMM runs as: somebody who owns nothing, may nothing, and is in no other sandbox. And
+//! behind which walls: QEMU's own filter of system calls, in each of its threads.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +14,12 @@ const STATE: [&str; 2] = ["/run/kata", "/var/lib/kata-containers"];
 
 /// The words behind `key` in /proc/PID/status.
 fn status(process: &Process, key: &str) -> Result<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/{}/status", process.pid))?;
+    status_in(Path::new(&format!("/proc/{}", process.pid)), key)
+}
+
+/// The same of a directory that has a `status`: a thread's, too.
+fn status_in(directory: &Path, key: &str) -> Result<Vec<String>> {
+    let text = fs::read_to_string(directory.join("status"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
     Ok(line.with_context(|| format!("no {key}"))?.split_whitespace().map(str::to_owned).collect())
 }
@@ -47,6 +53,21 @@ fn owned_by(id: u32, directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(owned)
 }
 
+/// Every thread of the VMM has a filter of system calls (`Seccomp` in proc(5)).
+fn is_filtered(vmm: &Process) -> Result<()> {
+    let threads = fs::read_dir(format!("/proc/{}/task", vmm.pid))?;
+    for thread in threads {
+        let thread = thread?.path();
+        match status_in(&thread, "Seccomp") {
+            Ok(mode) => ensure!(mode == ["2"], "no filter: {} {mode:?}", thread.display()),
+            // Helpers of QEMU's come and go.
+            Err(_) if !thread.exists() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn only_vmm(containerd: &Containerd) -> Result<Process> {
     let mut vmms = parts_of(containerd.mark(), Part::Vmm)?;
     ensure!(vmms.len() == 1, "not exactly one VMM: {vmms:?}");
@@ -67,6 +88,7 @@ fn every_vmm_is_a_nobody_of_its_own() -> Result<()> {
         let vmms = parts_of(containerd.mark(), Part::Vmm)?;
         let users = vmms.iter().map(user_of).collect::<Result<BTreeSet<_>>>()?;
         ensure!(users.len() == 2 && !users.contains(&0), "the users are {users:?}");
+        vmms.iter().try_for_each(is_filtered)?;
         for (vmm, &user) in vmms.iter().flat_map(|vmm| users.iter().map(move |user| (vmm, user))) {
             assert_eq!(status(vmm, "Groups")?, [""; 0]);
             for directory in STATE {
@@ -92,7 +114,9 @@ fn vmm_is_root_where_the_administrator_wants_that() -> Result<()> {
     fs::write(&file, "[hypervisor.qemu]\nrootless = false\n")?;
     Scenario::new().configuration(&file).run(|containerd| {
         let container = containerd.run(["sleep", "1000"]).start()?;
-        assert_eq!(user_of(&only_vmm(containerd)?)?, 0);
+        let vmm = only_vmm(containerd)?;
+        assert_eq!(user_of(&vmm)?, 0);
+        is_filtered(&vmm)?;
         container.remove()
     })
 }
