@@ -14,6 +14,7 @@
 
 mod cache;
 mod disk;
+mod filter;
 mod image;
 mod jobs;
 mod machine;
@@ -25,6 +26,7 @@ mod table;
 mod tests_of;
 
 pub use disk::Disk;
+pub use filter::Filter;
 pub use image::HostImage;
 pub use jobs::Line;
 pub use machine::{Died, Machine};

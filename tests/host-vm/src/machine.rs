@@ -1,8 +1,8 @@
 //! A running host VM.
 //!
 //! ```text
-//!   boot ──▶ Ready ──▶ run ⇄ Output…, Status        any of these may end in Died: the emulation has crashed or stands still,
-//!     └────────────────┴──▶ Died                    which says nothing about what was tested
+//!   boot ──▶ Ready ──▶ run ⇄ Output…, Status        any of these may end in Died: the emulation has crashed, which says nothing
+//!     └────────────────┴──▶ Died                    about what was tested; silence is another error, for that may be ours
 //! ```
 
 use std::fs;
@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
@@ -25,9 +25,11 @@ use crate::jobs::Line;
 /// How long it may take until the machine takes jobs.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// How long a job may say nothing before the machine counts as dead. Longer than any test is
-/// silent.
+/// How long a job may say nothing before it counts as hanging. Longer than any test is silent.
 const SILENCE: Duration = Duration::from_secs(300);
+
+/// Where the machine's directory has what its kernel says.
+const CONSOLE: &str = "console.log";
 
 /// Memory in MiB: two guests with 2 GiB each, which they don't use up, and the engines.
 const MEMORY_MIB: u32 = 4096;
@@ -47,9 +49,12 @@ const TRANSLATED_MIB: u32 = 1024;
 const KERNEL_PARAMETERS: &str = "console=ttyS0 root=/dev/vda rw systemd.unit=host-vm.target quiet \
     systemd.show_status=false net.ifnames=0 mitigations=off noreplace-smp cryptomgr.notests no_timer_check oops=panic panic=-1";
 
-/// The machine has ended or stands still.
+/// The first words of a kernel's end.
+const PANIC: &str = "Kernel panic - not syncing";
+
+/// The machine has ended, or its kernel has.
 #[derive(Debug, thiserror::Error)]
-#[error("the host VM {how}")]
+#[error("the host VM{how}")]
 pub struct Died {
     how: &'static str,
 }
@@ -84,18 +89,19 @@ impl Machine {
     }
 
     /// Runs a shell command as root to its end and gives every line of its output to `show`.
-    /// Returns its exit status; [`Died`] if the machine ends before. The command must be one line.
+    /// Returns its exit status; [`Died`] if the machine ends before, and another error if the job
+    /// says nothing for five minutes. The command must be one line.
     pub fn run(&mut self, command: &str, mut show: impl FnMut(&str)) -> Result<i32> {
         ensure!(!command.contains('\n'), "a job is one line: {command:?}");
         if writeln!(self.jobs, "{command}").is_err() {
-            return Err(Died { how: "takes no more jobs" }.into());
+            return Err(Died { how: " takes no more jobs" }.into());
         }
         loop {
             match self.next_line(SILENCE)? {
                 Line::Output(line) => show(&line),
                 Line::Status(status) => return Ok(status),
-                // The service that runs jobs has died and was started again.
-                Line::Ready => return Err(Died { how: "has lost a job" }.into()),
+                // Somebody has killed the service that runs jobs.
+                Line::Ready => bail!("the host VM has lost a job"),
             }
         }
     }
@@ -104,7 +110,7 @@ impl Machine {
     #[must_use]
     pub fn last_words(&self, lines: usize) -> String {
         let read = |name: &str| fs::read(self.directory.path().join(name)).unwrap_or_default();
-        let log = [read("console.log"), read("qemu.log")].concat();
+        let log = [read(CONSOLE), read("qemu.log")].concat();
         let log = String::from_utf8_lossy(&log).into_owned();
         let all: Vec<&str> = log.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
@@ -133,13 +139,27 @@ impl Machine {
         Ok(())
     }
 
-    fn next_line(&mut self, patience: Duration) -> Result<Line, Died> {
-        self.lines.recv_timeout(patience).map_err(|error| Died {
-            how: match error {
-                RecvTimeoutError::Timeout => "stands still",
-                RecvTimeoutError::Disconnected => "has ended by itself",
-            },
+    fn next_line(&mut self, patience: Duration) -> Result<Line> {
+        self.lines.recv_timeout(patience).map_err(|error| {
+            let console = fs::read(self.directory.path().join(CONSOLE)).unwrap_or_default();
+            no_line(error, patience, &String::from_utf8_lossy(&console))
         })
+    }
+}
+
+/// Why no line has come from a machine whose console says this.
+fn no_line(error: RecvTimeoutError, patience: Duration, console: &str) -> anyhow::Error {
+    match error {
+        RecvTimeoutError::Disconnected => Died { how: " has ended by itself" }.into(),
+        RecvTimeoutError::Timeout if console.contains(PANIC) => {
+            Died { how: "'s kernel has panicked" }.into()
+        }
+        RecvTimeoutError::Timeout => {
+            anyhow!(
+                "the host VM has said nothing for {} s: what runs there hangs",
+                patience.as_secs()
+            )
+        }
     }
 }
 
@@ -176,7 +196,7 @@ fn qemu(image: &HostImage, disk: &Disk, directory: &TempDir) -> Command {
     command.arg("-chardev").arg(format!("socket,id=jobs,path={place}/jobs.sock"));
     command.args(["-device", "virtserialport,chardev=jobs,name=jobs"]);
     command.arg("-chardev").arg(format!(
-        "socket,id=console,path={place}/console.sock,server=on,wait=off,logfile={place}/console.log"
+        "socket,id=console,path={place}/console.sock,server=on,wait=off,logfile={place}/{CONSOLE}"
     ));
     command.args(["-serial", "chardev:console"]);
     command.env("TMPDIR", directory.path()).stdin(Stdio::null()).stdout(Stdio::null());
@@ -193,7 +213,7 @@ fn accept(listener: &UnixListener, qemu: &mut Child) -> Result<UnixStream> {
         let status = qemu.try_wait().context("cannot ask for QEMU's end")?;
         let how =
             status.map_or_else(|| "is silent".to_owned(), |status| format!("ended: {status}"));
-        anyhow::bail!("the host VM's QEMU {how}");
+        bail!("the host VM's QEMU {how}");
     }
     Ok(listener.accept().context("cannot accept QEMU's connection")?.0)
 }
@@ -213,4 +233,22 @@ fn read_lines(stream: UnixStream) -> Receiver<Line> {
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_of_the_machine_is_no_failure_of_what_runs_there() {
+        let (ended, silent) = (RecvTimeoutError::Disconnected, RecvTimeoutError::Timeout);
+        let panicked = "[   12.3] Kernel panic - not syncing: Fatal exception";
+        for (error, console, died) in
+            [(ended, "", true), (silent, panicked, true), (silent, "login:", false)]
+        {
+            let error = no_line(error, SILENCE, console);
+            assert_eq!(error.is::<Died>(), died, "{error}");
+            assert_eq!(error.context("its last words").is::<Died>(), died);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use kata_e2e::{GuestKernel, Installation};
 use tempfile::TempDir;
 
+use crate::filter::{Filter, name};
 use crate::selections::{Choice, TABLE};
 use crate::tests_of::TestBinary;
 
@@ -62,6 +63,7 @@ pub struct Round {
     pub hypervisor: Hypervisor,
     /// Whether no test of a file is left out that may run.
     whole: bool,
+    filter: Filter,
     /// The configuration file.
     configuration: PathBuf,
     /// The VMM's programs, if they are not a part of what is tested.
@@ -132,9 +134,32 @@ impl Rounds {
         Ok(Self { rounds, directory })
     }
 
+    /// Leaves out what a filter does not name.
+    #[must_use]
+    pub fn only(mut self, filter: &Filter) -> Self {
+        for round in &mut self.rounds {
+            round.filter = filter.clone();
+        }
+        self.rounds.retain(|round| round.files(true).next().is_some());
+        self
+    }
+
     /// The rounds in their order.
     pub fn iter(&self) -> impl Iterator<Item = &Round> {
         self.rounds.iter()
+    }
+
+    /// Tells what would run, a line each, as a test harness does; `all` as for
+    /// [`Rounds::binaries`].
+    pub fn list(&self, all: bool) {
+        let mut count = 0;
+        for round in self.iter() {
+            for (file, _) in round.files(all) {
+                println!("{}: test", name(file, round.hypervisor));
+                count += 1;
+            }
+        }
+        println!("{count} tests");
     }
 
     /// The names of all test binaries, once each. With `all`, also of those that otherwise run by
@@ -163,7 +188,8 @@ impl Rounds {
 
 impl Round {
     fn new(hypervisor: Hypervisor, configuration: PathBuf) -> Self {
-        Self { hypervisor, whole: false, configuration, programs: Vec::new() }
+        let filter = Filter::default();
+        Self { hypervisor, whole: false, filter, configuration, programs: Vec::new() }
     }
 
     /// The test files that have something to run, and what of each; nothing named is all of it.
@@ -172,7 +198,9 @@ impl Round {
         all: bool,
     ) -> impl Iterator<Item = (&'static str, &'static [&'static str])> + use<> {
         let (hypervisor, all) = (self.hypervisor, all || self.whole);
-        TABLE.iter().filter_map(move |row| match row.choice(hypervisor) {
+        let filter = self.filter.clone();
+        let named = TABLE.iter().filter(move |row| filter.takes(row.file, hypervisor));
+        named.filter_map(move |row| match row.choice(hypervisor) {
             Choice::Whole => Some((row.file, [].as_slice())),
             Choice::Only(tests, _) => Some((row.file, if all { &[] } else { tests })),
             Choice::ByHand(_) => all.then_some((row.file, [].as_slice())),
@@ -246,6 +274,20 @@ mod tests {
         assert!(!rounds.binaries(true).contains(&"program"));
         let has_more = |name: &&'static str| !rounds.binaries(false).contains(name);
         assert!(rounds.binaries(true).iter().any(has_more), "nothing is run by hand");
+    }
+
+    #[test]
+    fn only_what_is_named_is_built_and_runs() {
+        let only = |part: &str| {
+            let filter = Filter::of([part.to_owned()]).unwrap();
+            let rounds = Rounds::with_programs_of(None).unwrap().only(&filter);
+            let commands = |round: &Round| round.commands(&[], true, 1, 1).collect::<Vec<_>>();
+            let runs: usize = rounds.iter().map(|round| commands(round).len()).sum();
+            (rounds.binaries(true), runs)
+        };
+        assert_eq!(only("lifecycle"), (vec!["lifecycle"], 2));
+        assert_eq!(only("lifecycle with krun"), (vec!["lifecycle"], 1));
+        assert_eq!(only("no such file"), (vec![], 0));
     }
 
     #[test]

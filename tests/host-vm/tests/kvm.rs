@@ -1,12 +1,13 @@
 //! The end-to-end tests on a machine with KVM: this one where it has that, else one that is made on
-//! the spot. Its results are theirs.
+//! the spot. Its results are theirs. Arguments name parts of what is to run, like `kill` or `kill
+//! with krun`; `--list` tells what there is.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use kata_host_vm::{Died, Disk, HostImage, Machine, Rounds, TestBinary, test_binaries};
+use kata_host_vm::{Died, Disk, Filter, HostImage, Machine, Rounds, TestBinary, test_binaries};
 use kata_hypervisor::kvm_obstacle;
 
 /// How much of the machine's log is shown when a test has failed.
@@ -21,15 +22,21 @@ fn main() -> Result<ExitCode> {
 
 /// Whether all tests have passed.
 fn run() -> Result<bool> {
-    let rounds = Rounds::with_programs_of(std::env::var_os("PATH").as_deref())?;
-    let binaries = test_binaries(&rounds.binaries(all()))?;
+    let filter = Filter::of(std::env::args().skip(1))?;
+    let rounds = Rounds::with_programs_of(std::env::var_os("PATH").as_deref())?.only(&filter);
+    let names = rounds.binaries(all());
+    if filter.lists || names.is_empty() {
+        rounds.list(all());
+        return Ok(true);
+    }
+    let binaries = test_binaries(&names)?;
     let Some(obstacle) = kvm_obstacle() else {
         println!("\nthis machine has KVM: the tests run on it");
         return here(&rounds, &binaries);
     };
     println!("\nno KVM here ({obstacle}): the tests run on a machine that is made on the spot");
     match in_host_vm(&rounds, &binaries) {
-        // The emulation has crashed, which it does rarely; a test that fails is never tried again.
+        // The emulation has crashed, which it does rarely. A failure or silence is final.
         Err(error) if error.is::<Died>() => {
             println!("{error}; once more");
             in_host_vm(&rounds, &binaries)
