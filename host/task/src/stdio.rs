@@ -220,33 +220,29 @@ async fn open_outputs(
     spec: &StdioSpec,
     ids: &StdioIds,
 ) -> Result<(Sink, Sink, Option<LogProgram>), StdioError> {
-    match Location::of(&spec.stdout)? {
-        Location::Program { path, args } => {
-            let (program, stdout, stderr) = LogProgram::start(&path, &args, ids).await?;
-            Ok((Sink::Pipe(stdout), Sink::Pipe(stderr), Some(program)))
-        }
-        Location::File(path) => {
-            let file = Arc::new(output::create_file(&path).map_err(in_opening("stdout", &path))?);
-            Ok((Sink::File(Arc::clone(&file)), Sink::File(file), None))
-        }
-        stdout => {
-            let out = open_path("stdout", &stdout)?;
-            let err = match Location::of(&spec.stderr)? {
-                _ if spec.terminal => Sink::Nowhere,
-                // One open file keeps the order of the two.
-                stderr if stderr == stdout && matches!(out, Sink::File(_)) => out.share(),
-                stderr => open_path("stderr", &stderr)?,
-            };
-            Ok((out, err, None))
-        }
+    let stdout = Location::of(&spec.stdout)?;
+    if let Location::Program { path, args } = &stdout {
+        let (program, out, err) = LogProgram::start(path, args, ids).await?;
+        return Ok((Sink::Pipe(out), Sink::Pipe(err), Some(program)));
     }
+    let out = open_output("stdout", &stdout)?;
+    // The scheme of stdout rules both; one on stderr alone has no meaning to any engine.
+    let stderr = match stdout {
+        _ if spec.terminal => Location::Nowhere,
+        file @ Location::File(_) => file,
+        _ => match Location::of(&spec.stderr)? {
+            path @ Location::Path(_) => path,
+            _ => Location::Nowhere,
+        },
+    };
+    Ok((out, open_output("stderr", &stderr)?, None))
 }
 
-fn open_path(stream: &'static str, location: &Location) -> Result<Sink, StdioError> {
+fn open_output(stream: &'static str, location: &Location) -> Result<Sink, StdioError> {
     match location {
         Location::Path(path) => Sink::open(path).map_err(in_opening(stream, path)),
-        // The scheme of stdout rules both; one on stderr alone has no meaning to any engine.
-        Location::Nowhere | Location::File(_) | Location::Program { .. } => Ok(Sink::Nowhere),
+        Location::File(path) => Sink::open_or_create(path).map_err(in_opening(stream, path)),
+        Location::Nowhere | Location::Program { .. } => Ok(Sink::Nowhere),
     }
 }
 

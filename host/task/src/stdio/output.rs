@@ -30,27 +30,33 @@ pub(super) enum Sink {
     /// Read from the guest, so that the process is not held up, and forgotten.
     Nowhere,
     Fifo(OutputFifo),
-    File(Arc<File>),
+    File(File),
     /// To a log program.
     Pipe(pipe::Sender),
 }
 
 impl Sink {
-    /// Opens a fifo, or a file to append to.
+    /// Opens a fifo, whose other end is not waited for, or a file to append to. Two streams may go
+    /// to the same one: each is written at its end then.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         if fs::metadata(path)?.file_type().is_fifo() {
             Ok(Self::Fifo(OutputFifo::open(path)?))
         } else {
-            Ok(Self::File(Arc::new(File::options().append(true).open(path)?)))
+            Ok(Self::File(File::options().append(true).open(path)?))
         }
     }
 
-    /// A second stream into the same file; what is no file cannot be shared and gives nowhere.
-    pub(super) fn share(&self) -> Self {
-        match self {
-            Self::File(file) => Self::File(Arc::clone(file)),
-            Self::Nowhere | Self::Fifo(_) | Self::Pipe(_) => Self::Nowhere,
+    /// The same, and a file that is not there is made, with its directories.
+    pub(super) fn open_or_create(path: &Path) -> io::Result<Self> {
+        match Self::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
         }
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let file = File::options().append(true).create(true).mode(0o644).open(path)?;
+        Ok(Self::File(file))
     }
 
     /// Writes all of `bytes`, however long the other side takes. Once the process has ended, a side
@@ -60,7 +66,7 @@ impl Sink {
         let (writer, mut own_reader) = match self {
             Self::Nowhere => return Ok(()),
             // Files cannot be waited for; writing to one takes no longer than the disk does.
-            Self::File(file) => return (&**file).write_all(bytes),
+            Self::File(file) => return file.write_all(bytes),
             Self::Fifo(fifo) => (&fifo.writer, Some(&mut fifo.own_reader)),
             Self::Pipe(writer) => (&*writer, None),
         };
@@ -112,14 +118,6 @@ impl Watched {
     fn set_stalled(&self, stalled: bool) {
         self.stalled.send_if_modified(|before| std::mem::replace(before, stalled) != stalled);
     }
-}
-
-/// Opens a file to append to, and makes it and its directories if need be.
-pub(super) fn create_file(path: &Path) -> io::Result<File> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    File::options().append(true).create(true).mode(0o644).open(path)
 }
 
 /// Which of the two.

@@ -356,6 +356,33 @@ async fn both_streams_can_go_to_one_file() {
     }
 }
 
+/// To open one waits for a reader as a rule, and all requests of a sandbox with it.
+#[tokio::test]
+async fn a_fifo_in_the_place_of_a_file_is_not_waited_for_and_gets_both_streams() {
+    let (_dir, fifos) = fifos();
+    let spec = StdioSpec { stdout: format!("file://{}", fifos.stdout), ..StdioSpec::default() };
+    let (opened, is_open) = std::sync::mpsc::channel();
+    let path = fifos.stdout.clone();
+    thread::spawn(move || {
+        if is_open.recv_timeout(Duration::from_secs(10)).is_err() {
+            // Whoever waits for a reader gets one now, so that the test ends.
+            drop(File::open(path));
+        }
+    });
+    let stdio = open(&spec).await;
+    opened.send(()).expect("opened without a reader");
+    let process = process(0);
+    let attached = stdio.attach(process.guest);
+    process.stdout.send(b"1".to_vec()).await.unwrap();
+    process.stderr.send(b"2".to_vec()).await.unwrap();
+    drop((process.stdout, process.stderr));
+    let content = reader(&fifos.stdout);
+    within(10, attached.drained()).await;
+    let mut content = within(10, content).await.unwrap();
+    content.sort_unstable();
+    assert_eq!(content, b"12");
+}
+
 /// A `binary://` location that runs a shell script.
 fn script(text: &str) -> StdioSpec {
     let escaped: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
