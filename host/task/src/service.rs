@@ -251,7 +251,9 @@ impl Task for TaskService {
             .map_err(|error| Failure::invalid("resources", &error))?;
         resources_for_guest(&mut resources)
             .map_err(|error| Failure::from(RuntimeError::from(error)))?;
-        self.owner.sandbox()?.update(&req.id, &resources).await.map_err(Failure::from)?;
+        tracing::info!(id = %req.id, "update");
+        let sandbox = self.owner.sandbox()?.clone();
+        whole(async move { sandbox.update(&req.id, &resources).await }).await?;
         Ok(Empty::new())
     }
 

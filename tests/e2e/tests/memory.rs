@@ -4,8 +4,9 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, Containerd, Deadline, Scenario, only_a_vm};
-use serde_json::json;
+use kata_e2e::{CommandLine, Containerd, Deadline, Input, Part, Scenario, only_a_vm};
+use rustix::process::Signal;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// 256 MiB for what has no limit, and as much as limits want up to 2 GiB.
@@ -77,6 +78,34 @@ fn update_of_a_limit_makes_the_vm_larger_and_smaller() -> Result<()> {
         host.succeed(&["kill", &id, "KILL"])?;
         host.ends("c")?;
         host.succeed(&["delete", &id]).map(drop)
+    })
+}
+
+/// The VM would have the memory and the container not. The VMM stands still meanwhile, so that the
+/// update cannot have been done before.
+#[test]
+fn update_is_done_whole_although_its_caller_is_killed() -> Result<()> {
+    if !only_a_vm("memory of a container's own") {
+        return Ok(());
+    }
+    let directory = configuration()?;
+    CommandLine::configured(&directory.path().join("configuration.toml"), |host| {
+        host.run_idle("c")?;
+        let id = host.id("c");
+        let vmm = host.await_part(Part::Vmm)?;
+        vmm.signal(Signal::STOP)?;
+        let wanted = 512 * MIB;
+        let update =
+            host.attach(&["update", "--memory", &wanted.to_string(), &id], Input::Nothing)?;
+        host.logs("c", "msg=\"update\"")?;
+        update.signal(Signal::KILL)?;
+        update.wait()?;
+        vmm.signal(Signal::CONT)?;
+        CommandLine::until(|| {
+            let told: Value = serde_json::from_str(&host.succeed(&["events", "--stats", &id])?)?;
+            Ok(told["data"]["memory"]["usage"]["limit"] == wanted)
+        })?;
+        host.succeed(&["delete", "--force", &id]).map(drop)
     })
 }
 
