@@ -78,8 +78,8 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
 }
 
 /// Removes everything that a shim left behind that was killed: processes, cgroup, directory,
-/// mounts. Nothing there is fine; it may be repeated. For a container that was a member of a pod
-/// only its own bundle is cleaned.
+/// mounts. Nothing there is fine; it may be repeated. Not for a member of a pod, whose sandbox may
+/// live: what it had is that sandbox's, and goes with it.
 pub fn cleanup(id: &str, bundle: &Path) -> anyhow::Result<()> {
     let dir = kata_host_runtime::run_dir_of(id)?;
     kata_sandbox::sweep(&dir)
