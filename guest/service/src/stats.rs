@@ -54,7 +54,8 @@ fn memory(stats: &Stats) -> MemoryStats {
     let mut wire = MemoryStats::new();
     wire.cache = detail("file");
     wire.use_hierarchy = true;
-    let usage = data(measured.usage, measured.peak, measured.failures, measured.limit);
+    let failures = measured.events.get("max").copied().unwrap_or(0);
+    let usage = data(measured.usage, measured.peak, failures, measured.limit);
     wire.usage = Some(usage).into();
     // As in cgroup version 1, which the protocol speaks: memory and swap together.
     let together = measured.usage.saturating_add(measured.swap_usage);
@@ -65,6 +66,8 @@ fn memory(stats: &Stats) -> MemoryStats {
     // Not in memory.stat, but wanted by whoever reads version 2 out of this.
     wire.stats.insert("swap_usage".to_owned(), measured.swap_usage);
     wire.stats.insert("swap_limit".to_owned(), measured.swap_limit);
+    let events = measured.events.iter();
+    wire.stats.extend(events.map(|(key, value)| (format!("events.{key}"), *value)));
     wire
 }
 
@@ -106,6 +109,14 @@ mod tests {
         let wire = to_wire(&stats).cgroup_stats.unwrap().blkio_stats.unwrap();
         assert_eq!(wire.io_service_bytes_recursive[0].op, "Read");
         assert_eq!(wire.io_serviced_recursive[0].op, "Write");
+    }
+
+    #[test]
+    fn to_wire_tells_of_every_event_of_memory() {
+        let mut stats = Stats::default();
+        stats.memory.events = [("max", 5), ("oom_kill", 2)].map(|(key, n)| (key.into(), n)).into();
+        let wire = to_wire(&stats).cgroup_stats.unwrap().memory_stats.unwrap();
+        assert_eq!((wire.usage.failcnt, wire.stats["events.oom_kill"]), (5, 2));
     }
 
     #[test]

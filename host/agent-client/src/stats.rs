@@ -72,7 +72,7 @@ pub struct MemoryStats {
     pub swap_usage: MemoryUsage,
     /// Kernel memory.
     pub kernel_usage: MemoryUsage,
-    /// The entries of memory.stat.
+    /// The entries of memory.stat, and with `events.` before their names those of memory.events.
     pub stat: BTreeMap<String, u64>,
 }
 

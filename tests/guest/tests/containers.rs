@@ -226,6 +226,10 @@ async fn out_of_memory(guest: &Guest) -> Result<()> {
     guest.start("oom").await?;
     let event = guest.agent.get_oom_event(context(), &GetOOMEventRequest::new()).await?;
     ensure!(event.container_id == "oom", "{}", event.container_id);
+    let request = StatsContainerRequest { container_id: "oom".into(), ..Default::default() };
+    let stats = guest.agent.stats_container(context(), &request).await?.cgroup_stats;
+    let counted = stats.unwrap_or_default().memory_stats.unwrap_or_default().stats;
+    ensure!(counted.get("events.oom_kill").is_some_and(|kills| *kills > 0), "{counted:?}");
     guest.remove("oom").await
 }
 

@@ -49,14 +49,15 @@ pub struct MemoryStats {
     pub peak: u64,
     /// The most that there may be.
     pub limit: u64,
-    /// How often the limit was run into.
-    pub failures: u64,
     /// Swap in use now.
     pub swap_usage: u64,
     /// The most that there may be.
     pub swap_limit: u64,
     /// Every line of `memory.stat`.
     pub details: BTreeMap<String, u64>,
+    /// Every line of `memory.events`: how often a limit was run into (`max`), how often in vain
+    /// (`oom`), how many processes that has cost (`oom_kill`), and so on.
+    pub events: BTreeMap<String, u64>,
 }
 
 /// One device's use, in bytes or operations.
@@ -95,10 +96,10 @@ impl Cgroup {
                 usage: number("memory.current"),
                 peak: number("memory.peak"),
                 limit: number("memory.max"),
-                failures: value_of(&text("memory.events"), "max").unwrap_or(0),
                 swap_usage: number("memory.swap.current"),
                 swap_limit: number("memory.swap.max"),
                 details: flat(&text("memory.stat")),
+                events: flat(&text("memory.events")),
             },
             pids: number("pids.current"),
             pids_limit: number("pids.max"),

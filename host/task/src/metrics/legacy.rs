@@ -34,7 +34,11 @@ pub(super) fn metrics(stats: &ContainerStats) -> Metrics {
             .collect(),
         rdma: Some(RdmaStat::default()).into(),
         cgroup_stats: Some(CgroupStats::default()).into(),
-        memory_oom_control: Some(MemoryOomControl::default()).into(),
+        memory_oom_control: Some(MemoryOomControl {
+            oom_kill: entry(&stats.memory, &["events.oom_kill"]),
+            ..MemoryOomControl::default()
+        })
+        .into(),
         ..Metrics::default()
     }
 }

@@ -28,6 +28,9 @@ fn stats() -> ContainerStats {
                 ("file", 50),
                 ("inactive_file", 20),
                 ("workingset_refault_file", 6),
+                ("events.high", 9),
+                ("events.oom", 8),
+                ("events.oom_kill", 7),
             ]
             .map(|(name, value)| (name.to_owned(), value))
             .into(),
@@ -62,7 +65,9 @@ fn unified_metrics_have_the_units_and_names_of_version_2() {
     );
     assert_eq!((metrics.memory.swap_usage, metrics.memory.workingset_refault), (11, 6));
     assert_eq!((metrics.pids.current, metrics.pids.limit), (4, u64::MAX));
-    assert_eq!(metrics.memory_events.max, 3);
+    let events = &metrics.memory_events;
+    assert_eq!((events.low, events.high, events.max), (0, 9, 3));
+    assert_eq!((events.oom, events.oom_kill), (8, 7));
     let [io] = metrics.io.usage.as_slice() else { panic!("one device") };
     assert_eq!(
         (io.major, io.minor, io.rbytes, io.wbytes, io.rios, io.wios),
@@ -86,6 +91,7 @@ fn legacy_metrics_have_the_units_and_names_of_version_1() {
     );
     assert_eq!((metrics.memory.swap.usage, metrics.memory.swap.limit), (111, u64::MAX));
     assert_eq!((metrics.pids.current, metrics.pids.limit), (4, 0));
+    assert_eq!(metrics.memory_oom_control.oom_kill, 7);
     assert_eq!(metrics.blkio.io_service_bytes_recursive.len(), 2);
     assert_eq!(metrics.hugetlb[0].failcnt, 3);
 }

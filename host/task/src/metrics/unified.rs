@@ -20,11 +20,7 @@ pub(super) fn metrics(stats: &ContainerStats) -> Metrics {
         .into(),
         cpu: Some(cpu(&stats.cpu)).into(),
         memory: Some(memory(&stats.memory)).into(),
-        memory_events: Some(MemoryEvents {
-            max: stats.memory.usage.failures,
-            ..MemoryEvents::default()
-        })
-        .into(),
+        memory_events: Some(memory_events(&stats.memory)).into(),
         io: Some(io(&stats.block_io)).into(),
         hugetlb: stats
             .huge_pages
@@ -97,6 +93,18 @@ fn memory(memory: &MemoryStats) -> MemoryStat {
         thp_fault_alloc: stat("thp_fault_alloc"),
         thp_collapse_alloc: stat("thp_collapse_alloc"),
         ..MemoryStat::default()
+    }
+}
+
+fn memory_events(memory: &MemoryStats) -> MemoryEvents {
+    let event = |name: &str| entry(memory, &[name]);
+    MemoryEvents {
+        low: event("events.low"),
+        high: event("events.high"),
+        max: memory.usage.failures,
+        oom: event("events.oom"),
+        oom_kill: event("events.oom_kill"),
+        ..MemoryEvents::default()
     }
 }
 
