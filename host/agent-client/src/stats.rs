@@ -68,7 +68,7 @@ pub struct MemoryStats {
     pub cache: u64,
     /// Memory.
     pub usage: MemoryUsage,
-    /// Memory and swap.
+    /// Memory and swap together, from an agent of ours; swap alone, from others.
     pub swap_usage: MemoryUsage,
     /// Kernel memory.
     pub kernel_usage: MemoryUsage,

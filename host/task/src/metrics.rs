@@ -8,7 +8,7 @@ mod legacy;
 mod unified;
 
 use kata_linux::cgroup;
-use kata_sandbox::{ContainerStats, MemoryStats};
+use kata_sandbox::{ContainerStats, MemoryStats, MemoryUsage};
 use kata_shim_api::{Any, metrics};
 
 /// The metrics of a container, as version 2 where the host has nothing else, and as version 1
@@ -24,6 +24,19 @@ pub(crate) fn to_any(stats: &ContainerStats) -> Any {
 /// An entry of `memory.stat` under the first of `names` that there is; 0 if there is none.
 fn entry(memory: &MemoryStats, names: &[&str]) -> u64 {
     names.iter().find_map(|name| memory.stat.get(*name)).copied().unwrap_or(0)
+}
+
+/// Swap alone. Our agent tells it beside memory.stat, and in the protocol's own place memory and
+/// swap together; agents that tell no swap beside memory.stat have swap alone in that place.
+fn swap(memory: &MemoryStats) -> MemoryUsage {
+    match memory.stat.get("swap_usage") {
+        Some(usage) => MemoryUsage {
+            usage: *usage,
+            limit: entry(memory, &["swap_limit"]),
+            ..MemoryUsage::default()
+        },
+        None => memory.swap_usage,
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use kata_shim_api::metrics::v1::{
     MemoryOomControl, MemoryStat, Metrics, PidsStat, RdmaStat, Throttle,
 };
 
-use super::entry;
+use super::{entry, swap};
 
 pub(super) fn metrics(stats: &ContainerStats) -> Metrics {
     Metrics {
@@ -78,6 +78,7 @@ fn memory(memory: &MemoryStats) -> MemoryStat {
     let (inactive_anon, active_anon) = (stat(&["inactive_anon"]), stat(&["active_anon"]));
     let (inactive_file, active_file) = (stat(&["inactive_file"]), stat(&["active_file"]));
     let unevictable = stat(&["unevictable"]);
+    let swap = swap(memory);
     MemoryStat {
         cache,
         total_cache: cache,
@@ -109,10 +110,10 @@ fn memory(memory: &MemoryStats) -> MemoryStat {
         usage: Some(usage(&memory.usage)).into(),
         // Version 2 counts swap alone, version 1 memory and swap together.
         swap: Some(usage(&MemoryUsage {
-            usage: memory.usage.usage.saturating_add(memory.swap_usage.usage),
-            max_usage: memory.usage.max_usage.saturating_add(memory.swap_usage.max_usage),
-            failures: memory.swap_usage.failures,
-            limit: memory.usage.limit.saturating_add(memory.swap_usage.limit),
+            usage: memory.usage.usage.saturating_add(swap.usage),
+            max_usage: memory.usage.max_usage.saturating_add(swap.max_usage),
+            failures: swap.failures,
+            limit: memory.usage.limit.saturating_add(swap.limit),
         }))
         .into(),
         kernel: Some(usage(&memory.kernel_usage)).into(),

@@ -97,6 +97,18 @@ fn legacy_metrics_have_the_units_and_names_of_version_1() {
 }
 
 #[test]
+fn swap_is_told_alone_where_the_guest_tells_it_together_with_memory() {
+    let mut stats = stats();
+    stats.memory.swap_usage = MemoryUsage { usage: 130, limit: 500, ..MemoryUsage::default() };
+    let alone = [("swap_usage", 30), ("swap_limit", 300)];
+    stats.memory.stat.extend(alone.map(|(name, value)| (name.to_owned(), value)));
+    let unified = unified::metrics(&stats);
+    assert_eq!((unified.memory.swap_usage, unified.memory.swap_limit), (30, 300));
+    let legacy = legacy::metrics(&stats);
+    assert_eq!((legacy.memory.swap.usage, legacy.memory.swap.limit), (130, 500));
+}
+
+#[test]
 fn no_part_is_missing_although_nothing_was_counted() {
     let nothing = ContainerStats::default();
     let unified = unified::metrics(&nothing);

@@ -7,7 +7,7 @@ use kata_shim_api::metrics::v2::{
     CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat, RdmaStat,
 };
 
-use super::entry;
+use super::{entry, swap};
 
 pub(super) fn metrics(stats: &ContainerStats) -> Metrics {
     Metrics {
@@ -53,13 +53,14 @@ fn cpu(cpu: &CpuStats) -> CPUStat {
 
 fn memory(memory: &MemoryStats) -> MemoryStat {
     let stat = |name: &str| entry(memory, &[name]);
+    let swap = swap(memory);
     MemoryStat {
         usage: memory.usage.usage,
         usage_limit: memory.usage.limit,
         max_usage: memory.usage.max_usage,
-        swap_usage: memory.swap_usage.usage,
-        swap_limit: memory.swap_usage.limit,
-        swap_max_usage: memory.swap_usage.max_usage,
+        swap_usage: swap.usage,
+        swap_limit: swap.limit,
+        swap_max_usage: swap.max_usage,
         anon: stat("anon"),
         file: stat("file"),
         kernel_stack: stat("kernel_stack"),
