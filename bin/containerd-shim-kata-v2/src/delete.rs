@@ -1,11 +1,11 @@
 //! `delete`: what is done when a container's shim is gone, whether it ended well or was killed.
 //!
 //! containerd calls it for every container whose connection closed. It must work with nothing but
-//! the id, may come again, and has five seconds.
+//! the id, may come again, and has five seconds ([`LONGEST`]).
 
 use std::env;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use kata_host_runtime::ContainerRole;
@@ -21,6 +21,14 @@ use crate::socket;
 
 /// 128 + SIGKILL: how a container ends whose shim died.
 const KILLED: u32 = 137;
+
+/// The longest that it waits: 0.75 s each after SIGTERM and after SIGKILL for the server, then
+/// 1.5 s for the sandbox's other processes, and 0.5 s for their cgroup. The hooks come after that
+/// and have times of their own.
+const LONGEST: Duration = server_process::LONGEST_END.saturating_add(kata_task::LONGEST_SWEEP);
+
+// containerd kills it after five seconds, of which a busy machine needs some to execute it.
+const _: () = assert!(LONGEST.as_millis() <= 3500);
 
 /// Returns what is to be printed.
 pub(crate) fn run(flags: &Flags) -> anyhow::Result<Vec<u8>> {

@@ -31,8 +31,12 @@ pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 /// `CLOCK_MONOTONIC`.
 pub(crate) const ASKED: &str = "KATA_SHIM_ASKED";
 
-/// How long a server that was told to end may take before it is killed.
-const GRACE: Duration = Duration::from_millis(1500);
+/// How long a server that was told to end may take before it is killed, and how long it may take
+/// then.
+const GRACE: Duration = Duration::from_millis(750);
+
+/// The longest that [`end`] waits.
+pub(crate) const LONGEST_END: Duration = GRACE.saturating_mul(2);
 
 /// Starts the server with the socket as its standard input, and writes its pid to the bundle. It
 /// holds nothing of ours.

@@ -25,7 +25,7 @@ use thiserror::Error;
 
 use record::{NetworkRecord, Record};
 
-pub use sweep::{sweep, sweep_of};
+pub use sweep::{LONGEST_SWEEP, sweep, sweep_of};
 
 /// Why the sandbox's traces could not be made or removed.
 #[derive(Debug, Error)]

@@ -40,7 +40,7 @@ mod timing;
 mod vcpus;
 
 pub use error::{BootError, BootStage, SandboxError};
-pub use footprint::{Footprint, FootprintError, sweep, sweep_of};
+pub use footprint::{Footprint, FootprintError, LONGEST_SWEEP, sweep, sweep_of};
 pub use ledger::{Deletion, Exit, Ledger, ProcessKey, Refusal, Status};
 pub use network::{JoinError, check_network};
 pub use plan::{

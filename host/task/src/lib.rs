@@ -23,5 +23,5 @@ mod service;
 mod stand_in;
 mod stdio;
 
-pub use kata_sandbox::Moment;
+pub use kata_sandbox::{LONGEST_SWEEP, Moment};
 pub use serve::{ServeOptions, cleanup, make_up_for_hooks, serve};

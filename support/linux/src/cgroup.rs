@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-/// How long a cgroup may stay busy after its last process has ended.
-const EMPTIED: Duration = Duration::from_millis(500);
+/// How long a cgroup may stay busy after its last process has ended: the longest that
+/// [`HostCgroup::remove`] takes.
+pub const EMPTIED: Duration = Duration::from_millis(500);
 
 /// Why a cgroup could not be used.
 #[derive(Debug, Error)]
@@ -106,7 +107,7 @@ impl HostCgroup {
 
     /// Removes the cgroup from every hierarchy. One that is gone already is fine, and one in which
     /// others have made theirs is left to them; one that still has processes is an error, after the
-    /// others have been removed. Takes half a second at most.
+    /// others have been removed. Takes [`EMPTIED`] at most.
     pub fn remove(&self) -> Result<(), CgroupError> {
         let deadline = Instant::now() + EMPTIED;
         let mut result = Ok(());

@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use kata_linux::cgroup::HostCgroup;
+use kata_linux::cgroup::{EMPTIED, HostCgroup};
 use kata_linux::identity::ProcessIdentity;
 use kata_linux::mount;
 use kata_network::{Namespace, NamespaceId};
@@ -17,9 +17,12 @@ use kata_network::{Namespace, NamespaceId};
 use super::FootprintError;
 use super::record::{Broom, NetworkRecord, RECORD, Record};
 
-/// How long a sweep waits for all killed processes to be gone; the engine has five seconds for
-/// everything.
-const DEATH: Duration = Duration::from_secs(2);
+/// How long a sweep waits for all killed processes to be gone.
+const DEATH: Duration = Duration::from_millis(1500);
+
+/// The longest that [`sweep`] waits, for the processes and then for their cgroup, unless somebody
+/// else sweeps the same sandbox.
+pub const LONGEST_SWEEP: Duration = DEATH.saturating_add(EMPTIED);
 
 /// Removes what a dead sandbox left at `dir`: kills the processes that it recorded and that still
 /// are the same ones, waits for their end, removes its images, its cgroup and the directory.
