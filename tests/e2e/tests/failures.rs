@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Containerd, Deadline, Image, Scenario, Spec, only_a_vm, scenario};
+use kata_e2e::{
+    CommandLine, Containerd, Deadline, IDLE, Image, Runtime, Scenario, Spec, only_a_vm, scenario,
+};
 use kata_initrd::{Archive, Entry};
 use serde_json::json;
 use tempfile::TempDir;
@@ -32,13 +34,23 @@ impl Configuration {
     }
 }
 
-/// Runs a container, which must fail with a message that has all of `words`.
+/// Runs a container, which must fail with one sentence that has all of `words`.
 fn fails_with(containerd: &Containerd, words: &[&str]) -> Result<()> {
     let client = containerd.run(["true"]).attach()?;
     let error = client.wait_until(Deadline::after(PATIENCE))?.failure()?;
+    is_one_sentence(&error)?;
     names(&error, words)?;
-    let logged = containerd.log().expect(words[0], Deadline::after(Duration::from_secs(5)));
+    logs(containerd, words[0])
+}
+
+fn logs(containerd: &Containerd, words: &str) -> Result<()> {
+    let logged = containerd.log().expect(words, Deadline::after(Duration::from_secs(5)));
     logged.context("containerd's log does not tell the cause")
+}
+
+fn is_one_sentence(error: &str) -> Result<()> {
+    ensure!(error.trim().lines().count() == 1, "this is not one sentence: {error}");
+    Ok(())
 }
 
 fn names(error: &str, words: &[&str]) -> Result<()> {
@@ -166,7 +178,8 @@ fn broken_kernel_is_told() -> Result<()> {
     let kernel = directory.path().join("broken-vmlinux");
     fs::write(&kernel, "this is no kernel")?;
     let text = format!("[hypervisor.qemu]\nkernel = '{}'\n", kernel.display());
-    with_configuration(&text, &["broken-vmlinux"])
+    let cause = "is neither an uncompressed kernel (vmlinux) nor a bzImage";
+    with_configuration(&text, &[cause, "the guest kernel", "broken-vmlinux"])
 }
 
 #[test]
@@ -179,7 +192,8 @@ fn too_little_memory_is_told() -> Result<()> {
 fn guest_without_memory_to_boot_is_told() -> Result<()> {
     // The guest is made to believe that it has far less than the initial ramdisk needs.
     let text = "[hypervisor.qemu]\nkernel_params = 'mem=36M'\n";
-    with_configuration(text, &["memory"])
+    let remedy = "MiB of memory may be too little: raise `default_memory`";
+    with_configuration(text, &[remedy])
 }
 
 #[test]
@@ -194,6 +208,14 @@ fn wrong_type_is_named_with_its_place() -> Result<()> {
     with_configuration(text, &["default_memory", "configuration.toml:2: "])
 }
 
+/// What upstream has and this version lacks is not passed over in silence.
+#[test]
+fn key_that_cannot_be_honoured_is_named_with_its_place() -> Result<()> {
+    let text = "[hypervisor.qemu]\ndefault_vcpus = 1\nenable_iommu = true\n";
+    let refusal = "configuration.toml:3: `hypervisor.qemu.enable_iommu` = true is not supported";
+    with_configuration(text, &[refusal, "remove it"])
+}
+
 #[test]
 fn missing_configuration_is_named() -> Result<()> {
     if !only_a_vm("a configuration") {
@@ -206,17 +228,52 @@ fn missing_configuration_is_named() -> Result<()> {
 
 #[test]
 fn bad_bundles_are_refused() -> Result<()> {
+    let no_arguments = match Runtime::under_test() {
+        Runtime::Kata => "the container's specification has no arguments for its process",
+        Runtime::Runc => "args must not be empty",
+    };
     scenario(|containerd| {
         let rootfs = containerd.directory().join("rootfs");
         Image::unpack(&rootfs)?;
         let fails = |spec: Spec, words: &[&str]| -> Result<()> {
             let error = containerd.shell("true").spec(spec).output()?.failure()?;
-            names(&error, words)
+            names(&error, words)?;
+            if Runtime::under_test() == Runtime::Kata {
+                is_one_sentence(&error)?;
+                logs(containerd, words[0])?;
+            }
+            Ok(())
         };
         let missing = containerd.directory().join("no-such-rootfs");
-        fails(Spec::new(&missing, &["true"]), &["no-such-rootfs"])?;
-        fails(Spec::new(&rootfs, &[]), &["arg"])?;
-        fails(Spec::new(&rootfs, &["true"]).set("/process/cwd", json!("not/absolute")), &["cwd"])
+        fails(Spec::new(&missing, &["true"]), &["no-such-rootfs", "no such file or directory"])?;
+        fails(Spec::new(&rootfs, &[]), &[no_arguments])?;
+        let relative = Spec::new(&rootfs, &["true"]).set("/process/cwd", json!("not/absolute"));
+        fails(relative, &["Cwd must be an absolute path"])
+    })
+}
+
+/// containerd writes that file itself; others do by hand.
+#[test]
+fn bundle_without_a_specification_and_one_with_a_broken_one_are_refused() -> Result<()> {
+    if !only_a_vm("kata-runtime's words") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
+        let file = bundle.join("config.json");
+        let refused = |words: &[&str]| -> Result<()> {
+            let create = ["create", "--bundle", &bundle.display().to_string(), &host.id("c")];
+            let error = host.call(&create)?.failure()?;
+            is_one_sentence(&error)?;
+            names(&error, words)?;
+            names(&error, &[&file.display().to_string()])
+        };
+        fs::write(&file, "{ \"ociVersion\": ")?;
+        refused(&["cannot understand", "line 1 column"])?;
+        fs::write(&file, "{ \"ociVersion\": 1 }")?;
+        refused(&["cannot understand", "invalid type", "line 1 column"])?;
+        fs::remove_file(&file)?;
+        refused(&["JSON specification file", "not found"])
     })
 }
 
