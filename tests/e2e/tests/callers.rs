@@ -358,6 +358,10 @@ fn written_specification_is_runcs() -> Result<()> {
         let capabilities = spec["process"]["capabilities"].as_object_mut();
         let capabilities = capabilities.context("there are no capabilities")?;
         capabilities.retain(|set, _| set != "inheritable" && set != "ambient");
+        for set in capabilities.values_mut() {
+            let set = set.as_array_mut().context("a set of capabilities is no list")?;
+            set.sort_by_key(Value::to_string);
+        }
         let namespaces = spec["linux"]["namespaces"].as_array_mut();
         let namespaces = namespaces.context("there are no namespaces")?;
         namespaces.retain(|namespace| namespace["type"] != "cgroup");
