@@ -85,7 +85,8 @@ impl Setup {
     /// to give and gives none at first.
     pub const FINE_MEMORY: &str = "finemem";
 
-    /// Two processors, 640 MiB (below 512 the kernel has no huge pages), and the staged initrd with busybox beside the agent.
+    /// Two processors, 640 MiB (below 512 the kernel has no huge pages), and the staged initrd with
+    /// busybox beside the agent.
     #[must_use]
     pub fn new(first: First) -> Self {
         Self {
