@@ -97,6 +97,17 @@ pub enum SpecError {
         "`intelRdt` cannot be kept: cache and memory bandwidth of the host's processors are not divided among VMs; remove it"
     )]
     IntelRdt,
+    /// A namespace that another container has, or the host.
+    #[error(
+        "the container is to join the {kind} namespace {}, but a VM has its own; put the containers that share it into one pod",
+        path.display()
+    )]
+    JoinedNamespace {
+        /// Its kind.
+        kind: LinuxNamespaceType,
+        /// The namespace's path on the host.
+        path: PathBuf,
+    },
     /// A user namespace of the host.
     #[error("user namespaces are not supported; the container is fenced by its VM instead")]
     UserNamespace,
@@ -174,6 +185,18 @@ pub(crate) fn has_host_hooks(spec: &Spec) -> bool {
     let Some(hooks) = spec.hooks() else { return false };
     let lists = [hooks.prestart(), hooks.create_runtime(), hooks.poststart()];
     lists.into_iter().flatten().any(|list| !list.is_empty())
+}
+
+/// For a container that is alone in its VM. A pod's containers find in their guest whom they join.
+pub(crate) fn refuse_joined_namespaces(spec: &Spec) -> Result<(), SpecError> {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces()).flatten();
+    for namespace in namespaces.filter(|one| one.typ() != LinuxNamespaceType::Network) {
+        if let Some(path) = namespace.path() {
+            let kind = namespace.typ();
+            return Err(SpecError::JoinedNamespace { kind, path: path.clone() });
+        }
+    }
+    Ok(())
 }
 
 fn refuse_inner_hooks(spec: &Spec) -> Result<(), SpecError> {
@@ -455,6 +478,22 @@ mod tests {
         let guest = for_guest(spec(never_swap), "c", KEEP).unwrap();
         let resources = guest.linux().as_ref().unwrap().resources().as_ref().unwrap();
         assert_eq!(resources.memory().unwrap().swappiness(), None);
+    }
+
+    #[test]
+    fn namespace_that_another_has_is_refused_by_its_kind() {
+        let with = |namespaces: &str| {
+            let linux =
+                format!(r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":[{namespaces}]}}}}"#);
+            refuse_joined_namespaces(&spec(&linux)).map_err(|refusal| refusal.to_string())
+        };
+        let networks = r#"{"type":"network","path":"/run/netns/n"},{"type":"pid"}"#;
+        assert_eq!(with(networks), Ok(()));
+        for (kind, told) in [("pid", "pid"), ("ipc", "ipc"), ("uts", "uts"), ("mount", "mnt")] {
+            let refusal = with(&format!(r#"{{"type":"{kind}","path":"/proc/7/ns/x"}}"#));
+            let begins = format!("the container is to join the {told} namespace /proc/7/ns/x");
+            assert!(refusal.as_ref().unwrap_err().starts_with(&begins), "{refusal:?}");
+        }
     }
 
     #[test]

@@ -128,6 +128,9 @@ pub(crate) fn container(
 ) -> Result<ContainerPlan, RuntimeError> {
     check_container_id(id)?;
     let role = role_of(spec.annotations().as_ref())?;
+    if role == ContainerRole::Single {
+        guest_spec::refuse_joined_namespaces(&spec)?;
+    }
     let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
     let readonly_rootfs = root.readonly().unwrap_or_default();
     // containerd mounts at `rootfs` whatever the spec says; without mounts the spec's path holds,
