@@ -274,15 +274,22 @@ fn runtime_is_named_by_its_path() -> Result<()> {
 
 /// Who wants that takes a pod.
 #[test]
-fn network_of_another_container_is_refused_in_one_sentence() -> Result<()> {
-    if !only_a_vm("the refusal of another VM's network") {
+fn namespaces_of_another_container_are_refused_in_one_sentence() -> Result<()> {
+    if !only_a_vm("the refusal of another VM's namespaces") {
         return Ok(());
     }
     podman(|podman| {
         podman.start("web", "", SERVER)?;
-        let refusal = podman.run("--rm --network container:web", "true").output()?.failure()?;
-        assert!(refusal.contains("two VMs cannot share one"), "{refusal}");
-        assert_eq!(refusal.trim().lines().count(), 1, "{refusal}");
+        for (kind, why) in [
+            ("network", "two VMs cannot share one"),
+            ("pid", "the container is to join the pid namespace"),
+            ("ipc", "the container is to join the ipc namespace"),
+        ] {
+            let run = podman.run(&format!("--rm --{kind} container:web"), "true");
+            let refusal = run.output()?.failure()?;
+            assert!(refusal.contains(why), "{kind}: {refusal}");
+            assert_eq!(refusal.trim().lines().count(), 1, "{kind}: {refusal}");
+        }
         assert_eq!(podman.shell("web", "echo alive")?, "alive");
         podman.succeed("rm --force --time 0 web").map(drop)
     })

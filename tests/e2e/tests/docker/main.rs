@@ -248,17 +248,22 @@ fn looks_after_containers(docker: &Engine) -> Result<()> {
 }
 
 #[test]
-fn network_of_another_container_is_refused_in_one_sentence() -> Result<()> {
-    if !only_a_vm("the refusal of another VM's network") {
+fn namespaces_of_another_container_are_refused_in_one_sentence() -> Result<()> {
+    if !only_a_vm("the refusal of another VM's namespaces") {
         return Ok(());
     }
     docker(|docker| {
         docker.start("web", "", SERVER)?;
-        let run = docker.run("--name other --network container:web", "true");
-        let refusal = run.output()?.failure()?;
-        assert!(refusal.contains("two VMs cannot share one"), "{refusal}");
-        assert_eq!(docker.shell("web", "echo alive")?, "alive");
-        docker.succeed("rm other")?;
+        for (kind, why) in [
+            ("network", "two VMs cannot share one"),
+            ("pid", "the container is to join the pid namespace"),
+        ] {
+            let run = docker.run(&format!("--name other --{kind} container:web"), "true");
+            let refusal = run.output()?.failure()?;
+            assert!(refusal.contains(why), "{kind}: {refusal}");
+            assert_eq!(docker.shell("web", "echo alive")?, "alive");
+            docker.succeed("rm other")?;
+        }
         docker.succeed("rm --force web").map(drop)
     })
 }
