@@ -133,11 +133,10 @@ impl Traces<'_> {
         let daemon = self.containerd.pid();
         let mut left = self.processes_and_mounts()?;
         left.processes.retain(|process| process.pid != daemon);
-        for mark in self.containerd.marks() {
-            left.others.extend(cgroups::left(&mark));
-        }
+        let marks = self.containerd.marks();
+        left.others.extend(marks.iter().flat_map(cgroups::left));
         left.others.extend(files::left(self.containerd));
-        left.others.extend(network::left(&self.before.network)?);
+        left.others.extend(network::left(&self.before.network, &marks)?);
         Ok(left)
     }
 }

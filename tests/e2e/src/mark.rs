@@ -19,6 +19,14 @@ impl Mark {
         Self(format!("e2e{:x}x{:x}x{number:x}", std::process::id(), now & 0xff_ffff))
     }
 
+    /// Whether `text` carries the mark of another fixture of this program, which runs beside those
+    /// that have `ours`.
+    pub(crate) fn is_anothers(text: &[u8], ours: &[Self]) -> bool {
+        let program = format!("e2e{:x}x", std::process::id());
+        let is_marked = text.windows(program.len()).any(|window| window == program.as_bytes());
+        is_marked && !ours.iter().any(|mark| mark.is_in(text))
+    }
+
     /// A word that somebody else has chosen, like a container's id.
     pub(crate) fn of(word: &str) -> Self {
         Self(word.to_owned())
@@ -62,6 +70,14 @@ mod tests {
         assert!(mark.is_in(b"e2e1x2x3f e2e1x2x3"));
         assert!(!mark.is_in(b"/tmp/kata-e2e1x2x34/root"));
         assert!(!mark.is_in(b""));
+    }
+
+    #[test]
+    fn what_another_fixture_has_made_is_told_from_ours_and_from_nobodys() {
+        let (ours, other) = ([Mark::unique()], Mark::unique());
+        assert!(Mark::is_anothers(format!("netns: c-n2-{other}").as_bytes(), &ours));
+        assert!(!Mark::is_anothers(format!("netns: c-n2-{}", ours[0]).as_bytes(), &ours));
+        assert!(!Mark::is_anothers(b"network device: tap0_kata", &ours));
     }
 
     #[test]

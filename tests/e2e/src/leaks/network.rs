@@ -32,17 +32,19 @@ pub(super) fn names() -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// What has come since `before`. A device that another test has made meanwhile goes with that test,
-/// well before a leak check gives up.
-pub(super) fn left(before: &BTreeSet<String>) -> Result<Vec<String>> {
-    Ok(names()?.difference(before).cloned().collect())
+/// What has come since `before`, but for what carries the mark of another test. A device carries
+/// none; it goes with the test that has made it, well before a leak check gives up.
+pub(super) fn left(before: &BTreeSet<String>, ours: &[Mark]) -> Result<Vec<String>> {
+    let names = names()?;
+    let new = names.difference(before);
+    Ok(new.filter(|name| !Mark::is_anothers(name.as_bytes(), ours)).cloned().collect())
 }
 
 /// What of it is ours for sure, since it carries the mark or is a tap, which only the network
 /// namespace of a sandbox may have.
 pub(super) fn left_by_hand(before: &BTreeSet<String>, mark: &Mark) -> Result<Vec<String>> {
     let is_ours = |name: &String| mark.is_in(name.as_bytes()) || name.ends_with("_kata");
-    Ok(left(before)?.into_iter().filter(is_ours).collect())
+    Ok(left(before, std::slice::from_ref(mark))?.into_iter().filter(is_ours).collect())
 }
 
 /// A descriptor that is readable when a device has come or gone.
