@@ -29,7 +29,7 @@ pub use disk::Disk;
 pub use filter::Filter;
 pub use image::HostImage;
 pub use jobs::Line;
-pub use machine::{Died, Machine};
+pub use machine::{Died, Machine, Silent};
 pub use root::EngineRoot;
 pub use rounds::{Hypervisor, Round, Rounds};
 pub use table::table;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   boot ──▶ Ready ──▶ run ⇄ Output…, Status        any of these may end in Died: the emulation has crashed, which says nothing
-//!     └────────────────┴──▶ Died                    about what was tested; silence is another error, for that may be ours
+//!     └────────────────┴──▶ Died, Silent            about what was tested; in Silent either hangs
 //! ```
 
 use std::fs;
@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
@@ -59,6 +59,13 @@ pub struct Died {
     how: &'static str,
 }
 
+/// The machine hangs, or what runs there.
+#[derive(Debug, thiserror::Error)]
+#[error("the host VM has said nothing for {seconds} s: it hangs, or what runs there does")]
+pub struct Silent {
+    seconds: u64,
+}
+
 /// A host VM. It ends with this value, and with this process.
 #[derive(Debug)]
 pub struct Machine {
@@ -89,8 +96,8 @@ impl Machine {
     }
 
     /// Runs a shell command as root to its end and gives every line of its output to `show`.
-    /// Returns its exit status; [`Died`] if the machine ends before, and another error if the job
-    /// says nothing for five minutes. The command must be one line.
+    /// Returns its exit status; [`Died`] if the machine ends before, and [`Silent`] if the job says
+    /// nothing for five minutes. The command must be one line.
     pub fn run(&mut self, command: &str, mut show: impl FnMut(&str)) -> Result<i32> {
         ensure!(!command.contains('\n'), "a job is one line: {command:?}");
         if writeln!(self.jobs, "{command}").is_err() {
@@ -154,12 +161,7 @@ fn no_line(error: RecvTimeoutError, patience: Duration, console: &str) -> anyhow
         RecvTimeoutError::Timeout if console.contains(PANIC) => {
             Died { how: "'s kernel has panicked" }.into()
         }
-        RecvTimeoutError::Timeout => {
-            anyhow!(
-                "the host VM has said nothing for {} s: what runs there hangs",
-                patience.as_secs()
-            )
-        }
+        RecvTimeoutError::Timeout => Silent { seconds: patience.as_secs() }.into(),
     }
 }
 
@@ -247,7 +249,7 @@ mod tests {
             [(ended, "", true), (silent, panicked, true), (silent, "login:", false)]
         {
             let error = no_line(error, SILENCE, console);
-            assert_eq!(error.is::<Died>(), died, "{error}");
+            assert_eq!((error.is::<Died>(), error.is::<Silent>()), (died, !died), "{error}");
             assert_eq!(error.context("its last words").is::<Died>(), died);
         }
     }
