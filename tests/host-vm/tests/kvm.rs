@@ -57,9 +57,9 @@ fn here(rounds: &Rounds, binaries: &[TestBinary]) -> Result<bool> {
     Ok(passed)
 }
 
-/// When the machine dies or falls silent, which the emulation does rarely, the tests of that file run
-/// once more on a new one. Who hangs cannot be told: what does so twice, or a second file, fails. So
-/// does a test that fails, at once.
+/// When the machine dies or falls silent, which the emulation does rarely, the tests of that file
+/// run once more on a new one. Who hangs cannot be told: what does so twice, or a second file,
+/// fails. So does a test that fails, at once.
 fn in_host_vm(rounds: &Rounds, binaries: &[TestBinary]) -> Result<bool> {
     let mut paths: Vec<PathBuf> = binaries.iter().map(|binary| binary.path.clone()).collect();
     paths.extend(rounds.files());
