@@ -6,13 +6,13 @@
 //! ```
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,6 +27,13 @@ const BOOT: Duration = Duration::from_secs(180);
 
 /// How long a job may say nothing before it counts as hanging. Longer than any test is silent.
 const SILENCE: Duration = Duration::from_secs(300);
+
+/// How long its shell may take for the next words of an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Every process but the kernel's own, with what it waits for.
+const PROCESSES: &str =
+    "\nps -eo pid,ppid,stat,wchan:24,etimes,time,args --no-headers | grep -v ']$'\n";
 
 /// Where the machine's directory has what its kernel says.
 const CONSOLE: &str = "console.log";
@@ -127,6 +134,27 @@ impl Machine {
     #[must_use]
     pub fn console(&self) -> PathBuf {
         self.directory.path().join("console.sock")
+    }
+
+    /// What runs there, as root's shell on the console tells it. Little of it where the machine
+    /// itself hangs.
+    #[must_use]
+    pub fn processes(&self) -> String {
+        let ask = || -> io::Result<String> {
+            let mut console = UnixStream::connect(self.console())?;
+            console.set_read_timeout(Some(ANSWER))?;
+            console.write_all(PROCESSES.as_bytes())?;
+            let (mut said, mut chunk) = (Vec::new(), [0; 4096]);
+            let deadline = Instant::now() + 2 * ANSWER;
+            while let Ok(length @ 1..) = console.read(&mut chunk) {
+                said.extend_from_slice(&chunk[..length]);
+                if Instant::now() > deadline {
+                    break;
+                }
+            }
+            Ok(String::from_utf8_lossy(&said).into_owned())
+        };
+        ask().unwrap_or_else(|error| format!("nobody tells: {error}"))
     }
 
     fn become_ready(&mut self) -> Result<()> {
