@@ -78,9 +78,7 @@ fn run(is_init: bool, options: &Options, started: Clocks) -> anyhow::Result<()> 
     }
     if is_init {
         modules::load_all(Path::new(modules::LIST))?;
-        if let Err(error) = free_memory::lower_reserve() {
-            tracing::warn!(%error, "the kernel keeps more memory free than it needs");
-        }
+        free_memory::lower_reserve();
     } else {
         // Orphans of containers come to the agent, as they do to PID 1.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))

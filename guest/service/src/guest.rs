@@ -70,10 +70,8 @@ impl Agent {
         .map_err(Tell::tell)?;
         if !request.cpu_only {
             hotplug::online_memory().map_err(Tell::tell)?;
-            if self.settings.is_init
-                && let Err(error) = free_memory::lower_reserve()
-            {
-                tracing::warn!(%error, "the kernel keeps more memory free than it needs");
+            if self.settings.is_init {
+                free_memory::lower_reserve();
             }
         }
         Ok(())

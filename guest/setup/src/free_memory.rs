@@ -10,11 +10,14 @@ const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
 /// pages are to be had, which they are from 512 MiB on, the kernel raises it to 22 MiB and more (at
 /// most a twentieth of the memory) so that it finds room for them, and counts half as much again as
 /// not available. It does so when it boots, and when memory is added.
-///
-/// # Errors
-///
-/// Fails where `/proc/sys` cannot be written to; the reserve is then as before.
-pub fn lower_reserve() -> io::Result<()> {
+/// Where that fails, the log says so.
+pub fn lower_reserve() {
+    if let Err(error) = try_to_lower() {
+        tracing::warn!(%error, "the kernel keeps more memory free than it needs");
+    }
+}
+
+fn try_to_lower() -> io::Result<()> {
     let info = rustix::system::sysinfo();
     let total = info.totalram * u64::from(info.mem_unit) / 1024;
     let present = fs::read_to_string(MIN_FREE)?.trim().parse().map_err(io::Error::other)?;

@@ -155,14 +155,15 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> StorageError + use<> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 
     use super::*;
 
-    fn bind(source: &Path) -> HostBind {
+    /// A mount of `source` as any other.
+    pub(crate) fn bind(source: &Path) -> HostBind {
         HostBind {
             index: 0,
             source: source.to_owned(),

@@ -129,17 +129,7 @@ fn refused(bind: &HostBind, what: &str) -> StorageError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn bind(source: &Path) -> HostBind {
-        HostBind {
-            index: 0,
-            source: source.to_owned(),
-            destination: "/data".into(),
-            readonly: false,
-            recursive: true,
-            follows_host: false,
-        }
-    }
+    use crate::copy::tests::bind;
 
     fn guest_path(source: &Path) -> Result<Option<String>, StorageError> {
         let found = EmptyDir::of(&bind(source))?;
