@@ -124,6 +124,9 @@ pub(crate) enum Command {
     /// Say whether this host can run containers, and what to do where it cannot.
     #[command(visible_alias = "kata-check")]
     Check(CheckArgs),
+    /// The saved guest that sandboxes go on from where the configuration has `enable_template`.
+    #[command(subcommand)]
+    Factory(FactoryCommand),
     /// Print versions, files, settings and host, for a report of a defect.
     #[command(visible_alias = "kata-env")]
     Env(EnvArgs),
@@ -402,6 +405,16 @@ pub(crate) struct LogsArgs {
     /// Only this one; without it both, each line with its source.
     #[arg(long, value_name = "SOURCE")]
     pub(crate) source: Option<LogSource>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub(crate) enum FactoryCommand {
+    /// Boot a guest and save it, in place of one that was saved before.
+    Init,
+    /// Remove what was saved. Sandboxes that went on from it run on.
+    Destroy,
+    /// Print whether there is one.
+    Status,
 }
 
 #[derive(Debug, Args)]

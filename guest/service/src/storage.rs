@@ -80,7 +80,7 @@ impl Storages {
 
 fn mount(storage: &Storage) -> ttrpc::Result<()> {
     let mounted = match storage.driver.as_str() {
-        "virtio-fs" => drivers::file_system(storage, "virtiofs"),
+        "virtio-fs" => drivers::share(storage),
         "overlayfs" => drivers::overlay(storage),
         "ephemeral" => drivers::ephemeral(storage),
         "local" => drivers::local(storage),

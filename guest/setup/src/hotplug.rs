@@ -12,6 +12,15 @@ use crate::uevent::Uevents;
 const CPUS: &str = "/sys/devices/system/cpu";
 const MEMORY: &str = "/sys/devices/system/memory";
 
+/// The virtio devices that the kernel has found.
+const VIRTIO: &str = "/sys/bus/virtio/devices";
+
+/// Makes the kernel look at all of PCI anew (Documentation/ABI/testing/sysfs-bus-pci).
+const PCI_RESCAN: &str = "/sys/bus/pci/rescan";
+
+/// The type of a virtio device that is a file system (virtio 1.2, 5), as sysfs tells it.
+const FILE_SYSTEM: &str = "0x001a";
+
 /// Why CPUs or memory could not be switched on.
 #[derive(Debug, thiserror::Error)]
 pub enum HotplugError {
@@ -123,6 +132,29 @@ fn keep_first(list: &Path, count: u32) -> Result<u32, HotplugError> {
     Ok(on)
 }
 
+/// Looks for file systems that the host shares, and where there is none, for devices that the
+/// kernel has not found: a guest that goes on from a template has some that were not there when its
+/// kernel looked. They are there when this returns, whatever they are.
+///
+/// # Errors
+///
+/// Fails when the kernel does not look for them; a kernel without PCI has none to find.
+pub fn find_shares() -> io::Result<()> {
+    if has_virtio(Path::new(VIRTIO), FILE_SYSTEM) {
+        return Ok(());
+    }
+    match fs::write(PCI_RESCAN, "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        rescanned => rescanned,
+    }
+}
+
+fn has_virtio(devices: &Path, wanted: &str) -> bool {
+    let kind = |device: fs::DirEntry| fs::read_to_string(device.path().join("device")).ok();
+    let devices = fs::read_dir(devices).into_iter().flatten().flatten();
+    devices.filter_map(kind).any(|kind| kind.trim() == wanted)
+}
+
 /// Switches on every memory block that is off.
 ///
 /// # Errors
@@ -229,6 +261,18 @@ mod tests {
         assert_eq!(states(), ["0", "0", "0"]);
         assert!(!switch("cpu0").exists());
         assert_eq!(fs::read_to_string(switch("cpuidle")).unwrap(), "x");
+    }
+
+    #[test]
+    fn virtio_device_is_known_by_its_type() {
+        let devices = tempfile::tempdir().unwrap();
+        for (name, kind) in [("virtio0", "0x0003\n"), ("virtio1", "0x001a\n")] {
+            fs::create_dir(devices.path().join(name)).unwrap();
+            fs::write(devices.path().join(name).join("device"), kind).unwrap();
+        }
+        assert!(has_virtio(devices.path(), FILE_SYSTEM));
+        assert!(!has_virtio(devices.path(), "0x0001"));
+        assert!(!has_virtio(Path::new("/nonexistent"), FILE_SYSTEM));
     }
 
     #[test]

@@ -86,6 +86,7 @@ impl Hypervisor for CloudHypervisor {
             hot_plug: true,
             more_memory: false,
             more_vcpus: false,
+            templates: false,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::runtime::Runtime;
 use crate::section::Section;
 use crate::setting::Input;
 use crate::tree::{Entry, Table, Value};
-use crate::{ConfigError, Origin};
+use crate::{ConfigError, HypervisorName, Origin};
 
 /// The whole configuration of the host's side.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +71,9 @@ impl HostConfig {
         }
         rename_old_keys(&mut root)?;
         let mut config = Self::defaults(prefix);
-        config.runtime.hypervisor_name = hypervisors::choice_of(&root)?;
+        let chosen = hypervisors::choice_of(&root)?;
+        config.runtime.hypervisor_name = chosen;
+        move_template_keys(&mut root, chosen)?;
         for entry in &root.entries {
             match entry.name.as_str() {
                 "hypervisor" => config.apply_hypervisors(entry)?,
@@ -200,6 +202,33 @@ fn rename_old_keys(root: &mut Table) -> Result<(), ConfigError> {
             old.value = Value::Integer(seconds.saturating_mul(1000));
         }
         put(kata, "reconnect_timeout_ms", old)?;
+    }
+    Ok(())
+}
+
+/// Templates are QEMU's. Kata's runtimes have their keys in two tables, of which one does not say
+/// for which hypervisor it is.
+fn move_template_keys(root: &mut Table, chosen: HypervisorName) -> Result<(), ConfigError> {
+    const KEYS: [&str; 2] = ["enable_template", "template_path"];
+    let is_qemu = matches!(chosen, HypervisorName::Auto | HypervisorName::Qemu);
+    let mut moved = Vec::new();
+    if let Some(factory) = root.table_mut("factory") {
+        for key in KEYS.iter().filter_map(|name| factory.take(name)) {
+            if !is_qemu && matches!(key.value, Value::Boolean(true)) {
+                let problem = "= true needs QEMU; set `hypervisor_name` to \"qemu\", or this to false";
+                return Err(invalid(&key, problem.to_owned()));
+            }
+            moved.push(key);
+        }
+    }
+    let qemu = root.table_mut("hypervisor").and_then(|table| table.table_mut("qemu"));
+    if let Some(factory) = qemu.and_then(|qemu| qemu.table_mut("factory")) {
+        moved.extend(KEYS.iter().filter_map(|name| factory.take(name)));
+    }
+    for key in moved {
+        let (name, origin) = (key.name.clone(), key.origin.clone());
+        let hypervisors = subtable(root, "hypervisor", &origin)?;
+        put(subtable(hypervisors, "qemu", &origin)?, &name, key)?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::off::{
 };
 use crate::section::section;
 use crate::setting::choice;
-use crate::{VirtioFs, VmSettings};
+use crate::{Root, VirtioFs, VmSettings};
 
 section! {
     /// The virtual machine and the QEMU that runs it.
@@ -59,6 +59,14 @@ section! {
         disable_vhost_net: bool = false;
         /// The host's source of random numbers for the guest.
         entropy_source: PathBuf = PathBuf::from("/dev/urandom");
+        /// Have sandboxes go on from a guest that has booted once and was saved, and not boot
+        /// (`kata-runtime factory init` makes it; a sandbox of another size boots as ever). Needs
+        /// an initrd. All of them have the addresses and secrets in their kernels that the one
+        /// had: whoever learns them in one guest knows them of all. (Also as a key of the section
+        /// factory, as in Kata's own files.)
+        enable_template: bool = false;
+        /// The directory of what was saved.
+        template_path: PathBuf = PathBuf::from("/run/vc/vm/template");
     }
 }
 
@@ -66,10 +74,28 @@ impl Qemu {
     /// Keys of which each is right, but not all together; by name and with a sentence.
     pub(crate) fn contradiction(&self) -> Option<(&'static str, &'static str)> {
         let direct = self.block_device_cache_set && self.block_device_cache_direct;
-        (self.block_device_aio == BlockDeviceAio::Native && !direct).then_some((
-            "block_device_aio",
-            "= \"native\" needs `block_device_cache_set` and `block_device_cache_direct`; set both to true, or this to \"threads\"",
-        ))
+        if self.block_device_aio == BlockDeviceAio::Native && !direct {
+            return Some((
+                "block_device_aio",
+                "= \"native\" needs `block_device_cache_set` and `block_device_cache_direct`; set both to true, or this to \"threads\"",
+            ));
+        }
+        self.template_obstacle().map(|obstacle| ("enable_template", obstacle))
+    }
+
+    /// What a guest that goes on from a template cannot have.
+    fn template_obstacle(&self) -> Option<&'static str> {
+        if !self.enable_template {
+            None
+        } else if matches!(self.vm.root(), Root::Image(_)) {
+            Some("= true needs an initial ramdisk; set `initrd` in place of `image`, or this to false")
+        } else if self.enable_hugepages || self.enable_mem_prealloc {
+            Some("= true does not go with `enable_hugepages` and `enable_mem_prealloc`; set them to false, or this")
+        } else if self.enable_virtio_mem {
+            Some("= true does not go with `enable_virtio_mem`; set one of them to false")
+        } else {
+            None
+        }
     }
 }
 
@@ -202,10 +228,9 @@ const OFF: &[OffKey] = &[
     text("device_state_path", &[""]),
 ];
 
-/// `[hypervisor.qemu.factory]`, and the Go runtime's `[factory]`.
+/// `[hypervisor.qemu.factory]`, and the Go runtime's `[factory]`, without what became keys of
+/// `[hypervisor.qemu]`.
 pub(crate) const FACTORY: &[OffKey] = &[
-    off("enable_template"),
-    any_text("template_path"),
     number("vm_cache_number", &[0]),
     any_text("vm_cache_endpoint"),
 ];

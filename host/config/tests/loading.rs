@@ -119,9 +119,9 @@ fn errors_name_file_line_and_key() {
     let expected = "f.toml:2: `hypervisor.qemu.enable_iommu` = true is not supported in this version; remove it";
     assert_eq!(error, expected);
 
-    let error = refused("[hypervisor.qemu.factory]\nenable_template = true\n");
+    let error = refused("[hypervisor.qemu.factory]\nenable_template = 1\n");
     assert!(
-        error.starts_with("f.toml:2: `hypervisor.qemu.factory.enable_template` = true"),
+        error.starts_with("f.toml:2: `hypervisor.qemu.factory.enable_template` must be"),
         "{error}"
     );
 

@@ -86,6 +86,7 @@ impl Hypervisor for Firecracker {
             hot_plug: false,
             more_memory: false,
             more_vcpus: false,
+            templates: false,
         }
     }
 

@@ -69,6 +69,13 @@ impl Console {
         }
     }
 
+    /// Takes the agent's first line as seen, for a guest that wrote it before this console was.
+    pub fn set_kernel_up(&self) {
+        if let Some(up) = &self.kernel_up {
+            up.send_replace(true);
+        }
+    }
+
     /// Whether the agent's first line has been seen.
     #[must_use]
     pub fn kernel_is_up(&self) -> bool {

@@ -41,6 +41,9 @@ pub struct VmSpec {
     pub hot_plug: bool,
     /// The network namespace for the VMM; `None` gives it an empty one of its own.
     pub network_namespace: Option<Arc<OwnedFd>>,
+    /// Where a template of it may be, from which it then goes on instead of booting; for a driver
+    /// with [`Capabilities::templates`]. One that is not of this VM is not used, which is logged.
+    pub template: Option<PathBuf>,
     /// A private directory (mode 0700) of this sandbox in which the driver may create sockets and
     /// files. Whoever made it removes it.
     pub run_dir: PathBuf,
@@ -128,6 +131,7 @@ impl VmSpec {
             nics: Vec::new(),
             hot_plug: false,
             network_namespace: None,
+            template: None,
             run_dir: run_dir.into(),
             vmm_deadline: VMM_DEADLINE,
             debug: false,
@@ -403,6 +407,8 @@ pub struct Capabilities {
     pub more_memory: bool,
     /// Whether virtual CPUs can come and go while it runs: [`VmSpec::most_vcpus`].
     pub more_vcpus: bool,
+    /// Whether a VM can go on from a template: [`VmSpec::template`].
+    pub templates: bool,
 }
 
 #[cfg(test)]

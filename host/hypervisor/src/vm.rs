@@ -36,6 +36,19 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// The VMM is a child of the calling thread and dies with it (`PR_SET_PDEATHSIG`, prctl(2)), so
     /// call this from the thread that lives as long as the sandbox does.
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError>;
+
+    /// Makes a template for VMs like `spec`, which has no shares, disks and network devices, in
+    /// `directory`, in place of one that is there: boots a guest, waits for its agent, for at most
+    /// `patience`, saves it and ends it. Refused with [`HypervisorError::Unsupported`] where
+    /// [`Capabilities::templates`] denies it. On error the template that was there stays, or none.
+    async fn make_template(
+        &self,
+        _spec: &VmSpec,
+        _directory: &Path,
+        _patience: Duration,
+    ) -> Result<(), HypervisorError> {
+        Err(HypervisorError::Unsupported { driver: self.name(), what: "templates" })
+    }
 }
 
 /// A virtual machine that has been started. All methods may be called from several tasks and after
@@ -64,6 +77,12 @@ pub trait Vm: Send + Sync + fmt::Debug {
     /// none.
     fn stderr(&self) -> Vec<String> {
         self.vmm().stderr()
+    }
+
+    /// Whether the guest goes on from a template ([`VmSpec::template`]): then its random numbers
+    /// and its clock are those of all others from it, until somebody gives it its own.
+    fn is_a_copy(&self) -> bool {
+        false
     }
 
     /// Opens a stream to `port` of the guest. Until the guest has taken the first one, this

@@ -125,6 +125,7 @@ impl Hypervisor for Krun {
             hot_plug: false,
             more_memory: false,
             more_vcpus: false,
+            templates: false,
         }
     }
 

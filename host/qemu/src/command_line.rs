@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use crate::accelerator::Accelerator;
-use crate::device::{Argument, Device, socket_backend};
+use crate::device::{Argument, Device, Transport, socket_backend};
 use crate::machine::{Machine, memory_arguments, processor_arguments};
 use crate::option::OptionValue;
 use crate::settings::Pages;
@@ -23,19 +23,58 @@ pub(crate) struct CommandLine {
     pub(crate) most_memory_mib: Option<u32>,
     /// Whether its memory is of the host's huge pages.
     pub(crate) pages: Pages,
-    /// The guest's kernel, as QEMU sees it.
-    pub(crate) kernel: PathBuf,
-    /// The initial ramdisk as QEMU sees it, if the guest has one.
-    pub(crate) initrd: Option<PathBuf>,
-    /// The guest kernel's command line.
-    pub(crate) append: String,
+    /// The file of its memory as QEMU sees it; `None` has QEMU make one.
+    pub(crate) memory_file: Option<PathBuf>,
+    /// How the guest begins.
+    pub(crate) guest: Guest,
     /// Connected socket over which QEMU is controlled.
     pub(crate) control: RawFd,
     /// Connected socket to which the guest's first serial line is written.
     pub(crate) console: RawFd,
+    /// The devices, in the order in which they get their places.
     pub(crate) devices: Vec<Device>,
+    /// Devices that a template lacks. They come after the others and, if the guest is from one or
+    /// might have been, on the PCI bus.
+    pub(crate) own_devices: Vec<Device>,
+    pub(crate) own_transport: Transport,
     /// QEMU's own system call filter; empty for none.
     pub(crate) seccomp_sandbox: String,
+}
+
+/// How a guest begins.
+#[derive(Debug, Clone)]
+pub(crate) enum Guest {
+    /// It boots.
+    Boots {
+        /// Its kernel, as QEMU sees it.
+        kernel: PathBuf,
+        /// The initial ramdisk as QEMU sees it, if the guest has one.
+        initrd: Option<PathBuf>,
+        /// The kernel's command line.
+        append: String,
+    },
+    /// It goes on from a template, whose memory it has.
+    GoesOn {
+        /// From where QEMU reads what its devices were doing.
+        state: RawFd,
+    },
+}
+
+impl Guest {
+    fn arguments(&self) -> Vec<Argument> {
+        match self {
+            Self::Boots { kernel, initrd, append } => {
+                let initrd = initrd.iter().map(|file| ("-initrd", file.display().to_string()));
+                let boot = [("-kernel", kernel.display().to_string()), ("-append", append.clone())];
+                boot.into_iter().chain(initrd).collect()
+            }
+            // The memory is in a file, and not in what is read.
+            Self::GoesOn { state } => vec![
+                ("-global", "migration.x-ignore-shared=on".into()),
+                ("-incoming", format!("fd:{state}")),
+            ],
+        }
+    }
 }
 
 impl CommandLine {
@@ -48,18 +87,24 @@ impl CommandLine {
         )];
         arguments.extend(self.machine.arguments());
         arguments.extend(processor_arguments(self.accelerator, self.vcpus, &self.cpu_features));
-        arguments.extend(memory_arguments(self.memory_mib, self.most_memory_mib, self.pages));
+        arguments.extend(memory_arguments(
+            self.memory_mib,
+            self.most_memory_mib,
+            self.pages,
+            self.memory_file.as_deref(),
+        ));
+        arguments.extend(self.guest.arguments());
         arguments.extend([
-            ("-kernel", self.kernel.display().to_string()),
-            ("-append", self.append.clone()),
             socket_backend("control", self.control),
             ("-mon", OptionValue::new("chardev=control").with("mode", "control").into()),
             socket_backend("console", self.console),
             ("-serial", "chardev:console".into()),
         ]);
-        arguments.extend(self.initrd.iter().map(|file| ("-initrd", file.display().to_string())));
-        for (number, device) in self.devices.iter().enumerate() {
-            arguments.extend(device.arguments(self.machine.transport(), number));
+        let transport = self.machine.transport();
+        let all = self.devices.iter().map(|device| (device, transport));
+        let own = self.own_devices.iter().map(|device| (device, self.own_transport));
+        for (number, (device, transport)) in all.chain(own).enumerate() {
+            arguments.extend(device.arguments(transport, number));
         }
         if !self.seccomp_sandbox.is_empty() {
             arguments.push(("-sandbox", self.seccomp_sandbox.clone()));
@@ -88,15 +133,20 @@ mod tests {
             memory_mib: 256,
             most_memory_mib: None,
             pages: Pages::default(),
-            kernel: "/share/vmlinux.container".into(),
-            initrd: Some("/share/initrd.img".into()),
-            append: "console=ttyS0 quiet".into(),
+            memory_file: None,
+            guest: Guest::Boots {
+                kernel: "/share/vmlinux.container".into(),
+                initrd: Some("/share/initrd.img".into()),
+                append: "console=ttyS0 quiet".into(),
+            },
             control: 3,
             console: 4,
             devices: vec![
                 Device::SerialPort { socket: 5, name: "agent.channel.0" },
                 Device::Entropy { source: FdSet(6) },
             ],
+            own_devices: vec![Device::FileShare { socket: 7, tag: "kataShared".into() }],
+            own_transport: Transport::Mmio,
             seccomp_sandbox: "on,spawn=deny".into(),
         }
     }
@@ -107,12 +157,13 @@ mod tests {
             -machine microvm,memory-backend=ram,acpi=on,auto-kernel-cmdline=off,rtc=on \
             -bios qboot.rom -global virtio-mmio.force-legacy=false -accel tcg,thread=single -cpu max,erms=off,fsrm=off -smp 1 \
             -object memory-backend-memfd,id=ram,size=256M,share=on,merge=off,dump=off -m 256M \
-            -kernel /share/vmlinux.container -append console=ttyS0 quiet \
+            -kernel /share/vmlinux.container -append console=ttyS0 quiet -initrd /share/initrd.img \
             -chardev socket,id=control,fd=3 -mon chardev=control,mode=control \
             -chardev socket,id=console,fd=4 -serial chardev:console \
-            -initrd /share/initrd.img -chardev socket,id=port0,fd=5 -device virtio-serial-device,id=serial0,max_ports=2 \
-            -device virtserialport,bus=serial0.0,chardev=port0,name=agent.channel.0 \
+            -chardev socket,id=port0,fd=5 -device virtio-serial-device,id=serial0,max_ports=2 \
+            -device virtserialport,id=serial0-port,bus=serial0.0,chardev=port0,name=agent.channel.0 \
             -add-fd fd=6,set=6 -object rng-random,id=entropy1,filename=/dev/fdset/6 -device virtio-rng-device,rng=entropy1 \
+            -chardev socket,id=share2,fd=7 -device vhost-user-fs-device,chardev=share2,tag=kataShared \
             -sandbox on,spawn=deny";
         assert_eq!(command_line().arguments().join(" "), expected);
     }
@@ -137,6 +188,27 @@ mod tests {
             assert!(arguments.contains(part), "{part} is missing in: {arguments}");
         }
         assert!(!arguments.contains("-device virtio-rng-device"), "{arguments}");
+    }
+
+    #[test]
+    fn guest_from_a_template_has_its_memory_and_its_own_devices_on_the_pci_bus() {
+        let line = CommandLine {
+            machine: Machine::MicrovmPci,
+            memory_file: Some("/proc/self/fd/8".into()),
+            guest: Guest::GoesOn { state: 9 },
+            own_transport: Transport::Pci,
+            ..command_line()
+        };
+        let arguments = line.arguments().join(" ");
+        for part in [
+            "-object memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/8,share=on,",
+            "-global migration.x-ignore-shared=on -incoming fd:9 ",
+            "-device virtio-rng-device,",
+            "-device vhost-user-fs-pci,",
+        ] {
+            assert!(arguments.contains(part), "{part} is missing in: {arguments}");
+        }
+        assert!(!arguments.contains("-kernel") && !arguments.contains("-append"), "{arguments}");
     }
 
     #[test]

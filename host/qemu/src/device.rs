@@ -155,6 +155,8 @@ impl Device {
                 let backend = format!("port{number}");
                 let bus = format!("serial{number}");
                 let port = OptionValue::new("virtserialport")
+                    // Without one QEMU does not tell when the guest opens it.
+                    .with("id", format_args!("serial{number}-port"))
                     .with("bus", format_args!("{bus}.0"))
                     .with("chardev", &backend)
                     .with("name", name);
@@ -302,7 +304,7 @@ mod tests {
             [
                 "-chardev socket,id=port7,fd=5",
                 "-device virtio-serial-device,id=serial7,max_ports=2",
-                "-device virtserialport,bus=serial7.0,chardev=port7,name=agent.channel.0",
+                "-device virtserialport,id=serial7-port,bus=serial7.0,chardev=port7,name=agent.channel.0",
             ]
         );
     }

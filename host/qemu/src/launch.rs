@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kata_hypervisor::{DiskSpec, HypervisorError, NicSpec, ShareSource, VmSpec, Vmm};
@@ -15,8 +15,8 @@ use tokio::net::UnixStream;
 
 use crate::accelerator::Accelerator;
 use crate::channel::{Channel, socket_pair};
-use crate::command_line::CommandLine;
-use crate::device::{Device, Disk, Nic};
+use crate::command_line::{CommandLine, Guest};
+use crate::device::{Device, Disk, Nic, Transport};
 use crate::file::{self, FdSet};
 use crate::hot_plug::HotPlug;
 use crate::huge_pages;
@@ -26,6 +26,7 @@ use crate::later_disks::LaterDisks;
 use crate::machine::{Machine, Needs, Refusal};
 use crate::memory::Memory;
 use crate::qmp::{Deleted, Qmp};
+use crate::template::{Found, Key, Made, MemoryFile, Saved};
 use crate::vcpus::Vcpus;
 use crate::vm::QemuVm;
 use crate::{DiskIo, Host, KVM, MachineChoice, QemuSettings};
@@ -33,11 +34,21 @@ use crate::{DiskIo, Host, KVM, MachineChoice, QemuSettings};
 /// The guest's name for the first virtio disk.
 const IMAGE_DISK: &str = "vda";
 
+/// How a VM is started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// From its template, if there is one that is of it; else by a boot.
+    Usual,
+    /// By a boot, with this memory: it becomes a template.
+    ToBeSaved(&'a MemoryFile),
+}
+
 /// Starts QEMU. If this fails, or is dropped, nothing is left: the child dies with its handle.
 pub(crate) async fn launch(
     settings: &QemuSettings,
     host: &Host,
     spec: &VmSpec,
+    start: Start<'_>,
 ) -> Result<QemuVm, HypervisorError> {
     let program = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
@@ -46,22 +57,32 @@ pub(crate) async fn launch(
         huge_pages::check(spec)?;
     }
     let mut spawn = Spawn::new(&settings.program).jail(jail(host, spec)?);
-    let kernel = file::readable(&mut spawn, &spec.kernel, host.root);
-    let kernel = kernel.map_err(setup("the guest kernel"))?;
-    let initrd = spec.root.initrd().map(|file| file::readable(&mut spawn, file, host.root));
-    let initrd = initrd.transpose().map_err(setup("the initial ramdisk"))?;
-
     let (control, their_control) = socket_pair().map_err(setup("the control socket"))?;
     let (console_output, their_console) = socket_pair().map_err(setup("the console"))?;
     let control_fd = spawn.pass_fd(their_control);
     let console_fd = spawn.pass_fd(their_console);
     let (channel, agent_port) = Channel::open(&mut spawn, settings.dial_again)?;
     let hot_plug = Arc::new(HotPlug::of(machine, spec));
-    let mut devices = vec![agent_port];
-    devices.extend(devices_of(settings, spec, &mut spawn, &hot_plug).await?);
     let vcpus = Vcpus::of(spec, machine, host.accelerator);
     let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
+    let append = kernel_params::command_line(&Circumstances {
+        machine,
+        accelerator: host.accelerator,
+        tsc_khz: host.tsc_khz,
+        debug: spec.debug,
+        vsock: channel.is_vsock(),
+        more_memory: spec.most_memory_mib.is_some(),
+        vcpus,
+        extra: &extra,
+    });
+    let places = hot_plug.devices().len();
+    let vsock = channel.is_vsock();
+    let made = Made { settings, host, spec, machine, vcpus, places, append: &append, vsock };
+    let (beginning, key) = beginning(&mut spawn, start, made)?;
+    let is_a_copy = matches!(beginning.guest, Guest::GoesOn { .. });
 
+    let mut devices = vec![agent_port];
+    devices.extend(devices_of(settings, spec, &mut spawn, &hot_plug)?);
     let command_line = CommandLine {
         sandbox: spec.sandbox.clone(),
         machine,
@@ -71,21 +92,13 @@ pub(crate) async fn launch(
         memory_mib: spec.memory_mib,
         most_memory_mib: spec.most_memory_mib,
         pages: settings.pages,
-        kernel,
-        initrd,
-        append: kernel_params::command_line(&Circumstances {
-            machine,
-            accelerator: host.accelerator,
-            tsc_khz: host.tsc_khz,
-            debug: spec.debug,
-            vsock: channel.is_vsock(),
-            more_memory: spec.most_memory_mib.is_some(),
-            vcpus,
-            extra: &extra,
-        }),
+        memory_file: beginning.memory_file,
+        guest: beginning.guest,
         control: control_fd,
         console: console_fd,
         devices,
+        own_devices: own_devices_of(spec, &mut spawn).await?,
+        own_transport: if key.is_some() { Transport::Pci } else { machine.transport() },
         seccomp_sandbox: settings.seccomp_sandbox.clone(),
     };
     let arguments = command_line.arguments();
@@ -96,6 +109,9 @@ pub(crate) async fn launch(
         .map_err(|error| not_spawned(program.clone(), error, host.root))?;
 
     let vmm = Vmm::new(Arc::new(child), console_output);
+    if is_a_copy {
+        vmm.console().set_kernel_up();
+    }
     let later_disks = Arc::new(LaterDisks::of(spec, Arc::clone(&hot_plug), settings.disk_io));
     let told = Arc::clone(&later_disks);
     let deleted = move |device: &str| told.deleted(device);
@@ -103,7 +119,81 @@ pub(crate) async fn launch(
     let qmp = vmm.within(spec.vmm_deadline, &program, hello).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     let memory = Memory::of(spec);
-    Ok(QemuVm { vmm, hot_plug, memory, vcpus, disks, later_disks, qmp, channel })
+    Ok(QemuVm { vmm, hot_plug, memory, vcpus, disks, later_disks, qmp, channel, key, is_a_copy })
+}
+
+/// What a guest begins with.
+struct Beginning {
+    guest: Guest,
+    memory_file: Option<PathBuf>,
+}
+
+/// How the guest begins; and what it is made of, if it becomes a template or may be from one.
+fn beginning(
+    spawn: &mut Spawn,
+    start: Start<'_>,
+    made: Made<'_>,
+) -> Result<(Beginning, Option<Key>), HypervisorError> {
+    let Made { host, spec, append, .. } = made;
+    let setup = |what| move |source| HypervisorError::Setup { what, source };
+    // A disk is somebody's own.
+    let may_go_on = spec.template.is_some() && spec.disks.is_empty();
+    let wanted = matches!(start, Start::ToBeSaved(_)) || may_go_on;
+    let key = wanted.then(|| key(made)).transpose()?;
+    if let (Start::Usual, Some(directory), Some(key)) = (start, &spec.template, &key)
+        && let Some(saved) = template(directory, key)
+    {
+        let goes_on = (|| {
+            let memory = saved.memory(spec.memory_mib)?;
+            let memory_file = Some(pass_file(spawn, memory.descriptor()?));
+            let guest = Guest::GoesOn { state: spawn.pass_fd(saved.state()?) };
+            Ok(Beginning { guest, memory_file })
+        })();
+        return Ok((goes_on.map_err(setup("a guest from the template"))?, Some(key.clone())));
+    }
+    let kernel = file::readable(spawn, &spec.kernel, host.root);
+    let kernel = kernel.map_err(setup("the guest kernel"))?;
+    let initrd = spec.root.initrd().map(|file| file::readable(spawn, file, host.root));
+    let initrd = initrd.transpose().map_err(setup("the initial ramdisk"))?;
+    let memory_file = match start {
+        Start::Usual => None,
+        Start::ToBeSaved(memory) => {
+            let memory = memory.descriptor().map_err(setup("the guest's memory"))?;
+            Some(pass_file(spawn, memory))
+        }
+    };
+    let guest = Guest::Boots { kernel, initrd, append: append.to_owned() };
+    Ok((Beginning { guest, memory_file }, key))
+}
+
+/// The key of a VM that may be from a template, or become one.
+fn key(made: Made<'_>) -> Result<Key, HypervisorError> {
+    if made.machine == Machine::Microvm {
+        return Err(HypervisorError::Unsupported {
+            driver: "qemu",
+            what: "templates of a microvm under KVM; set `machine_type` to \"\" or \"q35\", or `enable_template` to false",
+        });
+    }
+    Key::of(made).map_err(|source| HypervisorError::Setup { what: "a template", source })
+}
+
+/// The template in `directory`, if it is of this VM; else it is said why a guest boots instead.
+fn template(directory: &Path, key: &Key) -> Option<Saved> {
+    let why = match Saved::find(directory, key) {
+        Ok(Found::Saved(saved)) => return Some(saved),
+        Ok(Found::Not(why)) => why,
+        Err(error) => error.to_string(),
+    };
+    let directory = directory.display();
+    tracing::warn!(
+        "the guest boots, for the template {directory} is not of it: {why}; `kata-runtime factory init` makes one"
+    );
+    None
+}
+
+/// The name that a file without one has for QEMU, which opens it once more.
+fn pass_file(spawn: &mut Spawn, file: OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", spawn.pass_fd(file)))
 }
 
 /// The walls around QEMU.
@@ -136,8 +226,8 @@ fn not_spawned(program: String, error: SpawnError, root: bool) -> HypervisorErro
     }
 }
 
-/// The devices of the spec, and those that every VM has but for the agent's channel.
-async fn devices_of(
+/// The devices that a template has, but for the agent's channel.
+fn devices_of(
     settings: &QemuSettings,
     spec: &VmSpec,
     spawn: &mut Spawn,
@@ -149,6 +239,22 @@ async fn devices_of(
         let file = FdSet::of(spawn, &image.file, false).map_err(setup("the image"))?;
         devices.push(Device::Image { file });
     }
+    devices.extend(disks(spawn, spec, settings.disk_io)?);
+    devices.extend(hot_plug.devices());
+    devices.extend(Memory::of(spec).map(|memory| memory.device(settings.pages)));
+    let source = FdSet::of(spawn, &settings.entropy_source, false);
+    let source = source.map_err(setup("the source of random numbers"))?;
+    devices.push(Device::Entropy { source });
+    Ok(devices)
+}
+
+/// The devices that are a sandbox's own: what it shares and its network.
+async fn own_devices_of(
+    spec: &VmSpec,
+    spawn: &mut Spawn,
+) -> Result<Vec<Device>, HypervisorError> {
+    let setup = |what| move |source| HypervisorError::Setup { what, source };
+    let mut devices = Vec::new();
     for share in &spec.shares {
         let ShareSource::Server(socket) = &share.source else {
             let what = "serving a directory by itself";
@@ -157,17 +263,11 @@ async fn devices_of(
         let socket = connect(socket).await.map_err(setup("the connection to the file server"))?;
         devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
     }
-    devices.extend(disks(spawn, spec, settings.disk_io)?);
-    devices.extend(hot_plug.devices());
-    devices.extend(Memory::of(spec).map(|memory| memory.device(settings.pages)));
     for nic in &spec.nics {
         let tap = nic.tap.descriptor("qemu")?;
         let nic = pass_nic(spawn, nic, tap).map_err(setup("a network device"))?;
         devices.push(Device::Nic(nic));
     }
-    let source = FdSet::of(spawn, &settings.entropy_source, false);
-    let source = source.map_err(setup("the source of random numbers"))?;
-    devices.push(Device::Entropy { source });
     Ok(devices)
 }
 

@@ -33,11 +33,13 @@ mod memory;
 mod option;
 mod qmp;
 mod settings;
+mod template;
 mod vcpus;
 mod vm;
 mod vsock;
 
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_hypervisor::{
@@ -46,9 +48,11 @@ use kata_hypervisor::{
 use kata_linux::jail::DeviceNode;
 use kata_linux::user;
 
+pub use template::{has_template, remove_template};
 pub use settings::{AcceleratorChoice, Aio, DiskIo, MachineChoice, Pages, QemuSettings};
 
 use accelerator::Accelerator;
+use launch::Start;
 
 /// The device of KVM.
 const KVM: &str = "/dev/kvm";
@@ -135,6 +139,7 @@ impl Hypervisor for Qemu {
             hot_plug: true,
             more_memory: true,
             more_vcpus: true,
+            templates: true,
         }
     }
 
@@ -147,6 +152,15 @@ impl Hypervisor for Qemu {
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {
-        Ok(Box::new(launch::launch(&self.settings, &self.host, spec).await?))
+        Ok(Box::new(launch::launch(&self.settings, &self.host, spec, Start::Usual).await?))
+    }
+
+    async fn make_template(
+        &self,
+        spec: &VmSpec,
+        directory: &Path,
+        patience: Duration,
+    ) -> Result<(), HypervisorError> {
+        template::make(&self.settings, &self.host, spec, directory, patience).await
     }
 }

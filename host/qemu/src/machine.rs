@@ -1,5 +1,7 @@
 //! The machine: board, processor and what they need to run.
 
+use std::path::Path;
+
 use crate::accelerator::Accelerator;
 use crate::device::{Argument, Transport};
 use crate::huge_pages;
@@ -164,28 +166,32 @@ pub(crate) fn processor_arguments(
     vec![("-accel", accelerator.into()), ("-cpu", model), ("-smp", vcpus.argument().into())]
 }
 
-/// The memory that the guest boots with, and how much it may have at most.
+/// The memory that the guest boots with, and how much it may have at most. `file` is the file of it
+/// where there is one already.
 pub(crate) fn memory_arguments(
     memory_mib: u32,
     most_mib: Option<u32>,
     pages: Pages,
+    file: Option<&Path>,
 ) -> Vec<Argument> {
     let mut size = OptionValue::new(format_args!("{memory_mib}M"));
     if let Some(most) = most_mib {
         size = size.with("maxmem", format_args!("{most}M"));
     }
-    vec![memory_backend(MEMORY, memory_mib, pages), ("-m", size.into())]
+    let backend = match file {
+        None => memory_backend(MEMORY, memory_mib, pages),
+        Some(file) => memory_in_file(memory_mib, file),
+    };
+    vec![backend, ("-m", size.into())]
 }
 
 /// Memory in a file that a vhost-user back end can map.
 pub(crate) fn memory_backend(id: &str, mib: u32, pages: Pages) -> Argument {
-    let mut memory = OptionValue::new("memory-backend-memfd")
-        .with("id", id)
-        .with("size", format_args!("{mib}M"))
-        .with("share", "on")
-        // Shared pages are never merged by KSM, and a core dump of QEMU must not hold the guest.
-        .with("merge", "off")
-        .with("dump", "off");
+    let mut memory = shared(
+        OptionValue::new("memory-backend-memfd")
+            .with("id", id)
+            .with("size", format_args!("{mib}M")),
+    );
     if pages.preallocated {
         memory = memory.with("prealloc", "on");
     }
@@ -194,6 +200,21 @@ pub(crate) fn memory_backend(id: &str, mib: u32, pages: Pages) -> Argument {
         memory = memory.with("hugetlb", "on").with("hugetlbsize", size);
     }
     ("-object", memory.into())
+}
+
+/// The memory of the boot in a file that is as large.
+fn memory_in_file(mib: u32, file: &Path) -> Argument {
+    let memory = OptionValue::new("memory-backend-file")
+        .with("id", MEMORY)
+        .with("size", format_args!("{mib}M"))
+        .with("mem-path", file.display());
+    ("-object", shared(memory).into())
+}
+
+/// Memory that others may map. Shared pages are never merged by KSM, and a core dump of QEMU must
+/// not hold the guest.
+fn shared(memory: OptionValue) -> OptionValue {
+    memory.with("share", "on").with("merge", "off").with("dump", "off")
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ pub(crate) struct Qmp {
     requests: mpsc::Sender<Request>,
     reason: watch::Receiver<Option<String>>,
     removals: watch::Receiver<()>,
+    port_open: watch::Receiver<bool>,
 }
 
 impl Qmp {
@@ -67,8 +68,9 @@ impl Qmp {
         let (requests, queue) = mpsc::channel(1);
         let (report, reason) = watch::channel(None);
         let (removed, removals) = watch::channel(());
-        tokio::spawn(Owner { lines, write, report, deleted, removed }.run(queue));
-        let qmp = Self { requests, reason, removals };
+        let (opened, port_open) = watch::channel(false);
+        tokio::spawn(Owner { lines, write, report, deleted, removed, opened }.run(queue));
+        let qmp = Self { requests, reason, removals, port_open };
         qmp.execute(command).await?;
         Ok(qmp)
     }
@@ -92,6 +94,13 @@ impl Qmp {
     /// Changes whenever a device has gone, and is closed with the socket.
     pub(crate) fn removals(&self) -> watch::Receiver<()> {
         self.removals.clone()
+    }
+
+    /// Resolves when the guest has opened its serial port; never when QEMU ends before.
+    pub(crate) async fn port_opened(&self) {
+        if self.port_open.clone().wait_for(|open| *open).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Hands QEMU a copy of a descriptor, which it then knows by `name`.
@@ -146,6 +155,7 @@ struct Owner {
     report: watch::Sender<Option<String>>,
     deleted: Deleted,
     removed: watch::Sender<()>,
+    opened: watch::Sender<bool>,
 }
 
 impl Owner {
@@ -166,6 +176,9 @@ impl Owner {
                     Some(Incoming::Deleted(device)) => {
                         (self.deleted)(&device);
                         self.removed.send_replace(());
+                    }
+                    Some(Incoming::PortOpened) => {
+                        self.opened.send_replace(true);
                     }
                     Some(Incoming::Greeting | Incoming::Other) => {}
                 },

@@ -13,6 +13,7 @@ use crate::later_disks::LaterDisks;
 use crate::later_nics;
 use crate::memory::Memory;
 use crate::qmp::{Command, Qmp};
+use crate::template::Key;
 use crate::vcpus::Vcpus;
 
 /// A virtual machine of QEMU's. Dropping it kills it.
@@ -27,12 +28,20 @@ pub(crate) struct QemuVm {
     pub(crate) later_disks: Arc<LaterDisks>,
     pub(crate) qmp: Qmp,
     pub(crate) channel: Channel,
+    /// What it was made of, if it may be from a template or become one.
+    pub(crate) key: Option<Key>,
+    /// Whether it is from a template.
+    pub(crate) is_a_copy: bool,
 }
 
 #[async_trait]
 impl Vm for QemuVm {
     fn vmm(&self) -> &Vmm {
         &self.vmm
+    }
+
+    fn is_a_copy(&self) -> bool {
+        self.is_a_copy
     }
 
     async fn dial(&self, port: u32) -> Result<ChannelStream, HypervisorError> {

@@ -21,7 +21,7 @@ const ROOT_DISK: &str = "root";
 const POD_ROOTS: usize = 8;
 
 /// How many block devices the containers of a pod may use at a time.
-const POD_DEVICES: usize = 4;
+pub(crate) const POD_DEVICES: usize = 4;
 
 /// How many of a pod's disks are read-only, where its root file systems are writable ones. With a
 /// driver whose places for disks are of either sort from the boot on, there are no more places than

@@ -16,6 +16,7 @@ mod plan;
 mod role;
 mod room;
 mod runtime;
+mod template;
 
 pub use check::check;
 pub use driver::all as hypervisors;
@@ -26,3 +27,4 @@ pub use kata_hypervisor::{Finding, Outcome};
 pub use plan::{RUN_DIR, run_dir_of};
 pub use role::{ContainerRole, RoleError, role_of};
 pub use runtime::{FirstContainer, Runtime, RuntimeError};
+pub use template::TemplateError;

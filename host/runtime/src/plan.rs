@@ -8,21 +8,23 @@ use std::time::Duration;
 use kata_agent_client::{GuestSandbox, GuestStorage};
 use kata_channel::{DEBUG_CONSOLE_PORT, LOG_PORT};
 use kata_config::{
-    HostConfig, HostResources, InternetworkingModel, LogLevel, Root, VerityParams, WorkloadLimits,
+    HostConfig, HostResources, InternetworkingModel, LogLevel, Root, SandboxSize, VerityParams,
+    WorkloadLimits,
 };
 use kata_hypervisor::{
-    GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
+    DiskSpec, GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
 };
 use kata_linux::identifier::{self, IdentifierError};
 use kata_sandbox::{
-    ContainerPlan, Deadlines, NetworkModel, NetworkPlan, ResolvConf, SandboxMount, SandboxPlan,
+    ContainerPlan, Deadlines, MemoryPlan, NetworkModel, NetworkPlan, ResolvConf, SandboxMount,
+    SandboxPlan, VcpusPlan,
 };
 use kata_storage::{FileServerSpec, RootfsMount, check_container_id};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::guest_spec::{self, GuestPolicy};
 use crate::role::PodLimits;
-use crate::{ContainerRole, Runtime, RuntimeError, SpecError, disks, role_of, room};
+use crate::{ContainerRole, Runtime, RuntimeError, SpecError, disks, role_of, room, template};
 
 /// Where sandboxes keep their run-time state on the host, a directory each.
 pub const RUN_DIR: &str = "/run/kata";
@@ -67,38 +69,23 @@ pub(crate) fn sandbox(
     let devices = disks::devices(runtime, &role, spec)?;
     let takes = runtime.hypervisor().capabilities().disks;
     let later_disks = disks::later(takes, &role, root.as_ref(), images.is_some());
-    let disks = root
+    let disks: Vec<DiskSpec> = root
         .into_iter()
         .filter_map(disks::at_boot)
         .chain(devices.into_iter().filter_map(disks::device_at_boot))
         .collect();
-    let vm = config.vm();
     let host = host(runtime)?;
     let size = kata_config::sandbox_size(config, limits(spec, &role), host)?;
-    readable(&vm.kernel, "guest kernel", "kernel")?;
     let connect_deadline = config.agent.connect_deadline();
     let (memory, vcpus) = (room::memory(runtime, size), room::vcpus(runtime, size, host));
+    let mut vm = vm(runtime, id, size, &memory, &vcpus)?;
+    (vm.shares, vm.disks, vm.later_disks) = (shares, disks, later_disks);
+    if vm.disks.is_empty() {
+        template::shape(runtime, &mut vm);
+    }
     Ok(SandboxPlan {
         id: id.to_owned(),
-        vm: VmSpec {
-            sandbox: id.to_owned(),
-            vcpus: size.vcpus,
-            most_vcpus: vcpus.fixed.is_none().then_some(vcpus.most),
-            memory_mib: size.memory_mib,
-            most_memory_mib: memory.fixed.is_none().then_some(memory.most_mib),
-            kernel: vm.kernel.clone(),
-            root: guest_root(runtime)?,
-            kernel_params: kernel_params(config),
-            shares,
-            debug: vm.enable_debug,
-            later_disks,
-            disks,
-            nics: Vec::new(),
-            hot_plug: false,
-            network_namespace: None,
-            run_dir: run_dir.clone(),
-            vmm_deadline: VMM_DEADLINE.min(connect_deadline),
-        },
+        vm,
         network,
         memory,
         vcpus,
@@ -116,6 +103,29 @@ pub(crate) fn sandbox(
         open_ports: open_ports(config),
         resolv_conf: resolv_conf(spec),
         sandbox_mounts: sandbox_mounts(config),
+    })
+}
+
+/// The VM of a sandbox by itself: without what it shares, its disks and its network.
+pub(crate) fn vm(
+    runtime: &Runtime,
+    id: &str,
+    size: SandboxSize,
+    memory: &MemoryPlan,
+    vcpus: &VcpusPlan,
+) -> Result<VmSpec, RuntimeError> {
+    let config = &runtime.config;
+    let vm = config.vm();
+    readable(&vm.kernel, "guest kernel", "kernel")?;
+    Ok(VmSpec {
+        vcpus: size.vcpus,
+        most_vcpus: vcpus.fixed.is_none().then_some(vcpus.most),
+        memory_mib: size.memory_mib,
+        most_memory_mib: memory.fixed.is_none().then_some(memory.most_mib),
+        kernel_params: kernel_params(config),
+        debug: vm.enable_debug,
+        vmm_deadline: VMM_DEADLINE.min(config.agent.connect_deadline()),
+        ..VmSpec::bare(id, &vm.kernel, guest_root(runtime)?, Path::new(RUN_DIR).join(id))
     })
 }
 
@@ -373,7 +383,7 @@ fn limits(spec: &Spec, role: &ContainerRole) -> WorkloadLimits {
     )
 }
 
-fn host(runtime: &Runtime) -> Result<HostResources, RuntimeError> {
+pub(crate) fn host(runtime: &Runtime) -> Result<HostResources, RuntimeError> {
     let cpus = std::thread::available_parallelism().map_err(RuntimeError::Host)?;
     let memory_mib = kata_linux::memory::total_mib().map_err(RuntimeError::Host)?;
     Ok(HostResources {

@@ -3,13 +3,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kata_agent_client::AgentClient;
 use kata_channel::AGENT_PORT;
 use kata_hypervisor::{Hypervisor, Vm, VmExit, VmSpec};
 use kata_storage::{FileServer, Share};
 use kata_timeline::{Recorder, Stage};
+use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::{Instant, sleep_until};
 
 use crate::diagnosis::{self, quote};
@@ -26,6 +27,9 @@ pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The same for a guest with disks of its own, whose page cache may be as large as its memory.
 pub(crate) const FAREWELL_TO_DISKS: Duration = Duration::from_secs(60);
+
+/// Bytes of random numbers for a guest: twice what its generator keeps.
+const SEED: usize = 64;
 
 /// How long the VM's death may take to follow what it has caused.
 const DEATH: Duration = Duration::from_millis(500);
@@ -186,6 +190,9 @@ async fn reach_agent(
         let stream = vm.dial(AGENT_PORT).await?;
         let agent = AgentClient::new(stream, plan.deadlines.request);
         times.stamp(Stage::AgentReached);
+        if vm.is_a_copy() {
+            part_ways(&agent).await?;
+        }
         let told = agent.create_sandbox(&plan.guest).await.map_err(BootError::Agent)?;
         times.stamp(Stage::SandboxCreated);
         record_guest(times, told);
@@ -222,6 +229,16 @@ async fn reach_agent(
     // moment for the better reason.
     let exit = tokio::time::timeout(DEATH, vm.exited()).await;
     Err(exit.map_or(failure, |exit| died(plan, vm, &exit)))
+}
+
+/// Gives a guest from a template random numbers and a time of its own, before anybody uses the
+/// template's.
+async fn part_ways(agent: &AgentClient) -> Result<(), BootError> {
+    let mut seed = [0; SEED];
+    getrandom(&mut seed, GetRandomFlags::empty())
+        .map_err(|errno| BootError::Entropy(errno.into()))?;
+    agent.reseed_random_dev(&seed).await.map_err(BootError::Agent)?;
+    agent.set_guest_date_time(SystemTime::now()).await.map_err(BootError::Agent)
 }
 
 /// Resolves when the file server has ended, with its last words; never where there is none.

@@ -110,6 +110,9 @@ pub enum BootError {
         /// What it said last.
         last_words: String,
     },
+    /// There are no random numbers for a guest from a template.
+    #[error("cannot read random numbers for the guest")]
+    Entropy(#[source] std::io::Error),
     /// The agent answered, and refused to set the sandbox up.
     #[error("the guest's agent could not set up the sandbox: {0}")]
     Agent(#[source] AgentError),

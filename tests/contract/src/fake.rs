@@ -57,6 +57,7 @@ impl Hypervisor for Fake {
             hot_plug: false,
             more_memory: false,
             more_vcpus: false,
+            templates: false,
         }
     }
 

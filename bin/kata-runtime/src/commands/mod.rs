@@ -7,6 +7,7 @@ mod delete;
 mod env;
 mod events;
 mod exec;
+mod factory;
 mod features;
 mod kill;
 mod list;
@@ -66,6 +67,7 @@ pub(crate) fn run(cli: &Cli) -> Result<u8, Failure> {
         Command::Run(args) => return run::run(&host, args).map_err(Failure::from),
         Command::Check(args) => return check::run(&host, args).map_err(Failure::from),
         Command::Env(args) => env::run(&host, args),
+        Command::Factory(command) => factory::run(&host, *command),
         Command::Logs(args) => logs::run(&host, args),
         Command::Create(args) => create::run(&host, args),
         Command::Start(args) => start::run(&host, &args.id),

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use kata_agent_api::agent::Storage;
+use kata_guest_setup::hotplug;
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_bind_recursive, mount_remount};
 
@@ -21,6 +22,12 @@ pub(super) fn file_system(storage: &Storage, fstype: &str) -> io::Result<()> {
     let options = Options::parse(&storage.options);
     let place = Place::make_directory(Path::new(&storage.mount_point), 0o755)?;
     mount_at(&place, &storage.source, fstype, &options)
+}
+
+/// A directory that the host shares.
+pub(super) fn share(storage: &Storage) -> io::Result<()> {
+    hotplug::find_shares()?;
+    file_system(storage, "virtiofs")
 }
 
 /// A file system on a disk, which is there.

@@ -44,6 +44,12 @@ pub(crate) enum Command {
     QomSet { path: &'static str, property: &'static str, value: u64 },
     /// Tell a number of an object.
     QomGet { path: &'static str, property: &'static str },
+    /// Switch on something that the migration of a guest can do.
+    MigrateSetCapability(&'static str),
+    /// Save the guest into the descriptor that is kept under this name, and stop it.
+    Migrate { fd: &'static str },
+    /// Tell how far that is.
+    QueryMigrate,
 }
 
 impl Command {
@@ -67,12 +73,19 @@ impl Command {
             Self::QueryHotpluggableCpus => "query-hotpluggable-cpus",
             Self::QomSet { .. } => "qom-set",
             Self::QomGet { .. } => "qom-get",
+            Self::MigrateSetCapability(_) => "migrate-set-capabilities",
+            Self::Migrate { .. } => "migrate",
+            Self::QueryMigrate => "query-migrate",
         }
     }
 
     fn arguments(&self) -> Option<Value> {
         match self {
-            Self::QmpCapabilities | Self::Stop | Self::Cont | Self::QueryHotpluggableCpus => None,
+            Self::QmpCapabilities
+            | Self::Stop
+            | Self::Cont
+            | Self::QueryHotpluggableCpus
+            | Self::QueryMigrate => None,
             Self::GetFd(name) | Self::CloseFd(name) => Some(json!({ "fdname": name })),
             Self::AddFd(set) | Self::RemoveFd(set) => Some(json!({ "fdset-id": set })),
             Self::BlockdevAdd(arguments)
@@ -85,6 +98,10 @@ impl Command {
                 Some(json!({ "path": path, "property": property, "value": value }))
             }
             Self::QomGet { path, property } => Some(json!({ "path": path, "property": property })),
+            Self::MigrateSetCapability(name) => {
+                Some(json!({ "capabilities": [{ "capability": name, "state": true }] }))
+            }
+            Self::Migrate { fd } => Some(json!({ "uri": format!("fd:{fd}") })),
         }
     }
 
@@ -109,6 +126,8 @@ pub(super) enum Incoming {
     End(String),
     /// The device of this name is not there any more.
     Deleted(String),
+    /// The guest has opened a serial port.
+    PortOpened,
     /// Anything else, which later versions may add to.
     Other,
 }
@@ -129,10 +148,11 @@ struct Refusal {
     desc: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct EventData {
     reason: Option<String>,
     device: Option<String>,
+    open: Option<bool>,
 }
 
 /// What a line says. One that is no message of the protocol says nothing.
@@ -147,13 +167,15 @@ pub(super) fn parse(line: &[u8]) -> Incoming {
     if let Some(refusal) = message.error {
         return Incoming::Answer(Err(readable(&refusal.desc)));
     }
-    let (reason, device) = message.data.map_or((None, None), |data| (data.reason, data.device));
+    let data = message.data.unwrap_or_default();
+    let EventData { reason, device, open } = data;
     match (message.event.as_deref(), device) {
         (Some("SHUTDOWN" | "RESET"), _) => {
             Incoming::End(readable(reason.as_deref().unwrap_or("guest-shutdown")))
         }
         (Some("GUEST_PANICKED"), _) => Incoming::End("guest-panic".to_owned()),
         (Some("DEVICE_DELETED"), Some(device)) => Incoming::Deleted(device),
+        (Some("VSERPORT_CHANGE"), _) if open == Some(true) => Incoming::PortOpened,
         _ => Incoming::Other,
     }
 }
@@ -192,6 +214,13 @@ mod tests {
         assert_eq!(
             parse(br#"{"event": "GUEST_PANICKED", "data": {"action": "pause"}}"#),
             Incoming::End("guest-panic".into())
+        );
+        let opened =
+            br#"{"event": "VSERPORT_CHANGE", "data": {"open": true, "id": "serial0-port"}}"#;
+        assert_eq!(parse(opened), Incoming::PortOpened);
+        assert_eq!(
+            parse(br#"{"event": "VSERPORT_CHANGE", "data": {"open": false}}"#),
+            Incoming::Other
         );
     }
 
