@@ -17,16 +17,22 @@ use crate::vsock;
 #[derive(Debug)]
 pub(crate) enum Channel {
     Serial(SerialDialer),
+    /// A serial port on which nothing is said, of a guest that is to be saved: what it had not read
+    /// by then would be read by each guest that goes on from it.
+    Silent {
+        _ours: UnixStream,
+    },
     Vsock(vsock::Dialer),
 }
 
 impl Channel {
     /// Makes both ends: this one, and the device whose descriptor is passed to QEMU. `dial_again`
     /// is the time between two tries where the channel has no other way to learn that the agent
-    /// listens.
+    /// listens. One that is `silent` is for a guest that is to be saved.
     pub(crate) fn open(
         spawn: &mut Spawn,
         dial_again: Duration,
+        silent: bool,
     ) -> Result<(Self, Device), HypervisorError> {
         let setup = |source| HypervisorError::Setup { what: "the channel to the agent", source };
         match vsock::reserve_cid().map_err(setup)? {
@@ -38,7 +44,12 @@ impl Channel {
                 let (ours, theirs) = socket_pair().map_err(setup)?;
                 let device =
                     Device::SerialPort { socket: spawn.pass_fd(theirs), name: SERIAL_PORT_NAME };
-                Ok((Self::Serial(SerialDialer::new(ours)), device))
+                let channel = if silent {
+                    Self::Silent { _ours: ours }
+                } else {
+                    Self::Serial(SerialDialer::new(ours))
+                };
+                Ok((channel, device))
             }
         }
     }
@@ -54,6 +65,7 @@ impl Channel {
                 ChannelError::Closed => HypervisorError::ChannelClosed,
                 error => HypervisorError::Dial { port, source: io::Error::other(error) },
             }),
+            Self::Silent { .. } => Err(HypervisorError::ChannelClosed),
             Self::Vsock(dialer) => {
                 dialer.dial(port).await.map_err(|source| HypervisorError::Dial { port, source })
             }

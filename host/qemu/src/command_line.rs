@@ -4,9 +4,10 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use crate::accelerator::Accelerator;
-use crate::device::{Argument, Device, Transport, socket_backend};
+use crate::device::{Argument, Device, socket_backend};
 use crate::machine::{Machine, memory_arguments, processor_arguments};
 use crate::option::OptionValue;
+use crate::own_devices::OwnDevices;
 use crate::settings::Pages;
 use crate::vcpus::Vcpus;
 
@@ -33,10 +34,9 @@ pub(crate) struct CommandLine {
     pub(crate) console: RawFd,
     /// The devices, in the order in which they get their places.
     pub(crate) devices: Vec<Device>,
-    /// Devices that a template lacks. They come after the others and, if the guest is from one or
-    /// might have been, on the PCI bus.
-    pub(crate) own_devices: Vec<Device>,
-    pub(crate) own_transport: Transport,
+    /// Devices that a template lacks. A guest that goes on gets them after that; here are only
+    /// their back ends then.
+    pub(crate) own_devices: OwnDevices,
     /// QEMU's own system call filter; empty for none.
     pub(crate) seccomp_sandbox: String,
 }
@@ -53,11 +53,9 @@ pub(crate) enum Guest {
         /// The kernel's command line.
         append: String,
     },
-    /// It goes on from a template, whose memory it has.
-    GoesOn {
-        /// From where QEMU reads what its devices were doing.
-        state: RawFd,
-    },
+    /// It goes on from a template, whose memory it has, when QEMU is told what its devices were
+    /// doing.
+    GoesOn,
 }
 
 impl Guest {
@@ -68,11 +66,7 @@ impl Guest {
                 let boot = [("-kernel", kernel.display().to_string()), ("-append", append.clone())];
                 boot.into_iter().chain(initrd).collect()
             }
-            // The memory is in a file, and not in what is read.
-            Self::GoesOn { state } => vec![
-                ("-global", "migration.x-ignore-shared=on".into()),
-                ("-incoming", format!("fd:{state}")),
-            ],
+            Self::GoesOn => vec![("-incoming", "defer".to_owned())],
         }
     }
 }
@@ -101,11 +95,13 @@ impl CommandLine {
             ("-serial", "chardev:console".into()),
         ]);
         let transport = self.machine.transport();
-        let all = self.devices.iter().map(|device| (device, transport));
-        let own = self.own_devices.iter().map(|device| (device, self.own_transport));
-        for (number, (device, transport)) in all.chain(own).enumerate() {
+        for (number, device) in self.devices.iter().enumerate() {
             arguments.extend(device.arguments(transport, number));
         }
+        arguments.extend(match self.guest {
+            Guest::Boots { .. } => self.own_devices.arguments(transport),
+            Guest::GoesOn => self.own_devices.backends(),
+        });
         if !self.seccomp_sandbox.is_empty() {
             arguments.push(("-sandbox", self.seccomp_sandbox.clone()));
         }
@@ -121,6 +117,7 @@ impl CommandLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::FileShare;
     use crate::file::FdSet;
 
     fn command_line() -> CommandLine {
@@ -145,8 +142,10 @@ mod tests {
                 Device::SerialPort { socket: 5, name: "agent.channel.0" },
                 Device::Entropy { source: FdSet(6) },
             ],
-            own_devices: vec![Device::FileShare { socket: 7, tag: "kataShared".into() }],
-            own_transport: Transport::Mmio,
+            own_devices: OwnDevices {
+                shares: vec![FileShare { socket: 7, tag: "kataShared".into() }],
+                nics: Vec::new(),
+            },
             seccomp_sandbox: "on,spawn=deny".into(),
         }
     }
@@ -163,7 +162,7 @@ mod tests {
             -chardev socket,id=port0,fd=5 -device virtio-serial-device,id=serial0,max_ports=2 \
             -device virtserialport,id=serial0-port,bus=serial0.0,chardev=port0,name=agent.channel.0 \
             -add-fd fd=6,set=6 -object rng-random,id=entropy1,filename=/dev/fdset/6 -device virtio-rng-device,rng=entropy1 \
-            -chardev socket,id=share2,fd=7 -device vhost-user-fs-device,chardev=share2,tag=kataShared \
+            -chardev socket,id=share,fd=7 -device vhost-user-fs-device,chardev=share,tag=kataShared \
             -sandbox on,spawn=deny";
         assert_eq!(command_line().arguments().join(" "), expected);
     }
@@ -191,24 +190,25 @@ mod tests {
     }
 
     #[test]
-    fn guest_from_a_template_has_its_memory_and_its_own_devices_on_the_pci_bus() {
+    fn guest_from_a_template_has_its_memory_and_gets_its_own_devices_later() {
         let line = CommandLine {
             machine: Machine::MicrovmPci,
             memory_file: Some("/proc/self/fd/8".into()),
-            guest: Guest::GoesOn { state: 9 },
-            own_transport: Transport::Pci,
+            guest: Guest::GoesOn,
             ..command_line()
         };
         let arguments = line.arguments().join(" ");
         for part in [
             "-object memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/8,share=on,",
-            "-global migration.x-ignore-shared=on -incoming fd:9 ",
+            " -incoming defer ",
             "-device virtio-rng-device,",
-            "-device vhost-user-fs-pci,",
+            "-chardev socket,id=share,fd=7",
         ] {
             assert!(arguments.contains(part), "{part} is missing in: {arguments}");
         }
-        assert!(!arguments.contains("-kernel") && !arguments.contains("-append"), "{arguments}");
+        for part in ["-kernel", "-append", "vhost-user-fs"] {
+            assert!(!arguments.contains(part), "{part} is in: {arguments}");
+        }
     }
 
     #[test]

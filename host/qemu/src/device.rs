@@ -48,12 +48,7 @@ pub(crate) enum Device {
         cid: u32,
     },
     /// A directory of the host, served by a vhost-user back end.
-    FileShare {
-        /// Socket connected to the back end.
-        socket: RawFd,
-        /// By which the guest finds it.
-        tag: String,
-    },
+    FileShare(FileShare),
     /// A bus for devices that come later; a PCI Express one itself takes none while it runs.
     HotPlugBus {
         /// Its name.
@@ -65,6 +60,9 @@ pub(crate) enum Device {
         id: String,
         /// Tells it apart from the other ports.
         slot: u32,
+        /// Whether the guest switches the device's power, without which it is not there. A guest
+        /// lets go only of a device that has a switch.
+        power_switch: bool,
     },
     /// Memory that the guest is given by and by (virtio-mem); at first nothing of it.
     Memory {
@@ -89,6 +87,30 @@ pub(crate) enum Device {
         /// Where they come from.
         source: FdSet,
     },
+}
+
+/// A directory of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileShare {
+    /// Socket connected to the back end.
+    pub(crate) socket: RawFd,
+    /// By which the guest finds it.
+    pub(crate) tag: String,
+}
+
+impl FileShare {
+    /// What QEMU calls the connection.
+    const BACKEND: &str = "share";
+
+    /// The connection.
+    pub(crate) fn backend(&self) -> Argument {
+        socket_backend(Self::BACKEND, self.socket)
+    }
+
+    /// The device without its driver's name, as keys and values.
+    pub(crate) fn frontend(&self) -> Vec<(&'static str, String)> {
+        vec![("chardev", Self::BACKEND.to_owned()), ("tag", self.tag.clone())]
+    }
 }
 
 /// A disk.
@@ -122,6 +144,16 @@ impl Nic {
             backend.extend([("vhost", "on".to_owned()), ("vhostfd", vhost.clone())]);
         }
         backend
+    }
+
+    /// The back end, for the command line.
+    pub(crate) fn backend_argument(&self) -> Argument {
+        let backend = self.backend();
+        let [(_, kind), options @ ..] = backend.as_slice() else { unreachable!("it has a type") };
+        let value = options
+            .iter()
+            .fold(OptionValue::new(kind), |value, (key, option)| value.with(key, option));
+        ("-netdev", value.into())
     }
 
     /// The device without its driver's name, as keys and values. Its id is `nic-ID`.
@@ -170,32 +202,24 @@ impl Device {
             Self::Vsock { vhost, cid } => vec![device(
                 transport.device("vhost-vsock").with("guest-cid", cid).with("vhostfd", vhost),
             )],
-            Self::FileShare { socket, tag } => {
-                let backend = format!("share{number}");
-                let share =
-                    transport.device("vhost-user-fs").with("chardev", &backend).with("tag", tag);
-                vec![socket_backend(&backend, *socket), device(share)]
+            Self::FileShare(share) => {
+                vec![share.backend(), device(front(transport, "vhost-user-fs", share.frontend()))]
             }
             Self::HotPlugBus { id } => {
                 vec![device(OptionValue::new("pcie-pci-bridge").with("id", id))]
             }
-            Self::HotPlugPort { id, slot } => {
+            Self::HotPlugPort { id, slot, power_switch } => {
                 let port = OptionValue::new("pcie-root-port").with("id", id).with("chassis", slot);
-                vec![device(port.with("slot", slot))]
+                let port = port.with("slot", slot);
+                let port =
+                    if *power_switch { port } else { port.with("power_controller_present", "off") };
+                vec![device(port)]
             }
             Self::Memory { id, mib, pages } => more_memory(transport, id, *mib, *pages),
-            Self::Nic(nic) => {
-                let (_, kind) = &nic.backend()[0];
-                let mut backend = OptionValue::new(kind);
-                for (key, value) in &nic.backend()[1..] {
-                    backend = backend.with(key, value);
-                }
-                let mut frontend = transport.device("virtio-net");
-                for (key, value) in nic.frontend(transport) {
-                    frontend = frontend.with(key, value);
-                }
-                vec![("-netdev", backend.into()), device(frontend)]
-            }
+            Self::Nic(nic) => vec![
+                nic.backend_argument(),
+                device(front(transport, "virtio-net", nic.frontend(transport))),
+            ],
             Self::Image { file } => {
                 let raw = format!("image{number}");
                 let file_node = OptionValue::new("driver=file");
@@ -226,6 +250,12 @@ impl Device {
             }
         }
     }
+}
+
+/// A device of this kind, with these keys and values.
+fn front(transport: Transport, kind: &str, options: Vec<(&'static str, String)>) -> OptionValue {
+    let device = transport.device(kind);
+    options.into_iter().fold(device, |device, (key, value)| device.with(key, value))
 }
 
 /// Memory that comes by and by.
@@ -319,12 +349,12 @@ mod tests {
 
     #[test]
     fn share_is_a_vhost_user_device() {
-        let share = Device::FileShare { socket: 6, tag: "a,b".into() };
+        let share = Device::FileShare(FileShare { socket: 6, tag: "a,b".into() });
         assert_eq!(
             rendered(&share, Transport::Mmio),
             [
-                "-chardev socket,id=share7,fd=6",
-                "-device vhost-user-fs-device,chardev=share7,tag=a,,b",
+                "-chardev socket,id=share,fd=6",
+                "-device vhost-user-fs-device,chardev=share,tag=a,,b",
             ]
         );
     }

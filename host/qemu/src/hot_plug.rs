@@ -10,7 +10,7 @@ use crate::machine::Machine;
 
 /// How many network devices a microvm takes. A port takes one device, and each makes a boot some
 /// milliseconds longer.
-const NIC_PORTS: usize = 4;
+pub(crate) const NIC_PORTS: usize = 4;
 
 /// The places for devices that come later.
 #[derive(Debug)]
@@ -44,8 +44,11 @@ impl HotPlug {
             Self::Bus => vec![Device::HotPlugBus { id: BUS.to_owned() }],
             Self::Ports(free) => {
                 let ports = free.lock().unwrap_or_else(PoisonError::into_inner);
-                let port =
-                    |(slot, id): (u32, &String)| Device::HotPlugPort { id: id.clone(), slot };
+                let port = |(slot, id): (u32, &String)| Device::HotPlugPort {
+                    id: id.clone(),
+                    slot,
+                    power_switch: true,
+                };
                 (0..).zip(ports.iter()).map(port).collect()
             }
         }

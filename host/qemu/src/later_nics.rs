@@ -53,7 +53,7 @@ async fn plug(qmp: &Qmp, nic: &NicSpec, device: &Nic, bus: &str) -> Result<(), H
 
 /// Options as QMP takes them. Its types are those of QEMU's schema: switches and numbers are not
 /// strings there.
-fn object(options: Vec<(&'static str, String)>) -> Value {
+pub(crate) fn object(options: Vec<(&'static str, String)>) -> Value {
     let typed = |key: &str, value: String| match (key, value.as_str()) {
         (_, "on") => Value::Bool(true),
         ("host_mtu", number) => number.parse::<u32>().map_or(Value::String(value), Value::from),

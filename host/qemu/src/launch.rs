@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use crate::accelerator::Accelerator;
 use crate::channel::{Channel, socket_pair};
 use crate::command_line::{CommandLine, Guest};
-use crate::device::{Device, Disk, Nic, Transport};
+use crate::device::{Device, Disk, FileShare, Nic};
 use crate::file::{self, FdSet};
 use crate::hot_plug::HotPlug;
 use crate::huge_pages;
@@ -25,8 +25,9 @@ use crate::kernel_params::{self, Circumstances};
 use crate::later_disks::LaterDisks;
 use crate::machine::{Machine, Needs, Refusal};
 use crate::memory::Memory;
+use crate::own_devices::OwnDevices;
 use crate::qmp::{Deleted, Qmp};
-use crate::template::{Found, Key, Made, MemoryFile, Saved};
+use crate::template::{self, Found, Key, Made, MemoryFile, Saved};
 use crate::vcpus::Vcpus;
 use crate::vm::QemuVm;
 use crate::{DiskIo, Host, KVM, MachineChoice, QemuSettings};
@@ -61,7 +62,8 @@ pub(crate) async fn launch(
     let (console_output, their_console) = socket_pair().map_err(setup("the console"))?;
     let control_fd = spawn.pass_fd(their_control);
     let console_fd = spawn.pass_fd(their_console);
-    let (channel, agent_port) = Channel::open(&mut spawn, settings.dial_again)?;
+    let silent = matches!(start, Start::ToBeSaved(_));
+    let (channel, agent_port) = Channel::open(&mut spawn, settings.dial_again, silent)?;
     let hot_plug = Arc::new(HotPlug::of(machine, spec));
     let vcpus = Vcpus::of(spec, machine, host.accelerator);
     let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
@@ -79,10 +81,13 @@ pub(crate) async fn launch(
     let vsock = channel.is_vsock();
     let made = Made { settings, host, spec, machine, vcpus, places, append: &append, vsock };
     let (beginning, key) = beginning(&mut spawn, start, made)?;
-    let is_a_copy = matches!(beginning.guest, Guest::GoesOn { .. });
 
     let mut devices = vec![agent_port];
     devices.extend(devices_of(settings, spec, &mut spawn, &hot_plug)?);
+    if beginning.has_own_places {
+        devices.extend(OwnDevices::places());
+    }
+    let own_devices = own_devices_of(spec, &mut spawn).await?;
     let command_line = CommandLine {
         sandbox: spec.sandbox.clone(),
         machine,
@@ -97,8 +102,7 @@ pub(crate) async fn launch(
         control: control_fd,
         console: console_fd,
         devices,
-        own_devices: own_devices_of(spec, &mut spawn).await?,
-        own_transport: if key.is_some() { Transport::Pci } else { machine.transport() },
+        own_devices: own_devices.clone(),
         seccomp_sandbox: settings.seccomp_sandbox.clone(),
     };
     let arguments = command_line.arguments();
@@ -109,13 +113,19 @@ pub(crate) async fn launch(
         .map_err(|error| not_spawned(program.clone(), error, host.root))?;
 
     let vmm = Vmm::new(Arc::new(child), console_output);
-    if is_a_copy {
-        vmm.console().set_kernel_up();
-    }
     let later_disks = Arc::new(LaterDisks::of(spec, Arc::clone(&hot_plug), settings.disk_io));
     let told = Arc::clone(&later_disks);
     let deleted = move |device: &str| told.deleted(device);
     let hello = greet(&program, vmm.child(), control, Box::new(deleted));
+    let is_a_copy = beginning.state.is_some();
+    let hello = async {
+        let qmp = hello.await?;
+        if let Some(state) = beginning.state {
+            vmm.console().set_kernel_up();
+            template::go_on(&qmp, state, &own_devices).await?;
+        }
+        Ok(qmp)
+    };
     let qmp = vmm.within(spec.vmm_deadline, &program, hello).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     let memory = Memory::of(spec);
@@ -126,6 +136,10 @@ pub(crate) async fn launch(
 struct Beginning {
     guest: Guest,
     memory_file: Option<PathBuf>,
+    /// From where QEMU reads what the devices were doing, of a guest that goes on.
+    state: Option<Arc<OwnedFd>>,
+    /// Whether there are places for a sandbox's own devices.
+    has_own_places: bool,
 }
 
 /// How the guest begins; and what it is made of, if it becomes a template or may be from one.
@@ -137,17 +151,19 @@ fn beginning(
     let Made { host, spec, append, .. } = made;
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     // A disk is somebody's own.
-    let may_go_on = spec.template.is_some() && spec.disks.is_empty();
+    let may_go_on = spec.template.is_some()
+        && spec.disks.is_empty()
+        && OwnDevices::fit(spec.shares.len(), spec.nics.len());
     let wanted = matches!(start, Start::ToBeSaved(_)) || may_go_on;
     let key = wanted.then(|| key(made)).transpose()?;
     if let (Start::Usual, Some(directory), Some(key)) = (start, &spec.template, &key)
-        && let Some(saved) = template(directory, key)
+        && let Some(saved) = saved_in(directory, key)
     {
         let goes_on = (|| {
             let memory = saved.memory(spec.memory_mib)?;
             let memory_file = Some(pass_file(spawn, memory.descriptor()?));
-            let guest = Guest::GoesOn { state: spawn.pass_fd(saved.state()?) };
-            Ok(Beginning { guest, memory_file })
+            let state = Some(Arc::new(saved.state()?));
+            Ok(Beginning { guest: Guest::GoesOn, memory_file, state, has_own_places: true })
         })();
         return Ok((goes_on.map_err(setup("a guest from the template"))?, Some(key.clone())));
     }
@@ -163,7 +179,8 @@ fn beginning(
         }
     };
     let guest = Guest::Boots { kernel, initrd, append: append.to_owned() };
-    Ok((Beginning { guest, memory_file }, key))
+    let has_own_places = memory_file.is_some();
+    Ok((Beginning { guest, memory_file, state: None, has_own_places }, key))
 }
 
 /// The key of a VM that may be from a template, or become one.
@@ -178,7 +195,7 @@ fn key(made: Made<'_>) -> Result<Key, HypervisorError> {
 }
 
 /// The template in `directory`, if it is of this VM; else it is said why a guest boots instead.
-fn template(directory: &Path, key: &Key) -> Option<Saved> {
+fn saved_in(directory: &Path, key: &Key) -> Option<Saved> {
     let why = match Saved::find(directory, key) {
         Ok(Found::Saved(saved)) => return Some(saved),
         Ok(Found::Not(why)) => why,
@@ -248,27 +265,23 @@ fn devices_of(
     Ok(devices)
 }
 
-/// The devices that are a sandbox's own: what it shares and its network.
-async fn own_devices_of(
-    spec: &VmSpec,
-    spawn: &mut Spawn,
-) -> Result<Vec<Device>, HypervisorError> {
+/// The devices that are a sandbox's own.
+async fn own_devices_of(spec: &VmSpec, spawn: &mut Spawn) -> Result<OwnDevices, HypervisorError> {
     let setup = |what| move |source| HypervisorError::Setup { what, source };
-    let mut devices = Vec::new();
+    let mut own = OwnDevices::default();
     for share in &spec.shares {
         let ShareSource::Server(socket) = &share.source else {
             let what = "serving a directory by itself";
             return Err(HypervisorError::Unsupported { driver: "qemu", what });
         };
         let socket = connect(socket).await.map_err(setup("the connection to the file server"))?;
-        devices.push(Device::FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
+        own.shares.push(FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
     }
     for nic in &spec.nics {
         let tap = nic.tap.descriptor("qemu")?;
-        let nic = pass_nic(spawn, nic, tap).map_err(setup("a network device"))?;
-        devices.push(Device::Nic(nic));
+        own.nics.push(pass_nic(spawn, nic, tap).map_err(setup("a network device"))?);
     }
-    Ok(devices)
+    Ok(own)
 }
 
 /// The spec's disks.

@@ -31,6 +31,7 @@ mod launch;
 mod machine;
 mod memory;
 mod option;
+mod own_devices;
 mod qmp;
 mod settings;
 mod template;

@@ -46,6 +46,7 @@ pub(crate) struct Qmp {
     reason: watch::Receiver<Option<String>>,
     removals: watch::Receiver<()>,
     port_open: watch::Receiver<bool>,
+    migrated: watch::Receiver<bool>,
 }
 
 impl Qmp {
@@ -69,8 +70,9 @@ impl Qmp {
         let (report, reason) = watch::channel(None);
         let (removed, removals) = watch::channel(());
         let (opened, port_open) = watch::channel(false);
-        tokio::spawn(Owner { lines, write, report, deleted, removed, opened }.run(queue));
-        let qmp = Self { requests, reason, removals, port_open };
+        let (done, migrated) = watch::channel(false);
+        tokio::spawn(Owner { lines, write, report, deleted, removed, opened, done }.run(queue));
+        let qmp = Self { requests, reason, removals, port_open, migrated };
         qmp.execute(command).await?;
         Ok(qmp)
     }
@@ -98,9 +100,13 @@ impl Qmp {
 
     /// Resolves when the guest has opened its serial port; never when QEMU ends before.
     pub(crate) async fn port_opened(&self) {
-        if self.port_open.clone().wait_for(|open| *open).await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        happened(&self.port_open).await;
+    }
+
+    /// Resolves when the guest's state has been saved, or read; never when QEMU ends before. It
+    /// tells only if the capability `events` is on.
+    pub(crate) async fn migrated(&self) {
+        happened(&self.migrated).await;
     }
 
     /// Hands QEMU a copy of a descriptor, which it then knows by `name`.
@@ -144,6 +150,13 @@ impl Qmp {
     }
 }
 
+/// Resolves when it is true; never when that cannot be any more.
+async fn happened(what: &watch::Receiver<bool>) {
+    if what.clone().wait_for(|happened| *happened).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 fn refused(command: &Command, reason: String) -> HypervisorError {
     HypervisorError::Control { command: command.name(), reason }
 }
@@ -156,6 +169,7 @@ struct Owner {
     deleted: Deleted,
     removed: watch::Sender<()>,
     opened: watch::Sender<bool>,
+    done: watch::Sender<bool>,
 }
 
 impl Owner {
@@ -179,6 +193,9 @@ impl Owner {
                     }
                     Some(Incoming::PortOpened) => {
                         self.opened.send_replace(true);
+                    }
+                    Some(Incoming::Migrated) => {
+                        self.done.send_replace(true);
                     }
                     Some(Incoming::Greeting | Incoming::Other) => {}
                 },

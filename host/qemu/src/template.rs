@@ -5,8 +5,9 @@
 //!   make:  boot ─▶ the agent opens its port ─▶ migrate ─▶ DIRECTORY/key     what it was made of
 //!                                                         DIRECTORY/memory  its memory, with holes
 //!                                                         DIRECTORY/state   its devices
-//!   boot:  the same key? ─▶ a copy of the memory, QEMU with the same devices and the VM's own
-//!          beside them on the PCI bus, where the agent looks for them
+//!   boot:  the same key? ─▶ a copy of the memory, QEMU with the same devices, which it is told
+//!          the state of ─▶ the VM's own devices in free ports of the PCI bus, where the agent
+//!          looks for them
 //! ```
 //!
 //! A guest that goes on has the entropy, the clock and the devices of the one that was saved;
@@ -21,6 +22,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
+
+use kata_hypervisor::HypervisorError;
+
+use crate::own_devices::OwnDevices;
+use crate::qmp::{Command, Qmp};
 
 pub(crate) use key::{Key, Made};
 pub(crate) use make::make;
@@ -37,6 +44,13 @@ const FILE_MODE: u32 = 0o600;
 
 /// More than the devices of any guest have to say (they say some 100 KiB).
 const MOST_STATE: u64 = 16 << 20;
+
+/// The name under which QEMU keeps what it writes the state of its devices to, or reads it from.
+const STATE_FD: &str = "state";
+
+/// What of a migration is switched on: memory that lies in a file stays there, and only the rest is
+/// saved or read; and QEMU says when it is.
+const CAPABILITIES: &[&str] = &["x-ignore-shared", "events"];
 
 /// A template that is there, for the VM that is wanted.
 #[derive(Debug)]
@@ -95,6 +109,20 @@ impl Saved {
         std::thread::spawn(move || writer.write_all(&state));
         Ok(reader.into())
     }
+}
+
+/// Lets a guest go on whose memory QEMU has, with what its devices were doing, which `state` tells,
+/// and gives it its own devices. Never resolves where QEMU ends over a state that it cannot read.
+pub(crate) async fn go_on(
+    qmp: &Qmp,
+    state: Arc<OwnedFd>,
+    own: &OwnDevices,
+) -> Result<(), HypervisorError> {
+    qmp.execute(Command::MigrateSetCapabilities(CAPABILITIES)).await?;
+    qmp.pass_fd(STATE_FD, &state).await?;
+    qmp.execute(Command::MigrateIncoming { fd: STATE_FD }).await?;
+    qmp.migrated().await;
+    own.plug(qmp).await
 }
 
 /// Puts a template into `directory`, in place of one that is there. On an error the old one stays,

@@ -148,11 +148,18 @@ async fn boot_vm(
     file_server: Option<&FileServer>,
 ) -> Result<Arc<dyn Vm>, BootError> {
     kick_ksm_throttler();
+    let mut boot = hypervisor.boot(spec);
     tokio::select! {
         biased;
+        vm = &mut boot => Ok(Arc::from(vm?)),
         // A VMM may try to connect for longer than anybody wants to wait.
-        last_words = end_of(file_server) => Err(file_server_ended(plan, &last_words)),
-        vm = hypervisor.boot(spec) => Ok(Arc::from(vm?)),
+        last_words = end_of(file_server) => {
+            // A VMM that dies takes its file server along, and knows better why.
+            match tokio::time::timeout(DEATH, boot).await {
+                Ok(Err(error)) => Err(error.into()),
+                _ => Err(file_server_ended(plan, &last_words)),
+            }
+        }
     }
 }
 

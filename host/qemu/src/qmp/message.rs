@@ -44,11 +44,13 @@ pub(crate) enum Command {
     QomSet { path: &'static str, property: &'static str, value: u64 },
     /// Tell a number of an object.
     QomGet { path: &'static str, property: &'static str },
-    /// Switch on something that the migration of a guest can do.
-    MigrateSetCapability(&'static str),
+    /// Switch on what the migration of a guest can do besides.
+    MigrateSetCapabilities(&'static [&'static str]),
     /// Save the guest into the descriptor that is kept under this name, and stop it.
     Migrate { fd: &'static str },
-    /// Tell how far that is.
+    /// Let a guest go on whose saved state comes from the descriptor that is kept under this name.
+    MigrateIncoming { fd: &'static str },
+    /// Tell how far either is.
     QueryMigrate,
 }
 
@@ -73,8 +75,9 @@ impl Command {
             Self::QueryHotpluggableCpus => "query-hotpluggable-cpus",
             Self::QomSet { .. } => "qom-set",
             Self::QomGet { .. } => "qom-get",
-            Self::MigrateSetCapability(_) => "migrate-set-capabilities",
+            Self::MigrateSetCapabilities(_) => "migrate-set-capabilities",
             Self::Migrate { .. } => "migrate",
+            Self::MigrateIncoming { .. } => "migrate-incoming",
             Self::QueryMigrate => "query-migrate",
         }
     }
@@ -98,10 +101,13 @@ impl Command {
                 Some(json!({ "path": path, "property": property, "value": value }))
             }
             Self::QomGet { path, property } => Some(json!({ "path": path, "property": property })),
-            Self::MigrateSetCapability(name) => {
-                Some(json!({ "capabilities": [{ "capability": name, "state": true }] }))
+            Self::MigrateSetCapabilities(names) => {
+                let on = |name| json!({ "capability": name, "state": true });
+                Some(json!({ "capabilities": names.iter().map(on).collect::<Vec<_>>() }))
             }
-            Self::Migrate { fd } => Some(json!({ "uri": format!("fd:{fd}") })),
+            Self::Migrate { fd } | Self::MigrateIncoming { fd } => {
+                Some(json!({ "uri": format!("fd:{fd}") }))
+            }
         }
     }
 
@@ -128,6 +134,8 @@ pub(super) enum Incoming {
     Deleted(String),
     /// The guest has opened a serial port.
     PortOpened,
+    /// The guest's state has been saved, or read.
+    Migrated,
     /// Anything else, which later versions may add to.
     Other,
 }
@@ -153,6 +161,7 @@ struct EventData {
     reason: Option<String>,
     device: Option<String>,
     open: Option<bool>,
+    status: Option<String>,
 }
 
 /// What a line says. One that is no message of the protocol says nothing.
@@ -168,7 +177,7 @@ pub(super) fn parse(line: &[u8]) -> Incoming {
         return Incoming::Answer(Err(readable(&refusal.desc)));
     }
     let data = message.data.unwrap_or_default();
-    let EventData { reason, device, open } = data;
+    let EventData { reason, device, open, status } = data;
     match (message.event.as_deref(), device) {
         (Some("SHUTDOWN" | "RESET"), _) => {
             Incoming::End(readable(reason.as_deref().unwrap_or("guest-shutdown")))
@@ -176,6 +185,7 @@ pub(super) fn parse(line: &[u8]) -> Incoming {
         (Some("GUEST_PANICKED"), _) => Incoming::End("guest-panic".to_owned()),
         (Some("DEVICE_DELETED"), Some(device)) => Incoming::Deleted(device),
         (Some("VSERPORT_CHANGE"), _) if open == Some(true) => Incoming::PortOpened,
+        (Some("MIGRATION"), _) if status.as_deref() == Some("completed") => Incoming::Migrated,
         _ => Incoming::Other,
     }
 }
@@ -218,10 +228,14 @@ mod tests {
         let opened =
             br#"{"event": "VSERPORT_CHANGE", "data": {"open": true, "id": "serial0-port"}}"#;
         assert_eq!(parse(opened), Incoming::PortOpened);
-        assert_eq!(
-            parse(br#"{"event": "VSERPORT_CHANGE", "data": {"open": false}}"#),
-            Incoming::Other
-        );
+        for other in [
+            br#"{"event": "VSERPORT_CHANGE", "data": {"open": false}}"#.as_slice(),
+            br#"{"event": "MIGRATION", "data": {"status": "active"}}"#,
+        ] {
+            assert_eq!(parse(other), Incoming::Other);
+        }
+        let migrated = br#"{"event": "MIGRATION", "data": {"status": "completed"}}"#;
+        assert_eq!(parse(migrated), Incoming::Migrated);
     }
 
     #[test]

@@ -12,15 +12,9 @@ use tokio::net::unix::pipe;
 
 use crate::launch::{Start, launch};
 use crate::qmp::Command;
-use crate::template::{MOST_STATE, MemoryFile, store};
+use crate::template::{CAPABILITIES, MOST_STATE, MemoryFile, STATE_FD, store};
 use crate::vm::QemuVm;
 use crate::{Host, QemuSettings};
-
-/// The name under which QEMU keeps what it writes the state of its devices to.
-const STATE_FD: &str = "state";
-
-/// Memory that lies in a file stays there, and only the rest is saved.
-const MEMORY_STAYS: &str = "x-ignore-shared";
 
 /// Lines of the console that an error quotes.
 const QUOTED_LINES: usize = 5;
@@ -61,7 +55,7 @@ async fn save(vm: &QemuVm, patience: Duration) -> Result<Vec<u8>, HypervisorErro
     }
     let (reader, writer) = io::pipe().map_err(setup)?;
     let mut reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(setup)?.take(MOST_STATE);
-    vm.qmp.execute(Command::MigrateSetCapability(MEMORY_STAYS)).await?;
+    vm.qmp.execute(Command::MigrateSetCapabilities(CAPABILITIES)).await?;
     vm.qmp.pass_fd(STATE_FD, &Arc::new(writer.into())).await?;
     vm.qmp.execute(Command::Migrate { fd: STATE_FD }).await?;
     let mut state = Vec::new();
