@@ -215,7 +215,8 @@ fn move_template_keys(root: &mut Table, chosen: HypervisorName) -> Result<(), Co
     if let Some(factory) = root.table_mut("factory") {
         for key in KEYS.iter().filter_map(|name| factory.take(name)) {
             if !is_qemu && matches!(key.value, Value::Boolean(true)) {
-                let problem = "= true needs QEMU; set `hypervisor_name` to \"qemu\", or this to false";
+                let problem =
+                    "= true needs QEMU; set `hypervisor_name` to \"qemu\", or this to false";
                 return Err(invalid(&key, problem.to_owned()));
             }
             moved.push(key);

@@ -88,9 +88,13 @@ impl Qemu {
         if !self.enable_template {
             None
         } else if matches!(self.vm.root(), Root::Image(_)) {
-            Some("= true needs an initial ramdisk; set `initrd` in place of `image`, or this to false")
+            Some(
+                "= true needs an initial ramdisk; set `initrd` in place of `image`, or this to false",
+            )
         } else if self.enable_hugepages || self.enable_mem_prealloc {
-            Some("= true does not go with `enable_hugepages` and `enable_mem_prealloc`; set them to false, or this")
+            Some(
+                "= true does not go with `enable_hugepages` and `enable_mem_prealloc`; set them to false, or this",
+            )
         } else if self.enable_virtio_mem {
             Some("= true does not go with `enable_virtio_mem`; set one of them to false")
         } else {
@@ -230,7 +234,5 @@ const OFF: &[OffKey] = &[
 
 /// `[hypervisor.qemu.factory]`, and the Go runtime's `[factory]`, without what became keys of
 /// `[hypervisor.qemu]`.
-pub(crate) const FACTORY: &[OffKey] = &[
-    number("vm_cache_number", &[0]),
-    any_text("vm_cache_endpoint"),
-];
+pub(crate) const FACTORY: &[OffKey] =
+    &[number("vm_cache_number", &[0]), any_text("vm_cache_endpoint")];

@@ -197,7 +197,9 @@ fn bind(file: &Path, directory: &OwnedFd, name: &str) -> io::Result<()> {
     let source = openat(CWD, file, path, Mode::empty())?;
     let mount = DetachedMount::clone_of(source.as_fd(), false)?;
     mount.set(MountAttributes {
-        readonly: false,
+        // The kernel and the initial ramdisk are every VM's, and so may an image be. A file that a
+        // guest may write to is none of the jailer's.
+        readonly: true,
         nosuid: true,
         nodev: true,
         noexec: true,

@@ -49,8 +49,8 @@ use kata_hypervisor::{
 use kata_linux::jail::DeviceNode;
 use kata_linux::user;
 
-pub use template::{has_template, remove_template};
 pub use settings::{AcceleratorChoice, Aio, DiskIo, MachineChoice, Pages, QemuSettings};
+pub use template::{has_template, remove_template};
 
 use accelerator::Accelerator;
 use launch::Start;

@@ -146,9 +146,8 @@ fn store(directory: &Path, key: &Key, memory: &MemoryFile, state: &[u8]) -> io::
 
 fn fill(new: &Path, key: &Key, memory: &MemoryFile, state: &[u8]) -> io::Result<()> {
     DirBuilder::new().mode(DIRECTORY_MODE).create(new)?;
-    let create = |name| {
-        File::options().write(true).create_new(true).mode(FILE_MODE).open(new.join(name))
-    };
+    let create =
+        |name| File::options().write(true).create_new(true).mode(FILE_MODE).open(new.join(name));
     memory.save(&create(MEMORY)?)?;
     create(STATE)?.write_all(state)?;
     create(KEY)?.write_all(key.text().as_bytes())

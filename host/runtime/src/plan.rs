@@ -16,8 +16,8 @@ use kata_hypervisor::{
 };
 use kata_linux::identifier::{self, IdentifierError};
 use kata_sandbox::{
-    ContainerPlan, Deadlines, MemoryPlan, NetworkModel, NetworkPlan, ResolvConf, SandboxMount,
-    SandboxPlan, VcpusPlan,
+    ContainerPlan, Deadlines, ImageCache, ImagePlan, MemoryPlan, NetworkModel, NetworkPlan,
+    ResolvConf, SandboxMount, SandboxPlan, VcpusPlan,
 };
 use kata_storage::{FileServerSpec, RootfsMount, check_container_id};
 use oci_spec::runtime::{LinuxResources, Spec};
@@ -38,9 +38,13 @@ pub fn run_dir_of(sandbox: &str) -> Result<PathBuf, IdentifierError> {
 /// Where the initial ramdisk is, below the place where this software is installed.
 const INSTALLED_INITRD: &str = "share/kata-containers/kata-containers-initrd.img";
 
-/// Where images of root file systems are kept, a directory for each sandbox. They may be large, so
-/// it is on a disk.
+/// Where images of root file systems are, in a directory for each sandbox. They may be large, so it
+/// is on a disk.
 const IMAGES_DIR: &str = "/var/lib/kata-containers";
+
+/// The directory in it with the images that are kept for the next container: no sandbox can have
+/// such an id.
+const IMAGE_CACHE: &str = ".cache";
 
 /// The virtio-fs mount tag that both sides rely on (agent protocol).
 const SHARE_TAG: &str = "kataShared";
@@ -61,7 +65,7 @@ pub(crate) fn sandbox(
     let run_dir = run_dir_of(id)?;
     let file_server = file_server(runtime, &run_dir);
     let shares = shares(runtime, &run_dir, file_server.as_ref());
-    let images = shares.is_empty().then(|| Path::new(IMAGES_DIR).join(id));
+    let images = shares.is_empty().then(|| images(config, id));
     if images.is_some() {
         refuse_without_share(runtime)?;
     }
@@ -314,6 +318,13 @@ fn shares(runtime: &Runtime, run_dir: &Path, server: Option<&FileServerSpec>) ->
         (_, None) => ShareSource::Directory(run_dir.join(kata_storage::SHARED)),
     };
     vec![ShareSpec { tag: SHARE_TAG.to_owned(), source }]
+}
+
+/// Where images are of a guest that no directory is shared with.
+fn images(config: &HostConfig, id: &str) -> ImagePlan {
+    let all = Path::new(IMAGES_DIR);
+    let limit = u64::from(config.firecracker.rootfs_cache_size) << 20;
+    ImagePlan { directory: all.join(id), cache: ImageCache::new(all.join(IMAGE_CACHE), limit) }
 }
 
 /// Refuses what only a shared directory can do.

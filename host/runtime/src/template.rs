@@ -31,8 +31,7 @@ impl Runtime {
     /// The directory of the template; `None` where the configuration wants none.
     #[must_use]
     pub fn template(&self) -> Option<&Path> {
-        let wanted =
-            self.config.qemu.enable_template && self.hypervisor().capabilities().templates;
+        let wanted = self.config.qemu.enable_template && self.hypervisor().capabilities().templates;
         wanted.then_some(&self.config.qemu.template_path)
     }
 

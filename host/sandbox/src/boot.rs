@@ -86,7 +86,7 @@ async fn boot_parts(
     }
     let spec = vm_spec(plan, network.as_mut());
     let share = match &plan.images {
-        Some(images) => footprint.make_images(images).map(|()| None)?,
+        Some(images) => footprint.make_images(&images.directory).map(|()| None)?,
         None => Some(share(plan)?),
     };
     let file_server = plan.file_server.as_ref().map(FileServer::start).transpose()?;

@@ -1,6 +1,7 @@
 //! Disks of containers. For guests that no directory can be shared with each is packed into an
-//! image, and the image given to the VM as a disk; a root file system on a block device becomes a
-//! disk as it is, and so does a block device that a container uses as such.
+//! image, and the image given to the VM as a disk; one that was packed for an earlier container of
+//! the same content is taken as it is ([`ImageCache`]). A root file system on a block device
+//! becomes a disk as it is, and so does a block device that a container uses as such.
 //!
 //! ```text
 //!   host: rootfs ──pack──▶ <images>/<n> ──attach_disk──▶ guest: /dev/vdX ──▶ image   (read-only) ─┐
@@ -15,11 +16,11 @@ use std::time::Duration;
 
 use kata_agent_client::GuestStorage;
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, Vm};
-use kata_storage::{BlockRoot, EmptyDir, GUEST_SHARE};
+use kata_storage::{BlockRoot, EmptyDir, GUEST_SHARE, ImageCache, ImageKey, ImageOrigin};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::{ContainerPlan, DiskDevice, DiskRoot, SandboxError};
+use crate::{ContainerPlan, DiskDevice, DiskRoot, ImagePlan, SandboxError};
 
 /// What the agent is told of directories that an overlay needs (the agent protocol's
 /// `driver_options`).
@@ -36,8 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Keeps the disks that one sandbox's VM gets while it runs, and those who keep copies up to date.
 #[derive(Debug)]
 pub(crate) struct Carrier {
-    /// Where images go; `None` where there are none.
-    directory: Option<PathBuf>,
+    /// Where images are; `None` where there are none.
+    images: Option<ImagePlan>,
     // Locked for a look or a change, never while something is awaited.
     disks: Mutex<Disks>,
     /// One device comes at a time, so that whoever shares it finds it there.
@@ -73,11 +74,11 @@ enum What {
 }
 
 impl Carrier {
-    /// Images go to `directory`, which is there; without one the guest gets what it mounts through
-    /// the shared directory.
-    pub(crate) fn new(directory: Option<PathBuf>) -> Self {
+    /// Images go to the plan's directory, which is there; without a plan the guest gets what it
+    /// mounts through the shared directory.
+    pub(crate) fn new(images: Option<ImagePlan>) -> Self {
         Self {
-            directory,
+            images,
             disks: Mutex::default(),
             devices: tokio::sync::Mutex::default(),
             empty_dirs: tokio::sync::Mutex::default(),
@@ -86,8 +87,8 @@ impl Carrier {
     }
 
     /// Where root file systems are packed into images; `None` where directories are shared.
-    pub(crate) fn directory(&self) -> Option<&Path> {
-        self.directory.as_deref()
+    pub(crate) fn images(&self) -> Option<&ImagePlan> {
+        self.images.as_ref()
     }
 
     /// Gives the VM the disk with the container's root file system, unless it has it, and tells
@@ -143,34 +144,20 @@ impl Carrier {
         Ok(attach(vm, &disk).await?)
     }
 
-    /// Packs the container's root file system, gives it to the VM, and tells what the guest is to
+    /// Gives the VM an image of the container's root file system, and tells what the guest is to
     /// mount. Whatever fails, [`Carrier::forget`] takes away.
     pub(crate) async fn bring_root(
         &self,
         vm: &dyn Vm,
         plan: &ContainerPlan,
-        directory: &Path,
+        images: &ImagePlan,
     ) -> Result<Vec<GuestStorage>, SandboxError> {
         let mut image = PathBuf::new();
         let disk = self.note(&plan.id, |number| {
-            image = directory.join(number.to_string());
+            image = images.directory.join(number.to_string());
             What::Image(image.clone())
         });
-        if !plan.rootfs_mounts.is_empty() {
-            kata_storage::mount_rootfs(&plan.rootfs_mounts, &plan.rootfs)?;
-        }
-        kata_storage::check_mount_points(&plan.rootfs, &plan.mounts)?;
-        let (root, file) = (plan.rootfs.clone(), image.clone());
-        // Not on the one thread that everybody else is served by.
-        let packed = tokio::task::spawn_blocking(move || kata_storage::pack(&root, &file)).await;
-        if !plan.rootfs_mounts.is_empty() {
-            // All of it is in the image now.
-            if let Err(error) = kata_linux::mount::unmount_tree(&plan.rootfs) {
-                tracing::warn!("{error}");
-            }
-        }
-        let size = packed.expect("packing neither panics nor is cancelled")?;
-        tracing::debug!("the root file system of {} is an image of {size} bytes", plan.id);
+        make_image(plan, &images.cache, &image).await?;
         let disk = DiskSpec { id: disk.id, path: image, readonly: true };
         let found = attach(vm, &disk).await?;
         Ok(root_storages(&plan.id, found))
@@ -251,6 +238,39 @@ impl Carrier {
     }
 }
 
+/// Makes `image` the image of the container's root file system. If it was packed, and is what any
+/// container of the same snapshots would have, it is kept for the next one, which nobody waits for.
+async fn make_image(
+    plan: &ContainerPlan,
+    cache: &ImageCache,
+    image: &Path,
+) -> Result<(), SandboxError> {
+    let key = ImageKey::of(&plan.rootfs_mounts);
+    if !plan.rootfs_mounts.is_empty() {
+        kata_storage::mount_rootfs(&plan.rootfs_mounts, &plan.rootfs)?;
+    }
+    kata_storage::check_mount_points(&plan.rootfs, &plan.mounts)?;
+    let (of_all, root, file) = (cache.clone(), plan.rootfs.clone(), image.to_owned());
+    let known = key.clone();
+    // Not on the one thread that everybody else is served by.
+    let made = tokio::task::spawn_blocking(move || of_all.make(known.as_ref(), &root, &file)).await;
+    if !plan.rootfs_mounts.is_empty() {
+        // All of it is in the image now.
+        if let Err(error) = kata_linux::mount::unmount_tree(&plan.rootfs) {
+            tracing::warn!("{error}");
+        }
+    }
+    let origin = made.expect("packing neither panics nor is cancelled")?;
+    tracing::debug!("the root file system of {} is an image: {origin:?}", plan.id);
+    // What was changed while it was packed may be in the image by half.
+    let key = key.filter(|key| ImageKey::of(&plan.rootfs_mounts).as_ref() == Some(key));
+    if let (ImageOrigin::Packed(_), Some(key)) = (origin, key) {
+        let (of_all, file) = (cache.clone(), image.to_owned());
+        tokio::task::spawn_blocking(move || of_all.keep(&key, &file));
+    }
+    Ok(())
+}
+
 /// Gives the VM a disk, if its VMM does that in time.
 async fn attach(vm: &dyn Vm, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
     let reason = || format!("it does not answer within {PATIENCE:?}");
@@ -319,7 +339,7 @@ mod tests {
 
     #[test]
     fn no_two_images_have_one_place() {
-        let carrier = Carrier::new(Some("/images".into()));
+        let carrier = Carrier::new(None);
         let note = || carrier.note("c1", |number| What::Image(format!("/images/{number}").into()));
         let (one, other) = (note(), note());
         assert!(one.id != other.id && one.what != other.what);

@@ -20,7 +20,7 @@ pub use kata_agent_client::{
     MemoryStats, MemoryUsage, PidsStats, ThrottlingStats,
 };
 pub use kata_network::Model as NetworkModel;
-pub use kata_storage::RootfsMount;
+pub use kata_storage::{ImageCache, RootfsMount};
 pub use kata_timeline::{Moment, Recorder, Stage};
 
 mod boot;
@@ -44,8 +44,8 @@ pub use footprint::{Footprint, FootprintError, LONGEST_SWEEP, sweep, sweep_of};
 pub use ledger::{Deletion, Exit, Ledger, ProcessKey, Refusal, Status};
 pub use network::{JoinError, check_network};
 pub use plan::{
-    ContainerPlan, Deadlines, DiskDevice, DiskRoot, MemoryPlan, NetworkPlan, SandboxMount,
-    SandboxPlan, VcpusPlan,
+    ContainerPlan, Deadlines, DiskDevice, DiskRoot, ImagePlan, MemoryPlan, NetworkPlan,
+    SandboxMount, SandboxPlan, VcpusPlan,
 };
 pub use resolv_conf::ResolvConf;
 pub use sandbox::Sandbox;

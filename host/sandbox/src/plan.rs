@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kata_agent_client::GuestSandbox;
 use kata_hypervisor::VmSpec;
-use kata_storage::{BlockRoot, FileServerSpec, GuestMounts, RootfsMount};
+use kata_storage::{BlockRoot, FileServerSpec, GuestMounts, ImageCache, RootfsMount};
 use oci_spec::runtime::Spec;
 
 use crate::{NetworkModel, ResolvConf};
@@ -22,9 +22,9 @@ pub struct SandboxPlan {
     /// The file server for the shared directory, which is made at boot below `run_dir`; `None`
     /// where the VMM serves it by itself, and where there is none.
     pub file_server: Option<FileServerSpec>,
-    /// Where images of root file systems are kept, a directory that is made at boot and removed at
-    /// the end; `None` where the guest gets them through the shared directory.
-    pub images: Option<PathBuf>,
+    /// Where root file systems are packed into images; `None` where the guest gets them through the
+    /// shared directory.
+    pub images: Option<ImagePlan>,
     /// What the agent is told first.
     pub guest: GuestSandbox,
     /// The cgroup on the host for the VMM, its companions and the calling process, as in the OCI
@@ -48,6 +48,15 @@ pub struct SandboxPlan {
     /// No other container is expected: unless one has joined, the VM may go as soon as its first
     /// one has ended.
     pub single_container: bool,
+}
+
+/// Where the images of a sandbox's root file systems are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagePlan {
+    /// The sandbox's own directory, which is made at boot and removed at the end.
+    pub directory: PathBuf,
+    /// What all sandboxes have together, on the same file system.
+    pub cache: ImageCache,
 }
 
 /// Where a sandbox's network comes from.

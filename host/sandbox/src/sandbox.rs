@@ -518,7 +518,7 @@ impl Shared {
 
     async fn forget_storage(&self, container: &str) {
         self.carrier.forget(self.vm.as_ref(), container).await;
-        if self.carrier.directory().is_some() {
+        if self.carrier.images().is_some() {
             return;
         }
         let removed = self.with_share(|share| Ok(share.remove_container(container)?));

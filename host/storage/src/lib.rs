@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Where the VMM has no shared file system, the root file system becomes an image for a disk
-//! ([`pack`]), and the binds become copies ([`CopyBudget`]), which follow what Kubernetes updates
-//! ([`Followed`]). A pod's containers have one copy of an emptyDir together ([`EmptyDir`]).
+//! ([`pack()`]), which may be kept for the next container ([`ImageCache`]), and the binds become
+//! copies ([`CopyBudget`]), which follow what Kubernetes updates ([`Followed`]). A pod's containers
+//! have one copy of an emptyDir together ([`EmptyDir`]).
 //!
 //! All mounts live in the mount namespace of the calling process, which must be a private one
 //! ([`kata_linux::mount::unshare_mount_namespace`]): they vanish with the last process in it,
@@ -24,6 +25,8 @@ mod copy;
 mod empty_dir;
 mod error;
 mod follow;
+mod image_cache;
+mod image_key;
 mod mount_points;
 mod pack;
 mod plan;
@@ -38,6 +41,8 @@ pub use copy::{CopiedContent, CopiedFile, CopyBudget, MAX_COPIED_BYTES, MAX_COPI
 pub use empty_dir::EmptyDir;
 pub use error::StorageError;
 pub use follow::{Copied, Followed, Update};
+pub use image_cache::{ImageCache, ImageOrigin};
+pub use image_key::ImageKey;
 pub use mount_points::{check_mount_points, make_mount_points};
 pub use pack::{IMAGE_TYPE, pack};
 pub use plan::{GuestMounts, HostBind, plan_mounts};

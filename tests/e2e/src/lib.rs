@@ -80,5 +80,5 @@ pub use scenario::{Scenario, scenario};
 pub use spec::Spec;
 pub use stream::{Stream, noise};
 pub use thin_pool::{LoopDevice, ThinPool, has_loop_devices};
-pub use watch::await_path;
+pub use watch::{await_link, await_path};
 pub use wire::{Wire, has_macvtap};

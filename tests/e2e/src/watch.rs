@@ -1,6 +1,8 @@
 //! Waiting for the world to change.
 
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -100,6 +102,20 @@ pub fn await_path(path: &Path, deadline: Deadline) -> Result<bool> {
             watch.names_in(directory)?;
         }
         Ok(path.exists().then_some(()))
+    })?;
+    Ok(found.is_some())
+}
+
+/// Waits until the file at `path` has one more name than that, in `directory`, whose parent is
+/// there already. False when the deadline has passed.
+pub fn await_link(path: &Path, directory: &Path, deadline: Deadline) -> Result<bool> {
+    let watch = Watch::new()?;
+    let found = until(&watch, deadline, || {
+        for directory in directory.ancestors().take(2) {
+            watch.names_in(directory)?;
+        }
+        let names = fs::metadata(path).with_context(|| format!("no {}", path.display()))?.nlink();
+        Ok((names > 1).then_some(()))
     })?;
     Ok(found.is_some())
 }

@@ -62,7 +62,8 @@ impl Key {
 
     /// From names and values, neither of which has a line's end in it.
     pub(super) fn from_lines<const N: usize>(lines: [(&str, String); N]) -> Self {
-        let line = |(name, value): (&str, String)| format!("{name}: {}\n", value.replace('\n', " "));
+        let line =
+            |(name, value): (&str, String)| format!("{name}: {}\n", value.replace('\n', " "));
         Self(lines.map(line).concat())
     }
 

@@ -46,6 +46,16 @@ fn plans(lines: &str) -> Plans {
     }
 }
 
+#[test]
+fn images_are_kept_up_to_the_size_that_is_configured_where_no_sandbox_has_its_own() {
+    let mut config = HostConfig::defaults(Path::new("/usr"));
+    config.firecracker.rootfs_cache_size = 5;
+    let ImagePlan { directory, cache } = images(&config, ID);
+    assert_eq!(directory, Path::new("/var/lib/kata-containers/c1"));
+    assert_eq!(cache, ImageCache::new("/var/lib/kata-containers/.cache".into(), 5 << 20));
+    assert!(check_container_id(IMAGE_CACHE).is_err());
+}
+
 /// What a key changes, as text.
 type Shown = fn(&Plans) -> String;
 

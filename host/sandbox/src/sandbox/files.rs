@@ -42,7 +42,7 @@ impl Shared {
         self: &Arc<Self>,
         plan: &mut ContainerPlan,
     ) -> Result<Vec<GuestStorage>, SandboxError> {
-        let (vm, images) = (self.vm.as_ref(), self.carrier.directory());
+        let (vm, images) = (self.vm.as_ref(), self.carrier.images());
         // What is too large for a copy is refused before anything was done.
         let copies = images.map(|_| copies(&plan.mounts.host_binds)).transpose()?;
         let storages = match (&plan.disk, images) {

@@ -13,7 +13,8 @@ use crate::netns::Netns;
 use crate::process::open_paths;
 use crate::runtime::Runtime;
 
-/// Where sandboxes and their shims keep files of the moment. Looked through to a depth of two.
+/// Where sandboxes and their shims keep files of the moment. Looked through to a depth of two. What
+/// carries no mark is no sandbox's, like the images that are kept for the next container.
 const PLACES: &[&str] = &[
     "/run/kata",
     "/run/kata-containers",
