@@ -56,6 +56,7 @@ fn rows(can: Capabilities) -> Vec<(&'static str, String)> {
         hot_plug,
         more_memory,
         more_vcpus,
+        templates,
     } = can;
     vec![
         ("without KVM", if emulation { "emulates" } else { "no" }.to_owned()),
@@ -69,6 +70,7 @@ fn rows(can: Capabilities) -> Vec<(&'static str, String)> {
         ("… added after boot (hot-plug)", yes_or_no(hot_plug)),
         ("memory that grows (`enable_virtio_mem`)", yes_or_no(more_memory)),
         ("virtual CPUs that come and go (`default_maxvcpus`)", yes_or_no(more_vcpus)),
+        ("start from a template (`enable_template`)", yes_or_no(templates)),
         ("the whole VM paused and resumed", pauses(pause)),
         ("virtual CPUs, at most", max_vcpus.to_string()),
     ]

@@ -155,7 +155,7 @@ fn template_that_cannot_be_made_leaves_nothing() -> Result<()> {
     fs::write(file.with_file_name("config.d").join("wrong.toml"), params)?;
     let error = factory.call("init")?.failure()?;
     ensure!(error.contains("no template is made in"), "{error}");
-    ensure!(error.contains("nothing"), "the guest's last words are missing: {error}");
+    ensure!(error.contains("Kernel panic"), "the guest's last words are missing: {error}");
     let left: Vec<_> = fs::read_dir(factory.directory.path())?.flatten().collect();
     ensure!(left.is_empty(), "left: {left:?}, with {text:?}");
     Ok(())
