@@ -2,11 +2,13 @@
 //! has to switch it on, and CPUs off before they go.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::pci;
 use crate::uevent::Uevents;
 
 const CPUS: &str = "/sys/devices/system/cpu";
@@ -15,8 +17,8 @@ const MEMORY: &str = "/sys/devices/system/memory";
 /// The virtio devices that the kernel has found.
 const VIRTIO: &str = "/sys/bus/virtio/devices";
 
-/// Makes the kernel look at all of PCI anew (Documentation/ABI/testing/sysfs-bus-pci).
-const PCI_RESCAN: &str = "/sys/bus/pci/rescan";
+/// The PCI devices that it has found.
+const PCI: &str = "/sys/bus/pci/devices";
 
 /// The type of a virtio device that is a file system (virtio 1.2, 5), as sysfs tells it.
 const FILE_SYSTEM: &str = "0x001a";
@@ -132,21 +134,29 @@ fn keep_first(list: &Path, count: u32) -> Result<u32, HotplugError> {
     Ok(on)
 }
 
-/// Looks for file systems that the host shares, and where there is none, for devices that the
-/// kernel has not found: a guest that goes on from a template has some that were not there when its
-/// kernel looked. They are there when this returns, whatever they are.
+/// Looks for file systems that the host shares, and where there is none, for devices in ports that
+/// the kernel has not looked into: a guest that goes on from a template has been given some. They
+/// are there when this returns, whatever they are. By itself the kernel takes 100 ms more.
 ///
 /// # Errors
 ///
-/// Fails when the kernel does not look for them; a kernel without PCI has none to find.
+/// Fails when the kernel does not look for them; a machine without such ports has none to find.
 pub fn find_shares() -> io::Result<()> {
     if has_virtio(Path::new(VIRTIO), FILE_SYSTEM) {
         return Ok(());
     }
-    match fs::write(PCI_RESCAN, "1") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        rescanned => rescanned,
+    for port in fs::read_dir(PCI).into_iter().flatten().flatten() {
+        let port = port.path();
+        let config = File::open(port.join("config"))?;
+        if !pci::slot_is_filled(|buffer, at| config.read_exact_at(buffer, at)) {
+            continue;
+        }
+        for bus in fs::read_dir(port.join("pci_bus")).into_iter().flatten().flatten() {
+            // Documentation/ABI/testing/sysfs-bus-pci; what it has found already stays as it is.
+            fs::write(bus.path().join("rescan"), "1")?;
+        }
     }
+    Ok(())
 }
 
 fn has_virtio(devices: &Path, wanted: &str) -> bool {

@@ -15,6 +15,7 @@ pub mod modules;
 pub mod mounts;
 pub mod network;
 pub mod open_files;
+mod pci;
 pub mod power;
 pub mod reaper;
 pub mod root;

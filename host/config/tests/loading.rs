@@ -130,6 +130,40 @@ fn errors_name_file_line_and_key() {
 }
 
 #[test]
+fn template_is_configured_in_each_of_the_places_that_katas_runtimes_have_for_it() {
+    for table in ["factory", "hypervisor.qemu.factory", "hypervisor.qemu"] {
+        let config =
+            parse(&format!("[{table}]\nenable_template = true\ntemplate_path = \"/t\"\n")).unwrap();
+        assert!(config.qemu.enable_template, "{table}");
+        assert_eq!(config.qemu.template_path, Path::new("/t"), "{table}");
+    }
+    // What a table says of QEMU chooses no hypervisor.
+    let other = "[hypervisor.clh]\npath = \"/clh\"\n[factory]\nenable_template = false\n";
+    let other = parse(other).unwrap();
+    assert_eq!(other.runtime.hypervisor_name, HypervisorName::CloudHypervisor);
+}
+
+#[test]
+fn template_is_refused_with_what_it_does_not_go_with() {
+    let with =
+        |lines: &str| refused(&format!("[hypervisor.qemu]\nenable_template = true\n{lines}"));
+    for (lines, other) in [
+        ("image = \"/image\"\n", "initial ramdisk"),
+        ("enable_hugepages = true\n", "enable_hugepages"),
+        ("enable_mem_prealloc = true\n", "enable_mem_prealloc"),
+        ("enable_virtio_mem = true\n", "enable_virtio_mem"),
+    ] {
+        let error = with(lines);
+        assert!(error.starts_with("f.toml:2: `hypervisor.qemu.enable_template` = true"), "{error}");
+        assert!(error.contains(other), "{error}");
+    }
+    let error = with("[factory]\nenable_template = true\n");
+    assert!(error.contains("is the older form of"), "{error}");
+    let error = refused("[hypervisor.clh]\npath = \"/clh\"\n[factory]\nenable_template = true\n");
+    assert!(error.starts_with("f.toml:4: `factory.enable_template` = true needs QEMU"), "{error}");
+}
+
+#[test]
 fn section_of_cloud_hypervisor_chooses_it() {
     let text =
         "[hypervisor.clh]\npath = \"/opt/clh\"\nvirtio_fs_cache = \"never\"\ndefault_vcpus = 2\n";

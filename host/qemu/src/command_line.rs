@@ -206,7 +206,7 @@ mod tests {
         ] {
             assert!(arguments.contains(part), "{part} is missing in: {arguments}");
         }
-        for part in ["-kernel", "-append", "vhost-user-fs"] {
+        for part in [" -kernel ", " -append ", "vhost-user-fs"] {
             assert!(!arguments.contains(part), "{part} is in: {arguments}");
         }
     }

@@ -27,7 +27,7 @@ use crate::machine::{Machine, Needs, Refusal};
 use crate::memory::Memory;
 use crate::own_devices::OwnDevices;
 use crate::qmp::{Deleted, Qmp};
-use crate::template::{self, Found, Key, Made, MemoryFile, Saved};
+use crate::template::{self, Awakening, Found, Key, Made, MemoryFile, Saved};
 use crate::vcpus::Vcpus;
 use crate::vm::QemuVm;
 use crate::{DiskIo, Host, KVM, MachineChoice, QemuSettings};
@@ -117,12 +117,12 @@ pub(crate) async fn launch(
     let told = Arc::clone(&later_disks);
     let deleted = move |device: &str| told.deleted(device);
     let hello = greet(&program, vmm.child(), control, Box::new(deleted));
-    let is_a_copy = beginning.state.is_some();
+    let is_a_copy = beginning.awakening.is_some();
     let hello = async {
         let qmp = hello.await?;
-        if let Some(state) = beginning.state {
+        if let Some(awakening) = beginning.awakening {
             vmm.console().set_kernel_up();
-            template::go_on(&qmp, state, &own_devices).await?;
+            template::go_on(&qmp, awakening, &own_devices).await?;
         }
         Ok(qmp)
     };
@@ -136,8 +136,8 @@ pub(crate) async fn launch(
 struct Beginning {
     guest: Guest,
     memory_file: Option<PathBuf>,
-    /// From where QEMU reads what the devices were doing, of a guest that goes on.
-    state: Option<Arc<OwnedFd>>,
+    /// What a guest that goes on waits for.
+    awakening: Option<Awakening>,
     /// Whether there are places for a sandbox's own devices.
     has_own_places: bool,
 }
@@ -159,12 +159,11 @@ fn beginning(
     if let (Start::Usual, Some(directory), Some(key)) = (start, &spec.template, &key)
         && let Some(saved) = saved_in(directory, key)
     {
-        let goes_on = (|| {
-            let memory = saved.memory(spec.memory_mib)?;
+        let goes_on = MemoryFile::new(spec.memory_mib).and_then(|memory| {
             let memory_file = Some(pass_file(spawn, memory.descriptor()?));
-            let state = Some(Arc::new(saved.state()?));
-            Ok(Beginning { guest: Guest::GoesOn, memory_file, state, has_own_places: true })
-        })();
+            let awakening = Some(saved.awaken(memory)?);
+            Ok(Beginning { guest: Guest::GoesOn, memory_file, awakening, has_own_places: true })
+        });
         return Ok((goes_on.map_err(setup("a guest from the template"))?, Some(key.clone())));
     }
     let kernel = file::readable(spawn, &spec.kernel, host.root);
@@ -180,7 +179,7 @@ fn beginning(
     };
     let guest = Guest::Boots { kernel, initrd, append: append.to_owned() };
     let has_own_places = memory_file.is_some();
-    Ok((Beginning { guest, memory_file, state: None, has_own_places }, key))
+    Ok((Beginning { guest, memory_file, awakening: None, has_own_places }, key))
 }
 
 /// The key of a VM that may be from a template, or become one.

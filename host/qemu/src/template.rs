@@ -25,6 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kata_hypervisor::HypervisorError;
+use tokio::task::JoinHandle;
 
 use crate::own_devices::OwnDevices;
 use crate::qmp::{Command, Qmp};
@@ -94,11 +95,6 @@ impl Saved {
         Ok(Found::Saved(saved))
     }
 
-    /// A copy of the memory, for one VM.
-    pub(crate) fn memory(&self, mib: u32) -> io::Result<MemoryFile> {
-        MemoryFile::copy_of(&self.memory, mib)
-    }
-
     /// A pipe that says what the devices have to say, for one VM. A thread fills it, until all is
     /// said or nobody listens.
     pub(crate) fn state(&self) -> io::Result<OwnedFd> {
@@ -111,15 +107,38 @@ impl Saved {
     }
 }
 
-/// Lets a guest go on whose memory QEMU has, with what its devices were doing, which `state` tells,
-/// and gives it its own devices. Never resolves where QEMU ends over a state that it cannot read.
+/// What of a guest that goes on is not there yet when QEMU starts.
+#[derive(Debug)]
+pub(crate) struct Awakening {
+    /// Copies the memory, while QEMU starts.
+    copy: JoinHandle<io::Result<()>>,
+    /// Says what the devices were doing.
+    state: Arc<OwnedFd>,
+}
+
+impl Saved {
+    /// Begins to fill the memory of one VM, which is all zero.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(crate) fn awaken(self, memory: MemoryFile) -> io::Result<Awakening> {
+        let state = Arc::new(self.state()?);
+        let copy = tokio::task::spawn_blocking(move || memory.fill(&self.memory));
+        Ok(Awakening { copy, state })
+    }
+}
+
+/// Lets a guest go on, when its memory is there, with what its devices were doing, and gives it its
+/// own devices. Never resolves where QEMU ends over a state that it cannot read.
 pub(crate) async fn go_on(
     qmp: &Qmp,
-    state: Arc<OwnedFd>,
+    Awakening { copy, state }: Awakening,
     own: &OwnDevices,
 ) -> Result<(), HypervisorError> {
     qmp.execute(Command::MigrateSetCapabilities(CAPABILITIES)).await?;
     qmp.pass_fd(STATE_FD, &state).await?;
+    let copied = copy.await.map_err(io::Error::other).and_then(|copied| copied);
+    copied.map_err(|source| HypervisorError::Setup { what: "the template's memory", source })?;
     qmp.execute(Command::MigrateIncoming { fd: STATE_FD }).await?;
     qmp.migrated().await;
     own.plug(qmp).await

@@ -286,5 +286,5 @@ pub(crate) const TABLE: &[Row] = &[
     qemu("file_server", ByHand(ABOVE)),
     qemu("guest", ByHand(ABOVE)),
     qemu("huge_pages", ByHand(TIME)),
-    qemu("template", ByHand(TIME)),
+    qemu("template", Whole),
 ];

@@ -23,7 +23,8 @@ const PARTS: &[(Metric, Stage, Stage)] = &[
     (metric::PROCESS, Stage::StartAsked, Stage::ProcessExecuted),
 ];
 
-/// `ctr run --rm … true`, from its start to its end; under kata with both kernels.
+/// `ctr run --rm … true`, from its start to its end; under kata with both kernels, and from a
+/// template.
 pub(crate) fn run(subjects: &Subjects<'_>, subject: Subject, to: &mut Values) -> Result<()> {
     let mut runs = vec![(metric::RUN, subjects.run(subject, &["true"]))];
     if subject == Subject::Kata {
@@ -32,6 +33,11 @@ pub(crate) fn run(subjects: &Subjects<'_>, subject: Subject, to: &mut Values) ->
     for (metric, run) in runs {
         let ((), took) = timed(|| run.output()?.success().map(drop))?;
         to.add(metric, subject, took.as_secs_f64());
+    }
+    if subject == Subject::Kata && subjects.has_template() {
+        let run = subjects.run(Subject::Template, &["true"]);
+        let ((), took) = timed(|| run.output()?.success().map(drop))?;
+        to.add(metric::RUN, Subject::Template, took.as_secs_f64());
     }
     Ok(())
 }

@@ -16,10 +16,11 @@ mod subject;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use kata_e2e::{GuestKernel, Installation, Scenario, podman_and_docker};
+use kata_e2e::{Client, GuestKernel, Input, Installation, Scenario, podman_and_docker};
 
 use engines::Engines;
 use metric::{Group, Subject, Values};
@@ -159,17 +160,35 @@ fn is_small(kernel: &Path) -> Result<bool> {
     Ok(read(kernel)? != read(&GuestKernel::Distribution.vmlinux())?)
 }
 
-/// Writes both configurations into `directory`.
+/// Writes the configurations into `directory`, and makes the template there.
 fn configurations(arguments: &Arguments, directory: &Path) -> Result<Configurations> {
-    let Arguments { kernel, initrd, image, memory, .. } = arguments;
+    let Arguments { kernel, initrd, image, memory, groups, .. } = arguments;
     let asked = [("kernel", kernel), ("initrd", initrd), ("image", image)];
-    let asked = asked.into_iter().filter_map(|(key, path)| Some((key, path.clone()?)));
+    let asked: Vec<_> =
+        asked.into_iter().filter_map(|(key, path)| Some((key, path.clone()?))).collect();
     let guest = GuestKernel::Distribution;
     let distribution = [("kernel", guest.vmlinux()), ("initrd", guest.initrd())];
+    let template = || {
+        let file = configure(directory.join("template.toml"), *memory, asked.clone())?;
+        make_template(&file, &directory.join("template"))?;
+        Ok::<_, anyhow::Error>(file)
+    };
+    let wants_template = image.is_none() && groups.contains(&Group::Start);
     Ok(Configurations {
-        under_test: configure(directory.join("configuration.toml"), *memory, asked)?,
+        under_test: configure(directory.join("configuration.toml"), *memory, asked.clone())?,
         distribution: configure(directory.join("distribution.toml"), *memory, distribution)?,
+        template: wants_template.then(template).transpose()?,
     })
+}
+
+/// Has the sandboxes of a configuration go on from a template, which is made.
+fn make_template(configuration: &Path, place: &Path) -> Result<()> {
+    let lines = format!("enable_template = true\ntemplate_path = '{}'\n", place.display());
+    let text = fs::read_to_string(configuration).context("no configuration")? + &lines;
+    fs::write(configuration, text).context("cannot write a configuration")?;
+    let mut command = Command::new(Installation::under_test().bin().join("kata-runtime"));
+    command.env("KATA_CONF_FILE", configuration).args(["factory", "init"]);
+    Client::spawn(command, Input::Nothing)?.wait()?.success().map(drop)
 }
 
 /// Writes a configuration with this memory in MiB, and these assets.

@@ -38,6 +38,8 @@ pub(crate) enum Subject {
     Distribution,
     /// The runtime under test.
     Kata,
+    /// The same, with a guest that goes on from a template.
+    Template,
     /// The reference.
     Runc,
     /// gVisor.
@@ -45,14 +47,16 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Floor, Self::Distribution, Self::Kata, Self::Runc, Self::Runsc];
+    /// The order is that of the colours in the picture.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Floor, Self::Distribution, Self::Kata, Self::Runc, Self::Runsc, Self::Template];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Floor => "floor",
             Self::Distribution => "distro",
             Self::Kata => "kata",
+            Self::Template => "template",
             Self::Runc => "runc",
             Self::Runsc => "runsc",
         }

@@ -39,6 +39,9 @@ pub(crate) fn targets(
     let against = |metric, subject| Some((kata(metric)?, values.median(metric, subject)?));
     let burst = |metric, count: f64| Some(kata(metric)? * cores / (count * kata(metric::ONE)?));
     let run = against(metric::RUN, Subject::Floor).map(|(kata, floor)| kata / floor);
+    let template = values
+        .median(metric::RUN, Subject::Template)
+        .and_then(|template| Some(template / values.median(metric::RUN, Subject::Floor)?));
     let distributions = kata(metric::RUN_DISTRIBUTION)
         .and_then(|kata| Some(kata / values.median(metric::BOOT, Subject::Distribution)?));
     let to_init = |subject| values.median(metric::TO_INIT, subject);
@@ -55,6 +58,7 @@ pub(crate) fn targets(
     };
     let found = [
         ("time of ctr run --rm … true ÷ the floor", run, "", 1.5),
+        ("time of ctr run --rm … true ÷ the floor, from a template", template, "", 1.5),
         ("time of ctr run --rm … true ÷ the floor, distribution's kernel", distributions, "", 2.0),
         ("kernel to init, small kernel ÷ distribution's kernel", kernels, "", 0.5),
         ("extra time of ctr task exec … true over runc", exec, "ms", 60.0),

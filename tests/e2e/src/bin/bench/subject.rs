@@ -31,6 +31,9 @@ pub(crate) struct Configurations {
     pub(crate) under_test: PathBuf,
     /// The same memory, with the distribution's kernel and its initial ramdisk.
     pub(crate) distribution: PathBuf,
+    /// As under test, with a template, which is there; `None` where the guest boots from an image,
+    /// of which there is none.
+    pub(crate) template: Option<PathBuf>,
 }
 
 impl<'a> Subjects<'a> {
@@ -64,6 +67,11 @@ impl<'a> Subjects<'a> {
         all
     }
 
+    /// Whether guests can go on from a template.
+    pub(crate) fn has_template(&self) -> bool {
+        self.configurations.template.is_some()
+    }
+
     pub(crate) fn containerd(&self) -> &'a Containerd {
         self.containerd
     }
@@ -76,10 +84,12 @@ impl<'a> Subjects<'a> {
                 run.under(Runtime::Runc).option("--runc-binary", &script.display().to_string())
             }
             (Subject::Runc | Subject::Runsc, _) => run.under(Runtime::Runc),
-            (Subject::Kata | Subject::Floor | Subject::Distribution, _) => {
-                let file = match subject {
-                    Subject::Distribution => &self.configurations.distribution,
-                    _ => &self.configurations.under_test,
+            (Subject::Kata | Subject::Floor | Subject::Distribution | Subject::Template, _) => {
+                let Configurations { under_test, distribution, template } = self.configurations;
+                let file = match (subject, template) {
+                    (Subject::Distribution, _) => distribution,
+                    (Subject::Template, Some(template)) => template,
+                    _ => under_test,
                 };
                 let file = file.display().to_string();
                 run.under(Runtime::Kata).option("--runtime-config-path", &file)
