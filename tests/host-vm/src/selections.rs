@@ -286,5 +286,8 @@ pub(crate) const TABLE: &[Row] = &[
     qemu("file_server", ByHand(ABOVE)),
     qemu("guest", ByHand(ABOVE)),
     qemu("huge_pages", ByHand(TIME)),
-    qemu("template", Whole),
+    qemu(
+        "template",
+        Only(&["sandboxes_go_on_from_one_guest_and_have_nothing_of_it_in_common"], TIME),
+    ),
 ];
