@@ -30,7 +30,7 @@ use crate::image::Image;
 use crate::leaks::{EngineTraces, Machine};
 use crate::mark::Mark;
 use crate::name_server::NameServer;
-use crate::netns::Netns;
+use crate::netns::{Netns, PICTURE};
 use crate::process::{Part, Process, await_part, parts_of};
 use crate::runtime::{Installation, Runtime};
 use crate::scenario::sweep;
@@ -303,6 +303,12 @@ impl Engine {
         let mut shell = self.network.command("sh");
         shell.args(["-c", script]);
         client::run(shell)
+    }
+
+    /// All that there is to see of the network that is the host's for this engine, but for counters
+    /// and clocks.
+    pub fn picture_of_host(&self) -> Result<String> {
+        self.on_host(PICTURE)?.success()
     }
 
     /// A name server at an address of the network that is the host's for this engine. It knows one

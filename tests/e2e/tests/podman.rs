@@ -242,9 +242,24 @@ fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
         return Ok(());
     }
     podman(|podman| {
-        let refusal = podman.run("--rm --network host", "true").output()?.failure()?;
-        assert!(refusal.contains("the host's network cannot be shared with a VM"), "{refusal}");
-        assert_eq!(refusal.trim().lines().count(), 1, "{refusal}");
+        // What another container would be given to a VM. Without duplicate address detection, which
+        // would change the picture after a second or two.
+        let cable = "for f in all default; do echo 0 > /proc/sys/net/ipv6/conf/$f/accept_dad; done
+            ip link add eth0 type veth peer name far && ip link set far up && \
+            ip address add 10.99.0.2/24 dev eth0 && ip link set eth0 up && \
+            until ip link show eth0 | grep -q 'state UP'; do :; done; ip netns identify";
+        let host = podman.on_host(cable)?.success()?;
+        let before = podman.picture_of_host()?;
+        for (network, why) in [
+            ("host".to_owned(), "the host's network cannot be shared with a VM"),
+            (format!("ns:/run/netns/{}", host.trim()), "is the host's own"),
+        ] {
+            let run = podman.run(&format!("--rm --network {network}"), "true");
+            let refusal = run.output()?.failure()?;
+            assert!(refusal.contains(why), "{network}: {refusal}");
+            assert_eq!(refusal.trim().lines().count(), 1, "{network}: {refusal}");
+            assert_eq!(podman.picture_of_host()?, before, "{network}");
+        }
         Ok(())
     })
 }

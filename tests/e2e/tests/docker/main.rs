@@ -277,9 +277,11 @@ fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
 }
 
 fn refuses_the_hosts_network(docker: &Engine) -> Result<()> {
+    let before = docker.picture_of_host()?;
     let refusal = docker.run("--rm --network host", "true").output()?.failure()?;
     // Docker 28 names no namespace any more.
     assert!(refusal.contains("cannot be shared with a VM"), "{refusal}");
+    assert_eq!(docker.picture_of_host()?, before);
     Ok(())
 }
 
