@@ -225,11 +225,17 @@ fn health_is_checked_and_failures_are_started_again() -> Result<()> {
 }
 
 fn looks_after_containers(docker: &Engine) -> Result<()> {
-    let health = "--health-cmd true --health-interval 1s";
+    let health = "--health-cmd cat</srv/of-user --health-interval 1s --health-retries 2";
     docker.start("web", &format!("--network none {health}"), SERVER)?;
     let events = docker.attach("events --since 0 --filter container=web", Input::Nothing)?;
-    events.expect("health_status: healthy")?;
-    assert_eq!(docker.inspect("web", "{{.State.Health.Status}}")?, "healthy");
+    let is_said_to_be = |health: &str| {
+        events.expect(&format!("health_status: {health}"))?;
+        assert_eq!(docker.inspect("web", "{{.State.Health.Status}}")?, health);
+        anyhow::Ok(())
+    };
+    is_said_to_be("healthy")?;
+    docker.shell("web", "rm /srv/of-user")?;
+    is_said_to_be("unhealthy")?;
     docker.succeed("rm --force web")?;
 
     docker.succeed("volume create count")?;
