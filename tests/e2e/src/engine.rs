@@ -364,6 +364,14 @@ impl Engine {
         Ok(())
     }
 
+    /// Asks Docker's daemon to end, as for a reboot, and starts it again on the same directories.
+    pub fn restart_daemon(&self) -> Result<()> {
+        let mut daemon = self.daemon();
+        daemon.take().context("this engine has no daemon")?.stop()?;
+        *daemon = Some(Dockerd::start(self)?);
+        Ok(())
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }

@@ -14,6 +14,9 @@ use serde_json::Value;
 /// Says `up`, and ends at SIGTERM with code 3.
 const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
 
+/// Ends well when it runs for the first time with a volume `/count`, and goes on from then on.
+const ENDS_ONCE: &str = "echo x >> /count/runs; [ $(wc -l < /count/runs) -gt 1 ] || exit 0";
+
 /// The first release that calls `features` of each runtime when it starts.
 const ASKS_FOR_FEATURES: u32 = 25;
 
@@ -251,6 +254,47 @@ fn looks_after_containers(docker: &Engine) -> Result<()> {
     assert_eq!(docker.succeed("logs again")?, "third");
     docker.succeed("rm again")?;
     docker.succeed("volume rm count").map(drop)
+}
+
+/// Also after a good end, unlike with `on-failure`.
+#[test]
+fn whatever_ends_is_started_again_until_it_is_stopped() -> Result<()> {
+    docker(starts_again)
+}
+
+fn starts_again(docker: &Engine) -> Result<()> {
+    let policies = ["always", "unless-stopped"];
+    // Each is called like its policy.
+    for policy in policies {
+        docker.succeed(&format!("volume create {policy}"))?;
+        let flags = format!("--network none --restart {policy} --volume {policy}:/count");
+        docker.start(policy, &flags, &format!("{ENDS_ONCE}; {SERVER}"))?;
+    }
+    let tells = |policy: &str, events: &str| {
+        let words = format!(
+            "events --since 0 --filter container={policy} --filter event=die --filter event=start --format {{{{.Action}}}}"
+        );
+        docker.attach(&words, Input::Nothing)?.expect(events)
+    };
+    for policy in policies {
+        tells(policy, "die\nstart\n")?;
+        docker.says(policy, "up")?;
+        docker.succeed(&format!("stop {policy}"))?;
+        let end = "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}";
+        assert_eq!(docker.inspect(policy, end)?, "exited 3 1");
+    }
+    // The first time it finds the container stopped, then it stops it.
+    for runs in ["3", "4"] {
+        docker.restart_daemon()?;
+        tells("always", "start\n")?;
+        assert_eq!(docker.shell("always", "wc -l < /count/runs")?, runs);
+        assert_eq!(docker.inspect("unless-stopped", "{{.State.Status}}")?, "exited");
+    }
+    for policy in policies {
+        docker.succeed(&format!("rm --force {policy}"))?;
+        docker.succeed(&format!("volume rm {policy}"))?;
+    }
+    Ok(())
 }
 
 #[test]
