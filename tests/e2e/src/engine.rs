@@ -30,7 +30,7 @@ use crate::image::Image;
 use crate::leaks::{EngineTraces, Machine};
 use crate::mark::Mark;
 use crate::name_server::NameServer;
-use crate::netns::Netns;
+use crate::netns::{Netns, PICTURE};
 use crate::process::{Part, Process, await_part, parts_of};
 use crate::runtime::{Installation, Runtime};
 use crate::scenario::sweep;
@@ -305,6 +305,12 @@ impl Engine {
         client::run(shell)
     }
 
+    /// All that there is to see of the network that is the host's for this engine, but for counters
+    /// and clocks.
+    pub fn picture_of_host(&self) -> Result<String> {
+        self.on_host(PICTURE)?.success()
+    }
+
     /// A name server at an address of the network that is the host's for this engine. It knows one
     /// name, with one address.
     pub fn name_server(&self, at: Ipv4Addr, name: &str, address: Ipv4Addr) -> Result<NameServer> {
@@ -354,6 +360,14 @@ impl Engine {
         }
         // Where PID 1 is slow to reap, dockerd would take the dead one for a living one.
         let _ = fs::remove_file(self.file("exec/containerd/containerd.pid"));
+        *daemon = Some(Dockerd::start(self)?);
+        Ok(())
+    }
+
+    /// Asks Docker's daemon to end, as for a reboot, and starts it again on the same directories.
+    pub fn restart_daemon(&self) -> Result<()> {
+        let mut daemon = self.daemon();
+        daemon.take().context("this engine has no daemon")?.stop()?;
         *daemon = Some(Dockerd::start(self)?);
         Ok(())
     }

@@ -68,7 +68,7 @@ pub use image::Image;
 pub use mark::Mark;
 pub use measure::{Mapping, Share, Summary, let_it_settle};
 pub use name_server::NameServer;
-pub use netns::dial_in;
+pub use netns::{dial_in, picture_of_this_machine};
 pub use packages::{PackageRoot, Suite};
 pub use process::{Part, Process, await_part, parts_of};
 pub use pty::resize;

@@ -18,6 +18,25 @@ use crate::mark::Mark;
 /// How their names begin; the mark comes after it.
 const PREFIX: &str = "host-of-";
 
+/// For a shell: shows all of the network that it is in, but for counters and clocks.
+pub(crate) const PICTURE: &str = r"
+    ip -d link | sed 's/_timer *[0-9.]*//g'
+    ip address | grep -v valid_lft
+    ip rule
+    ip -6 rule
+    ip -4 route show table all
+    ip -6 route show table all | sed 's/ expires [0-9]*sec//'
+    ip neighbour show nud permanent
+    tc qdisc
+    for link in $(ip -o link | sed 's/^[0-9]*: \([^:@]*\).*/\1/'); do
+        for side in root ingress egress; do
+            # One that is not there is no error.
+            tc filter show dev $link $side 2> /dev/null
+        done
+    done
+    true
+";
+
 /// One network namespace with a name. It goes when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Netns {
@@ -56,6 +75,14 @@ impl Netns {
         path.parent() == Some(Path::new("/run/netns"))
             && path.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
     }
+}
+
+/// All that there is to see of the network that the tests themselves are in, but for counters and
+/// clocks.
+pub fn picture_of_this_machine() -> Result<String> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", PICTURE]);
+    client::run(shell)?.success()
 }
 
 /// Connects in the network namespace at a path to a TCP server there.

@@ -12,6 +12,7 @@ use crate::command_line::CommandLine;
 use crate::containerd::Containerd;
 use crate::deadline::Deadline;
 use crate::name_server::NameServer;
+use crate::netns::PICTURE;
 
 /// Two namespaces: one for a container, as a CNI plugin would prepare it, and one that stands for
 /// the rest of the world. It goes when it is dropped.
@@ -136,7 +137,7 @@ impl Wire {
 
     /// Everything that there is to see in the container's namespace, but for counters.
     pub fn picture(&self) -> Result<String> {
-        self.inside("ip -d link; ip address; ip route; ip -6 route; ip neighbour show nud permanent; tc qdisc; tc filter show dev eth0 parent ffff: 2>&1 | head -1")
+        self.inside(PICTURE)
     }
 
     /// Waits until the container's namespace shows this picture again.

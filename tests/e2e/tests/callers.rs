@@ -1,13 +1,21 @@
 //! What callers of an OCI runtime trip over: descriptors, children, and flags of runc's.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
-use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, IDLE, Input, Installation, Part, Process, Runtime, only_a_vm};
+use anyhow::{Context, Result, bail, ensure};
+use kata_e2e::{
+    CommandLine, Deadline, IDLE, Input, Installation, Part, Process, Runtime, only_a_vm,
+};
+use rustix::process::Uid;
+use rustix::thread::set_thread_uid;
 use serde_json::{Value, json};
 
 /// Engines wait for the end of pipes that they have given to the runtime, and of descriptors that
@@ -304,6 +312,59 @@ fn socket_of_the_sandboxs_owner_is_roots_alone() -> Result<()> {
         }
         host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
     })
+}
+
+/// Whatever was done to the modes of its sockets and of the directories that they are in.
+#[test]
+fn owner_of_a_sandbox_answers_root_alone() -> Result<()> {
+    if !only_a_vm("kata-proxy's sockets") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", IDLE, |spec| spec)?;
+        host.create("c", &bundle)?;
+        let (root, nobody) = (Uid::ROOT, Uid::from_raw(65534));
+        let of_tasks = host.file(&format!("state/.sandboxes/{}/proxy.sock", host.id("c")));
+        let of_the_guest = Path::new("/run/kata").join(host.id("c")).join("guest.sock");
+        for (socket, question) in
+            [(&of_tasks, REQUEST_FOR_NOTHING), (&of_the_guest, b"CONSOLE\n".as_slice())]
+        {
+            let place = socket.parent().context("a socket is in a directory")?;
+            for (path, mode) in [(socket.as_path(), 0o666), (place, 0o755)] {
+                fs::set_permissions(path, Permissions::from_mode(mode))?;
+            }
+            assert!(is_answered(socket, question, root)?, "{}", socket.display());
+            assert!(!is_answered(socket, question, nobody)?, "{}", socket.display());
+        }
+        host.logs("c", "refused a connection of another user")?;
+        assert_eq!(host.status("c")?, "created");
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+/// A frame of ttrpc without a body, on the stream 1. The answer is that there is no such method.
+const REQUEST_FOR_NOTHING: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 1, 1, 0];
+
+/// Whether somebody with this user id can connect to the socket, and hears anything. To the kernel
+/// each thread has a user of its own.
+fn is_answered(socket: &Path, question: &[u8], user: Uid) -> Result<bool> {
+    // Entered by a descriptor, so that the modes of the directories above it do not matter.
+    let place = File::open(socket.parent().context("a socket is in a directory")?)?;
+    let name = socket.file_name().context("a socket has a name")?;
+    let path = Path::new("/proc/self/fd").join(place.as_raw_fd().to_string()).join(name);
+    let ask = || {
+        set_thread_uid(user)?;
+        let mut connection = UnixStream::connect(path)?;
+        connection.set_read_timeout(Some(Deadline::for_command().remaining()))?;
+        // Where nobody listens to it the answer says so.
+        let _ = connection.write_all(question);
+        match connection.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(false),
+            read => Ok(read? > 0),
+        }
+    };
+    let answer = thread::scope(|scope| scope.spawn(ask).join());
+    answer.unwrap_or_else(|_| bail!("the thread panicked")).with_context(|| format!("as {user:?}"))
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::process::Command;
 
 use anyhow::Result;
 use kata_e2e::{
-    CommandLine, Configuration, Container, Containerd, Deadline, Image, Input, Part, Run, Runtime,
-    Scenario, Spec, Wire, has_macvtap, hypervisor_under_test, only_a_vm, parts_of, scenario,
+    Client, CommandLine, Configuration, Container, Containerd, Deadline, Image, Input, Part, Run,
+    Runtime, Scenario, Spec, Wire, has_macvtap, hypervisor_under_test, only_a_vm, parts_of,
+    picture_of_this_machine, scenario,
 };
 use rustix::process::Signal;
 use serde_json::json;
@@ -196,12 +198,44 @@ fn hosts_namespace_is_refused_in_one_sentence() -> Result<()> {
         return Ok(());
     }
     scenario(|containerd| {
+        let before = picture_of_this_machine()?;
         let refused = |run: Run<'_>| run.output()?.failure();
         let flag = refused(containerd.run(["true"]).flag("--net-host"))?;
         assert!(flag.contains("host's network"), "{flag}");
         let path = &format!("network:/proc/{}/ns/net", containerd.pid());
         let path = refused(containerd.run(["true"]).option("--with-ns", path))?;
         assert!(path.contains("is the host's own"), "{path}");
+        assert_eq!(picture_of_this_machine()?, before);
+        Ok(())
+    })
+}
+
+/// By hand, where the host's is the one that the runtime is called in.
+#[test]
+fn hosts_namespace_is_refused_by_the_command_line_and_nothing_in_it_is_touched() -> Result<()> {
+    if !only_a_vm("the refusal of the host's network") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let wire = Wire::by_hand(host)?;
+        let pictures = || anyhow::Ok([wire.picture()?, picture_of_this_machine()?]);
+        let before = pictures()?;
+        let without = |spec: Spec| spec.set("/linux/namespaces", json!([{ "type": "mount" }]));
+        for (bundle, why) in [
+            (host.bundle("a", "true", without)?, "the host's network cannot be shared with a VM"),
+            (host.bundle("b", "true", |spec| spec.in_network(&wire.path()))?, "is the host's own"),
+        ] {
+            let bundle = bundle.display().to_string();
+            let create = host.command(&["create", "--bundle", &bundle, &host.id("c")]);
+            let mut inside = Command::new("nsenter");
+            inside.arg(format!("--net={}", wire.path()));
+            inside.arg(create.get_program()).args(create.get_args());
+            let refusal = Client::spawn(inside, Input::Nothing)?.wait()?.failure()?;
+            assert!(refusal.contains(why), "{refusal}");
+            assert_eq!(refusal.trim().lines().count(), 1, "{refusal}");
+            assert_eq!(host.status("c")?, "gone");
+            assert_eq!(pictures()?, before, "{why}");
+        }
         Ok(())
     })
 }

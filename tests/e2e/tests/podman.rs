@@ -4,11 +4,14 @@ use std::fs;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Deadline, Engine, Input, Installation, Part, only_a_vm, podman};
+use kata_e2e::{CommandLine, Deadline, Engine, Input, Installation, Part, only_a_vm, podman};
 use rustix::process::Signal;
 
 /// Says `up`, and ends at SIGTERM with code 3.
 const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
+
+/// Ends well when it runs for the first time with a volume `/count`, and goes on from then on.
+const ENDS_ONCE: &str = "echo x >> /count/runs; [ $(wc -l < /count/runs) -gt 1 ] || exit 0";
 
 #[test]
 fn run_is_like_any_other_run() -> Result<()> {
@@ -242,9 +245,24 @@ fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
         return Ok(());
     }
     podman(|podman| {
-        let refusal = podman.run("--rm --network host", "true").output()?.failure()?;
-        assert!(refusal.contains("the host's network cannot be shared with a VM"), "{refusal}");
-        assert_eq!(refusal.trim().lines().count(), 1, "{refusal}");
+        // What another container would be given to a VM. Without duplicate address detection, which
+        // would change the picture after a second or two.
+        let cable = "for f in all default; do echo 0 > /proc/sys/net/ipv6/conf/$f/accept_dad; done
+            ip link add eth0 type veth peer name far && ip link set far up && \
+            ip address add 10.99.0.2/24 dev eth0 && ip link set eth0 up && \
+            until ip link show eth0 | grep -q 'state UP'; do :; done; ip netns identify";
+        let host = podman.on_host(cable)?.success()?;
+        let before = podman.picture_of_host()?;
+        for (network, why) in [
+            ("host".to_owned(), "the host's network cannot be shared with a VM"),
+            (format!("ns:/run/netns/{}", host.trim()), "is the host's own"),
+        ] {
+            let run = podman.run(&format!("--rm --network {network}"), "true");
+            let refusal = run.output()?.failure()?;
+            assert!(refusal.contains(why), "{network}: {refusal}");
+            assert_eq!(refusal.trim().lines().count(), 1, "{network}: {refusal}");
+            assert_eq!(podman.picture_of_host()?, before, "{network}");
+        }
         Ok(())
     })
 }
@@ -362,6 +380,37 @@ fn health_is_checked_and_failures_are_started_again() -> Result<()> {
         assert_eq!(podman.succeed("logs again")?, "third");
         podman.succeed("rm again")?;
         podman.succeed("volume rm count").map(drop)
+    })
+}
+
+/// Also after a good end, unlike with `on-failure`.
+#[test]
+fn whatever_ends_is_started_again_until_it_is_stopped() -> Result<()> {
+    podman(|podman| {
+        for policy in ["always", "unless-stopped"] {
+            podman.succeed("volume create count")?;
+            let flags = format!("--network none --restart {policy} --volume count:/count");
+            podman.start("web", &flags, &format!("{ENDS_ONCE}; {SERVER}"))?;
+            let events = "events --since 1h --filter container=web --filter event=restart \
+                --filter event=start --format {{.Status}}";
+            podman.attach(events, Input::Nothing)?.expect("restart\nstart\n")?;
+            // Podman 4 follows a log only until the first end of its container.
+            CommandLine::until(|| Ok(podman.succeed("logs web")? == "up"))?;
+
+            let monitors = podman.parts_of("web", Part::Monitor)?;
+            ensure!(!monitors.is_empty(), "nobody watches it");
+            podman.succeed("stop web")?;
+            // Whoever watches it decides whether it is started again.
+            for monitor in monitors {
+                ensure!(monitor.ends(Deadline::for_command())?, "conmon lives on");
+            }
+            let end = "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}";
+            assert_eq!(podman.inspect("web", end)?, "exited 3 1", "{policy}");
+            assert_eq!(podman.succeed("logs web")?, "up\nbye", "{policy}");
+            podman.succeed("rm web")?;
+            podman.succeed("volume rm count")?;
+        }
+        Ok(())
     })
 }
 

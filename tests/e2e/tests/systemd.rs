@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Engine, Part, Process, docker_with_systemd, only_a_vm, podman_with_systemd};
+use kata_e2e::{Engine, Input, Part, Process, docker_with_systemd, only_a_vm, podman_with_systemd};
 
 /// Says `up`, and ends at SIGTERM with code 3.
 const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
@@ -44,8 +44,7 @@ fn lives(engine: &Engine, scope: &str, figures: &str) -> Result<()> {
     is_in(engine, scope)?;
     is_counted(engine, scope, figures)?;
     // systemd looks at all of its cgroups again, and at what it has not made itself.
-    let reload = Command::new("systemctl").arg("daemon-reload").status();
-    ensure!(reload.context("cannot run systemctl")?.success(), "systemd does not reload");
+    systemctl("daemon-reload", std::iter::empty())?;
     is_in(engine, scope)?;
     is_counted(engine, scope, figures)?;
     engine.succeed("update --cpus 1 web")?;
@@ -133,5 +132,54 @@ fn pods_slice_holds_its_members_and_goes_with_it() -> Result<()> {
         ensure!(used > OF_A_GUEST || !only_a_vm("a guest's memory"), "{slice}: {used} bytes only");
         podman.succeed("pod rm --force --time 1 pod")?;
         goes(&slice)
+    })
+}
+
+/// What services of systemd's are told besides, until this is dropped.
+struct Told(Vec<String>);
+
+impl Told {
+    fn tell(variables: &[(&str, PathBuf)]) -> Result<Self> {
+        let pairs = variables.iter().map(|(name, path)| format!("{name}={}", path.display()));
+        systemctl("set-environment", pairs)?;
+        Ok(Self(variables.iter().map(|(name, _)| (*name).to_owned()).collect()))
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // The test's own result counts more.
+        let _ = systemctl("unset-environment", self.0.drain(..));
+    }
+}
+
+fn systemctl(command: &str, words: impl Iterator<Item = String>) -> Result<()> {
+    let status = Command::new("systemctl").arg(command).args(words).status();
+    ensure!(status.context("cannot run systemctl")?.success(), "systemctl {command} has failed");
+    Ok(())
+}
+
+/// Docker's daemon looks itself. Podman has a timer of systemd's call it, which passes the id on,
+/// and nothing about this Podman's directories.
+#[test]
+fn podmans_health_checks_come_from_a_timer() -> Result<()> {
+    podman_with_systemd(|podman| {
+        let _told = Told::tell(&[
+            ("CONTAINERS_CONF", podman.file("containers.conf")),
+            ("CONTAINERS_STORAGE_CONF", podman.file("storage.conf")),
+        ])?;
+        let health = "--health-cmd cat</srv/of-user --health-interval 1s --health-retries 2";
+        podman.start("web", &format!("--network none {health}"), SERVER)?;
+        let events = "events --since 1h --filter container=web --filter event=health_status";
+        let events = podman.attach(events, Input::Nothing)?;
+        let is_said_to_be = |health: &str| {
+            events.expect(&format!("health_status={health}"))?;
+            assert_eq!(podman.inspect("web", "{{.State.Health.Status}}")?, health);
+            anyhow::Ok(())
+        };
+        is_said_to_be("healthy")?;
+        podman.shell("web", "rm /srv/of-user")?;
+        is_said_to_be("unhealthy")?;
+        podman.succeed("rm --force --time 0 web").map(drop)
     })
 }

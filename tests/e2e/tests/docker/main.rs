@@ -14,6 +14,9 @@ use serde_json::Value;
 /// Says `up`, and ends at SIGTERM with code 3.
 const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
 
+/// Ends well when it runs for the first time with a volume `/count`, and goes on from then on.
+const ENDS_ONCE: &str = "echo x >> /count/runs; [ $(wc -l < /count/runs) -gt 1 ] || exit 0";
+
 /// The first release that calls `features` of each runtime when it starts.
 const ASKS_FOR_FEATURES: u32 = 25;
 
@@ -225,11 +228,17 @@ fn health_is_checked_and_failures_are_started_again() -> Result<()> {
 }
 
 fn looks_after_containers(docker: &Engine) -> Result<()> {
-    let health = "--health-cmd true --health-interval 1s";
+    let health = "--health-cmd cat</srv/of-user --health-interval 1s --health-retries 2";
     docker.start("web", &format!("--network none {health}"), SERVER)?;
     let events = docker.attach("events --since 0 --filter container=web", Input::Nothing)?;
-    events.expect("health_status: healthy")?;
-    assert_eq!(docker.inspect("web", "{{.State.Health.Status}}")?, "healthy");
+    let is_said_to_be = |health: &str| {
+        events.expect(&format!("health_status: {health}"))?;
+        assert_eq!(docker.inspect("web", "{{.State.Health.Status}}")?, health);
+        anyhow::Ok(())
+    };
+    is_said_to_be("healthy")?;
+    docker.shell("web", "rm /srv/of-user")?;
+    is_said_to_be("unhealthy")?;
     docker.succeed("rm --force web")?;
 
     docker.succeed("volume create count")?;
@@ -245,6 +254,47 @@ fn looks_after_containers(docker: &Engine) -> Result<()> {
     assert_eq!(docker.succeed("logs again")?, "third");
     docker.succeed("rm again")?;
     docker.succeed("volume rm count").map(drop)
+}
+
+/// Also after a good end, unlike with `on-failure`.
+#[test]
+fn whatever_ends_is_started_again_until_it_is_stopped() -> Result<()> {
+    docker(starts_again)
+}
+
+fn starts_again(docker: &Engine) -> Result<()> {
+    let policies = ["always", "unless-stopped"];
+    // Each is called like its policy.
+    for policy in policies {
+        docker.succeed(&format!("volume create {policy}"))?;
+        let flags = format!("--network none --restart {policy} --volume {policy}:/count");
+        docker.start(policy, &flags, &format!("{ENDS_ONCE}; {SERVER}"))?;
+    }
+    let tells = |policy: &str, events: &str| {
+        let words = format!(
+            "events --since 0 --filter container={policy} --filter event=die --filter event=start --format {{{{.Action}}}}"
+        );
+        docker.attach(&words, Input::Nothing)?.expect(events)
+    };
+    for policy in policies {
+        tells(policy, "die\nstart\n")?;
+        docker.says(policy, "up")?;
+        docker.succeed(&format!("stop {policy}"))?;
+        let end = "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}";
+        assert_eq!(docker.inspect(policy, end)?, "exited 3 1");
+    }
+    // The first time it finds the container stopped, then it stops it.
+    for runs in ["3", "4"] {
+        docker.restart_daemon()?;
+        tells("always", "start\n")?;
+        assert_eq!(docker.shell("always", "wc -l < /count/runs")?, runs);
+        assert_eq!(docker.inspect("unless-stopped", "{{.State.Status}}")?, "exited");
+    }
+    for policy in policies {
+        docker.succeed(&format!("rm --force {policy}"))?;
+        docker.succeed(&format!("volume rm {policy}"))?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -277,9 +327,11 @@ fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
 }
 
 fn refuses_the_hosts_network(docker: &Engine) -> Result<()> {
+    let before = docker.picture_of_host()?;
     let refusal = docker.run("--rm --network host", "true").output()?.failure()?;
     // Docker 28 names no namespace any more.
     assert!(refusal.contains("cannot be shared with a VM"), "{refusal}");
+    assert_eq!(docker.picture_of_host()?, before);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use kata_e2e::{Part, docker_with_shim, only_a_vm};
 
 use super::{
     has_networks, holds_limits, knows_names, lives, looks_after_containers, outlives_the_daemon,
-    refuses_the_hosts_network, runs, sees_the_end_of,
+    refuses_the_hosts_network, runs, sees_the_end_of, starts_again,
 };
 
 #[test]
@@ -41,6 +41,11 @@ fn limits_hold_in_the_guest() -> Result<()> {
 #[test]
 fn health_is_checked_and_failures_are_started_again() -> Result<()> {
     docker_with_shim(None, looks_after_containers)
+}
+
+#[test]
+fn whatever_ends_is_started_again_until_it_is_stopped() -> Result<()> {
+    docker_with_shim(None, starts_again)
 }
 
 #[test]
