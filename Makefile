@@ -241,7 +241,7 @@ check: build-deps
 	fi
 	$(CARGO) test $(CARGO_FLAGS) --workspace --exclude=kata-e2e --exclude=kata-kubernetes --exclude=kata-guest-tests \
 	    --exclude=kata-host-vm --exclude=kata-qemu --exclude=kata-driver-contract
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-host-vm --package=kata-qemu --lib
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-host-vm --package=kata-qemu --lib --bins
 
 .PHONY: test
 test: check kernel all distribution-guest engines
