@@ -1,5 +1,5 @@
-//! CPUs and memory that come and go while the guest runs: the kernel sees what was added, somebody
-//! has to switch it on, and CPUs off before they go.
+//! What comes and goes while the guest runs. CPUs and memory the kernel sees, somebody has to switch
+//! them on, and CPUs off before they go; devices it sees too, but late.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,14 +14,8 @@ use crate::uevent::Uevents;
 const CPUS: &str = "/sys/devices/system/cpu";
 const MEMORY: &str = "/sys/devices/system/memory";
 
-/// The virtio devices that the kernel has found.
-const VIRTIO: &str = "/sys/bus/virtio/devices";
-
-/// The PCI devices that it has found.
+/// The PCI devices that the kernel has found.
 const PCI: &str = "/sys/bus/pci/devices";
-
-/// The type of a virtio device that is a file system (virtio 1.2, 5), as sysfs tells it.
-const FILE_SYSTEM: &str = "0x001a";
 
 /// Why CPUs or memory could not be switched on.
 #[derive(Debug, thiserror::Error)]
@@ -134,17 +128,14 @@ fn keep_first(list: &Path, count: u32) -> Result<u32, HotplugError> {
     Ok(on)
 }
 
-/// Looks for file systems that the host shares, and where there is none, for devices in ports that
-/// the kernel has not looked into: a guest that goes on from a template has been given some. They
-/// are there when this returns, whatever they are. By itself the kernel takes 100 ms more.
+/// Has the kernel look into the ports that something is in: a guest that goes on from a template
+/// has been given devices. They are there when this returns, also those that the kernel has begun
+/// to look at by itself, for which it takes 100 ms.
 ///
 /// # Errors
 ///
-/// Fails when the kernel does not look for them; a machine without such ports has none to find.
-pub fn find_shares() -> io::Result<()> {
-    if has_virtio(Path::new(VIRTIO), FILE_SYSTEM) {
-        return Ok(());
-    }
+/// Fails when the kernel does not look; a machine without such ports has nothing to find.
+pub fn find_devices() -> io::Result<()> {
     for port in fs::read_dir(PCI).into_iter().flatten().flatten() {
         let port = port.path();
         let config = File::open(port.join("config"))?;
@@ -157,12 +148,6 @@ pub fn find_shares() -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn has_virtio(devices: &Path, wanted: &str) -> bool {
-    let kind = |device: fs::DirEntry| fs::read_to_string(device.path().join("device")).ok();
-    let devices = fs::read_dir(devices).into_iter().flatten().flatten();
-    devices.filter_map(kind).any(|kind| kind.trim() == wanted)
 }
 
 /// Switches on every memory block that is off.
@@ -271,18 +256,6 @@ mod tests {
         assert_eq!(states(), ["0", "0", "0"]);
         assert!(!switch("cpu0").exists());
         assert_eq!(fs::read_to_string(switch("cpuidle")).unwrap(), "x");
-    }
-
-    #[test]
-    fn virtio_device_is_known_by_its_type() {
-        let devices = tempfile::tempdir().unwrap();
-        for (name, kind) in [("virtio0", "0x0003\n"), ("virtio1", "0x001a\n")] {
-            fs::create_dir(devices.path().join(name)).unwrap();
-            fs::write(devices.path().join(name).join("device"), kind).unwrap();
-        }
-        assert!(has_virtio(devices.path(), FILE_SYSTEM));
-        assert!(!has_virtio(devices.path(), "0x0001"));
-        assert!(!has_virtio(Path::new("/nonexistent"), FILE_SYSTEM));
     }
 
     #[test]

@@ -63,6 +63,8 @@ impl HostConfig {
             vm: defaults.vm.clone(),
             rootless: defaults.rootless,
             block_device_aio: defaults.block_device_aio,
+            // By itself it asks for nothing.
+            template_path: defaults.template_path.clone(),
             ..self.qemu.clone()
         };
         let own = own == defaults;

@@ -34,7 +34,7 @@ const PAGE_TAIL: &str = "\
 ## Other hypervisors and the Go runtime
 
 Sections `[hypervisor.NAME]` of upstream's other hypervisors may stand in the file; choosing one is an error.
-The keys of `[factory]` and `[hypervisor.qemu.factory]` are taken like those of `[hypervisor.qemu]`, `seccompsandbox` like `seccomp_sandbox`,
+`enable_template` and `template_path` of `[factory]` and `[hypervisor.qemu.factory]` are taken like those of `[hypervisor.qemu]`, `seccompsandbox` like `seccomp_sandbox`,
 `dial_timeout` in `[agent.kata]` (seconds) like `reconnect_timeout_ms`, and
 `create_container_timeout` in `[runtime]` like the one in `[agent.kata]`.
 

@@ -286,6 +286,14 @@ pub enum HypervisorError {
         #[source]
         source: std::io::Error,
     },
+    /// The guest could not go on from its template. By a boot, without [`VmSpec::template`], it may
+    /// start all the same.
+    #[error("the guest cannot go on from its template")]
+    Template {
+        /// Why not.
+        #[source]
+        source: Box<HypervisorError>,
+    },
     /// The driver cannot do it.
     #[error("the {driver} driver does not support {what}")]
     Unsupported {

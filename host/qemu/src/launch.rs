@@ -11,6 +11,7 @@ use kata_hypervisor::{DiskSpec, HypervisorError, NicSpec, ShareSource, VmSpec, V
 use kata_linux::jail::{DeviceNode, Jail, Network, Nobody};
 use kata_linux::process::{Child, Spawn, SpawnError};
 use kata_linux::user;
+use kata_log::chain;
 use tokio::net::UnixStream;
 
 use crate::accelerator::Accelerator;
@@ -27,7 +28,7 @@ use crate::machine::{Machine, Needs, Refusal};
 use crate::memory::Memory;
 use crate::own_devices::OwnDevices;
 use crate::qmp::{Deleted, Qmp};
-use crate::template::{self, Awakening, Found, Key, Made, MemoryFile, Saved};
+use crate::template::{self, Awakening, Key, Made, MemoryFile, Saved};
 use crate::vcpus::Vcpus;
 use crate::vm::QemuVm;
 use crate::{DiskIo, Host, KVM, MachineChoice, QemuSettings};
@@ -116,13 +117,12 @@ pub(crate) async fn launch(
     let later_disks = Arc::new(LaterDisks::of(spec, Arc::clone(&hot_plug), settings.disk_io));
     let told = Arc::clone(&later_disks);
     let deleted = move |device: &str| told.deleted(device);
-    let hello = greet(&program, vmm.child(), control, Box::new(deleted));
     let is_a_copy = beginning.awakening.is_some();
     let hello = async {
-        let qmp = hello.await?;
+        let qmp = greet(&program, vmm.child(), control, Box::new(deleted)).await?;
         if let Some(awakening) = beginning.awakening {
             vmm.console().set_kernel_up();
-            template::go_on(&qmp, awakening, &own_devices).await?;
+            template::go_on(vmm.child(), &qmp, awakening, &own_devices).await?;
         }
         Ok(qmp)
     };
@@ -142,44 +142,75 @@ struct Beginning {
     has_own_places: bool,
 }
 
-/// How the guest begins; and what it is made of, if it becomes a template or may be from one.
+/// How the guest begins; and what it is made of, if it becomes a template.
 fn beginning(
     spawn: &mut Spawn,
     start: Start<'_>,
     made: Made<'_>,
 ) -> Result<(Beginning, Option<Key>), HypervisorError> {
-    let Made { host, spec, append, .. } = made;
-    let setup = |what| move |source| HypervisorError::Setup { what, source };
-    // A disk is somebody's own.
-    let may_go_on = spec.template.is_some()
-        && spec.disks.is_empty()
-        && OwnDevices::fit(spec.shares.len(), spec.nics.len());
-    let wanted = matches!(start, Start::ToBeSaved(_)) || may_go_on;
-    let key = wanted.then(|| key(made)).transpose()?;
-    if let (Start::Usual, Some(directory), Some(key)) = (start, &spec.template, &key)
-        && let Some(saved) = saved_in(directory, key)
-    {
-        let goes_on = MemoryFile::new(spec.memory_mib).and_then(|memory| {
-            let memory_file = Some(pass_file(spawn, memory.descriptor()?));
-            let awakening = Some(saved.awaken(memory)?);
-            Ok(Beginning { guest: Guest::GoesOn, memory_file, awakening, has_own_places: true })
-        });
-        return Ok((goes_on.map_err(setup("a guest from the template"))?, Some(key.clone())));
+    match start {
+        Start::Usual => {
+            let saved = made.spec.template.as_deref().and_then(|place| saved(place, made));
+            let beginning = match saved {
+                Some(saved) => goes_on(spawn, made.spec, saved)?,
+                None => boots(spawn, made, None)?,
+            };
+            Ok((beginning, None))
+        }
+        Start::ToBeSaved(memory) => Ok((boots(spawn, made, Some(memory))?, Some(key(made)?))),
     }
+}
+
+/// The template in `place`, if it is of this VM; else it is said why a guest boots instead.
+fn saved(place: &Path, made: Made<'_>) -> Option<Saved> {
+    let spec = made.spec;
+    let found = if !spec.disks.is_empty() {
+        Err("a VM with disks of its own has none".to_owned())
+    } else if !OwnDevices::fit(spec.shares.len(), spec.nics.len()) {
+        Err("a VM with so many network devices has none".to_owned())
+    } else {
+        key(made).map_err(|error| chain(&error)).and_then(|key| Saved::find(place, &key))
+    };
+    let said = |why: &String| {
+        tracing::warn!(
+            "the guest boots, and does not go on from the template {}: {why}; `kata-runtime factory init` makes one",
+            place.display()
+        );
+    };
+    found.inspect_err(said).ok()
+}
+
+fn goes_on(spawn: &mut Spawn, spec: &VmSpec, saved: Saved) -> Result<Beginning, HypervisorError> {
+    let goes_on = MemoryFile::new(spec.memory_mib).and_then(|memory| {
+        let memory_file = Some(pass_file(spawn, memory.descriptor()?));
+        let awakening = Some(saved.awaken(memory)?);
+        Ok(Beginning { guest: Guest::GoesOn, memory_file, awakening, has_own_places: true })
+    });
+    goes_on.map_err(|source| {
+        let source = HypervisorError::Setup { what: "the template's memory", source };
+        HypervisorError::Template { source: Box::new(source) }
+    })
+}
+
+/// A guest that boots, with the memory that is given, if it is to be saved.
+fn boots(
+    spawn: &mut Spawn,
+    Made { host, spec, append, .. }: Made<'_>,
+    memory: Option<&MemoryFile>,
+) -> Result<Beginning, HypervisorError> {
+    let setup = |what| move |source| HypervisorError::Setup { what, source };
     let kernel = file::readable(spawn, &spec.kernel, host.root);
     let kernel = kernel.map_err(setup("the guest kernel"))?;
     let initrd = spec.root.initrd().map(|file| file::readable(spawn, file, host.root));
     let initrd = initrd.transpose().map_err(setup("the initial ramdisk"))?;
-    let memory_file = match start {
-        Start::Usual => None,
-        Start::ToBeSaved(memory) => {
-            let memory = memory.descriptor().map_err(setup("the guest's memory"))?;
-            Some(pass_file(spawn, memory))
-        }
-    };
-    let guest = Guest::Boots { kernel, initrd, append: append.to_owned() };
-    let has_own_places = memory_file.is_some();
-    Ok((Beginning { guest, memory_file, awakening: None, has_own_places }, key))
+    let descriptor = memory.map(MemoryFile::descriptor).transpose();
+    let descriptor = descriptor.map_err(setup("the guest's memory"))?;
+    Ok(Beginning {
+        guest: Guest::Boots { kernel, initrd, append: append.to_owned() },
+        memory_file: descriptor.map(|memory| pass_file(spawn, memory)),
+        awakening: None,
+        has_own_places: memory.is_some(),
+    })
 }
 
 /// The key of a VM that may be from a template, or become one.
@@ -191,20 +222,6 @@ fn key(made: Made<'_>) -> Result<Key, HypervisorError> {
         });
     }
     Key::of(made).map_err(|source| HypervisorError::Setup { what: "a template", source })
-}
-
-/// The template in `directory`, if it is of this VM; else it is said why a guest boots instead.
-fn saved_in(directory: &Path, key: &Key) -> Option<Saved> {
-    let why = match Saved::find(directory, key) {
-        Ok(Found::Saved(saved)) => return Some(saved),
-        Ok(Found::Not(why)) => why,
-        Err(error) => error.to_string(),
-    };
-    let directory = directory.display();
-    tracing::warn!(
-        "the guest boots, for the template {directory} is not of it: {why}; `kata-runtime factory init` makes one"
-    );
-    None
 }
 
 /// The name that a file without one has for QEMU, which opens it once more.

@@ -28,7 +28,7 @@ pub(crate) struct QemuVm {
     pub(crate) later_disks: Arc<LaterDisks>,
     pub(crate) qmp: Qmp,
     pub(crate) channel: Channel,
-    /// What it was made of, if it may be from a template or become one.
+    /// What it was made of, if it is to become a template.
     pub(crate) key: Option<Key>,
     /// Whether it is from a template.
     pub(crate) is_a_copy: bool,

@@ -48,8 +48,9 @@ impl Runtime {
         Ok(self.hypervisor().make_template(&spec, directory, patience).await?)
     }
 
-    /// Takes the template away; none is fine.
-    pub fn remove_template(&self, directory: &Path) -> Result<(), TemplateError> {
+    /// Takes the template away, also where the configuration wants none any more; none is fine.
+    pub fn remove_template(&self) -> Result<(), TemplateError> {
+        let directory = &self.config.qemu.template_path;
         kata_qemu::remove_template(directory).map_err(TemplateError::Remove)
     }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use kata_agent_client::AgentClient;
 use kata_channel::AGENT_PORT;
-use kata_hypervisor::{Hypervisor, Vm, VmExit, VmSpec};
+use kata_hypervisor::{Hypervisor, HypervisorError, Vm, VmExit, VmSpec};
+use kata_log::chain;
 use kata_storage::{FileServer, Share};
 use kata_timeline::{Recorder, Stage};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -84,22 +85,21 @@ async fn boot_parts(
     if network.is_some() {
         times.stamp(Stage::NetworkReady);
     }
-    let spec = vm_spec(plan, network.as_mut());
+    let mut spec = vm_spec(plan, network.as_mut());
     let share = match &plan.images {
         Some(images) => footprint.make_images(&images.directory).map(|()| None)?,
         None => Some(share(plan)?),
     };
-    let file_server = plan.file_server.as_ref().map(FileServer::start).transpose()?;
-    if let Some(server) = &file_server {
-        times.stamp_at(Stage::FileServerExecuted, server.executed());
-    }
-    let vm = match boot_vm(plan, &spec, hypervisor, file_server.as_ref()).await {
-        Ok(vm) => vm,
-        Err(error) => {
-            stop(file_server.as_ref()).await;
-            return Err(error);
+    let started = match start(plan, &spec, hypervisor, times).await {
+        Err(BootError::Hypervisor(error @ HypervisorError::Template { .. })) => {
+            let why = chain(&error);
+            tracing::warn!("{why}; it boots instead. `kata-runtime factory init` makes a new one");
+            spec.template = None;
+            start(plan, &spec, hypervisor, times).await
         }
+        started => started,
     };
+    let (vm, file_server) = started?;
     times.stamp(Stage::VmmGreeted);
     times.stamp_at(Stage::VmmExecuted, vm.executed());
     let children: Vec<u32> =
@@ -114,6 +114,26 @@ async fn boot_parts(
         Ok(agent) => Ok((vm, agent, share, file_server)),
         Err(error) => {
             vm.stop().await;
+            stop(file_server.as_ref()).await;
+            Err(error)
+        }
+    }
+}
+
+/// Starts the file server and the VM. On error neither is left.
+async fn start(
+    plan: &SandboxPlan,
+    spec: &VmSpec,
+    hypervisor: &dyn Hypervisor,
+    times: &Recorder,
+) -> Result<(Arc<dyn Vm>, Option<FileServer>), BootError> {
+    let file_server = plan.file_server.as_ref().map(FileServer::start).transpose()?;
+    if let Some(server) = &file_server {
+        times.stamp_at(Stage::FileServerExecuted, server.executed());
+    }
+    match boot_vm(plan, spec, hypervisor, file_server.as_ref()).await {
+        Ok(vm) => Ok((vm, file_server)),
+        Err(error) => {
             stop(file_server.as_ref()).await;
             Err(error)
         }
@@ -202,7 +222,10 @@ async fn reach_agent(
         }
         let told = agent.create_sandbox(&plan.guest).await.map_err(BootError::Agent)?;
         times.stamp(Stage::SandboxCreated);
-        record_guest(times, told);
+        // What a template did before is no part of this start.
+        if !vm.is_a_copy() {
+            record_guest(times, told);
+        }
         if let Some(network) = network {
             network.configure(&agent).await?;
         }

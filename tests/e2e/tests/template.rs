@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    Client, Configuration, Containerd, Input, Installation, Output, Part, Scenario, only_a_vm,
-    parts_of,
+    Client, Configuration, Containerd, Input, Installation, Output, Part, Scenario, Wire,
+    only_a_vm, parts_of,
 };
 use tempfile::TempDir;
 
@@ -130,16 +130,57 @@ fn sandbox_of_another_size_boots_and_it_is_said_why() -> Result<()> {
         let container = containerd.run(["sleep", "1000"]).start()?;
         ensure!(!goes_on(containerd)?, "it is a guest of another size");
         let log = containerd.log().text();
-        let why = "is not of it: it was made with another memory; `kata-runtime factory init`";
+        let why = "it was made with another memory; `kata-runtime factory init` makes one";
         ensure!(log.contains(why), "{log}");
         container.remove()
     })?;
-    // Half of a template is none.
-    fs::remove_file(factory.template().join("state"))?;
+    Ok(())
+}
+
+#[test]
+fn template_that_is_damaged_is_told_and_the_sandbox_boots() -> Result<()> {
+    if !only_a_vm("templates") {
+        return Ok(());
+    }
+    let factory = Factory::new()?;
+    factory.call("init")?.success()?;
+    let state = factory.template().join("state");
+    let whole = fs::read(&state)?;
+    fs::write(&state, &whole[..whole.len() / 2])?;
+    let boots = |said: &str| {
+        factory.scenario().run(|containerd| {
+            let container = containerd.run(["sleep", "1000"]).start()?;
+            ensure!(!goes_on(containerd)?, "it went on from half of a template");
+            let log = containerd.log().text();
+            ensure!(log.contains(said), "{said:?} is not in: {log}");
+            let output = container.shell("echo it works >/file; cat /file").output()?;
+            assert_eq!(output.success()?, "it works\n");
+            container.remove()
+        })
+    };
+    boots("the guest cannot go on from its template: ")?;
+    fs::remove_file(&state)?;
+    boots("its file state is not there")
+}
+
+#[test]
+fn sandbox_from_a_template_has_its_own_network() -> Result<()> {
+    if !only_a_vm("templates") {
+        return Ok(());
+    }
+    let factory = Factory::new()?;
+    factory.call("init")?.success()?;
     factory.scenario().run(|containerd| {
-        let container = containerd.run(["sleep", "1000"]).start()?;
-        ensure!(!goes_on(containerd)?, "its devices are not there");
-        container.remove()
+        let wire = Wire::new(containerd)?;
+        let before = wire.picture()?;
+        let run = containerd.run(["sleep", "1000"]).option("--with-ns", &wire.with_ns());
+        let container = run.start()?;
+        ensure!(goes_on(containerd)?, "it has booted");
+        let script = "ip address show eth0; ping -c 1 -w 10 10.99.0.1 && ping6 -c 1 -w 10 fd99::1";
+        let said = container.shell(script).output()?.success()?;
+        ensure!(said.contains("10.99.0.2/24"), "{said}");
+        container.remove()?;
+        wire.becomes(&before)
     })
 }
 

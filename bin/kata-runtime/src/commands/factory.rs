@@ -12,28 +12,24 @@ use crate::cli::FactoryCommand;
 pub(super) fn run(host: &Host, command: FactoryCommand) -> Result<()> {
     let option = Some(host.config.as_str()).filter(|path| !path.is_empty()).map(Path::new);
     let runtime = Runtime::load(option, None)?;
-    let Some(directory) = runtime.template() else {
-        if command == FactoryCommand::Init {
-            bail!(
-                "there is to be no template; set `enable_template = true` in the section hypervisor.qemu, with `hypervisor_name` \
-                 \"qemu\" or \"auto\""
-            );
+    match (command, runtime.template()) {
+        (FactoryCommand::Destroy, _) => {
+            runtime.remove_template()?;
+            print("vm factory destroyed\n")
         }
-        return print("vm factory is not enabled\n");
-    };
-    match command {
-        FactoryCommand::Init => {
+        (FactoryCommand::Init, Some(directory)) => {
             make(&runtime, directory)?;
             print("vm factory initialized\n")
         }
-        FactoryCommand::Destroy => {
-            runtime.remove_template(directory)?;
-            print("vm factory destroyed\n")
-        }
-        FactoryCommand::Status => {
+        (FactoryCommand::Init, None) => bail!(
+            "there is to be no template; set `enable_template = true` in the section hypervisor.qemu, with `hypervisor_name` \"qemu\" \
+             or \"auto\""
+        ),
+        (FactoryCommand::Status, Some(directory)) => {
             let word = if runtime.has_template(directory) { "on" } else { "off" };
             print(&format!("vm factory is {word}\n"))
         }
+        (FactoryCommand::Status, None) => print("vm factory is not enabled\n"),
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) fn file_system(storage: &Storage, fstype: &str) -> io::Result<()> {
 
 /// A directory that the host shares.
 pub(super) fn share(storage: &Storage) -> io::Result<()> {
-    hotplug::find_shares()?;
+    hotplug::find_devices()?;
     file_system(storage, "virtiofs")
 }
 

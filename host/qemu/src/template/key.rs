@@ -13,6 +13,9 @@ use crate::machine::Machine;
 use crate::vcpus::Vcpus;
 use crate::{Host, QemuSettings};
 
+/// What tells one boot of the host from another (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// A word of the kernel's that is measured anew each time, and only the boot needs.
 const MEASURED: &str = "tsc_early_khz=";
 
@@ -49,12 +52,15 @@ impl Key {
             append.split(' ').filter(|word| !word.starts_with(MEASURED)).collect();
         Ok(Self::from_lines([
             ("release", env!("CARGO_PKG_VERSION").to_owned()),
+            // Another boot may be on another processor, and counts time from another moment.
+            ("boot of the host", fs::read_to_string(BOOT_ID)?.trim().to_owned()),
             ("hypervisor", file(&program::find(&settings.program)?)?),
             ("kernel", file(&spec.kernel)?),
             ("initial ramdisk", initrd.unwrap_or_default()),
             ("machine", format!("{machine:?} {accelerator} {places}")),
             ("processor", format!("{} {vcpus:?}", settings.cpu_features)),
             ("memory", format!("{} {:?}", spec.memory_mib, spec.most_memory_mib)),
+            ("kind of memory", format!("{:?}", settings.pages)),
             ("channel", if vsock { "vsock" } else { "serial" }.to_owned()),
             ("kernel command line", parameters.join(" ")),
         ]))

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek, sendfile};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek, sendfile};
 use rustix::io::Errno;
 
 const MIB: u64 = 1 << 20;
@@ -24,8 +24,11 @@ pub(crate) struct MemoryFile(File);
 impl MemoryFile {
     /// One that is all zero.
     pub(crate) fn new(mib: u32) -> io::Result<Self> {
-        let file = File::from(memfd_create(c"guest", MemfdFlags::CLOEXEC)?);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create(c"guest", flags)?);
         file.set_len(u64::from(mib) * MIB)?;
+        // A VMM that the guest has taken over could end the file server by making it smaller.
+        fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
         Ok(Self(file))
     }
 
@@ -109,6 +112,7 @@ mod tests {
         let saved = tempfile::tempfile().unwrap();
         memory.save(&saved).unwrap();
         let copy = MemoryFile::new(8).unwrap();
+        assert!(copy.0.set_len(1).is_err(), "it keeps its size");
         copy.fill(&saved).unwrap();
         let bytes = |file: &File| {
             let mut bytes = vec![0; 8 * MIB as usize];
