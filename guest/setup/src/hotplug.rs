@@ -1,5 +1,5 @@
-//! What comes and goes while the guest runs. CPUs and memory the kernel sees, somebody has to switch
-//! them on, and CPUs off before they go; devices it sees too, but late.
+//! What comes and goes while the guest runs. CPUs and memory the kernel sees, somebody has to
+//! switch them on, and CPUs off before they go; devices it sees too, but late.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -61,9 +61,10 @@ section! {
         entropy_source: PathBuf = PathBuf::from("/dev/urandom");
         /// Have sandboxes go on from a guest that has booted once and was saved, and not boot
         /// (`kata-runtime factory init` makes it). A sandbox of another size or with disks boots as
-        /// ever, and so does one on a microvm under KVM; the log says why. Needs an initrd. All of them have the addresses and secrets in their kernels that the one
-        /// had: whoever learns them in one guest knows them of all. (Also as a key of the section
-        /// factory, as in Kata's own files.)
+        /// ever, and so does one on a microvm under KVM; the log says why. Needs an initrd. All of
+        /// them have the addresses and secrets in their kernels that the one had: whoever learns
+        /// them in one guest knows them of all. (Also as a key of the section factory, as in Kata's
+        /// own files.)
         enable_template: bool = false;
         /// The directory of what was saved.
         template_path: PathBuf = PathBuf::from("/run/vc/vm/template");
