@@ -46,14 +46,15 @@ pub enum ImageOrigin {
 
 impl ImageCache {
     /// The cache in `directory`, which need not be there, for at most `limit` bytes of images; 0
-    /// neither keeps nor finds any.
+    /// neither keeps nor finds any, and lets none stay.
     #[must_use]
     pub fn new(directory: PathBuf, limit: u64) -> Self {
         Self { directory, limit }
     }
 
     /// Puts the image of the directory `root` at `image`, where nothing is: the one that is kept
-    /// under `key`, or one that it packs as [`pack()`] does. Without a key it packs.
+    /// under `key`, or one that it packs as [`pack()`] does. Without a key it packs. The limit may
+    /// have been higher before, so what is beyond it goes in any case.
     ///
     /// Whatever is wrong with the cache is logged, and no error. If the disk is full, all that is
     /// kept goes.
@@ -63,7 +64,12 @@ impl ImageCache {
         root: &Path,
         image: &Path,
     ) -> Result<ImageOrigin, StorageError> {
-        match key.map_or(Ok(false), |key| self.find(key, image)) {
+        let found = key.map_or(Ok(false), |key| self.find(key, image));
+        // Only now, for what was found has just been used.
+        if let Err(error) = self.remove_down_to(self.limit) {
+            self.warn("make room in", &error);
+        }
+        match found {
             Ok(true) => return Ok(ImageOrigin::Kept),
             Ok(false) => {}
             Err(error) => self.warn("take an image from", &error),
@@ -91,7 +97,7 @@ impl ImageCache {
 
     fn try_keep(&self, key: &ImageKey, image: &File) -> io::Result<()> {
         if image.metadata()?.len() > self.limit {
-            return Ok(());
+            return self.remove_down_to(self.limit).map(drop);
         }
         image.sync_all()?;
         DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
@@ -130,8 +136,12 @@ impl ImageCache {
     /// Removes what was used longest ago until at most `limit` bytes are left; whether anything had
     /// to go.
     fn remove_down_to(&self, limit: u64) -> io::Result<bool> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            entries => entries?,
+        };
         let mut images = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
+        for entry in entries {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == EXTENSION) {
                 // Somebody else may have removed it.
@@ -341,12 +351,48 @@ mod tests {
     #[test]
     fn what_is_too_large_is_not_kept() {
         let Some(here) = Fixture::new(4096) else { return };
-        here.start(1, "too-large");
+        assert!(!here.start(1, "too-large"));
         assert_eq!(here.kept(), 0);
+    }
+
+    #[test]
+    fn lower_limit_holds_from_the_next_start_on() {
+        let Some(here) = Fixture::new(1 << 20) else { return };
+        let old = SystemTime::now() - Duration::from_secs(3600);
+        for (number, name) in [(1, "a"), (2, "b")] {
+            here.start(number, name);
+            File::open(here.image(name)).unwrap().set_modified(old).unwrap();
+        }
+        let lower = |here: Fixture, limit| {
+            let cache = ImageCache { limit, ..here.cache.clone() };
+            Fixture { cache, ..here }
+        };
+        let limit = here.size("a");
+        let here = lower(here, limit);
+        assert!(here.start(1, "hit"), "what is used now goes last");
+        assert_eq!(here.kept(), 1);
+        let here = lower(here, limit - 1);
+        assert!(here.start(1, "last"), "a sandbox has the image that goes");
+        assert_eq!(here.kept(), 0);
+    }
+
+    #[test]
+    fn without_a_limit_above_zero_nothing_is_found_and_nothing_stays() {
+        let Some(here) = Fixture::new(1 << 20) else { return };
         let none = ImageCache { limit: 0, ..here.cache.clone() };
-        fs::create_dir_all(&none.directory).unwrap();
-        fs::hard_link(here.image("too-large"), none.path(&here.key(1))).unwrap();
-        assert!(!none.find(&here.key(1), &here.image("x")).unwrap());
+        for key in [None, Some(&here.key(1))] {
+            let _ = fs::remove_file(here.image("b"));
+            here.start(1, "a");
+            let made = none.make(key, &here.root(1), &here.image("b")).unwrap();
+            assert!(matches!(made, ImageOrigin::Packed(_)));
+            assert_eq!(here.kept(), 0);
+            fs::remove_file(here.image("a")).unwrap();
+        }
+        // Kept meanwhile by somebody with a limit.
+        let large = here.pack(1, "c");
+        here.cache.keep(&here.key(1), &large);
+        none.keep(&here.key(1), &large);
+        assert_eq!(here.kept(), 0);
     }
 
     #[test]
