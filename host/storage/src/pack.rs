@@ -145,7 +145,7 @@ fn node(found: &Found) -> io::Result<Node> {
 
 /// The extended attributes that mean something in a guest, too. The path leads to the file itself,
 /// also where that is a symbolic link.
-fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
+pub(crate) fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
     let mut names = Vec::with_capacity(XATTR_SIZE_MAX);
     match listxattr(path, spare_capacity(&mut names)) {
         Ok(_) => {}
