@@ -239,7 +239,8 @@ impl Carrier {
 }
 
 /// Makes `image` the image of the container's root file system. If it was packed, and is what any
-/// container of the same snapshots would have, it is kept for the next one, which nobody waits for.
+/// container of the same snapshots would have, it is kept for the next one. Neither the container
+/// nor the end of the sandbox waits for that.
 async fn make_image(
     plan: &ContainerPlan,
     cache: &ImageCache,
