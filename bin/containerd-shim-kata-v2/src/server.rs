@@ -45,14 +45,19 @@ fn serve(flags: Flags, listener: UnixListener, socket: PathBuf) -> anyhow::Resul
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(kata_task::serve(ServeOptions {
+    let served = runtime.block_on(kata_task::serve(ServeOptions {
         listener,
         namespace: flags.namespace,
         id: flags.id,
         ttrpc_address: env::var(TTRPC_ADDRESS).ok().filter(|address| !address.is_empty()),
         socket,
         asked: env::var(ASKED).ok().and_then(|asked| asked.parse().ok()).map(Moment::from_nanos),
-    }))
+    }));
+    // `delete` waits for this process, and not long. Whatever may still block a thread can be cut
+    // anywhere, as by SIGKILL: an image is kept whole or not at all, and the next sweep goes on
+    // with what one has left.
+    runtime.shutdown_background();
+    served
 }
 
 /// The socket arrives as standard input.

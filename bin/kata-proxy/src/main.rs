@@ -63,12 +63,16 @@ fn run(command_line: CommandLine) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(kata_task::serve(ServeOptions {
+    let served = runtime.block_on(kata_task::serve(ServeOptions {
         listener,
         namespace: String::new(),
         id: command_line.sandbox,
         ttrpc_address: None,
         socket: command_line.socket,
         asked: None,
-    }))
+    }));
+    // Not held up by a thread that keeps an image or sweeps: both can be cut anywhere, as by
+    // SIGKILL.
+    runtime.shutdown_background();
+    served
 }

@@ -25,8 +25,9 @@ section! {
         /// How container file systems reach the guest: "none", that is as disks and copies.
         shared_fs: NoSharedFs = NoSharedFs::None;
         /// Most disk space in MiB for packed root file systems of earlier containers, which are
-        /// kept so that the next container of the same image starts sooner; 0 keeps none. They are
-        /// in /var/lib/kata-containers/.cache, which may be removed at any time.
+        /// kept so that the next container of the same image starts sooner; 0 keeps none. What is
+        /// beyond it goes at the next container's start. They are in
+        /// /var/lib/kata-containers/.cache, which may be removed at any time.
         rootfs_cache_size: u32 = 4096;
         /// Run the VMM without its system call filter.
         disable_seccomp: bool = false;

@@ -239,7 +239,8 @@ impl Carrier {
 }
 
 /// Makes `image` the image of the container's root file system. If it was packed, and is what any
-/// container of the same snapshots would have, it is kept for the next one, which nobody waits for.
+/// container of the same snapshots would have, it is kept for the next one. Neither the container
+/// nor the end of the sandbox waits for that.
 async fn make_image(
     plan: &ContainerPlan,
     cache: &ImageCache,
@@ -264,8 +265,8 @@ async fn make_image(
     tracing::debug!("the root file system of {} is an image: {origin:?}", plan.id);
     // What was changed while it was packed may be in the image by half.
     let key = key.filter(|key| ImageKey::of(&plan.rootfs_mounts).as_ref() == Some(key));
-    if let (ImageOrigin::Packed(_), Some(key)) = (origin, key) {
-        let (of_all, file) = (cache.clone(), image.to_owned());
+    if let (ImageOrigin::Packed(file), Some(key)) = (origin, key) {
+        let of_all = cache.clone();
         tokio::task::spawn_blocking(move || of_all.keep(&key, &file));
     }
     Ok(())

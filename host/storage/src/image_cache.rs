@@ -15,9 +15,12 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use rustix::fs::{AtFlags, CWD, linkat};
 
 use crate::{ImageKey, StorageError, pack};
 
@@ -33,24 +36,25 @@ pub struct ImageCache {
 }
 
 /// How an image came about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum ImageOrigin {
     /// It was kept since an earlier container of the same snapshots.
     Kept,
-    /// It was packed, and has this many bytes.
-    Packed(u64),
+    /// It was packed, and is this file, whatever its name leads to by now.
+    Packed(File),
 }
 
 impl ImageCache {
     /// The cache in `directory`, which need not be there, for at most `limit` bytes of images; 0
-    /// neither keeps nor finds any.
+    /// neither keeps nor finds any, and lets none stay.
     #[must_use]
     pub fn new(directory: PathBuf, limit: u64) -> Self {
         Self { directory, limit }
     }
 
     /// Puts the image of the directory `root` at `image`, where nothing is: the one that is kept
-    /// under `key`, or one that it packs as [`pack()`] does. Without a key it packs.
+    /// under `key`, or one that it packs as [`pack()`] does. Without a key it packs. The limit may
+    /// have been higher before, so what is beyond it goes in any case.
     ///
     /// Whatever is wrong with the cache is logged, and no error. If the disk is full, all that is
     /// kept goes.
@@ -60,7 +64,12 @@ impl ImageCache {
         root: &Path,
         image: &Path,
     ) -> Result<ImageOrigin, StorageError> {
-        match key.map_or(Ok(false), |key| self.find(key, image)) {
+        let found = key.map_or(Ok(false), |key| self.find(key, image));
+        // Only now, for what was found has just been used.
+        if let Err(error) = self.remove_down_to(self.limit) {
+            self.warn("make room in", &error);
+        }
+        match found {
             Ok(true) => return Ok(ImageOrigin::Kept),
             Ok(false) => {}
             Err(error) => self.warn("take an image from", &error),
@@ -72,13 +81,13 @@ impl ImageCache {
         packed.map(ImageOrigin::Packed)
     }
 
-    /// Keeps the finished image at `image` under `key` for others, and removes the images that were
-    /// used longest ago until all are within the limit. One that is kept under the key already
-    /// stays; nothing is kept of an image that has gone meanwhile.
+    /// Keeps the finished image under `key` for others, and removes the images that were used
+    /// longest ago until all are within the limit. One that is kept under the key already stays;
+    /// nothing is kept of an image whose last name has gone meanwhile.
     ///
     /// Blocks until the image is on the disk, so that one that is found is whole also after a loss
     /// of power. Errors are logged.
-    pub fn keep(&self, key: &ImageKey, image: &Path) {
+    pub fn keep(&self, key: &ImageKey, image: &File) {
         match self.try_keep(key, image) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => self.warn("keep an image in", &error),
@@ -86,14 +95,16 @@ impl ImageCache {
         }
     }
 
-    fn try_keep(&self, key: &ImageKey, image: &Path) -> io::Result<()> {
-        let file = File::open(image)?;
-        if file.metadata()?.len() > self.limit {
-            return Ok(());
+    fn try_keep(&self, key: &ImageKey, image: &File) -> io::Result<()> {
+        if image.metadata()?.len() > self.limit {
+            return self.remove_down_to(self.limit).map(drop);
         }
-        file.sync_all()?;
+        image.sync_all()?;
         DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        match fs::hard_link(image, self.path(key)) {
+        // By its name, it could be the unfinished image of a later sandbox with the same id.
+        let itself = format!("/proc/self/fd/{}", image.as_raw_fd());
+        let linked = linkat(CWD, itself, CWD, self.path(key), AtFlags::SYMLINK_FOLLOW);
+        match linked.map_err(io::Error::from) {
             // Two containers were started at the same time.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) => Err(error),
@@ -125,8 +136,12 @@ impl ImageCache {
     /// Removes what was used longest ago until at most `limit` bytes are left; whether anything had
     /// to go.
     fn remove_down_to(&self, limit: u64) -> io::Result<bool> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            entries => entries?,
+        };
         let mut images = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
+        for entry in entries {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == EXTENSION) {
                 // Somebody else may have removed it.
@@ -201,14 +216,29 @@ mod tests {
             self.directory.path().join("sandbox").join(name)
         }
 
-        /// Has a sandbox's image made as for a container, and kept if it was packed.
-        fn start(&self, number: u32, name: &str) -> ImageOrigin {
+        /// Has an image packed, which must not be one that was kept.
+        fn pack(&self, number: u32, name: &str) -> File {
             let (key, image) = (self.key(number), self.image(name));
             let origin = self.cache.make(Some(&key), &self.root(number), &image).unwrap();
-            if origin != ImageOrigin::Kept {
-                self.cache.keep(&key, &image);
+            let ImageOrigin::Packed(file) = origin else { panic!("{origin:?}") };
+            file
+        }
+
+        /// Has a sandbox's image made as for a container, and kept if it was packed. Whether it was
+        /// kept before.
+        fn start(&self, number: u32, name: &str) -> bool {
+            let (key, image) = (self.key(number), self.image(name));
+            match self.cache.make(Some(&key), &self.root(number), &image).unwrap() {
+                ImageOrigin::Kept => true,
+                ImageOrigin::Packed(file) => {
+                    self.cache.keep(&key, &file);
+                    false
+                }
             }
-            origin
+        }
+
+        fn size(&self, name: &str) -> u64 {
+            fs::metadata(self.image(name)).unwrap().len()
         }
 
         fn kept(&self) -> usize {
@@ -223,16 +253,15 @@ mod tests {
     #[test]
     fn second_container_has_the_image_of_the_first() {
         let Some(here) = Fixture::new(1 << 20) else { return };
-        let ImageOrigin::Packed(size) = here.start(1, "a") else { panic!() };
-        assert_eq!(here.start(1, "b"), ImageOrigin::Kept);
+        assert!(!here.start(1, "a"));
+        assert!(here.start(1, "b"));
         assert_eq!(inode(&here.image("a")), inode(&here.image("b")));
-        assert_eq!(fs::metadata(here.image("b")).unwrap().len(), size);
-        assert!(matches!(here.start(2, "c"), ImageOrigin::Packed(_)));
+        assert!(!here.start(2, "c"));
         // Sandboxes that end take nothing away from those that come.
         for name in ["a", "b"] {
             fs::remove_file(here.image(name)).unwrap();
         }
-        assert_eq!(here.start(1, "d"), ImageOrigin::Kept);
+        assert!(here.start(1, "d"));
         let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(here.directory.path().join("cache")), 0o700);
         assert_eq!(mode(here.image("d")) & 0o022, 0, "others can write to it");
@@ -253,7 +282,7 @@ mod tests {
         fs::rename(here.root(1), here.directory.path().join("old")).unwrap();
         fs::create_dir(here.root(1)).unwrap();
         fs::write(here.root(1).join("new"), "other").unwrap();
-        assert!(matches!(here.start(1, "b"), ImageOrigin::Packed(_)));
+        assert!(!here.start(1, "b"));
         assert_ne!(fs::read(here.image("a")).unwrap(), fs::read(here.image("b")).unwrap());
     }
 
@@ -273,14 +302,15 @@ mod tests {
         let first = fs::read(here.image(&names[0])).unwrap();
         assert!(names.iter().all(|name| fs::read(here.image(name)).unwrap() == first));
         assert_eq!(here.kept(), 1);
-        assert_eq!(here.start(1, "later"), ImageOrigin::Kept);
+        assert!(here.start(1, "later"));
         assert_eq!(fs::read(here.image("later")).unwrap(), first);
     }
 
     #[test]
     fn what_was_used_longest_ago_goes_first() {
         let Some(here) = Fixture::new(1 << 20) else { return };
-        let ImageOrigin::Packed(size) = here.start(1, "a") else { panic!() };
+        here.start(1, "a");
+        let size = here.size("a");
         here.start(2, "b");
         let hours_ago = |number: u64, name: &str| {
             let then = SystemTime::now() - Duration::from_secs(3600 * number);
@@ -288,7 +318,7 @@ mod tests {
         };
         hours_ago(2, "a");
         hours_ago(1, "b");
-        assert_eq!(here.start(1, "again"), ImageOrigin::Kept);
+        assert!(here.start(1, "again"));
         fs::create_dir_all(here.root(4).join("more")).unwrap();
         let cache = ImageCache { limit: 2 * size, ..here.cache.clone() };
         let here = Fixture { cache, ..here };
@@ -296,20 +326,73 @@ mod tests {
         assert_eq!(here.kept(), 2);
         assert!(!here.cache.path(&here.key(2)).exists(), "it was the one used longest ago");
         assert!(here.image("b").exists(), "a sandbox keeps its image");
-        assert_eq!(here.start(1, "d"), ImageOrigin::Kept);
-        assert_eq!(here.start(4, "e"), ImageOrigin::Kept);
+        assert!(here.start(1, "d"));
+        assert!(here.start(4, "e"));
     }
 
     #[test]
-    fn neither_what_has_gone_nor_what_is_too_large_is_kept() {
+    fn image_is_kept_that_was_packed_and_not_the_one_that_has_its_name_by_now() {
+        let Some(here) = Fixture::new(1 << 20) else { return };
+        let first = here.pack(1, "a");
+        // Its sandbox goes, and another one of the same id comes.
+        fs::remove_file(here.image("a")).unwrap();
+        let second = here.pack(2, "a");
+        here.cache.keep(&here.key(1), &first);
+        assert_eq!(here.kept(), 0, "it has no name any more");
+        let moved = here.pack(1, "b");
+        fs::rename(here.image("b"), here.image("c")).unwrap();
+        fs::write(here.image("b"), "unfinished").unwrap();
+        here.cache.keep(&here.key(1), &moved);
+        here.cache.keep(&here.key(2), &second);
+        assert_eq!(inode(&here.cache.path(&here.key(1))), inode(&here.image("c")));
+        assert_eq!(inode(&here.cache.path(&here.key(2))), inode(&here.image("a")));
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_kept() {
         let Some(here) = Fixture::new(4096) else { return };
-        here.cache.keep(&here.key(1), &here.image("never-finished"));
-        here.start(1, "too-large");
+        assert!(!here.start(1, "too-large"));
         assert_eq!(here.kept(), 0);
+    }
+
+    #[test]
+    fn lower_limit_holds_from_the_next_start_on() {
+        let Some(here) = Fixture::new(1 << 20) else { return };
+        let old = SystemTime::now() - Duration::from_secs(3600);
+        for (number, name) in [(1, "a"), (2, "b")] {
+            here.start(number, name);
+            File::open(here.image(name)).unwrap().set_modified(old).unwrap();
+        }
+        let lower = |here: Fixture, limit| {
+            let cache = ImageCache { limit, ..here.cache.clone() };
+            Fixture { cache, ..here }
+        };
+        let limit = here.size("a");
+        let here = lower(here, limit);
+        assert!(here.start(1, "hit"), "what is used now goes last");
+        assert_eq!(here.kept(), 1);
+        let here = lower(here, limit - 1);
+        assert!(here.start(1, "last"), "a sandbox has the image that goes");
+        assert_eq!(here.kept(), 0);
+    }
+
+    #[test]
+    fn without_a_limit_above_zero_nothing_is_found_and_nothing_stays() {
+        let Some(here) = Fixture::new(1 << 20) else { return };
         let none = ImageCache { limit: 0, ..here.cache.clone() };
-        fs::create_dir_all(&none.directory).unwrap();
-        fs::hard_link(here.image("too-large"), none.path(&here.key(1))).unwrap();
-        assert!(!none.find(&here.key(1), &here.image("x")).unwrap());
+        for key in [None, Some(&here.key(1))] {
+            let _ = fs::remove_file(here.image("b"));
+            here.start(1, "a");
+            let made = none.make(key, &here.root(1), &here.image("b")).unwrap();
+            assert!(matches!(made, ImageOrigin::Packed(_)));
+            assert_eq!(here.kept(), 0);
+            fs::remove_file(here.image("a")).unwrap();
+        }
+        // Kept meanwhile by somebody with a limit.
+        let large = here.pack(1, "c");
+        here.cache.keep(&here.key(1), &large);
+        none.keep(&here.key(1), &large);
+        assert_eq!(here.kept(), 0);
     }
 
     #[test]
@@ -317,7 +400,7 @@ mod tests {
         let Some(here) = Fixture::new(1 << 20) else { return };
         fs::write(here.directory.path().join("cache"), "no directory").unwrap();
         for name in ["a", "b"] {
-            assert!(matches!(here.start(1, name), ImageOrigin::Packed(_)));
+            assert!(!here.start(1, name));
         }
     }
 

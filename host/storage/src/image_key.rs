@@ -3,7 +3,8 @@
 //! containerd's overlayfs snapshotter unpacks each layer of an image into a directory of its own,
 //! commits it, and never changes it again. A new container gets an overlay of such directories
 //! with an empty one on top. So which directories these are tells what is in the overlay, and not
-//! one file has to be looked at.
+//! one file has to be looked at. Of the empty one only its owner and its mode matter, which are
+//! those of the root directory; its time, which differs with every container, is no content.
 //!
 //! A wrong hit would run another program than the one that was asked for. So a directory is told
 //! apart not by its name, which may come again, but by what comes only once; and any overlay that
@@ -18,6 +19,7 @@ use std::time::UNIX_EPOCH;
 use sha2::{Digest, Sha256};
 
 use crate::RootfsMount;
+use crate::pack::attributes;
 
 /// Options of an overlay that name no directory. Some change what is seen of the layers, so all of
 /// them are part of the key.
@@ -44,7 +46,8 @@ impl ImageKey {
     /// be what committed snapshots of containerd's overlayfs snapshotter hold. So it is where
     ///
     /// - there is anything but one overlay, with options that are all known,
-    /// - something was written to its upper directory,
+    /// - something was written to its upper directory, or it has extended attributes that would be
+    ///   in an image,
     /// - a layer is not at `…/snapshots/NUMBER/fs`, or has something mounted on it, as by
     ///   snapshotters that fetch files when they are read,
     /// - the file system does not tell when a directory was made.
@@ -70,7 +73,7 @@ impl ImageKey {
             }
             match option.split_once('=').unwrap_or((option, "")) {
                 ("workdir", _) => {}
-                ("upperdir", upper) => is_empty(upper)?,
+                ("upperdir", upper) => add(&top(Path::new(upper))?),
                 ("lowerdir", all) if layers.is_none() => layers = Some(all),
                 (name, _) if OPTIONS.contains(&name) => add(option),
                 _ => return None,
@@ -90,8 +93,14 @@ impl fmt::Display for ImageKey {
     }
 }
 
-fn is_empty(directory: &str) -> Option<()> {
-    fs::read_dir(directory).ok()?.next().is_none().then_some(())
+/// What an upper directory without anything in it makes of the root directory.
+fn top(upper: &Path) -> Option<String> {
+    let is_empty = fs::read_dir(upper).ok()?.next().is_none();
+    if !is_empty || !attributes(upper).ok()?.is_empty() {
+        return None;
+    }
+    let directory = fs::metadata(upper).ok()?;
+    Some(format!("{} {} {:o}", directory.uid(), directory.gid(), directory.mode()))
 }
 
 /// What the directory of a committed snapshot shares with no other one, before it or after it, and
@@ -118,6 +127,10 @@ fn identity(layer: &Path) -> Option<String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use rustix::fs::{XattrFlags, setxattr};
+
     use super::*;
 
     /// A directory with committed snapshots 1 and 2 and an empty one 3; `None`, with a word about
@@ -167,11 +180,51 @@ pub(crate) mod tests {
             *option = option.replace("snapshots/3/", "snapshots/4/");
         }
         assert_eq!(ImageKey::of(&[other.clone()]).unwrap(), first);
-        // Without anything to write to, as for a read-only view.
+        // Without anything to write to, as for a read-only view: its root is a layer's.
         other.options.retain(|option| !option.starts_with("upper") && !option.starts_with("work"));
-        assert_eq!(ImageKey::of(&[other.clone()]).unwrap(), first);
+        let view = ImageKey::of(&[other.clone()]).unwrap();
+        assert_ne!(view, first);
         other.options.push("userxattr".to_owned());
-        assert_ne!(ImageKey::of(&[other]).unwrap(), first);
+        assert_ne!(ImageKey::of(&[other]).unwrap(), view);
+    }
+
+    #[test]
+    fn root_directory_of_another_owner_or_mode_is_another_one() {
+        let Some(directory) = snapshotter() else { return };
+        let upper = directory.path().join("snapshots/3/fs");
+        let with = |mode| {
+            fs::set_permissions(&upper, fs::Permissions::from_mode(mode)).unwrap();
+            key(directory.path()).unwrap()
+        };
+        let usual = with(0o755);
+        assert_ne!(with(0o700), usual);
+        assert_ne!(with(0o1755), usual);
+        assert_eq!(with(0o755), usual);
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("left out: only root gives directories away");
+            return;
+        }
+        for (user, group) in [(Some(1000), None), (Some(0), Some(1000))] {
+            chown(&upper, user, group).unwrap();
+            assert_ne!(key(directory.path()).unwrap(), usual, "{user:?} {group:?}");
+        }
+    }
+
+    #[test]
+    fn root_directory_with_attributes_has_no_key() {
+        let Some(directory) = snapshotter() else { return };
+        let upper = directory.path().join("snapshots/3/fs");
+        let usual = key(directory.path());
+        let set = |name: &str| setxattr(&upper, name, b"value", XattrFlags::empty());
+        // An overlay's own are not seen through it.
+        if set("user.overlay.origin").is_err() {
+            eprintln!("left out: /var/tmp has no extended attributes");
+            return;
+        }
+        assert!(usual.is_some());
+        assert_eq!(key(directory.path()), usual);
+        set("user.other").unwrap();
+        assert_eq!(key(directory.path()), None);
     }
 
     #[test]

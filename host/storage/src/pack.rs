@@ -25,11 +25,12 @@ const XATTR_SIZE_MAX: usize = 65536;
 pub const IMAGE_TYPE: &str = "erofs";
 
 /// Writes all that is in the directory `root` to a new file `image`, which only root can write to,
-/// and everybody can read who gets to it. Returns its size in bytes. It holds the files as they
-/// are: owners, times, attributes, hard links, device nodes.
+/// and everybody can read who gets to it. Returns the file, for its name may lead to another one
+/// soon. It holds the files as they are: owners, times, attributes, hard links, device nodes.
 ///
-/// Blocks for as long as it takes to read everything. On error no file is left.
-pub fn pack(root: &Path, image: &Path) -> Result<u64, StorageError> {
+/// Blocks for as long as it takes to read everything. On error no file is left but one that was
+/// there before.
+pub fn pack(root: &Path, image: &Path) -> Result<File, StorageError> {
     let failed = |path: &Path, source| StorageError::Io {
         action: "pack into an image",
         path: path.to_owned(),
@@ -45,16 +46,13 @@ pub fn pack(root: &Path, image: &Path) -> Result<u64, StorageError> {
         let added = packed.add_directory(&directory, id, &mut directories);
         added.map_err(|(below, error)| failed(&packed.tree.path(&below), error))?;
     }
-    let written = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(image)
-        .and_then(|mut file| packed.image.write(&mut file, |id| packed.open(id)));
-    written.map_err(|error| {
+    let new = File::options().write(true).create_new(true).mode(0o644).open(image);
+    let mut file = new.map_err(|error| failed(image, error))?;
+    if let Err(error) = packed.image.write(&mut file, |id| packed.open(id)) {
         let _ = fs::remove_file(image);
-        failed(root, error)
-    })
+        return Err(failed(root, error));
+    }
+    Ok(file)
 }
 
 /// An image in the making.
@@ -147,7 +145,7 @@ fn node(found: &Found) -> io::Result<Node> {
 
 /// The extended attributes that mean something in a guest, too. The path leads to the file itself,
 /// also where that is a symbolic link.
-fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
+pub(crate) fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
     let mut names = Vec::with_capacity(XATTR_SIZE_MAX);
     match listxattr(path, spare_capacity(&mut names)) {
         Ok(_) => {}
@@ -169,7 +167,7 @@ fn attributes(path: &Path) -> io::Result<Vec<Attribute>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
     use std::process::Command;
 
     use super::*;
@@ -184,8 +182,9 @@ mod tests {
         symlink("/etc/passwd", root.join("link")).unwrap();
         fs::write(root.join("empty"), "").unwrap();
         let (image, again) = (directory.path().join("image"), directory.path().join("again"));
-        let size = pack(&root, &image).unwrap();
-        assert_eq!((fs::metadata(&image).unwrap().len(), size % 512), (size, 0));
+        let packed = pack(&root, &image).unwrap().metadata().unwrap();
+        assert_eq!(packed.ino(), fs::metadata(&image).unwrap().ino());
+        assert_eq!(packed.len() % 512, 0);
         pack(&root, &again).unwrap();
         assert!(fs::read(&image).unwrap() == fs::read(&again).unwrap(), "another image");
 
@@ -223,6 +222,7 @@ mod tests {
         let image = directory.path().join("image");
         fs::write(&image, "mine").unwrap();
         assert!(pack(directory.path(), &image).is_err());
+        assert_eq!(fs::read(&image).unwrap(), b"mine");
         assert!(pack(&directory.path().join("missing"), &directory.path().join("new")).is_err());
         assert!(!directory.path().join("new").exists());
     }
