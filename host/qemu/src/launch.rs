@@ -4,21 +4,21 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use kata_hypervisor::{DiskSpec, HypervisorError, NicSpec, ShareSource, VmSpec, Vmm};
 use kata_linux::jail::{DeviceNode, Jail, Network, Nobody};
 use kata_linux::process::{Child, Spawn, SpawnError};
 use kata_linux::user;
-use kata_log::chain;
 use tokio::net::UnixStream;
 
 use crate::accelerator::Accelerator;
+use crate::beginning::beginning;
 use crate::channel::{Channel, socket_pair};
-use crate::command_line::{CommandLine, Guest};
+use crate::command_line::CommandLine;
 use crate::device::{Device, Disk, FileShare, Nic};
-use crate::file::{self, FdSet};
+use crate::file::FdSet;
 use crate::hot_plug::HotPlug;
 use crate::huge_pages;
 use crate::kernel_image::KernelImage;
@@ -28,7 +28,7 @@ use crate::machine::{Machine, Needs, Refusal};
 use crate::memory::Memory;
 use crate::own_devices::OwnDevices;
 use crate::qmp::{Deleted, Qmp};
-use crate::template::{self, Awakening, Key, Made, MemoryFile, Saved};
+use crate::template::{self, Made, MemoryFile};
 use crate::vcpus::Vcpus;
 use crate::vm::QemuVm;
 use crate::{DiskIo, Host, KVM, MachineChoice, QemuSettings};
@@ -130,103 +130,6 @@ pub(crate) async fn launch(
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     let memory = Memory::of(spec);
     Ok(QemuVm { vmm, hot_plug, memory, vcpus, disks, later_disks, qmp, channel, key, is_a_copy })
-}
-
-/// What a guest begins with.
-struct Beginning {
-    guest: Guest,
-    memory_file: Option<PathBuf>,
-    /// What a guest that goes on waits for.
-    awakening: Option<Awakening>,
-    /// Whether there are places for a sandbox's own devices.
-    has_own_places: bool,
-}
-
-/// How the guest begins; and what it is made of, if it becomes a template.
-fn beginning(
-    spawn: &mut Spawn,
-    start: Start<'_>,
-    made: Made<'_>,
-) -> Result<(Beginning, Option<Key>), HypervisorError> {
-    match start {
-        Start::Usual => {
-            let saved = made.spec.template.as_deref().and_then(|place| saved(place, made));
-            let beginning = match saved {
-                Some(saved) => goes_on(spawn, made.spec, saved)?,
-                None => boots(spawn, made, None)?,
-            };
-            Ok((beginning, None))
-        }
-        Start::ToBeSaved(memory) => Ok((boots(spawn, made, Some(memory))?, Some(key(made)?))),
-    }
-}
-
-/// The template in `place`, if it is of this VM; else it is said why a guest boots instead.
-fn saved(place: &Path, made: Made<'_>) -> Option<Saved> {
-    let spec = made.spec;
-    let found = if !spec.disks.is_empty() {
-        Err("a VM with disks of its own has none".to_owned())
-    } else if !OwnDevices::fit(spec.shares.len(), spec.nics.len()) {
-        Err("a VM with so many network devices has none".to_owned())
-    } else {
-        key(made).map_err(|error| chain(&error)).and_then(|key| Saved::find(place, &key))
-    };
-    let said = |why: &String| {
-        tracing::warn!(
-            "the guest boots, and does not go on from the template {}: {why}; `kata-runtime factory init` makes one",
-            place.display()
-        );
-    };
-    found.inspect_err(said).ok()
-}
-
-fn goes_on(spawn: &mut Spawn, spec: &VmSpec, saved: Saved) -> Result<Beginning, HypervisorError> {
-    let goes_on = MemoryFile::new(spec.memory_mib).and_then(|memory| {
-        let memory_file = Some(pass_file(spawn, memory.descriptor()?));
-        let awakening = Some(saved.awaken(memory)?);
-        Ok(Beginning { guest: Guest::GoesOn, memory_file, awakening, has_own_places: true })
-    });
-    goes_on.map_err(|source| {
-        let source = HypervisorError::Setup { what: "the template's memory", source };
-        HypervisorError::Template { source: Box::new(source) }
-    })
-}
-
-/// A guest that boots, with the memory that is given, if it is to be saved.
-fn boots(
-    spawn: &mut Spawn,
-    Made { host, spec, append, .. }: Made<'_>,
-    memory: Option<&MemoryFile>,
-) -> Result<Beginning, HypervisorError> {
-    let setup = |what| move |source| HypervisorError::Setup { what, source };
-    let kernel = file::readable(spawn, &spec.kernel, host.root);
-    let kernel = kernel.map_err(setup("the guest kernel"))?;
-    let initrd = spec.root.initrd().map(|file| file::readable(spawn, file, host.root));
-    let initrd = initrd.transpose().map_err(setup("the initial ramdisk"))?;
-    let descriptor = memory.map(MemoryFile::descriptor).transpose();
-    let descriptor = descriptor.map_err(setup("the guest's memory"))?;
-    Ok(Beginning {
-        guest: Guest::Boots { kernel, initrd, append: append.to_owned() },
-        memory_file: descriptor.map(|memory| pass_file(spawn, memory)),
-        awakening: None,
-        has_own_places: memory.is_some(),
-    })
-}
-
-/// The key of a VM that may be from a template, or become one.
-fn key(made: Made<'_>) -> Result<Key, HypervisorError> {
-    if made.machine == Machine::Microvm {
-        return Err(HypervisorError::Unsupported {
-            driver: "qemu",
-            what: "templates of a microvm under KVM; set `machine_type` to \"\" or \"q35\", or `enable_template` to false",
-        });
-    }
-    Key::of(made).map_err(|source| HypervisorError::Setup { what: "a template", source })
-}
-
-/// The name that a file without one has for QEMU, which opens it once more.
-fn pass_file(spawn: &mut Spawn, file: OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", spawn.pass_fd(file)))
 }
 
 /// The walls around QEMU.

@@ -16,6 +16,7 @@
 //! ```
 
 mod accelerator;
+mod beginning;
 mod channel;
 mod check;
 mod command_line;
