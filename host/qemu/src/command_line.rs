@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::accelerator::Accelerator;
 use crate::device::{Argument, Device, socket_backend};
-use crate::machine::{Machine, memory_arguments, processor_arguments};
+use crate::machine::{Machine, Threads, memory_arguments, processor_arguments};
 use crate::option::OptionValue;
 use crate::own_devices::OwnDevices;
 use crate::settings::Pages;
@@ -17,6 +17,8 @@ pub(crate) struct CommandLine {
     pub(crate) sandbox: String,
     pub(crate) machine: Machine,
     pub(crate) accelerator: Accelerator,
+    /// How virtual CPUs are emulated; without meaning under KVM.
+    pub(crate) threads: Threads,
     pub(crate) cpu_features: String,
     pub(crate) vcpus: Vcpus,
     pub(crate) memory_mib: u32,
@@ -80,7 +82,12 @@ impl CommandLine {
             OptionValue::new(format_args!("sandbox-{}", self.sandbox)).into(),
         )];
         arguments.extend(self.machine.arguments());
-        arguments.extend(processor_arguments(self.accelerator, self.vcpus, &self.cpu_features));
+        arguments.extend(processor_arguments(
+            self.accelerator,
+            self.threads,
+            self.vcpus,
+            &self.cpu_features,
+        ));
         arguments.extend(memory_arguments(
             self.memory_mib,
             self.most_memory_mib,
@@ -125,6 +132,7 @@ mod tests {
             sandbox: "web-1".into(),
             machine: Machine::Microvm,
             accelerator: Accelerator::Tcg,
+            threads: Threads::Single,
             cpu_features: String::new(),
             vcpus: Vcpus::fixed(1),
             memory_mib: 256,

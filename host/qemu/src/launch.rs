@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kata_hypervisor::{DiskSpec, HypervisorError, NicSpec, ShareSource, VmSpec, Vmm};
 use kata_linux::jail::{DeviceNode, Jail, Network, Nobody};
 use kata_linux::process::{Child, Spawn, SpawnError};
-use kata_linux::user;
+use kata_linux::{program, user};
 use tokio::net::UnixStream;
 
 use crate::accelerator::Accelerator;
@@ -24,7 +24,7 @@ use crate::huge_pages;
 use crate::kernel_image::KernelImage;
 use crate::kernel_params::{self, Circumstances};
 use crate::later_disks::LaterDisks;
-use crate::machine::{Machine, Needs, Refusal};
+use crate::machine::{Machine, Needs, Refusal, Threads};
 use crate::memory::Memory;
 use crate::own_devices::OwnDevices;
 use crate::qmp::{Deleted, Qmp};
@@ -52,7 +52,7 @@ pub(crate) async fn launch(
     spec: &VmSpec,
     start: Start<'_>,
 ) -> Result<QemuVm, HypervisorError> {
-    let program = settings.program.display().to_string();
+    let named = settings.program.display().to_string();
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let machine = choose_machine(settings.machine, host, &spec.kernel, Wishes::of(spec))?;
     if settings.pages.huge {
@@ -93,6 +93,7 @@ pub(crate) async fn launch(
         sandbox: spec.sandbox.clone(),
         machine,
         accelerator: host.accelerator,
+        threads: threads(settings, host, vcpus),
         cpu_features: settings.cpu_features.clone(),
         vcpus,
         memory_mib: spec.memory_mib,
@@ -107,11 +108,11 @@ pub(crate) async fn launch(
         seccomp_sandbox: settings.seccomp_sandbox.clone(),
     };
     let arguments = command_line.arguments();
-    tracing::debug!(sandbox = spec.sandbox, "{program} {}", arguments.join(" "));
+    tracing::debug!(sandbox = spec.sandbox, "{named} {}", arguments.join(" "));
     let child = spawn
         .args(arguments)
         .spawn()
-        .map_err(|error| not_spawned(program.clone(), error, host.root))?;
+        .map_err(|error| not_spawned(named.clone(), error, host.root))?;
 
     let vmm = Vmm::new(Arc::new(child), console_output);
     let later_disks = Arc::new(LaterDisks::of(spec, Arc::clone(&hot_plug), settings.disk_io));
@@ -119,17 +120,25 @@ pub(crate) async fn launch(
     let deleted = move |device: &str| told.deleted(device);
     let is_a_copy = beginning.awakening.is_some();
     let hello = async {
-        let qmp = greet(&program, vmm.child(), control, Box::new(deleted)).await?;
+        let qmp = greet(&named, vmm.child(), control, Box::new(deleted)).await?;
         if let Some(awakening) = beginning.awakening {
             vmm.console().set_kernel_up();
             template::go_on(vmm.child(), &qmp, awakening, &own_devices).await?;
         }
         Ok(qmp)
     };
-    let qmp = vmm.within(spec.vmm_deadline, &program, hello).await?;
+    let qmp = vmm.within(spec.vmm_deadline, &named, hello).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     let memory = Memory::of(spec);
     Ok(QemuVm { vmm, hot_plug, memory, vcpus, disks, later_disks, qmp, channel, key, is_a_copy })
+}
+
+/// How virtual CPUs are emulated. Asks QEMU, for some 30 ms, where there is more than one.
+fn threads(settings: &QemuSettings, host: &Host, vcpus: Vcpus) -> Threads {
+    match host.accelerator {
+        Accelerator::Kvm => Threads::Multi,
+        Accelerator::Tcg => Threads::of(vcpus, || program::version_of(&settings.program)),
+    }
 }
 
 /// The walls around QEMU.

@@ -1,6 +1,9 @@
 //! The machine: board, processor and what they need to run.
 
+use std::io;
 use std::path::Path;
+
+use kata_hypervisor::OldestVersion;
 
 use crate::accelerator::Accelerator;
 use crate::device::{Argument, Transport};
@@ -144,19 +147,53 @@ impl Machine {
     }
 }
 
+/// How virtual CPUs are emulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// By turns, in one thread.
+    Single,
+    /// Each by a thread of its own.
+    Multi,
+}
+
+impl Threads {
+    /// For so many virtual CPUs. With one the emulation can do without atomic instructions and is
+    /// faster. With more, a QEMU before 8.1 may miss that one of them writes to code that another
+    /// is about to translate, and execute what was there before for ever: the guest's kernel, which
+    /// changes its own code, was seen to panic over it (`int3`). `version` is what QEMU says of
+    /// itself; asked for only if it counts.
+    pub(crate) fn of(vcpus: Vcpus, version: impl FnOnce() -> io::Result<String>) -> Self {
+        const SAFE: OldestVersion = OldestVersion { vmm: "QEMU", numbers: &[8, 1] };
+        if vcpus.at_start() == 1 {
+            return Self::Single;
+        }
+        let line = version().unwrap_or_default();
+        let number = line.split_once(" version ").and_then(|(_, rest)| rest.split(' ').next());
+        if number.is_some_and(|number| SAFE.check(number).is_ok()) {
+            Self::Multi
+        } else {
+            Self::Single
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Single => "single",
+            Self::Multi => "multi",
+        }
+    }
+}
+
 /// Accelerator and processor model.
 pub(crate) fn processor_arguments(
     accelerator: Accelerator,
+    threads: Threads,
     vcpus: Vcpus,
     features: &str,
 ) -> Vec<Argument> {
     let (accelerator, model) = match accelerator {
         Accelerator::Kvm => (OptionValue::new("kvm"), "host"),
-        // With one virtual CPU the emulation can do without atomic instructions and is faster.
-        Accelerator::Tcg if vcpus.at_start() == 1 => {
-            (OptionValue::new("tcg").with("thread", "single"), EMULATED_CPU)
-        }
-        Accelerator::Tcg => (OptionValue::new("tcg").with("thread", "multi"), EMULATED_CPU),
+        Accelerator::Tcg => (OptionValue::new("tcg").with("thread", threads.name()), EMULATED_CPU),
     };
     // Features are the administrator's own list, whose commas separate.
     let model = match features {
@@ -254,6 +291,22 @@ mod tests {
         let memory = Needs { more_memory: true, ..PLAIN };
         assert_eq!(Machine::choose(Auto, memory), Ok(Machine::Q35));
         assert_eq!(Machine::choose(Microvm, memory), Err(Refusal::MoreMemory));
+    }
+
+    #[test]
+    fn virtual_cpus_have_threads_of_their_own_only_where_that_is_safe() {
+        let threads =
+            |count, line: &'static str| Threads::of(Vcpus::fixed(count), || Ok(line.to_owned()));
+        for (count, line, expected) in [
+            (1, "not asked", Threads::Single),
+            (2, "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", Threads::Single),
+            (2, "QEMU emulator version 8.0.5", Threads::Single),
+            (2, "QEMU emulator version 8.1.0", Threads::Multi),
+            (4, "QEMU emulator version 10.0.8 (Debian 1:10.0.8+ds-0+deb13u1)", Threads::Multi),
+            (2, "", Threads::Single),
+        ] {
+            assert_eq!(threads(count, line), expected, "{count} {line}");
+        }
     }
 
     #[test]

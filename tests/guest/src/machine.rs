@@ -190,7 +190,8 @@ impl Setup {
         if self.hardware {
             "-accel kvm -cpu host,pmu=off"
         } else {
-            "-accel tcg -cpu max,erms=off,fsrm=off,pmu=off"
+            // By turns: QEMU 7.2 breaks kernels that change their code while another CPU runs.
+            "-accel tcg,thread=single -cpu max,erms=off,fsrm=off,pmu=off"
         }
     }
 
