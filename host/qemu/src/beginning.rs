@@ -47,13 +47,16 @@ pub(crate) fn beginning(
 /// The template in `place`, if it is of this VM; else it is said why a guest boots instead.
 fn saved(place: &Path, made: Made<'_>) -> Option<Saved> {
     let spec = made.spec;
-    let found = if !spec.disks.is_empty() {
-        Err("a VM with disks of its own has none".to_owned())
-    } else if !OwnDevices::fit(spec.shares.len(), spec.nics.len()) {
-        Err("a VM with so many network devices has none".to_owned())
-    } else {
-        key(made).map_err(|error| chain(&error)).and_then(|key| Saved::find(place, &key))
-    };
+    if !spec.disks.is_empty() || !OwnDevices::fit(spec.shares.len(), spec.nics.len()) {
+        tracing::info!(
+            "the guest boots: a template has no place for its {} disks and {} network devices",
+            spec.disks.len(),
+            spec.nics.len()
+        );
+        return None;
+    }
+    let found = key(made).map_err(|error| chain(&error));
+    let found = found.and_then(|key| Saved::find(place, &key));
     let said = |why: &String| {
         tracing::warn!(
             "the guest boots, and does not go on from the template {}: {why}; `kata-runtime factory init` makes one",

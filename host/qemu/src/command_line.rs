@@ -151,7 +151,7 @@ mod tests {
                 Device::Entropy { source: FdSet(6) },
             ],
             own_devices: OwnDevices {
-                shares: vec![FileShare { socket: 7, tag: "kataShared".into() }],
+                shares: vec![FileShare { socket: 7, tag: "kataShared".into(), number: 0 }],
                 nics: Vec::new(),
             },
             seccomp_sandbox: "on,spawn=deny".into(),
@@ -170,7 +170,7 @@ mod tests {
             -chardev socket,id=port0,fd=5 -device virtio-serial-device,id=serial0,max_ports=2 \
             -device virtserialport,id=serial0-port,bus=serial0.0,chardev=port0,name=agent.channel.0 \
             -add-fd fd=6,set=6 -object rng-random,id=entropy1,filename=/dev/fdset/6 -device virtio-rng-device,rng=entropy1 \
-            -chardev socket,id=share,fd=7 -device vhost-user-fs-device,chardev=share,tag=kataShared \
+            -chardev socket,id=share0,fd=7 -device vhost-user-fs-device,chardev=share0,tag=kataShared \
             -sandbox on,spawn=deny";
         assert_eq!(command_line().arguments().join(" "), expected);
     }
@@ -210,7 +210,7 @@ mod tests {
             "-object memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/8,share=on,",
             " -incoming defer ",
             "-device virtio-rng-device,",
-            "-chardev socket,id=share,fd=7",
+            "-chardev socket,id=share0,fd=7",
         ] {
             assert!(arguments.contains(part), "{part} is missing in: {arguments}");
         }

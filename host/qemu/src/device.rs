@@ -96,20 +96,23 @@ pub(crate) struct FileShare {
     pub(crate) socket: RawFd,
     /// By which the guest finds it.
     pub(crate) tag: String,
+    /// Tells it apart from the others of the VM.
+    pub(crate) number: usize,
 }
 
 impl FileShare {
-    /// What QEMU calls the connection.
-    const BACKEND: &str = "share";
-
     /// The connection.
     pub(crate) fn backend(&self) -> Argument {
-        socket_backend(Self::BACKEND, self.socket)
+        socket_backend(&self.backend_id(), self.socket)
+    }
+
+    fn backend_id(&self) -> String {
+        format!("share{}", self.number)
     }
 
     /// The device without its driver's name, as keys and values.
     pub(crate) fn frontend(&self) -> Vec<(&'static str, String)> {
-        vec![("chardev", Self::BACKEND.to_owned()), ("tag", self.tag.clone())]
+        vec![("chardev", self.backend_id()), ("tag", self.tag.clone())]
     }
 }
 
@@ -349,12 +352,12 @@ mod tests {
 
     #[test]
     fn share_is_a_vhost_user_device() {
-        let share = Device::FileShare(FileShare { socket: 6, tag: "a,b".into() });
+        let share = Device::FileShare(FileShare { socket: 6, tag: "a,b".into(), number: 1 });
         assert_eq!(
             rendered(&share, Transport::Mmio),
             [
-                "-chardev socket,id=share,fd=6",
-                "-device vhost-user-fs-device,chardev=share,tag=a,,b",
+                "-chardev socket,id=share1,fd=6",
+                "-device vhost-user-fs-device,chardev=share1,tag=a,,b",
             ]
         );
     }

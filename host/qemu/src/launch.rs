@@ -197,13 +197,14 @@ fn devices_of(
 async fn own_devices_of(spec: &VmSpec, spawn: &mut Spawn) -> Result<OwnDevices, HypervisorError> {
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let mut own = OwnDevices::default();
-    for share in &spec.shares {
+    for (number, share) in spec.shares.iter().enumerate() {
         let ShareSource::Server(socket) = &share.source else {
             let what = "serving a directory by itself";
             return Err(HypervisorError::Unsupported { driver: "qemu", what });
         };
         let socket = connect(socket).await.map_err(setup("the connection to the file server"))?;
-        own.shares.push(FileShare { socket: spawn.pass_fd(socket), tag: share.tag.clone() });
+        let (socket, tag) = (spawn.pass_fd(socket), share.tag.clone());
+        own.shares.push(FileShare { socket, tag, number });
     }
     for nic in &spec.nics {
         let tap = nic.tap.descriptor("qemu")?;

@@ -28,7 +28,7 @@ impl OwnDevices {
     pub(crate) fn arguments(&self, transport: Transport) -> Vec<Argument> {
         let shares = self.shares.iter().cloned().map(Device::FileShare);
         let all = shares.chain(self.nics.iter().cloned().map(Device::Nic));
-        // Their names have numbers of their own in them.
+        // They have names already, and need no number for them.
         all.flat_map(|device| device.arguments(transport, 0)).collect()
     }
 

@@ -84,9 +84,7 @@ pub(crate) fn sandbox(
     let (memory, vcpus) = (room::memory(runtime, size), room::vcpus(runtime, size, host));
     let mut vm = vm(runtime, id, size, &memory, &vcpus)?;
     (vm.shares, vm.disks, vm.later_disks) = (shares, disks, later_disks);
-    if vm.disks.is_empty() {
-        template::shape(runtime, &mut vm);
-    }
+    template::shape(runtime, &mut vm);
     Ok(SandboxPlan {
         id: id.to_owned(),
         vm,

@@ -56,8 +56,8 @@ impl Runtime {
 
     /// Whether there is a template, of whatever VM.
     #[must_use]
-    pub fn has_template(&self, directory: &Path) -> bool {
-        kata_qemu::has_template(directory)
+    pub fn has_template(&self) -> bool {
+        kata_qemu::has_template(&self.config.qemu.template_path)
     }
 }
 
@@ -66,6 +66,10 @@ impl Runtime {
 pub(crate) fn shape(runtime: &Runtime, spec: &mut VmSpec) {
     let Some(directory) = runtime.template() else { return };
     spec.template = Some(directory.to_owned());
+    if !spec.disks.is_empty() {
+        // The driver says that there is none for it.
+        return;
+    }
     spec.hot_plug = true;
     let LaterDisks { readonly, writable } = spec.later_disks;
     spec.later_disks = LaterDisks { readonly, writable: writable.max(POD_DEVICES) };

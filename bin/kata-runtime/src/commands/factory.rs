@@ -25,8 +25,8 @@ pub(super) fn run(host: &Host, command: FactoryCommand) -> Result<()> {
             "there is to be no template; set `enable_template = true` in the section hypervisor.qemu, with `hypervisor_name` \"qemu\" \
              or \"auto\""
         ),
-        (FactoryCommand::Status, Some(directory)) => {
-            let word = if runtime.has_template(directory) { "on" } else { "off" };
+        (FactoryCommand::Status, Some(_)) => {
+            let word = if runtime.has_template() { "on" } else { "off" };
             print(&format!("vm factory is {word}\n"))
         }
         (FactoryCommand::Status, None) => print("vm factory is not enabled\n"),

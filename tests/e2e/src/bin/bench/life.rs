@@ -26,18 +26,17 @@ const PARTS: &[(Metric, Stage, Stage)] = &[
 /// `ctr run --rm … true`, from its start to its end; under kata with both kernels, and from a
 /// template.
 pub(crate) fn run(subjects: &Subjects<'_>, subject: Subject, to: &mut Values) -> Result<()> {
-    let mut runs = vec![(metric::RUN, subjects.run(subject, &["true"]))];
+    let mut runs = vec![(metric::RUN, subject, subject)];
     if subject == Subject::Kata {
-        runs.push((metric::RUN_DISTRIBUTION, subjects.run(Subject::Distribution, &["true"])));
+        runs.push((metric::RUN_DISTRIBUTION, Subject::Kata, Subject::Distribution));
+        if subjects.has_template() {
+            runs.push((metric::RUN, Subject::Template, Subject::Template));
+        }
     }
-    for (metric, run) in runs {
+    for (metric, whose, configured) in runs {
+        let run = subjects.run(configured, &["true"]);
         let ((), took) = timed(|| run.output()?.success().map(drop))?;
-        to.add(metric, subject, took.as_secs_f64());
-    }
-    if subject == Subject::Kata && subjects.has_template() {
-        let run = subjects.run(Subject::Template, &["true"]);
-        let ((), took) = timed(|| run.output()?.success().map(drop))?;
-        to.add(metric::RUN, Subject::Template, took.as_secs_f64());
+        to.add(metric, whose, took.as_secs_f64());
     }
     Ok(())
 }
