@@ -18,6 +18,7 @@ mod filter;
 mod image;
 mod jobs;
 mod machine;
+pub mod pool;
 mod recipe;
 mod root;
 mod rounds;

@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,9 +41,6 @@ const CONSOLE: &str = "console.log";
 
 /// Memory in MiB: two guests with 2 GiB each, which they don't use up, and the engines.
 const MEMORY_MIB: u32 = 4096;
-
-/// Emulated processors. More are slower: the emulation's locks are shared.
-const PROCESSORS: u32 = 2;
 
 /// AMD's virtualisation is part of `max`. The emulation crashes rarely, and never was seen to,
 /// without five-level page tables.
@@ -81,16 +79,19 @@ pub struct Machine {
     jobs: UnixStream,
     directory: TempDir,
     // QEMU reads it as long as it runs.
-    _disk: Disk,
+    _disk: Arc<Disk>,
 }
 
 impl Machine {
-    /// Boots one with `disk`, and waits until it takes jobs.
-    pub fn boot(image: &HostImage, disk: Disk) -> Result<Self> {
+    /// Boots one with `disk` and this many processors, and waits until it takes jobs. With more than
+    /// one, which the emulation runs at the same time, guests in the machine were seen to hang or to
+    /// reset themselves once in some fifty.
+    pub fn boot(image: &HostImage, disk: Arc<Disk>, processors: u32) -> Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a directory for the host VM")?;
         let socket = directory.path().join("jobs.sock");
         let listener = UnixListener::bind(&socket).context("cannot make the socket for jobs")?;
-        let mut qemu = qemu(image, &disk, &directory).spawn().context("cannot start setpriv")?;
+        let mut qemu =
+            qemu(image, &disk, processors, &directory).spawn().context("cannot start setpriv")?;
         let accepted = accept(&listener, &mut qemu);
         let jobs = accepted.inspect_err(|_| {
             let _ = qemu.kill();
@@ -202,14 +203,14 @@ impl Drop for Machine {
 }
 
 /// Under `setpriv`, so that it ends with this process, however that ends.
-fn qemu(image: &HostImage, disk: &Disk, directory: &TempDir) -> Command {
+fn qemu(image: &HostImage, disk: &Disk, processors: u32, directory: &TempDir) -> Command {
     let place = directory.path().display();
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).args(image.qemu());
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     command.args(["-machine", "q35,usb=off,vmport=off,graphics=off"]);
     command.arg("-accel").arg(format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"));
-    command.args(["-cpu", PROCESSOR, "-smp", &PROCESSORS.to_string()]);
+    command.args(["-cpu", PROCESSOR, "-smp", &processors.to_string()]);
     command.args(["-m", &format!("{MEMORY_MIB}M")]);
     let drive = |file: PathBuf, mode: &str| {
         format!(

@@ -4,19 +4,17 @@
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
 
 use anyhow::{Context, Result};
-use kata_host_vm::{
-    Died, Disk, Filter, HostImage, Machine, Rounds, Silent, TestBinary, test_binaries,
-};
+use kata_host_vm::pool::{self, Job};
+use kata_host_vm::{Filter, HostImage, Rounds, TestBinary, test_binaries};
 use kata_hypervisor::kvm_obstacle;
 
-/// How much of the machine's log is shown when a test has failed.
-const LOG_LINES: usize = 40;
+/// Test files that compare what a guest has with what the machine has.
+const TWO_PROCESSORS: &[&str] = &["vcpus"];
 
-/// Everything is slower in the host VM by a factor of about four.
-const SLOWNESS: u32 = 4;
+/// By how much everything is slower in the host VM, at most.
+const SLOWNESS: u32 = 6;
 
 fn main() -> Result<ExitCode> {
     Ok(if run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -57,55 +55,16 @@ fn here(rounds: &Rounds, binaries: &[TestBinary]) -> Result<bool> {
     Ok(passed)
 }
 
-/// When the machine dies or falls silent, which the emulation does now and then, the tests of that
-/// file run once more on a new one. So do those of a file of which one fails, for a guest of the
-/// emulated KVM was seen to reset itself at its kernel's first instructions. Who is to blame cannot
-/// be told for sure: what happens twice is a failure.
 fn in_host_vm(rounds: &Rounds, binaries: &[TestBinary]) -> Result<bool> {
     let mut paths: Vec<PathBuf> = binaries.iter().map(|binary| binary.path.clone()).collect();
     paths.extend(rounds.files());
-    let image = HostImage::ready()?;
-    let boot = || Machine::boot(&image, Disk::of(paths.clone())?);
-    let mut machine = boot()?;
-    let mut passed = true;
-    for round in rounds.iter() {
-        let started = Instant::now();
-        for (name, command) in round.commands(binaries, all(), SLOWNESS, 1) {
-            println!("\n     Running {name} with {} in the host VM", round.hypervisor);
-            passed &= match runs(&mut machine, &command) {
-                Err(error) if error.is::<Died>() || error.is::<Silent>() => {
-                    println!("{error}; once more, on a new machine");
-                    drop(machine);
-                    machine = boot()?;
-                    runs(&mut machine, &command)?
-                }
-                Ok(false) => {
-                    println!("{name} with {} has failed; once more", round.hypervisor);
-                    runs(&mut machine, &command)?
-                }
-                result => result?,
-            };
-        }
-        println!("{}: {} s", round.hypervisor, started.elapsed().as_secs());
-    }
-    Ok(passed)
-}
-
-/// Whether the tests of a command pass.
-fn runs(machine: &mut Machine, command: &str) -> Result<bool> {
-    match machine.run(command, |line| println!("{line}")) {
-        Ok(0) => Ok(true),
-        Ok(_) => {
-            machine.run("dmesg | tail -n 20", |line| println!("{line}"))?;
-            println!("the host VM's last words:\n{}", machine.last_words(LOG_LINES));
-            Ok(false)
-        }
-        Err(error) => {
-            println!("the host VM's last words:\n{}", machine.last_words(LOG_LINES));
-            if error.is::<Silent>() {
-                println!("what runs there:\n{}", machine.processes());
-            }
-            Err(error)
-        }
-    }
+    let jobs = rounds.iter().flat_map(|round| {
+        let commands = round.commands(binaries, all(), SLOWNESS, 1);
+        commands.map(|(name, command)| Job {
+            name: format!("{name} with {}", round.hypervisor),
+            command,
+            processors: if TWO_PROCESSORS.contains(&name) { 2 } else { 1 },
+        })
+    });
+    pool::run(&HostImage::ready()?, paths, jobs.collect())
 }

@@ -5,6 +5,7 @@
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use kata_e2e::{Installation, Suite};
@@ -77,7 +78,7 @@ fn prompt() -> Result<()> {
 }
 
 fn boot(paths: impl Iterator<Item = String>) -> Result<Machine> {
-    Machine::boot(&HostImage::ready()?, Disk::of(with_installation(paths)?)?)
+    Machine::boot(&HostImage::ready()?, Arc::new(Disk::of(with_installation(paths)?)?), 1)
 }
 
 /// The absolute form of `paths`, and where the programs under test are.

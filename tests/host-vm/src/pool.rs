@@ -1,0 +1,165 @@
+//! Machines that share jobs.
+//!
+//! ```text
+//!   jobs ──▶ queue ─┬─▶ thread: machine ── a job at a time, up to three times ─▶ its output in one piece
+//!                   └─▶ thread: machine ── …
+//! ```
+//!
+//! Two machines of one processor each do more than one of two: the emulation's locks are not
+//! shared, and what its processors do at the same time cannot race.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::disk::Disk;
+use crate::image::HostImage;
+use crate::machine::{Died, Machine, Silent};
+
+/// Machines at a time.
+const MACHINES: usize = 2;
+
+/// How often a job may run until it counts as failed. Emulated guests were seen to hang, and to
+/// reset themselves at their kernel's first instructions; who is to blame cannot be told for sure.
+const TRIES: u32 = 3;
+
+/// How much of a machine's log is shown when a job has failed.
+const LOG_LINES: usize = 40;
+
+/// A shell command, of one line, for a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// What it is called where it is told of.
+    pub name: String,
+    /// Its exit status is 0 where all is well.
+    pub command: String,
+    /// How many processors its machine must have, at least one; more than one where it would leave
+    /// something out otherwise.
+    pub processors: u32,
+}
+
+/// Runs jobs on machines that have the files and directories `paths`, and prints what they say.
+/// Returns whether all were well in the end. Each new try is on a new machine, and is told of.
+///
+/// # Errors
+/// A machine that does not boot.
+pub fn run(image: &HostImage, paths: Vec<PathBuf>, jobs: Vec<Job>) -> Result<bool> {
+    let disk = Arc::new(Disk::of(paths)?);
+    let count = MACHINES.min(jobs.len());
+    // Who is alone need not wait until it is complete.
+    let at_once = count == 1;
+    let queue = Mutex::new(jobs.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    thread::scope(|scope| {
+        let run = || -> Result<bool> {
+            let mut worker = Worker { image, disk: Arc::clone(&disk), machine: None, at_once };
+            let mut well = true;
+            while let Some(job) = next() {
+                well &= worker.tries(&job)?;
+            }
+            Ok(well)
+        };
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(run)).collect();
+        let mut well = true;
+        for thread in threads {
+            well &= thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok(well)
+    })
+}
+
+struct Worker<'a> {
+    image: &'a HostImage,
+    disk: Arc<Disk>,
+    /// With how many processors it has.
+    machine: Option<(u32, Machine)>,
+    at_once: bool,
+}
+
+impl Worker<'_> {
+    /// Whether one of a job's tries is well.
+    fn tries(&mut self, job: &Job) -> Result<bool> {
+        for number in 1..=TRIES {
+            let started = Instant::now();
+            let mut output = Output { at_once: self.at_once, text: String::new() };
+            output.line(&format!("\n     Running {} in a host VM", job.name));
+            let well = match self.once(job, &mut output) {
+                Ok(well) => well,
+                Err(error) => {
+                    output.end();
+                    return Err(error);
+                }
+            };
+            let end = match (well, number) {
+                (true, 1) => "passed".to_owned(),
+                (true, _) => format!("passed at the {number}. try"),
+                (false, TRIES) => "failed for good".to_owned(),
+                (false, _) => format!("failed at the {number}. try; once more, on a new machine"),
+            };
+            output.line(&format!("{} {end}: {} s", job.name, started.elapsed().as_secs()));
+            output.end();
+            if well {
+                return Ok(true);
+            }
+            self.machine = None;
+        }
+        Ok(false)
+    }
+
+    fn once(&mut self, job: &Job, output: &mut Output) -> Result<bool> {
+        let processors = job.processors;
+        let (_, machine) = match &mut self.machine {
+            Some(machine) if machine.0 == processors => machine,
+            other => {
+                // Two would take memory for two.
+                *other = None;
+                let machine = Machine::boot(self.image, Arc::clone(&self.disk), processors)?;
+                other.insert((processors, machine))
+            }
+        };
+        let status = match machine.run(&job.command, |line| output.line(line)) {
+            Ok(0) => return Ok(true),
+            Ok(_) => machine.run("dmesg | tail -n 20", |line| output.line(line)),
+            Err(error) => Err(error),
+        };
+        output.line(&format!("the host VM's last words:\n{}", machine.last_words(LOG_LINES)));
+        match status {
+            Ok(_) => Ok(false),
+            Err(error) if error.is::<Died>() => {
+                output.line(&error.to_string());
+                Ok(false)
+            }
+            Err(error) if error.is::<Silent>() => {
+                output.line(&format!("{error}; what runs there:\n{}", machine.processes()));
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What a job says: at once, or in one piece, so that two jobs do not mix.
+struct Output {
+    at_once: bool,
+    text: String,
+}
+
+impl Output {
+    fn line(&mut self, line: &str) {
+        if self.at_once {
+            println!("{line}");
+        } else {
+            self.text += line;
+            self.text.push('\n');
+        }
+    }
+
+    fn end(self) {
+        if !self.at_once {
+            print!("{}", self.text);
+        }
+    }
+}
