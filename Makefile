@@ -8,6 +8,7 @@
 #   make check      the quick tests: format, lints, layers, licences, units     (as root)
 #   make test       all tests, with real engines and VMs                        (as root)
 #   make soak       boots, and processes that print and exit, many times in a row: hours   (as root)
+#   make test-guests  the tests that a guest's kernel and root matter to, with every pair of them: an hour   (as root)
 #   make host-vm    a machine with KVM for the tests, made on the spot, cached  (as root)
 #   make bench      measure, print a table [BENCH=--groups=start,exec ...]      (as root)
 #   make audit      look for published vulnerabilities of dependencies
@@ -251,26 +252,57 @@ test: check kernel all distribution-guest engines
 	@mk/require-packages $(host_vm_packages)
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm --test=engines
 
-# What must not fail once in many times: boots under load of both guest kernels, boots of the QEMU driver, short-lived processes.
+# Guests that differ from the one that the tests have otherwise: each is a configuration file for tests.
+variants := small small-image small-template distribution distribution-image
+
+define write-variants
+@mkdir -p $(build)/variants
+@for variant in $(variants); do \
+    kernel=$${variant%%-*}; file=$(build)/variants/$$variant.toml; \
+    initrd=$(guest)/$$kernel/kata-containers-initrd.img; \
+    { echo '[hypervisor.qemu]'; echo "kernel = '$(guest)/$$kernel/vmlinux.container'"; \
+      case $$variant in \
+      *-image) echo "image = '$(abspath $(image))'"; \
+          if [ $$kernel = distribution ]; then echo "image_drivers = '$$initrd'"; fi ;; \
+      *) echo "initrd = '$$initrd'" ;; \
+      esac; \
+      case $$variant in *-template) \
+          echo '[factory]'; echo 'enable_template = true'; echo "template_path = '$(build)/variants/template'" ;; \
+      esac; } >$$file; \
+done
+endef
+
+# What must not fail once in many times: boots of each guest under load, boots of the QEMU driver, short-lived processes.
 soak_boots ?= 200
 soak_driver_boots ?= 100
 soak_processes ?= 1000
 
 .PHONY: soak
 soak: build-deps kernel all distribution-guest engines
-	@mkdir -p $(build)/soak
-	@for kernel in small distribution; do \
-	    file=$(build)/soak/$$kernel.toml; \
-	    echo '[hypervisor.qemu]' >$$file; \
-	    echo "kernel = '$(guest)/$$kernel/vmlinux.container'" >>$$file; \
-	    echo "initrd = '$(guest)/$$kernel/kata-containers-initrd.img'" >>$$file; \
-	    echo "boots under load: the $$kernel kernel"; \
+	$(write-variants)
+	@for variant in $(variants); do \
+	    echo "boots under load: $$variant"; \
+	    file=$(build)/variants/$$variant.toml; \
+	    if [[ $$variant = *-template ]]; then KATA_CONF_FILE=$$file $(stage)/bin/kata-runtime factory init; fi; \
 	    KATA_E2E_CONFIG=$$file KATA_E2E_BOOTS=$(soak_boots) \
 	        $(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test=soak boots_in_a_row_under_load; \
+	    if [[ $$variant = *-template ]]; then KATA_CONF_FILE=$$file $(stage)/bin/kata-runtime factory destroy; fi; \
 	done
 	KATA_TEST_BOOTS=$(soak_driver_boots) $(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --test=boot boots_in_a_row_never_hang
 	KATA_E2E_SHORT_LIVED=$(soak_processes) \
 	    $(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test=integrity short_lived -- --test-threads=1
+
+# The tests of what a guest has a part in, with every guest that `make test` takes only through a summary of them.
+guest_tests := lifecycle integrity mounts network pods kill ends processes_by_hand output_by_hand
+
+.PHONY: test-guests
+test-guests: build-deps kernel all distribution-guest engines
+	$(write-variants)
+	@for variant in $(filter-out small small-template,$(variants)); do \
+	    echo "the guest is $$variant"; \
+	    KATA_E2E_CONFIG=$(build)/variants/$$variant.toml \
+	        $(CARGO) test $(CARGO_FLAGS) --package=kata-e2e $(guest_tests:%=--test=%) --no-fail-fast -- --test-threads=2; \
+	done
 
 .PHONY: host-vm
 host-vm: build-deps

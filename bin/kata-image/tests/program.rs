@@ -126,6 +126,23 @@ fn progress_is_plain_lines_where_there_is_no_terminal() {
     assert_eq!(facts.lines().count(), 1);
 }
 
+/// `script` of bsdutils is the terminal.
+#[test]
+fn progress_is_a_bar_on_a_terminal() {
+    let place = Place::new();
+    let line = format!("{PROGRAM} rootfs --agent agent --output image --verity");
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    let run = script.current_dir(place.0.path()).env("TERM", "xterm").output().unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let shown = text(&run.stdout);
+    let (bar, rest) = shown.split_once("wrote image (").unwrap();
+    // It is drawn over itself, and taken away in the end.
+    assert!(bar.contains("build the file system") && bar.contains('\r'), "{shown:?}");
+    assert!(bar.ends_with("\x1b[2K"), "{shown:?}");
+    assert!(rest.contains("MiB)\r\nkernel_verity_params = "), "{shown:?}");
+}
+
 #[test]
 fn json_is_an_object_a_line() {
     let place = Place::new();

@@ -27,6 +27,9 @@ use serde::{Deserialize, Serialize};
 /// A container's file.
 const STATE: &str = "state.json";
 
+/// The file in a container's directory that has the cgroup it is about to have.
+const CGROUP: &str = "cgroup";
+
 /// Where sandboxes are; no container's id begins with a dot.
 const SANDBOXES: &str = ".sandboxes";
 
@@ -220,6 +223,17 @@ impl Locked {
 
     pub(crate) fn save(&self, container: &Container) -> Result<()> {
         write_whole(&self.dir.join(STATE), &serde_json::to_vec(container)?)
+    }
+
+    /// Notes the cgroup that a container is about to have, for whoever removes it if its creation is
+    /// killed before it is saved.
+    pub(crate) fn announce_cgroup(&self, cgroup: &str) -> Result<()> {
+        write_whole(&self.dir.join(CGROUP), cgroup.as_bytes())
+    }
+
+    /// The cgroup that was announced; `None` where none was.
+    pub(crate) fn announced_cgroup(&self) -> Option<String> {
+        fs::read_to_string(self.dir.join(CGROUP)).ok()
     }
 
     /// Forgets the container.

@@ -151,6 +151,12 @@ impl GuestKernel {
         self.directory().join("vmlinux.container")
     }
 
+    /// Its compressed form (bzImage).
+    #[must_use]
+    pub fn vmlinuz(self) -> PathBuf {
+        self.directory().join("vmlinuz.container")
+    }
+
     /// Its initial ramdisk.
     #[must_use]
     pub fn initrd(self) -> PathBuf {

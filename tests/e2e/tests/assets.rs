@@ -23,9 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const STREAM: usize = 8 << 20;
 const IN_TERMINAL: usize = 1 << 20;
 
-/// A configuration that boots this kernel from this root.
-fn configuration(kernel: GuestKernel, root: &str) -> Result<Configuration> {
-    let (hypervisor, kernel) = (hypervisor_under_test()?, kernel.vmlinux());
+/// A configuration that boots this file of a kernel from this root.
+fn configuration(kernel: &Path, root: &str) -> Result<Configuration> {
+    let hypervisor = hypervisor_under_test()?;
     Configuration::with(&format!(
         "[hypervisor.{hypervisor}]\nkernel = \"{}\"\n{root}",
         kernel.display()
@@ -34,12 +34,12 @@ fn configuration(kernel: GuestKernel, root: &str) -> Result<Configuration> {
 
 /// A guest that boots these is one like any other.
 fn works(kernel: GuestKernel, root: &str) -> Result<()> {
-    boots(kernel, root, |_| Ok(()))
+    boots(kernel, &kernel.vmlinux(), root, |_| Ok(()))
 }
 
 /// And it does everything that the suite asks of a guest, in short.
 fn passes(kernel: GuestKernel, root: &str) -> Result<()> {
-    boots(kernel, root, |containerd| {
+    boots(kernel, &kernel.vmlinux(), root, |containerd| {
         streams_are_whole(containerd)?;
         files_are_shared(containerd)?;
         memory_is_limited(containerd)?;
@@ -49,13 +49,14 @@ fn passes(kernel: GuestKernel, root: &str) -> Result<()> {
 
 fn boots(
     kernel: GuestKernel,
+    file: &Path,
     root: &str,
     further: impl FnOnce(&Containerd) -> Result<()>,
 ) -> Result<()> {
     if !only_a_vm("guest kernels and images") {
         return Ok(());
     }
-    let configuration = configuration(kernel, root)?;
+    let configuration = configuration(file, root)?;
     Scenario::new().configuration(&configuration.file()).run(|containerd| {
         let release = containerd.run(["uname", "-r"]).output()?.success()?;
         let is_small = release.trim_end().ends_with("-kata");
@@ -159,6 +160,15 @@ fn distributions_kernel_boots_from_an_image_with_drivers() -> Result<()> {
     )
 }
 
+/// As who has no other form of a kernel boots it.
+#[test]
+fn compressed_kernels_boot() -> Result<()> {
+    for kernel in [GuestKernel::Small, GuestKernel::Distribution] {
+        boots(kernel, &kernel.vmlinuz(), &initrd(kernel), |_| Ok(()))?;
+    }
+    Ok(())
+}
+
 fn initrd(kernel: GuestKernel) -> String {
     format!("initrd = \"{}\"\n", kernel.initrd().display())
 }
@@ -167,26 +177,40 @@ fn image(file: &Path) -> String {
     format!("image = \"{}\"\n", file.display())
 }
 
-/// An image with a hash tree, and a configuration that demands it. `tamper` changes the disk after
-/// the root hash was taken.
+/// An EROFS image with a hash tree, and a configuration that demands it. `tamper` changes the disk
+/// after the root hash was taken.
 fn checked_image(tamper: impl FnOnce(&mut Vec<u8>)) -> Result<(TempDir, String)> {
+    built_image(FileSystem::Erofs, true, tamper)
+}
+
+fn built_image(
+    file_system: FileSystem,
+    verity: bool,
+    tamper: impl FnOnce(&mut Vec<u8>),
+) -> Result<(TempDir, String)> {
     let directory = tempfile::tempdir()?;
     let agent = fs::read(guest_agent()).context("there is no agent; run `make`")?;
-    let options = RootfsOptions {
-        agent: &agent,
-        packages: &[],
-        init: Init::Agent,
-        file_system: FileSystem::Erofs,
-        verity: true,
-    };
+    let options =
+        RootfsOptions { agent: &agent, packages: &[], init: Init::Agent, file_system, verity };
     let mut built = build_rootfs(&options)?;
     tamper(&mut built.disk);
-    let file = directory.path().join("checked.img");
+    let file = directory.path().join("built.img");
     fs::write(&file, &built.disk)?;
-    let verity = built.verity.context("an image with a hash tree has a root hash")?;
-    let params = verity.kernel_verity_params();
-    let rest = format!("rootfs_type = \"erofs\"\nkernel_verity_params = \"{params}\"\n");
+    ensure!(built.verity.is_some() == verity, "an image with a hash tree has a root hash");
+    let params = built.verity.map(|verity| verity.kernel_verity_params()).unwrap_or_default();
+    let file_system = file_system.name();
+    let rest = format!("rootfs_type = \"{file_system}\"\nkernel_verity_params = \"{params}\"\n");
     Ok((directory, image(&file) + &rest))
+}
+
+/// The two others are what is installed, and what is checked below.
+#[test]
+fn image_is_of_either_file_system_with_a_hash_tree_or_without() -> Result<()> {
+    for (file_system, verity) in [(FileSystem::Erofs, false), (FileSystem::Ext4, true)] {
+        let (_directory, root) = built_image(file_system, verity, |_| {})?;
+        works(GuestKernel::Small, &root)?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -205,7 +229,7 @@ fn image_that_was_tampered_with_is_refused_with_a_sentence() -> Result<()> {
     is_refused(
         GuestKernel::Small,
         &root,
-        &["panicked", "checked.img (`image`) is not the one", "kernel_verity_params"],
+        &["panicked", "built.img (`image`) is not the one", "kernel_verity_params"],
     )
 }
 
@@ -214,7 +238,7 @@ fn kernel_that_cannot_check_its_image_does_not_boot_it() -> Result<()> {
     let (_directory, root) = checked_image(|_| {})?;
     // It has neither the driver of the disk nor what makes the checked device, and says that there
     // is no root.
-    let words = ["panicked", "Unable to mount root fs", "checked.img (`image`)", "make kernel"];
+    let words = ["panicked", "Unable to mount root fs", "built.img (`image`)", "make kernel"];
     is_refused(GuestKernel::Distribution, &root, &words)
 }
 
@@ -244,7 +268,7 @@ fn is_refused(kernel: GuestKernel, root: &str, words: &[&str]) -> Result<()> {
     if !only_a_vm("images") {
         return Ok(());
     }
-    let configuration = configuration(kernel, root)?;
+    let configuration = configuration(&kernel.vmlinux(), root)?;
     Scenario::new().configuration(&configuration.file()).run(|containerd| {
         let client = containerd.run(["true"]).attach()?;
         let error = client.wait_until(Deadline::after(PATIENCE))?.failure()?;

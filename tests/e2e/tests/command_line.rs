@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kata_e2e::{
-    Client, CommandLine, Deadline, IDLE, Input, Part, Runtime, Stream, only_a_vm, resize,
+    Client, CommandLine, Deadline, IDLE, Input, Part, Runtime, Spec, Stream, only_a_vm, resize,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -261,6 +261,28 @@ fn empty_network_namespace_is_told_to_whoever_calls_from_a_terminal() -> Result<
         }
         Ok(())
     })
+}
+
+/// The stand-in is in the container's cgroup before anything else is known of the container.
+#[test]
+fn creation_killed_at_its_beginning_leaves_nothing() -> Result<()> {
+    if !only_a_vm("parts that can be killed") {
+        return Ok(());
+    }
+    for part in [Part::StandIn, Part::Proxy] {
+        CommandLine::scenario(Runtime::Kata, |host| {
+            let id = host.id("c");
+            let in_cgroup = |spec: Spec| spec.set("/linux/cgroupsPath", json!(format!("/{id}")));
+            let bundle = host.bundle("c", IDLE, in_cgroup)?.display().to_string();
+            let creation = host.attach(&["create", "--bundle", &bundle, &id], Input::Nothing)?;
+            host.await_part(part)?;
+            host.await_part(Part::CommandLine)?.signal(Signal::KILL)?;
+            creation.wait()?.failure()?;
+            host.succeed(&["delete", "--force", &id]).map(drop)
+        })
+        .with_context(|| format!("{part:?} was there"))?;
+    }
+    Ok(())
 }
 
 /// A creation whose parts die fails, and says why; what there was of it is gone, and the id is

@@ -80,7 +80,11 @@ const ORDERS: &str = "
     exec --no-new-privs ID grep NoNewPrivs /proc/self/status
     exec --process /no-such-file ID
     exec --tty --detach ID true
+    exec --tty ID true
+    exec --console-socket /no-such-socket --tty --detach ID true
+    exec --pid-file /no-such-directory/pid --detach ID sleep 1000
     exec --detach ID sleep 1000
+    checkpoint ID
     ps --format json ID
     ps --format nonsense ID
     ps ID -o args
@@ -139,6 +143,18 @@ const ORDERS: &str = "
     make
     start ID
     delete --force ID
+    run --detach --bundle BUNDLE ID
+    run --detach --bundle BUNDLE ID
+    run --bundle /no-such-bundle ID
+    kill ID 9
+    ends
+    run --detach --bundle BUNDLE ID
+    delete ID
+    run --detach --pid-file /no-such-directory/pid --bundle BUNDLE ID
+    delete --force ID
+    run --detach --console-socket /no-such-socket --bundle BUNDLE ID
+    delete --force ID
+    restore --bundle BUNDLE ID
 
     no-such-command
     state

@@ -97,6 +97,9 @@ impl Creation<'_> {
         let mut fifos = Fifos::make(locked.dir(), "", self.terminal != Terminal::None)?;
         let order = self.order(&sandbox)?;
         let pty = self.terminal_for_it()?;
+        if !order.cgroup.is_empty() {
+            locked.announce_cgroup(&order.cgroup)?;
+        }
         let stand_in = StandIn::start(&order, &mut fifos, pty, listener)?;
         if stand_in.proxy != 0 {
             sandbox.record_proxy(stand_in.proxy)?;

@@ -48,11 +48,17 @@ pub(super) fn run(host: &Host, id: &str, force: bool) -> Result<()> {
     remove(host, locked, &container)
 }
 
-/// Removes a container of which nothing is known, and the sandbox that has its id, unless others
-/// are in it.
+/// Removes a container of which no more is known than its cgroup, and the sandbox that has its id,
+/// unless others are in it.
 fn forget(host: &Host, locked: Locked, id: &str) -> Result<()> {
+    let cgroup = locked.announced_cgroup();
     locked.remove()?;
-    sandbox::remove(&host.registry, id)
+    sandbox::remove(&host.registry, id)?;
+    if let Some(cgroup) = cgroup {
+        // Another container may be in it, or the engine may have removed it.
+        let _ = HostCgroup::at(&cgroup).and_then(|cgroup| cgroup.remove());
+    }
+    Ok(())
 }
 
 /// Kills a container and waits for its end.

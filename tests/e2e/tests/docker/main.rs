@@ -7,7 +7,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Engine, Input, Part, docker, only_a_vm};
+use kata_e2e::{Client, Deadline, Engine, Input, Installation, Part, docker, only_a_vm};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -19,6 +19,9 @@ const ENDS_ONCE: &str = "echo x >> /count/runs; [ $(wc -l < /count/runs) -gt 1 ]
 
 /// The first release that calls `features` of each runtime when it starts.
 const ASKS_FOR_FEATURES: u32 = 25;
+
+/// The first release that is known to end runc's shims which its predecessor has lost.
+const FORGETS_NO_SHIM: u32 = 28;
 
 /// A question for the address of `web` as by TCP, with its length before it (RFC 1035, section 4),
 /// in octal for printf(1).
@@ -66,6 +69,8 @@ fn runs(docker: &Engine) -> Result<()> {
 
     let missing = docker.call("run --rm --network none localhost/busybox no-such")?;
     assert_eq!(missing.code, 127, "{missing}");
+    let text = docker.call("run --rm --network none localhost/busybox /srv/of-user")?;
+    assert_eq!(text.code, 126, "{text}");
     Ok(())
 }
 
@@ -162,6 +167,34 @@ fn has_networks(docker: &Engine) -> Result<()> {
     assert_eq!(gateway.output()?.success()?, "1\nreached\n");
     docker.succeed("rm --force web")?;
     docker.succeed("network rm net").map(drop)
+}
+
+#[test]
+fn container_is_in_two_networks() -> Result<()> {
+    docker(is_in_two_networks)
+}
+
+fn is_in_two_networks(docker: &Engine) -> Result<()> {
+    let networks = ["net", "other"];
+    for network in networks {
+        docker.succeed(&format!("network create {network}"))?;
+    }
+    docker.succeed("create --name web --network net localhost/busybox sleep 1000")?;
+    docker.succeed("network connect other web")?;
+    docker.succeed("start web")?;
+    for network in networks {
+        let address = docker
+            .inspect("web", &format!("{{{{.NetworkSettings.Networks.{network}.IPAddress}}}}"))?;
+        let gateway = docker.inspect(network, "{{(index .IPAM.Config 0).Gateway}}")?;
+        let sees = format!(
+            "ip -4 -o address | grep -c {address}/ && ping -c 1 -w 10 {gateway} | grep -c ttl="
+        );
+        assert_eq!(docker.shell("web", &sees)?, "1\n1", "{network}");
+    }
+    docker.succeed("rm --force web")?;
+    networks
+        .iter()
+        .try_for_each(|network| docker.succeed(&format!("network rm {network}")).map(drop))
 }
 
 #[test]
@@ -365,4 +398,59 @@ fn outlives_the_daemon(docker: &Engine) -> Result<()> {
     docker.says("web", "up")?;
     docker.kill_and_restart_daemon()?;
     docker.succeed("rm --force web").map(drop)
+}
+
+#[test]
+fn daemon_killed_in_the_middle_of_something_leaves_what_can_be_removed() -> Result<()> {
+    if !only_a_vm("a container that is being made") {
+        return Ok(());
+    }
+    docker(|docker| loses_the_daemon(docker, Part::CommandLine))
+}
+
+/// `maker` is who makes a container at the daemon's order.
+fn loses_the_daemon(docker: &Engine, maker: Part) -> Result<()> {
+    let is_lost = |client: Client| {
+        docker.kill_and_restart_daemon()?;
+        client.wait()?.failure().map(drop)
+    };
+    let making = docker.run("--name web --network none", SERVER).attach()?;
+    docker.await_part(maker)?;
+    is_lost(making).context("while a container is made")?;
+    docker.succeed("rm --force web")?;
+    if docker.release()? < FORGETS_NO_SHIM {
+        remove_forgotten_shim(docker)?;
+    }
+
+    // A daemon that comes back stops what its predecessor has left running.
+    docker.start("web", "", SERVER)?;
+    docker.shell("web", "echo 'echo in; sleep 1000' > /tmp/script")?;
+    let entered = docker.attach("exec web sh /tmp/script", Input::Nothing)?;
+    entered.expect("in")?;
+    is_lost(entered).context("while somebody is in it")?;
+    docker.succeed("rm --force web")?;
+
+    let ignores = "trap 'echo asked' TERM; echo up; while :; do sleep 1000 & wait; done";
+    docker.start("web", "", ignores)?;
+    docker.says("web", "up")?;
+    let stopping = docker.attach("stop web", Input::Nothing)?;
+    docker.says("web", "up\nasked")?;
+    is_lost(stopping).context("while it is stopped")?;
+    docker.succeed("rm --force web").map(drop)
+}
+
+/// An older containerd that was killed while runc's shim made a task leaves that shim alone ever
+/// after, whatever the runtime. Who ends it by hand has the runtime forget the container, too.
+fn remove_forgotten_shim(docker: &Engine) -> Result<()> {
+    let shim = docker.await_part(Part::Shim)?;
+    let id = shim.command_line.iter().skip_while(|word| *word != "-id").nth(1).context("no -id")?;
+    shim.signal(Signal::KILL)?;
+    ensure!(shim.ends(Deadline::for_command())?, "runc's shim lives on");
+    let runtime = Installation::under_test().bin().join("kata-runtime");
+    let (runtime, root) = (runtime.display(), docker.file("exec/runtime-runc/moby"));
+    docker
+        .on_host(&format!("{runtime} --root {} delete --force {id}", root.display()))?
+        .success()?;
+    let tasks = docker.file("exec/containerd/daemon/io.containerd.runtime.v2.task/moby");
+    fs::remove_dir_all(tasks.join(id)).context("cannot remove its directory")
 }

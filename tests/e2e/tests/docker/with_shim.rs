@@ -6,8 +6,9 @@ use anyhow::{Result, ensure};
 use kata_e2e::{Part, docker_with_shim, only_a_vm};
 
 use super::{
-    has_networks, holds_limits, knows_names, lives, looks_after_containers, outlives_the_daemon,
-    refuses_the_hosts_network, runs, sees_the_end_of, starts_again,
+    has_networks, holds_limits, is_in_two_networks, knows_names, lives, looks_after_containers,
+    loses_the_daemon, outlives_the_daemon, refuses_the_hosts_network, runs, sees_the_end_of,
+    starts_again,
 };
 
 #[test]
@@ -23,6 +24,11 @@ fn container_is_seen_entered_paused_stopped_and_started_again() -> Result<()> {
 #[test]
 fn networks_publish_ports_and_join_containers() -> Result<()> {
     docker_with_shim(None, has_networks)
+}
+
+#[test]
+fn container_is_in_two_networks() -> Result<()> {
+    docker_with_shim(None, is_in_two_networks)
 }
 
 #[test]
@@ -59,6 +65,14 @@ fn hosts_network_is_refused_in_one_sentence() -> Result<()> {
 #[test]
 fn killed_daemon_leaves_containers_that_can_be_removed() -> Result<()> {
     docker_with_shim(None, outlives_the_daemon)
+}
+
+#[test]
+fn daemon_killed_in_the_middle_of_something_leaves_what_can_be_removed() -> Result<()> {
+    if !only_a_vm("a container that is being made") {
+        return Ok(());
+    }
+    docker_with_shim(None, |docker| loses_the_daemon(docker, Part::Vmm))
 }
 
 #[test]
