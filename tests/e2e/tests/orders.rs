@@ -13,8 +13,8 @@ use kata_e2e::{CommandLine, Output, Runtime, checkout};
 use serde_json::Value;
 
 /// One command a line, of words with blanks between. `ID` stands for the container, `BUNDLE` for
-/// its bundle, and `~` for a blank in a word. Two lines are the test's: `make` creates the
-/// container, `ends` waits for its process's end.
+/// its bundle, `PIDFILE` for the file with its pid, and `~` for a blank in a word. Two lines are the
+/// test's: `make` creates the container, `ends` waits for its process's end.
 const ORDERS: &str = "
     list --format json
     state ID
@@ -80,7 +80,6 @@ const ORDERS: &str = "
     exec --no-new-privs ID grep NoNewPrivs /proc/self/status
     exec --process /no-such-file ID
     exec --tty --detach ID true
-    exec --tty ID true
     exec --console-socket /no-such-socket --tty --detach ID true
     exec --pid-file /no-such-directory/pid --detach ID sleep 1000
     exec --detach ID sleep 1000
@@ -143,12 +142,12 @@ const ORDERS: &str = "
     make
     start ID
     delete --force ID
-    run --detach --bundle BUNDLE ID
-    run --detach --bundle BUNDLE ID
+    run --detach --bundle BUNDLE --pid-file PIDFILE ID
+    run --detach --bundle BUNDLE --pid-file PIDFILE ID
     run --bundle /no-such-bundle ID
     kill ID 9
     ends
-    run --detach --bundle BUNDLE ID
+    run --detach --bundle BUNDLE --pid-file PIDFILE ID
     delete ID
     run --detach --pid-file /no-such-directory/pid --bundle BUNDLE ID
     delete --force ID
@@ -198,6 +197,8 @@ const CRUN_DIFFERS: &[(&str, &str, &str)] = &[
     ),
     ("exec --process /no-such-file ID", "running", "1"),
     ("exec --tty --detach ID true", "running", "1"),
+    ("exec --console-socket /no-such-socket --tty --detach ID true", "running", "1"),
+    ("exec --pid-file /no-such-directory/pid --detach ID sleep 1000", "running", "1"),
     ("kill ID NONSENSE", "running", "0: it takes words that are no signals"),
     ("update --memory 64m ID", "running", "1: it takes sizes in bytes only"),
     ("events --stats ID", "running", "1: it has no such command"),
@@ -321,6 +322,7 @@ fn call(host: &CommandLine, command: &str, id: &str, bundle: &Path) -> Result<Ou
     let word = |word: &str| match word {
         "ID" => id.to_owned(),
         "BUNDLE" => bundle.clone(),
+        "PIDFILE" => host.file("c.pid").display().to_string(),
         word => word.replace('~', " "),
     };
     let words: Vec<String> = command.split(' ').map(word).collect();
@@ -395,8 +397,9 @@ in this order, and compares what comes of it: the exit code, the words that call
 kinds of values in JSON, and the status that the container has then. With runc all of it is the same. Where crun differs in exit code,
 status or output, the last column says how.
 
-`ID` is the container, `BUNDLE` its bundle. Before a line whose command needs a new container, the test has deleted the old one and made
-another. `ending` stands after a deadly signal: whether the end is seen already is a matter of moments.
+`ID` is the container, `BUNDLE` its bundle, and `PIDFILE` a file for its pid. Before a line whose command needs a new container, the
+test has deleted the old one and made another. `ending` stands after a deadly signal: whether the end is seen already is a matter of
+moments.
 
 | command | exit code | status then | crun |
 |---|---|---|---|
