@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kata_hypervisor::{DiskSpec, HypervisorError, NicSpec, ShareSource, VmSpec, Vmm};
 use kata_linux::jail::{DeviceNode, Jail, Network, Nobody};
@@ -67,19 +67,9 @@ pub(crate) async fn launch(
     let (channel, agent_port) = Channel::open(&mut spawn, settings.dial_again, silent)?;
     let hot_plug = Arc::new(HotPlug::of(machine, spec));
     let vcpus = Vcpus::of(spec, machine, host.accelerator);
-    let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
-    let append = kernel_params::command_line(&Circumstances {
-        machine,
-        accelerator: host.accelerator,
-        tsc_khz: host.tsc_khz,
-        debug: spec.debug,
-        vsock: channel.is_vsock(),
-        more_memory: spec.most_memory_mib.is_some(),
-        vcpus,
-        extra: &extra,
-    });
-    let places = hot_plug.devices().len();
     let vsock = channel.is_vsock();
+    let append = kernel_command_line(host, spec, machine, vcpus, vsock);
+    let places = hot_plug.devices().len();
     let made = Made { settings, host, spec, machine, vcpus, places, append: &append, vsock };
     let (beginning, key) = beginning(&mut spawn, start, made)?;
 
@@ -129,8 +119,39 @@ pub(crate) async fn launch(
     };
     let qmp = vmm.within(spec.vmm_deadline, &named, hello).await?;
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
-    let memory = Memory::of(spec);
-    Ok(QemuVm { vmm, hot_plug, memory, vcpus, disks, later_disks, qmp, channel, key, is_a_copy })
+    Ok(QemuVm {
+        vmm,
+        hot_plug,
+        memory: Memory::of(spec),
+        vcpus,
+        disks,
+        later_disks,
+        qmp,
+        channel,
+        key,
+        is_a_copy,
+        boot_slot: Mutex::new(None),
+    })
+}
+
+fn kernel_command_line(
+    host: &Host,
+    spec: &VmSpec,
+    machine: Machine,
+    vcpus: Vcpus,
+    vsock: bool,
+) -> String {
+    let extra = [spec.root.kernel_params(IMAGE_DISK), spec.kernel_params.clone()].concat();
+    kernel_params::command_line(&Circumstances {
+        machine,
+        accelerator: host.accelerator,
+        tsc_khz: host.tsc_khz,
+        debug: spec.debug,
+        vsock,
+        more_memory: spec.most_memory_mib.is_some(),
+        vcpus,
+        extra: &extra,
+    })
 }
 
 /// How virtual CPUs are emulated. Asks QEMU, for some 30 ms, where there is more than one.

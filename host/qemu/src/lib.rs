@@ -17,6 +17,7 @@
 
 mod accelerator;
 mod beginning;
+mod boot_slot;
 mod channel;
 mod check;
 mod command_line;
@@ -40,7 +41,10 @@ mod vcpus;
 mod vm;
 mod vsock;
 
+use std::num::NonZero;
 use std::path::Path;
+use std::sync::Mutex;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -54,6 +58,7 @@ pub use settings::{AcceleratorChoice, Aio, DiskIo, MachineChoice, Pages, QemuSet
 pub use template::{has_template, remove_template};
 
 use accelerator::Accelerator;
+use boot_slot::BootSlot;
 use launch::Start;
 
 /// The device of KVM.
@@ -61,6 +66,10 @@ const KVM: &str = "/dev/kvm";
 
 /// Most virtual CPUs of a VM: what fits without an interrupt controller that every kernel knows.
 const MAX_VCPUS: u32 = 240;
+
+/// How long a boot under emulation waits for its turn. Longer than the boots that it can be behind
+/// of together; one that hangs is ended before.
+const TURN: Duration = Duration::from_secs(120);
 
 /// Why QEMU is root although it should not be.
 const NO_USER: &str = "this user namespace has no user id that could be QEMU's own";
@@ -112,6 +121,14 @@ impl Qemu {
     }
 }
 
+impl Qemu {
+    async fn boot_slot(&self) -> Option<BootSlot> {
+        // One slot where the number of processors cannot be told.
+        let count = available_parallelism().map_or(1, NonZero::get);
+        BootSlot::take(&self.settings.boot_slots, count, TURN).await
+    }
+}
+
 /// Why QEMU cannot have a user of its own here.
 fn user_obstacle(accelerator: Accelerator) -> Option<&'static str> {
     if !user::exists(user::of_this_process()) {
@@ -154,7 +171,13 @@ impl Hypervisor for Qemu {
     }
 
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {
-        Ok(Box::new(launch::launch(&self.settings, &self.host, spec, Start::Usual).await?))
+        let slot = match self.host.accelerator {
+            Accelerator::Kvm => None,
+            Accelerator::Tcg => self.boot_slot().await,
+        };
+        let mut vm = launch::launch(&self.settings, &self.host, spec, Start::Usual).await?;
+        vm.boot_slot = Mutex::new(slot);
+        Ok(Box::new(vm))
     }
 
     async fn make_template(

@@ -27,6 +27,9 @@ pub struct QemuSettings {
     /// The time between two tries to reach an agent that does not listen yet, where the channel is
     /// vsock.
     pub dial_again: Duration,
+    /// The directory in which boots under emulation take turns, as many at a time as there are
+    /// processors. It is made when it is needed, and stays.
+    pub boot_slots: PathBuf,
 }
 
 impl Default for QemuSettings {
@@ -43,6 +46,7 @@ impl Default for QemuSettings {
             entropy_source: "/dev/urandom".into(),
             rootless: true,
             dial_again: Duration::from_millis(10),
+            boot_slots: "/run/kata/.boots".into(),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! A running QEMU.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, NicSpec, Vm, VmExit, Vmm};
 
+use crate::boot_slot::BootSlot;
 use crate::channel::Channel;
 use crate::hot_plug::HotPlug;
 use crate::later_disks::LaterDisks;
@@ -32,6 +33,8 @@ pub(crate) struct QemuVm {
     pub(crate) key: Option<Key>,
     /// Whether it is from a template.
     pub(crate) is_a_copy: bool,
+    /// Its turn at booting, until its agent answers. Locked only to give it back.
+    pub(crate) boot_slot: Mutex<Option<BootSlot>>,
 }
 
 #[async_trait]
@@ -49,7 +52,10 @@ impl Vm for QemuVm {
             biased;
             // By vsock one waits for a guest that may come up, and without its VMM none will.
             _ = self.vmm.child().exited() => Err(HypervisorError::ChannelClosed),
-            stream = self.channel.dial(port) => stream,
+            stream = self.channel.dial(port) => {
+                self.boot_slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+                stream
+            }
         }
     }
 

@@ -14,6 +14,10 @@ use kata_qemu::{AcceleratorChoice, Aio, DiskIo, MachineChoice, Pages, Qemu, Qemu
 pub(crate) const TARGETS: [&str; 4] =
     ["kata_cloud_hypervisor", "kata_firecracker", "kata_krun", "kata_qemu"];
 
+/// Where boots under emulation take turns, beside the sandboxes' directories: no sandbox's id begins
+/// with a dot.
+const BOOT_SLOTS: &str = ".boots";
+
 /// The driver that `config` chooses.
 pub(crate) fn of(config: &HostConfig, prefix: &Path) -> Box<dyn Hypervisor> {
     match config.runtime.hypervisor_name {
@@ -108,6 +112,7 @@ fn qemu_settings(config: &HostConfig) -> QemuSettings {
         accelerator: AcceleratorChoice::Auto,
         rootless: qemu.rootless,
         dial_again: config.agent.dial_timeout(),
+        boot_slots: Path::new(crate::RUN_DIR).join(BOOT_SLOTS),
     }
 }
 
