@@ -250,7 +250,7 @@ test: check kernel all distribution-guest engines
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-guest-tests --test='*' -- --test-threads=2
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-kubernetes --test='*' -- --test-threads=2
 	@mk/require-packages $(host_vm_packages)
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm --test=engines
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm --test=engines --test=quick_starts
 
 # Guests that differ from the one that the tests have otherwise: each is a configuration file for tests.
 variants := small small-image small-template distribution distribution-image

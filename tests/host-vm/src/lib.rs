@@ -19,6 +19,7 @@ mod image;
 mod jobs;
 mod machine;
 pub mod pool;
+pub mod quick_start;
 mod recipe;
 mod root;
 mod rounds;
