@@ -225,8 +225,8 @@ impl Locked {
         write_whole(&self.dir.join(STATE), &serde_json::to_vec(container)?)
     }
 
-    /// Notes the cgroup that a container is about to have, for whoever removes it if its creation is
-    /// killed before it is saved.
+    /// Notes the cgroup that a container is about to have, for whoever removes it if its creation
+    /// is killed before it is saved.
     pub(crate) fn announce_cgroup(&self, cgroup: &str) -> Result<()> {
         write_whole(&self.dir.join(CGROUP), cgroup.as_bytes())
     }

@@ -14,8 +14,8 @@ use kata_qemu::{AcceleratorChoice, Aio, DiskIo, MachineChoice, Pages, Qemu, Qemu
 pub(crate) const TARGETS: [&str; 4] =
     ["kata_cloud_hypervisor", "kata_firecracker", "kata_krun", "kata_qemu"];
 
-/// Where boots under emulation take turns, beside the sandboxes' directories: no sandbox's id begins
-/// with a dot.
+/// Where boots under emulation take turns, beside the sandboxes' directories: no sandbox's id
+/// begins with a dot.
 const BOOT_SLOTS: &str = ".boots";
 
 /// The driver that `config` chooses.

@@ -13,8 +13,8 @@ use kata_e2e::{CommandLine, Output, Runtime, checkout};
 use serde_json::Value;
 
 /// One command a line, of words with blanks between. `ID` stands for the container, `BUNDLE` for
-/// its bundle, `PIDFILE` for the file with its pid, and `~` for a blank in a word. Two lines are the
-/// test's: `make` creates the container, `ends` waits for its process's end.
+/// its bundle, `PIDFILE` for the file with its pid, and `~` for a blank in a word. Two lines are
+/// the test's: `make` creates the container, `ends` waits for its process's end.
 const ORDERS: &str = "
     list --format json
     state ID

@@ -83,9 +83,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots one with `disk` and this many processors, and waits until it takes jobs. With more than
-    /// one, which the emulation runs at the same time, guests in the machine were seen to hang or to
-    /// reset themselves once in some fifty.
+    /// Boots one with `disk` and this many processors, and waits until it takes jobs. With more
+    /// than one, which the emulation runs at the same time, guests in the machine were seen to hang
+    /// or to reset themselves once in some fifty.
     pub fn boot(image: &HostImage, disk: Arc<Disk>, processors: u32) -> Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a directory for the host VM")?;
         let socket = directory.path().join("jobs.sock");

@@ -15,8 +15,8 @@ pub enum Step {
 }
 
 /// What the section `heading` of `readme` tells to do, in its order: each file of `/etc` that it
-/// says to write to, with the block that follows, and each line of a console. Blocks that no file is
-/// named for are none of it.
+/// says to write to, with the block that follows, and each line of a console. Blocks that no file
+/// is named for are none of it.
 #[must_use]
 pub fn steps(readme: &str, heading: &str) -> Vec<Step> {
     let heading = format!("## {heading}");

@@ -272,6 +272,7 @@ pub(crate) const TABLE: &[Row] = &[
     each("hooks", ByHand(ABOVE)),
     each("hooks_by_hand", ByHand(ABOVE)),
     each("callers", ByHand(ABOVE)),
+    each("crio_by_hand", ByHand(ABOVE)),
     each("reaper", ByHand(ABOVE)),
     each("timeline", ByHand(ABOVE)),
     each("orders", Never(NO_GUEST)),

@@ -1,5 +1,5 @@
-//! README.md's quick starts, word for word, on a machine that has nothing but Debian, the engines as
-//! Debian brings them, and what `make install` installs.
+//! README.md's quick starts, word for word, on a machine that has nothing but Debian, the engines
+//! as Debian brings them, and what `make install` installs.
 
 use std::fmt::Write as _;
 use std::fs;
