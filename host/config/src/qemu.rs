@@ -35,6 +35,10 @@ section! {
         /// Take all of the guest's memory from the host when it boots, and not as it comes to use
         /// it.
         enable_mem_prealloc: bool = false;
+        /// Give memory that the guest frees back to the host, some seconds later (free page
+        /// reporting by a virtio balloon, which the guest's kernel must have, as Linux does from
+        /// 5.7 on). What the guest keeps as cache of files is not free.
+        reclaim_guest_freed_memory: bool = false;
         /// How disks of containers are read and written: "threads", "native" (io_submit, which
         /// needs block_device_cache_set and block_device_cache_direct), or "io_uring".
         block_device_aio: BlockDeviceAio = BlockDeviceAio::Threads;
@@ -79,6 +83,12 @@ impl Qemu {
             return Some((
                 "block_device_aio",
                 "= \"native\" needs `block_device_cache_set` and `block_device_cache_direct`; set both to true, or this to \"threads\"",
+            ));
+        }
+        if self.reclaim_guest_freed_memory && (self.enable_hugepages || self.enable_mem_prealloc) {
+            return Some((
+                "reclaim_guest_freed_memory",
+                "= true does not go with `enable_hugepages` and `enable_mem_prealloc`, which set memory aside for a guest; set them to false, or this",
             ));
         }
         self.template_obstacle().map(|obstacle| ("enable_template", obstacle))
@@ -152,7 +162,6 @@ const OFF: &[OffKey] = &[
     number("memory_slots", &[0, 10, 128]),
     number("memory_offset", &[0]),
     text("hugepage_type", &["", "hugetlbfs"]),
-    off("reclaim_guest_freed_memory"),
     off("enable_numa"),
     empty_list("numa_mapping"),
     off("enable_guest_swap"),

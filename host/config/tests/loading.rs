@@ -164,6 +164,16 @@ fn template_is_refused_with_what_it_does_not_go_with() {
 }
 
 #[test]
+fn memory_that_is_set_aside_is_not_given_back() {
+    for other in ["enable_hugepages", "enable_mem_prealloc"] {
+        let text = "[hypervisor.qemu]\nreclaim_guest_freed_memory = true\n";
+        let error = refused(&format!("{text}{other} = true\n"));
+        let begins = "f.toml:2: `hypervisor.qemu.reclaim_guest_freed_memory` = true";
+        assert!(error.starts_with(begins) && error.contains(other), "{error}");
+    }
+}
+
+#[test]
 fn section_of_cloud_hypervisor_chooses_it() {
     let text =
         "[hypervisor.clh]\npath = \"/opt/clh\"\nvirtio_fs_cache = \"never\"\ndefault_vcpus = 2\n";

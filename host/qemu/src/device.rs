@@ -73,6 +73,9 @@ pub(crate) enum Device {
         /// What it is made of.
         pages: Pages,
     },
+    /// By which the guest tells which of its memory is free (free page reporting, section 5.5.6.7
+    /// of the virtio specification), for QEMU to give that back to the host.
+    FreePages,
     /// A network device on a tap.
     Nic(Nic),
     /// A disk that is never written to: the guest's root file system.
@@ -219,6 +222,10 @@ impl Device {
                 vec![device(port)]
             }
             Self::Memory { id, mib, pages } => more_memory(transport, id, *mib, *pages),
+            Self::FreePages => {
+                let balloon = transport.device("virtio-balloon");
+                vec![device(balloon.with("free-page-reporting", "on"))]
+            }
             Self::Nic(nic) => vec![
                 nic.backend_argument(),
                 device(front(transport, "virtio-net", nic.frontend(transport))),

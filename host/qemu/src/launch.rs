@@ -208,6 +208,7 @@ fn devices_of(
     devices.extend(disks(spawn, spec, settings.disk_io)?);
     devices.extend(hot_plug.devices());
     devices.extend(Memory::of(spec).map(|memory| memory.device(settings.pages)));
+    devices.extend(settings.pages.reclaimed.then_some(Device::FreePages));
     let source = FdSet::of(spawn, &settings.entropy_source, false);
     let source = source.map_err(setup("the source of random numbers"))?;
     devices.push(Device::Entropy { source });

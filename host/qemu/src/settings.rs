@@ -58,6 +58,8 @@ pub struct Pages {
     pub huge: bool,
     /// All are taken when the VM starts, and not as the guest comes to use them.
     pub preallocated: bool,
+    /// Those that the guest frees go back to the host, some seconds later.
+    pub reclaimed: bool,
 }
 
 /// How disks of containers are read and written.

@@ -97,7 +97,11 @@ fn qemu_settings(config: &HostConfig) -> QemuSettings {
             MachineType::Q35 => MachineChoice::Q35,
         },
         cpu_features: qemu.cpu_features.clone(),
-        pages: Pages { huge: qemu.enable_hugepages, preallocated: qemu.enable_mem_prealloc },
+        pages: Pages {
+            huge: qemu.enable_hugepages,
+            preallocated: qemu.enable_mem_prealloc,
+            reclaimed: qemu.reclaim_guest_freed_memory,
+        },
         disk_io: DiskIo {
             aio: match qemu.block_device_aio {
                 BlockDeviceAio::Threads => Aio::Threads,

@@ -1,10 +1,12 @@
 //! Memory that a sandbox gets and gives back while it runs, as the limits of its containers want
-//! it.
+//! it, or as its guest frees it.
 
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, Containerd, Deadline, Input, Part, Scenario, only_a_vm};
+use kata_e2e::{
+    CommandLine, Configuration, Containerd, Deadline, Input, Part, Scenario, Share, only_a_vm,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -106,6 +108,31 @@ fn update_is_done_whole_although_its_caller_is_killed() -> Result<()> {
             Ok(told["data"]["memory"]["usage"]["limit"] == wanted)
         })?;
         host.succeed(&["delete", "--force", &id]).map(drop)
+    })
+}
+
+#[test]
+fn memory_that_the_guest_frees_goes_back_to_the_host() -> Result<()> {
+    if !only_a_vm("a guest's memory") {
+        return Ok(());
+    }
+    let lines = "[hypervisor.qemu]\ndefault_memory = 512\nreclaim_guest_freed_memory = true\n";
+    let configuration = Configuration::with(lines)?;
+    CommandLine::configured(&configuration.file(), |host| {
+        host.run_idle("c")?;
+        let vmm = host.await_part(Part::Vmm)?;
+        // In MiB: what of the guest's memory the host has set aside by now.
+        let of_the_guest = || -> Result<u64> {
+            Ok(Share::of(&vmm, |mapping| mapping.line.contains("memfd:"))?.guest / 1024)
+        };
+        let before = of_the_guest()?;
+        let words = ["exec", &host.id("c"), "dd", "if=/dev/zero", "of=/dev/null", "bs=200M"];
+        let greedy = host.attach(&words, Input::Nothing)?;
+        CommandLine::until(|| Ok(of_the_guest()? > before + 180))?;
+        greedy.signal(Signal::KILL)?;
+        greedy.wait()?.failure()?;
+        CommandLine::until(|| Ok(of_the_guest()? < before + 40))?;
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
     })
 }
 
