@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   <root>/<id>/state.json        the container; written whole or not at all
+//!   <root>/<id>/cgroup            the cgroup that it is about to have, before the rest is known
 //!   <root>/<id>/exec-<id>.json    the stand-in of a process that was added to it
 //!   <root>/.sandboxes/<id>/       the sandbox whose first container has this id: socket and log of its proxy
 //! ```

@@ -20,6 +20,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context, anyhow};
+use kata_linux::cgroup::HostCgroup;
 use kata_linux::descriptors;
 use kata_shim_api::stand_in::{self, Order};
 
@@ -65,9 +66,9 @@ fn run() -> anyhow::Result<u8> {
             return Ok(1);
         }
     };
-    writeln!(control, "ready {}", prepared.proxy).context("kata-runtime has gone away")?;
+    let ready = writeln!(control, "ready {}", prepared.proxy);
     let mut answer = String::new();
-    let told = BufReader::new(&control).read_line(&mut answer);
+    let told = ready.and_then(|()| BufReader::new(&control).read_line(&mut answer));
     if told.is_err() || answer != "go\n" {
         take_back(&order, &prepared);
         return Ok(1);
@@ -79,6 +80,10 @@ fn run() -> anyhow::Result<u8> {
 fn take_back(order: &Order, prepared: &Prepared) {
     if let Some(before) = &prepared.before {
         let _ = before.restore();
+        if order.exec.is_empty() {
+            // Whoever removes it otherwise may have been killed. One that somebody is in stays.
+            let _ = HostCgroup::at(&order.cgroup).and_then(|cgroup| cgroup.remove());
+        }
     }
     prepared.socket.remove(&order.container, &order.exec);
 }

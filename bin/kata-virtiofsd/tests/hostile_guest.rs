@@ -14,6 +14,7 @@ use kata_storage::{FileServer, FileServerSpec, HostBind, Share};
 use raw_guest::{ROOT, RawGuest, c_string, opcode};
 
 const ENOENT: i32 = 2;
+const EAGAIN: i32 = 11;
 const EROFS: i32 = 30;
 
 /// What a test has: a share that is served, and a directory of the host that is not.
@@ -84,6 +85,12 @@ fn in_namespace(test: impl AsyncFnOnce(&Path) + Send) {
     assert_eq!(mounts_below(&directory).unwrap(), []);
 }
 
+/// Of a name that climbs, the kernel says EAGAIN in place of ENOENT where anything on the machine
+/// is renamed or mounted at that moment (openat2(2)).
+fn is_refused<T>(answer: &Result<T, i32>) -> bool {
+    matches!(answer, Err(ENOENT | EAGAIN))
+}
+
 #[test]
 fn names_with_slashes_and_dots_stay_inside() {
     in_namespace(async |directory| {
@@ -108,10 +115,12 @@ fn names_with_slashes_and_dots_stay_inside() {
                 let _ = guest.request(opcode::MKDIR, node, &with(&[0o755, 0]));
                 let _ = guest.request(opcode::MKNOD, node, &with(&[0o060_666, 0x0800, 0, 0]));
                 let _ = guest.request(opcode::CREATE, node, &with(&[0o2, 0o644, 0, 0]));
-                assert_eq!(guest.request(opcode::LOOKUP, node, &c_string(target)), Err(ENOENT));
+                let looked_up = guest.request(opcode::LOOKUP, node, &c_string(target));
+                assert!(is_refused(&looked_up), "{looked_up:?}");
             }
         }
-        assert_eq!(guest.walk("../../../etc"), Err(ENOENT));
+        let walked = guest.walk("../../../etc");
+        assert!(is_refused(&walked), "{walked:?}");
         host.stop().await;
     });
 }

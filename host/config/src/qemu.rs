@@ -37,7 +37,8 @@ section! {
         enable_mem_prealloc: bool = false;
         /// Give memory that the guest frees back to the host, some seconds later (free page
         /// reporting by a virtio balloon, which the guest's kernel must have, as Linux does from
-        /// 5.7 on). What the guest keeps as cache of files is not free.
+        /// 5.7 on). What the guest keeps as cache of files is not free. Not with enable_hugepages
+        /// or enable_mem_prealloc.
         reclaim_guest_freed_memory: bool = false;
         /// How disks of containers are read and written: "threads", "native" (io_submit, which
         /// needs block_device_cache_set and block_device_cache_direct), or "io_uring".

@@ -3,23 +3,29 @@
 //! The boot of an emulated guest keeps one of the host's processors busy from its beginning to its
 //! end. When more of them run at a time than there are processors, each only waits for the others,
 //! and all together take a third longer. So each takes one of as many slots as there are
-//! processors, and keeps it until its agent answers.
+//! processors, and keeps it until its agent answers (docs/adr/0019).
 //!
 //! ```text
 //!   open all slots' files ──▶ lock one ──▶ BootSlot ── dropped, or its process is dead ──▶ free
-//!                               ▲   └─ all are locked: until one is closed (DirectoryWatch) ─┐
-//!                               └──────────────────────────────────────────────────────┘
+//!                               ▲   └─ all are locked: a moment later, once more
+//!                               └──────────────┘
 //! ```
 //!
 //! It is a matter of speed alone: who gets none boots without one.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use kata_linux::directory::DirectoryWatch;
+/// The processors that the host has switched on, as a list like `0-3,6`
+/// (Documentation/admin-guide/cputopology.rst of Linux).
+const ONLINE: &str = "/sys/devices/system/cpu/online";
+
+/// The time between two tries. No event tells of one of several locks; that a file was closed is
+/// told before its lock is free.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// A turn at booting, until it is dropped.
 #[derive(Debug)]
@@ -41,14 +47,30 @@ impl BootSlot {
                 None
             }
             Err(_) => {
+                let seconds = patience.as_secs();
                 tracing::warn!(
-                    "others have been booting for {} s: this one boots out of turn",
-                    patience.as_secs()
+                    "other guests have been booting for {seconds} s: this one boots, too"
                 );
                 None
             }
         }
     }
+}
+
+/// How many slots there are: one for each of the host's processors, whatever share of them the
+/// cgroup of this process has, so that all agree. One where that cannot be told.
+pub(crate) fn count() -> usize {
+    fs::read_to_string(ONLINE).ok().and_then(|list| length(&list)).unwrap_or(1)
+}
+
+/// How many numbers are in a list like `0-3,6`; `None` if it is none.
+fn length(list: &str) -> Option<usize> {
+    let lengths = list.trim_end().split(',').map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+        Some(last.checked_sub(first)? + 1)
+    });
+    lengths.sum()
 }
 
 async fn wait(directory: &Path, count: usize) -> io::Result<BootSlot> {
@@ -61,13 +83,12 @@ async fn wait(directory: &Path, count: usize) -> io::Result<BootSlot> {
     if let Some(slot) = first_free(&mut files)? {
         return Ok(slot);
     }
-    let closings = DirectoryWatch::of_closings(directory)?;
+    tracing::info!("waits until fewer than {count} other guests boot, one for each processor");
     loop {
-        // After the watch was set: what was closed before that tells nobody.
+        tokio::time::sleep(AGAIN).await;
         if let Some(slot) = first_free(&mut files)? {
             return Ok(slot);
         }
-        closings.next().await?;
     }
 }
 
@@ -95,33 +116,35 @@ mod tests {
         let place = directory.path().join("boots");
         let first = BootSlot::take(&place, 2, LONG).await.unwrap();
         let second = BootSlot::take(&place, 2, LONG).await.unwrap();
-        assert!(BootSlot::take(&place, 2, Duration::from_millis(20)).await.is_none());
+        assert!(BootSlot::take(&place, 2, Duration::from_millis(100)).await.is_none());
         let mut waiting = std::pin::pin!(BootSlot::take(&place, 2, LONG));
-        // It is seen to wait before one is given back.
-        let poll = polled_once(waiting.as_mut()).await;
-        assert!(poll.is_none());
+        tokio::select! {
+            biased;
+            _ = waiting.as_mut() => panic!("there were two"),
+            () = std::future::ready(()) => {}
+        }
         drop(first);
         let third = waiting.await.unwrap();
         drop((second, third));
         assert!(BootSlot::take(&place, 1, LONG).await.is_some());
     }
 
-    #[tokio::test]
-    async fn all_get_their_turn() {
+    /// By threads with a runtime each, as processes have one.
+    #[test]
+    fn all_get_their_turn() {
         let directory = tempfile::tempdir().unwrap();
-        let turns: Vec<_> = (0..20)
-            .map(|_| {
-                let place = directory.path().to_owned();
-                tokio::spawn(async move {
-                    let slot = BootSlot::take(&place, 2, LONG).await.unwrap();
-                    tokio::task::yield_now().await;
-                    drop(slot);
-                })
-            })
-            .collect();
-        for turn in turns {
-            turn.await.unwrap();
-        }
+        std::thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| {
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_time()
+                        .build()
+                        .unwrap();
+                    let slot = runtime.block_on(BootSlot::take(directory.path(), 2, LONG));
+                    assert!(slot.is_some());
+                });
+            }
+        });
     }
 
     #[tokio::test]
@@ -130,12 +153,17 @@ mod tests {
         assert!(BootSlot::take(none, 2, LONG).await.is_none());
     }
 
-    /// What a future says when it is polled once.
-    async fn polled_once<F: Future>(future: F) -> Option<F::Output> {
-        tokio::select! {
-            biased;
-            output = future => Some(output),
-            () = std::future::ready(()) => None,
+    #[test]
+    fn processors_are_counted() {
+        for (list, expected) in [
+            ("0\n", Some(1)),
+            ("0-3\n", Some(4)),
+            ("0-1,4,6-7", Some(5)),
+            ("", None),
+            ("3-1", None),
+        ] {
+            assert_eq!(length(list), expected, "{list}");
         }
+        assert!(count() >= 1);
     }
 }

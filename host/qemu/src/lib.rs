@@ -41,10 +41,8 @@ mod vcpus;
 mod vm;
 mod vsock;
 
-use std::num::NonZero;
 use std::path::Path;
 use std::sync::Mutex;
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -67,9 +65,8 @@ const KVM: &str = "/dev/kvm";
 /// Most virtual CPUs of a VM: what fits without an interrupt controller that every kernel knows.
 const MAX_VCPUS: u32 = 240;
 
-/// How long a boot under emulation waits for its turn. Longer than the boots that it can be behind
-/// of together; one that hangs is ended before.
-const TURN: Duration = Duration::from_secs(120);
+/// How long a boot under emulation waits for its turn: half of what a kubelet waits for a sandbox.
+const TURN: Duration = Duration::from_secs(60);
 
 /// Why QEMU is root although it should not be.
 const NO_USER: &str = "this user namespace has no user id that could be QEMU's own";
@@ -121,14 +118,6 @@ impl Qemu {
     }
 }
 
-impl Qemu {
-    async fn boot_slot(&self) -> Option<BootSlot> {
-        // One slot where the number of processors cannot be told.
-        let count = available_parallelism().map_or(1, NonZero::get);
-        BootSlot::take(&self.settings.boot_slots, count, TURN).await
-    }
-}
-
 /// Why QEMU cannot have a user of its own here.
 fn user_obstacle(accelerator: Accelerator) -> Option<&'static str> {
     if !user::exists(user::of_this_process()) {
@@ -173,7 +162,9 @@ impl Hypervisor for Qemu {
     async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, HypervisorError> {
         let slot = match self.host.accelerator {
             Accelerator::Kvm => None,
-            Accelerator::Tcg => self.boot_slot().await,
+            Accelerator::Tcg => {
+                BootSlot::take(&self.settings.boot_slots, boot_slot::count(), TURN).await
+            }
         };
         let mut vm = launch::launch(&self.settings, &self.host, spec, Start::Usual).await?;
         vm.boot_slot = Mutex::new(slot);

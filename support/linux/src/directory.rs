@@ -1,4 +1,4 @@
-//! What comes into a directory, and whose files are closed there, as events (inotify(7)).
+//! What comes into a directory, as events (inotify(7)).
 
 #![expect(
     unsafe_code,
@@ -23,32 +23,19 @@ const ROOM: usize = 4096;
 pub struct DirectoryWatch(AsyncFd<OwnedFd>);
 
 impl DirectoryWatch {
-    /// Begins to watch what comes.
+    /// Begins to watch.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn open(directory: &Path) -> io::Result<Self> {
-        Self::watch(directory, WatchFlags::CREATE | WatchFlags::MOVED_TO)
-    }
-
-    /// Begins to watch the ends of files: one comes when who had a file of the directory open for
-    /// writing closes it, or dies.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub fn of_closings(directory: &Path) -> io::Result<Self> {
-        Self::watch(directory, WatchFlags::CLOSE_WRITE)
-    }
-
-    fn watch(directory: &Path, events: WatchFlags) -> io::Result<Self> {
         let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&watch, directory, events)?;
+        inotify::add_watch(&watch, directory, WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
         // SAFETY: an `OwnedFd` is open and the same until it is dropped, which the `AsyncFd` does
         // after deregistering it.
         Ok(Self(unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) }?))
     }
 
-    /// Resolves when one of the events has come since the last time.
+    /// Resolves when something has come since the last time.
     pub async fn next(&self) -> io::Result<()> {
         let mut events = [MaybeUninit::uninit(); ROOM];
         loop {

@@ -42,33 +42,46 @@ pub struct Job {
 }
 
 /// Runs jobs on machines that have the files and directories `paths`, and prints what they say.
-/// Returns whether all were well in the end. Each new try is on a new machine, and is told of.
+/// Returns whether all were well in the end. Each new try is on a new machine, and all that took
+/// more than one are named in the end.
 ///
 /// # Errors
-/// A machine that does not boot.
+/// A machine that cannot be made. Then no further job begins.
 pub fn run(image: &HostImage, paths: Vec<PathBuf>, jobs: Vec<Job>) -> Result<bool> {
     let disk = Arc::new(Disk::of(paths)?);
     let count = MACHINES.min(jobs.len());
     // Who is alone need not wait until it is complete.
     let at_once = count == 1;
     let queue = Mutex::new(jobs.into_iter());
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    thread::scope(|scope| {
-        let run = || -> Result<bool> {
+    let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let next = || queue().next();
+    let ends: Vec<Result<Vec<(String, u32)>>> = thread::scope(|scope| {
+        let run = || -> Result<Vec<(String, u32)>> {
             let mut worker = Worker { image, disk: Arc::clone(&disk), machine: None, at_once };
-            let mut well = true;
+            let mut tries = Vec::new();
             while let Some(job) = next() {
-                well &= worker.tries(&job)?;
+                let end = worker.tries(&job);
+                if end.is_err() {
+                    queue().by_ref().for_each(drop);
+                }
+                tries.push((job.name, end?));
             }
-            Ok(well)
+            Ok(tries)
         };
         let threads: Vec<_> = (0..count).map(|_| scope.spawn(run)).collect();
-        let mut well = true;
-        for thread in threads {
-            well &= thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let mut well = true;
+    for (name, tries) in ends.into_iter().collect::<Result<Vec<_>>>()?.concat() {
+        match tries {
+            0 => println!("{name} has failed {TRIES} times"),
+            1 => {}
+            tries => println!("{name} has passed at the {tries}. try only"),
         }
-        Ok(well)
-    })
+        well &= tries > 0;
+    }
+    Ok(well)
 }
 
 struct Worker<'a> {
@@ -80,11 +93,12 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Whether one of a job's tries is well.
-    fn tries(&mut self, job: &Job) -> Result<bool> {
+    /// Which of a job's tries was well; 0 for none.
+    fn tries(&mut self, job: &Job) -> Result<u32> {
         for number in 1..=TRIES {
             let started = Instant::now();
             let mut output = Output { at_once: self.at_once, text: String::new() };
+            println!("began: {}", job.name);
             output.line(&format!("\n     Running {} in a host VM", job.name));
             let well = match self.once(job, &mut output) {
                 Ok(well) => well,
@@ -102,11 +116,11 @@ impl Worker<'_> {
             output.line(&format!("{} {end}: {} s", job.name, started.elapsed().as_secs()));
             output.end();
             if well {
-                return Ok(true);
+                return Ok(number);
             }
             self.machine = None;
         }
-        Ok(false)
+        Ok(0)
     }
 
     fn once(&mut self, job: &Job, output: &mut Output) -> Result<bool> {
@@ -116,8 +130,10 @@ impl Worker<'_> {
             other => {
                 // Two would take memory for two.
                 *other = None;
-                let machine = Machine::boot(self.image, Arc::clone(&self.disk), processors)?;
-                other.insert((processors, machine))
+                match Machine::boot(self.image, Arc::clone(&self.disk), processors) {
+                    Ok(machine) => other.insert((processors, machine)),
+                    Err(error) => return said(Err(error), output),
+                }
             }
         };
         let status = match machine.run(&job.command, |line| output.line(line)) {
@@ -126,18 +142,22 @@ impl Worker<'_> {
             Err(error) => Err(error),
         };
         output.line(&format!("the host VM's last words:\n{}", machine.last_words(LOG_LINES)));
-        match status {
-            Ok(_) => Ok(false),
-            Err(error) if error.is::<Died>() => {
-                output.line(&error.to_string());
-                Ok(false)
-            }
-            Err(error) if error.is::<Silent>() => {
-                output.line(&format!("{error}; what runs there:\n{}", machine.processes()));
-                Ok(false)
-            }
-            Err(error) => Err(error),
+        if status.as_ref().is_err_and(anyhow::Error::is::<Silent>) {
+            output.line(&format!("what runs there:\n{}", machine.processes()));
         }
+        said(status, output)
+    }
+}
+
+/// That a job has failed, or its machine, which is told. Any other error is for whoever runs this.
+fn said(status: Result<i32>, output: &mut Output) -> Result<bool> {
+    match status {
+        Ok(_) => Ok(false),
+        Err(error) if error.is::<Died>() || error.is::<Silent>() => {
+            output.line(&format!("{error:#}"));
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
 }
 

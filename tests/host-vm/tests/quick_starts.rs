@@ -106,15 +106,14 @@ impl Fresh {
 #[test]
 fn each_works_on_a_fresh_machine() -> Result<()> {
     let readme = fs::read_to_string(checkout().join("README.md")).context("there is no README")?;
-    let by_name = script(&readme, "Use it with Podman", None)?;
+    let by_path = script(&readme, "Use it with Podman", None)?;
+    let by_name = by_path.replace("--runtime /usr/local/bin/kata-runtime", "--runtime kata");
+    ensure!(by_name != by_path, "README names Podman's runtime otherwise");
     let engines = [
         ("containerd", script(&readme, "Use it with containerd", Some("containerd"))?),
         // By its path; and when it has been written where its name is looked for, by that.
-        ("podman", by_name.clone()),
-        (
-            "podman by name",
-            by_name.replace("--runtime /usr/local/bin/kata-runtime", "--runtime kata"),
-        ),
+        ("podman", by_path),
+        ("podman by name", by_name),
         ("docker", script(&readme, "Use it with Docker", Some("docker"))?),
     ];
     let scripts: Vec<_> = engines.iter().cloned().chain([("image", IMAGE.to_owned())]).collect();
@@ -134,5 +133,7 @@ fn each_works_on_a_fresh_machine() -> Result<()> {
             "{name} runs with the host's kernel"
         );
     }
-    fresh.run("! pgrep --list-full 'qemu-system|kata-'").map(drop)
+    fresh
+        .run("! pgrep --full --list-full '[q]emu-system-|[/ ]kata-|[c]ontainerd-shim-kata'")
+        .map(drop)
 }

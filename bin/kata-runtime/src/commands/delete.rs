@@ -53,12 +53,13 @@ pub(super) fn run(host: &Host, id: &str, force: bool) -> Result<()> {
 fn forget(host: &Host, locked: Locked, id: &str) -> Result<()> {
     let cgroup = locked.announced_cgroup();
     locked.remove()?;
-    sandbox::remove(&host.registry, id)?;
+    let removed = sandbox::remove(&host.registry, id);
     if let Some(cgroup) = cgroup {
-        // Another container may be in it, or the engine may have removed it.
+        // Another container may be in it, or the engine may have removed it; a stand-in that is on
+        // its way out removes it itself.
         let _ = HostCgroup::at(&cgroup).and_then(|cgroup| cgroup.remove());
     }
-    Ok(())
+    removed
 }
 
 /// Kills a container and waits for its end.

@@ -27,7 +27,7 @@ const PLACES: &[&str] = &[
 ];
 
 /// Names that stay for good once a sandbox was there, and are no container's.
-const LASTING: &[&str] = &[".sandboxes", "shared", "conmon"];
+const LASTING: &[&str] = &[".boots", ".sandboxes", "shared", "conmon"];
 
 /// What is there at one moment.
 #[derive(Debug)]
