@@ -253,21 +253,21 @@ test: check kernel all distribution-guest engines
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm --test=engines --test=quick_starts
 
 # Guests that differ from the one that the tests have otherwise: each is a configuration file for tests.
-variants := small small-image small-template distribution distribution-image
+guests := small small-image small-template distribution distribution-image
 
-define write-variants
-@mkdir -p $(build)/variants
-@for variant in $(variants); do \
-    kernel=$${variant%%-*}; file=$(build)/variants/$$variant.toml; \
+define write-guests
+@mkdir -p $(build)/guests
+@for guest_kind in $(guests); do \
+    kernel=$${guest_kind%%-*}; file=$(build)/guests/$$guest_kind.toml; \
     initrd=$(guest)/$$kernel/kata-containers-initrd.img; \
     { echo '[hypervisor.qemu]'; echo "kernel = '$(guest)/$$kernel/vmlinux.container'"; \
-      case $$variant in \
+      case $$guest_kind in \
       *-image) echo "image = '$(abspath $(image))'"; \
           if [ $$kernel = distribution ]; then echo "image_drivers = '$$initrd'"; fi ;; \
       *) echo "initrd = '$$initrd'" ;; \
       esac; \
-      case $$variant in *-template) \
-          echo '[factory]'; echo 'enable_template = true'; echo "template_path = '$(build)/variants/template'" ;; \
+      case $$guest_kind in *-template) \
+          echo '[factory]'; echo 'enable_template = true'; echo "template_path = '$(build)/guests/template'" ;; \
       esac; } >$$file; \
 done
 endef
@@ -279,14 +279,14 @@ soak_processes ?= 1000
 
 .PHONY: soak
 soak: build-deps kernel all distribution-guest engines
-	$(write-variants)
-	@failed=; for variant in $(variants); do \
-	    echo "boots under load: $$variant"; \
-	    file=$(build)/variants/$$variant.toml; \
-	    if [[ $$variant = *-template ]]; then KATA_CONF_FILE=$$file $(stage)/bin/kata-runtime factory init; fi; \
+	$(write-guests)
+	@failed=; for guest_kind in $(guests); do \
+	    echo "boots under load: $$guest_kind"; \
+	    file=$(build)/guests/$$guest_kind.toml; \
+	    if [[ $$guest_kind = *-template ]]; then KATA_CONF_FILE=$$file $(stage)/bin/kata-runtime factory init; fi; \
 	    KATA_E2E_CONFIG=$$file KATA_E2E_BOOTS=$(soak_boots) \
-	        $(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test=soak boots_in_a_row_under_load || failed+=" $$variant"; \
-	    if [[ $$variant = *-template ]]; then KATA_CONF_FILE=$$file $(stage)/bin/kata-runtime factory destroy; fi; \
+	        $(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --test=soak boots_in_a_row_under_load || failed+=" $$guest_kind"; \
+	    if [[ $$guest_kind = *-template ]]; then KATA_CONF_FILE=$$file $(stage)/bin/kata-runtime factory destroy; fi; \
 	done; \
 	if [[ -n $$failed ]]; then echo "boots have failed with$$failed" >&2; exit 1; fi
 	KATA_TEST_BOOTS=$(soak_driver_boots) $(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --test=boot boots_in_a_row_never_hang
@@ -298,12 +298,12 @@ guest_tests := lifecycle integrity mounts network pods kill ends processes_by_ha
 
 .PHONY: test-guests
 test-guests: build-deps kernel all distribution-guest engines
-	$(write-variants)
-	@failed=; for variant in $(filter-out small small-template,$(variants)); do \
-	    echo "the guest is $$variant"; \
-	    KATA_E2E_CONFIG=$(build)/variants/$$variant.toml \
+	$(write-guests)
+	@failed=; for guest_kind in $(filter-out small small-template,$(guests)); do \
+	    echo "the guest is $$guest_kind"; \
+	    KATA_E2E_CONFIG=$(build)/guests/$$guest_kind.toml \
 	        $(CARGO) test $(CARGO_FLAGS) --package=kata-e2e $(guest_tests:%=--test=%) --no-fail-fast -- --test-threads=2 \
-	        || failed+=" $$variant"; \
+	        || failed+=" $$guest_kind"; \
 	done; \
 	if [[ -n $$failed ]]; then echo "tests have failed with$$failed" >&2; exit 1; fi
 
