@@ -157,12 +157,15 @@ fn terminal_shows_input_and_size() -> Result<()> {
         let mut client = containerd.shell(READS_COMMANDS).tty().attach()?;
         client.expect("ready")?;
         resize(&mut client, 41, 123)?;
-        client.write("tty; trap 'echo caught' INT; echo wai${x}ting\n")?;
+        // Between two commands a shell heeds a signal whenever it has come. One that is just about to
+        // wait for input may not, until there is some.
+        client.write(
+            "tty; trap 'echo caught; exit 5' INT; echo wai${x}ting; while :; do sleep 0.1; done\n",
+        )?;
         client.expect("waiting")?;
         // Control-C is a signal only if there is a terminal on the other side.
         client.write([3])?;
         client.expect("caught")?;
-        client.write("exit 5\n")?;
         let output = client.wait()?;
         assert_eq!(output.code, 5);
         ensure!(output.text().contains("/dev/pts/0") || output.text().contains("/dev/console"));
