@@ -32,9 +32,9 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// How long its shell may take for the next words of an answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// Every process but the kernel's own, with what it waits for.
+/// Every thread but the kernel's own, with what it waits for.
 const PROCESSES: &str =
-    "\nps -eo pid,ppid,stat,wchan:24,etimes,time,args --no-headers | grep -v ']$'\n";
+    "\nps -eLo pid,lwp,ppid,stat,wchan:24,etimes,time,args --no-headers | grep -v ']$'\n";
 
 /// Where the machine's directory has what its kernel says.
 const CONSOLE: &str = "console.log";
