@@ -157,8 +157,8 @@ fn terminal_shows_input_and_size() -> Result<()> {
         let mut client = containerd.shell(READS_COMMANDS).tty().attach()?;
         client.expect("ready")?;
         resize(&mut client, 41, 123)?;
-        // Between two commands a shell heeds a signal whenever it has come. One that is just about to
-        // wait for input may not, until there is some.
+        // Between two commands a shell heeds a signal whenever it has come. One that is just about
+        // to wait for input may not, until there is some.
         client.write(
             "tty; trap 'echo caught; exit 5' INT; echo wai${x}ting; while :; do sleep 0.1; done\n",
         )?;
