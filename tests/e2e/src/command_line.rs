@@ -39,6 +39,9 @@ enum Caller {
 /// A script that says that it is up, and does nothing from then on.
 pub const IDLE: &str = "echo up; exec sleep 1000";
 
+/// A script that says `up`, and at SIGTERM `bye`, and ends then with code 3.
+pub const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
+
 /// One runtime with a directory of its own for bundles and state. What carries its mark must be
 /// gone in the end.
 #[derive(Debug)]

@@ -54,7 +54,7 @@ mod watch;
 mod wire;
 
 pub use client::{Client, Input, Output};
-pub use command_line::{CommandLine, IDLE};
+pub use command_line::{CommandLine, IDLE, SERVER};
 pub use configuration::{Configuration, hypervisor_under_test};
 pub use container::{Container, Exec};
 pub use containerd::{Containerd, Daemon};
@@ -74,7 +74,7 @@ pub use process::{Part, Process, await_part, parts_of};
 pub use pty::resize;
 pub use run::Run;
 pub use runtime::{
-    GuestKernel, Installation, Runtime, checkout, guest_agent, kata_image, only_a_vm,
+    GuestKernel, Installation, Runtime, checkout, guest_agent, kata_image, make, only_a_vm,
 };
 pub use scenario::{Scenario, scenario};
 pub use spec::Spec;

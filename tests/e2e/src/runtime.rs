@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 
@@ -182,6 +183,18 @@ pub fn guest_agent() -> PathBuf {
 #[must_use]
 pub fn kata_image() -> PathBuf {
     target().join("release/kata-image")
+}
+
+/// `make` in this checkout, to be run: `target`, on what was built there, with the directory `root`
+/// for the file system's root.
+#[must_use]
+pub fn make(target: &str, root: &Path) -> Command {
+    let mut make = Command::new("make");
+    make.arg("--directory").arg(checkout()).arg(target);
+    make.arg(format!("DESTDIR={}", root.display()));
+    // It may be a `make` that runs the tests, and its options are not meant for this one.
+    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
+    make
 }
 
 fn target() -> PathBuf {

@@ -7,12 +7,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, Input, Installation, Runtime, Spec, only_a_vm};
+use kata_e2e::{CommandLine, Input, Installation, Runtime, SERVER, Spec, only_a_vm};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-/// Says `up`, and ends at SIGTERM with code 3.
-const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
 
 /// Has conmon make a container of the pod, starts it, and waits until it has said `up`.
 fn start(host: &CommandLine, name: &str, kind: &str) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Client, Input, Installation, Output};
+use kata_e2e::{Client, Input, Installation, Output, make};
 use serde_json::Value;
 
 /// Runs the installed program with these words, and only the configuration that they name.
@@ -62,15 +62,8 @@ fn manual_is_installed_and_the_shell_completes_commands() -> Result<()> {
     Ok(())
 }
 
-/// Runs `make` in this checkout, on what was built there.
-fn make(target: &str, root: &Path) -> Result<Output> {
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
-    let mut make = Command::new("make");
-    make.arg("--directory").arg(checkout.context("this crate is two folders down")?);
-    // It may be a `make` that runs the tests, and its options are not meant for this one.
-    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
-    make.arg(target).arg(format!("DESTDIR={}", root.display()));
-    Client::spawn(make, Input::Nothing)?.wait()
+fn run_make(target: &str, root: &Path) -> Result<Output> {
+    Client::spawn(make(target, root), Input::Nothing)?.wait()
 }
 
 /// Everything below a directory, links as themselves.
@@ -89,12 +82,12 @@ fn below(directory: &Path) -> Result<Vec<PathBuf>> {
 #[test]
 fn what_is_installed_is_taken_away_again() -> Result<()> {
     let root = tempfile::tempdir()?;
-    make("install", root.path())?.success()?;
+    run_make("install", root.path())?.success()?;
     let prefix = root.path().join("usr/local");
     for file in ["bin/containerd-shim-kata-v2", "share/man/man8/kata-runtime.8"] {
         ensure!(prefix.join(file).is_file(), "{file} was not installed");
     }
-    make("uninstall", root.path())?.success()?;
+    run_make("uninstall", root.path())?.success()?;
     let left = below(root.path())?;
     let ours = left.iter().filter(|path| {
         path.is_symlink() || !path.is_dir() || path.to_string_lossy().contains("kata-containers")

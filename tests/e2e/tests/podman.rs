@@ -4,11 +4,10 @@ use std::fs;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, Deadline, Engine, Input, Installation, Part, only_a_vm, podman};
+use kata_e2e::{
+    CommandLine, Deadline, Engine, Input, Installation, Part, SERVER, only_a_vm, podman,
+};
 use rustix::process::Signal;
-
-/// Says `up`, and ends at SIGTERM with code 3.
-const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
 
 /// Ends well when it runs for the first time with a volume `/count`, and goes on from then on.
 const ENDS_ONCE: &str = "echo x >> /count/runs; [ $(wc -l < /count/runs) -gt 1 ] || exit 0";

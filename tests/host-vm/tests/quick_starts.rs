@@ -3,11 +3,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::checkout;
+use kata_e2e::{checkout, make};
 use kata_host_vm::quick_start::{Step, steps};
 use kata_host_vm::{Disk, HostImage, Machine};
 use tempfile::TempDir;
@@ -31,10 +30,7 @@ const TYPED: &str = "echo the kernel is $(uname -r)\nexit 5\n";
 /// The software as `make install` installs it, in a directory that stands for the root.
 fn install() -> Result<TempDir> {
     let root = tempfile::tempdir().context("cannot make a directory")?;
-    let mut make = Command::new("make");
-    make.arg("--directory").arg(checkout()).arg("install").arg("PREFIX=/usr/local");
-    make.arg(format!("DESTDIR={}", root.path().display()));
-    let output = make.output().context("cannot run make")?;
+    let output = make("install", root.path()).output().context("cannot run make")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(root)
 }

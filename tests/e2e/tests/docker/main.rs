@@ -7,12 +7,9 @@ use std::fs;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Client, Deadline, Engine, Input, Installation, Part, docker, only_a_vm};
+use kata_e2e::{Client, Deadline, Engine, Input, Installation, Part, SERVER, docker, only_a_vm};
 use rustix::process::Signal;
 use serde_json::Value;
-
-/// Says `up`, and ends at SIGTERM with code 3.
-const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
 
 /// Ends well when it runs for the first time with a volume `/count`, and goes on from then on.
 const ENDS_ONCE: &str = "echo x >> /count/runs; [ $(wc -l < /count/runs) -gt 1 ] || exit 0";
