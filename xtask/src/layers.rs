@@ -23,7 +23,6 @@ const LEAVES: (&str, &[&str]) = (
     &[
         "host/agent-client",
         "host/config",
-        "host/hooks",
         "host/hypervisor",
         "host/network",
         "host/storage",
@@ -51,7 +50,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         folders: &["host/task"],
         what: "containerd's Task API over one sandbox",
-        may_use: &["host/runtime", "host/sandbox", "host/hooks", "wire", "support"],
+        may_use: &["host/runtime", "host/sandbox", "wire", "support"],
     },
     Layer {
         folders: &["host/runtime"],
@@ -64,7 +63,6 @@ const LAYERS: &[Layer] = &[
         what: "the running sandbox: ledger of processes, boot, cleanup",
         may_use: &[
             "host/agent-client",
-            "host/hooks",
             "host/hypervisor",
             "host/network",
             "host/storage",
@@ -101,7 +99,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         folders: &["support"],
-        what: "Linux and files; knows no VM and no container",
+        what: "Linux and files, and hooks of the OCI specification; knows no VM",
         may_use: &["support"],
     },
     Layer {
@@ -217,7 +215,8 @@ mod tests {
         for (from, to) in [
             ("bin/containerd-shim-kata-v2", "host/task"),
             ("host/task", "host/runtime"),
-            ("host/task", "host/hooks"),
+            ("host/task", "support/hooks"),
+            ("guest/container", "support/hooks"),
             ("host/runtime", "host/qemu"),
             ("host/runtime", "host/config"),
             ("host/sandbox", "host/agent-client"),

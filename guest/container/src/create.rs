@@ -248,7 +248,7 @@ impl Maker<'_> {
     fn build(&self) -> Result<libcontainer::container::Container, LibcontainerError> {
         let mut builder = ContainerBuilder::new(self.id.to_owned(), SyscallType::Linux)
             .with_root_path(STATES)?
-            .with_executor(self.plan.command.clone());
+            .with_executor(self.plan.executor.clone());
         match &self.streams {
             Streams::Console(socket) => builder = builder.with_console_socket(Some(socket)),
             Streams::Pipes(ends) => {

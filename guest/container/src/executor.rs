@@ -14,6 +14,7 @@ use libcontainer::workload::{
 
 use crate::command;
 use crate::environment::Environment;
+use crate::start_hooks::StartHooks;
 
 /// A command with its environment, ready to be looked up and executed inside of the container.
 #[derive(Debug, Clone)]
@@ -66,24 +67,34 @@ impl Command {
             Err(errno) => errno.into(),
         }
     }
-
-    /// After a failed [`Command::execute`]: says so on the process's standard error, as runc does,
-    /// for nobody else listens any more, and exits.
-    pub(crate) fn fail(&self, error: &io::Error) -> ! {
-        let text = format!("exec {}: {}\n", self.file(), command::in_words(error));
-        let _ = nix::unistd::write(io::stderr(), text.as_bytes());
-        crate::fork::exit(1)
-    }
 }
 
-impl Executor for Command {
+/// Says `why` on the process's standard error, as runc does, for nobody else listens any more, and
+/// exits.
+fn fail(why: &str) -> ! {
+    let _ = nix::unistd::write(io::stderr(), format!("{why}\n").as_bytes());
+    crate::fork::exit(1)
+}
+
+/// What a container's init does when it is started: its hooks, then its command.
+#[derive(Debug, Clone)]
+pub(crate) struct InitExecutor {
+    pub(crate) hooks: StartHooks,
+    pub(crate) command: Command,
+}
+
+impl Executor for InitExecutor {
     fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
-        let error = self.execute();
-        self.fail(&error)
+        if let Err(error) = self.hooks.run() {
+            fail(&error.to_string());
+        }
+        let error = self.command.execute();
+        fail(&format!("exec {}: {}", self.command.file(), command::in_words(&error)))
     }
 
     fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
-        self.resolve()
+        self.command
+            .resolve()
             .map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
     }
 

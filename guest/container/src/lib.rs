@@ -35,4 +35,5 @@ pub mod namespaces;
 pub mod process;
 mod report;
 pub mod spec;
+mod start_hooks;
 pub mod stdio;

@@ -15,7 +15,9 @@ use rustix::thread::ThreadNameSpaceType;
 
 use crate::cgroup::{Cgroup, CgroupError, DeviceFilter, DeviceRuleError, DeviceRules};
 use crate::environment::{Environment, EnvironmentError};
+use crate::executor::{Command, InitExecutor};
 use crate::namespaces::SharedNamespaces;
+use crate::start_hooks::StartHooks;
 
 /// Why a specification cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +63,7 @@ pub struct Plan {
     /// Whether init has a terminal.
     pub terminal: bool,
     /// What init runs.
-    pub(crate) command: crate::executor::Command,
+    pub(crate) executor: InitExecutor,
     /// Init's user.
     pub uid: u32,
     /// What further processes of the container take from it.
@@ -86,7 +88,8 @@ impl Plan {
     ///
     /// Fails when a part that a container cannot do without is missing or malformed.
     pub fn new(mut spec: Spec, id: &str, shared: &SharedNamespaces) -> Result<Self, SpecError> {
-        // Hooks name programs of the host.
+        let start_hooks = StartHooks::of(&spec, id);
+        // The others name programs of the host, and these are run by our own part of init.
         spec.set_hooks(None);
         let rootfs = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
         if !rootfs.is_absolute() {
@@ -119,7 +122,7 @@ impl Plan {
             seccomp: linux.seccomp().clone(),
             capabilities: process.capabilities().clone().unwrap_or_default(),
         };
-        let command = crate::executor::Command::new(args, environment, uid);
+        let command = Command::new(args, environment, uid);
         spec.set_process(Some(process)).set_linux(Some(linux));
         Ok(Self {
             spec,
@@ -130,7 +133,7 @@ impl Plan {
             network_sysctls,
             rootfs,
             terminal,
-            command,
+            executor: InitExecutor { hooks: start_hooks, command },
             uid,
             inherited,
         })

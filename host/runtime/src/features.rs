@@ -40,7 +40,7 @@ const MOUNT_OPTIONS: [&str; 28] = [
 ];
 
 /// Hooks that are run.
-const HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
+const HOOKS: [&str; 5] = ["prestart", "createRuntime", "startContainer", "poststart", "poststop"];
 
 /// What containers may ask for. What is switched off here, containerd does not ask for or refuses
 /// itself.

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Linux, LinuxCpu, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType,
+    Hooks, Linux, LinuxCpu, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType,
     LinuxResources, Process, Spec,
 };
 use thiserror::Error;
@@ -40,16 +40,11 @@ pub enum SpecError {
         "the host's network cannot be shared with a VM; run without host networking, or under another runtime"
     )]
     HostNetwork,
-    /// A hook that would have to run inside the container.
+    /// A hook that would have to be the host's and in the container's namespaces at a time.
     #[error(
-        "the {list} hook {} cannot be run: the container is in a VM, and hooks run on the host; use prestart, createRuntime, poststart or poststop", path.display()
+        "the createContainer hook {} cannot be run: it is a program of the host, which cannot be in the namespaces of a container in a VM; use createRuntime (on the host) or startContainer (in the container)", _0.display()
     )]
-    Hook {
-        /// The spec's name of the list.
-        list: &'static str,
-        /// The program.
-        path: PathBuf,
-    },
+    Hook(PathBuf),
     /// A host device.
     #[error(
         "the device {0} of the host cannot be given to a VM in this version; remove it from the container"
@@ -138,8 +133,8 @@ pub fn process_for_guest(process: &mut Process) {
 /// Turns the engine's spec into the guest's. The hooks that are the host's are somebody else's to
 /// run. Mounts and root are left to the caller, who knows where they are.
 pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result<Spec, SpecError> {
-    refuse_inner_hooks(&spec)?;
-    spec.set_hooks(None);
+    let hooks = spec.hooks().as_ref().map_or(Ok(None), hooks_for_guest)?;
+    spec.set_hooks(hooks);
     if let Some(process) = spec.process_mut() {
         process_for_guest(process);
     }
@@ -199,18 +194,17 @@ pub(crate) fn refuse_joined_namespaces(spec: &Spec) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn refuse_inner_hooks(spec: &Spec) -> Result<(), SpecError> {
-    let Some(hooks) = spec.hooks() else { return Ok(()) };
-    let lists = [
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-    ];
-    for (list, inner) in lists {
-        if let Some(hook) = inner.iter().flatten().next() {
-            return Err(SpecError::Hook { list, path: hook.path().clone() });
-        }
+/// The hooks that run in the container; `None` when there is none.
+fn hooks_for_guest(hooks: &Hooks) -> Result<Option<Hooks>, SpecError> {
+    if let Some(hook) = hooks.create_container().iter().flatten().next() {
+        return Err(SpecError::Hook(hook.path().clone()));
     }
-    Ok(())
+    let of_start = hooks.start_container().clone().filter(|list| !list.is_empty());
+    Ok(of_start.map(|list| {
+        let mut inner = Hooks::default();
+        inner.set_start_container(Some(list));
+        inner
+    }))
 }
 
 /// The guest has one network, its own; paths of the host's namespaces mean nothing there. Where a
@@ -497,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn hooks_of_the_inside_are_refused_by_name_and_the_hosts_are_not() {
+    fn guest_gets_hooks_of_the_start_and_no_others() {
         let with = |list: &str| {
             spec(&format!(
                 r#"{{"ociVersion":"1.0.2","hooks":{{"{list}":[{{"path":"/bin/h"}}]}},"linux":{{}}}}"#
@@ -506,10 +500,11 @@ mod tests {
         for list in ["prestart", "createRuntime", "poststart", "poststop"] {
             assert!(for_guest(with(list), "c", KEEP).unwrap().hooks().is_none());
         }
-        for list in ["createContainer", "startContainer"] {
-            let refusal = SpecError::Hook { list, path: "/bin/h".into() };
-            assert_eq!(for_guest(with(list), "c", KEEP), Err(refusal));
-        }
+        let guests = for_guest(with("startContainer"), "c", KEEP).unwrap();
+        let hooks = guests.hooks().as_ref().unwrap();
+        assert_eq!(hooks.start_container().as_ref().unwrap()[0].path(), &PathBuf::from("/bin/h"));
+        let refusal = SpecError::Hook("/bin/h".into());
+        assert_eq!(for_guest(with("createContainer"), "c", KEEP), Err(refusal));
         assert!(has_host_hooks(&with("createRuntime")) && !has_host_hooks(&with("poststop")));
     }
 

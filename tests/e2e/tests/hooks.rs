@@ -156,25 +156,74 @@ fn failed_hook_of_the_start_ends_the_container() -> Result<()> {
 }
 
 #[test]
-fn hooks_of_the_inside_are_refused_by_name() -> Result<()> {
-    if !only_a_vm("the refusal of hooks that the host cannot run") {
+fn one_of_the_start_is_the_containers_own_program_before_its_process() -> Result<()> {
+    scenario(|containerd| {
+        let place = Place::new(containerd, "inside")?;
+        let script = "(cat; echo; pwd; env | grep -v -e ^PWD -e ^SHLVL | sort; hostname) > /told";
+        let spec = place
+            .spec("cat /told")
+            .set("/process/cwd", json!("/tmp"))
+            .set("/hostname", json!("inside"))
+            .set("/annotations/of.the", json!("engine"))
+            .set("/hooks/startContainer", inner_hook(script));
+        let run = place.run(containerd, spec);
+        let id = run.id().to_owned();
+        let said = run.output()?.success()?;
+        let (state, rest) = said.split_once('\n').context("it was told nothing")?;
+        let state: Value = serde_json::from_str(state).context("its state")?;
+        assert_eq!(state["id"], id);
+        assert_eq!(state["status"], "created");
+        assert_eq!(state["pid"], 1);
+        assert_eq!(state["annotations"]["of.the"], "engine");
+        assert_eq!(rest, "/tmp\nGIVEN=yes\nPATH=/bin\ninside\n");
+        Ok(())
+    })
+}
+
+#[test]
+fn failed_one_of_the_start_is_quoted_in_the_containers_output() -> Result<()> {
+    scenario(|containerd| {
+        let place = Place::new(containerd, "inside")?;
+        let spec = place
+            .spec("touch /started")
+            .set("/hooks/startContainer", inner_hook("echo because; exit 3"))
+            .set("/hooks/poststop", place.hook("poststop", ""));
+        let output = place.run(containerd, spec).output()?;
+        assert_eq!(output.code, 1);
+        let said = output.error_text();
+        assert!(said.contains("hook #0") && said.contains("because"), "{said}");
+        assert_eq!(place.log(), "poststop\n");
+        assert!(!place.file("rootfs/started").exists());
+        Ok(())
+    })
+}
+
+/// A list with one hook, a shell in the container.
+fn inner_hook(script: &str) -> Value {
+    json!([{
+        "path": "/bin/sh",
+        "args": ["sh", "-c", script],
+        "env": ["PATH=/bin", "GIVEN=yes"],
+    }])
+}
+
+#[test]
+fn one_of_the_host_in_the_containers_namespaces_is_refused_by_name() -> Result<()> {
+    if !only_a_vm("the refusal of hooks that neither host nor guest can run") {
         return Ok(());
     }
     scenario(|containerd| {
-        for list in ["createContainer", "startContainer"] {
-            let place = Place::new(containerd, list)?;
-            let spec = place
-                .spec("true")
-                .set("/hooks/prestart", place.hook("prestart", ""))
-                .set(&format!("/hooks/{list}"), place.hook(list, ""));
-            let run = place.run(containerd, spec);
-            let id = run.id().to_owned();
-            let error = run.output()?.failure()?;
-            assert!(error.contains(&format!("the {list} hook /bin/sh cannot be run")), "{error}");
-            assert_eq!(place.log(), "", "nothing was begun");
-            containerd.ctr(["container", "delete", &id])?;
-        }
-        Ok(())
+        let place = Place::new(containerd, "between")?;
+        let spec = place
+            .spec("true")
+            .set("/hooks/prestart", place.hook("prestart", ""))
+            .set("/hooks/createContainer", place.hook("createContainer", ""));
+        let run = place.run(containerd, spec);
+        let id = run.id().to_owned();
+        let error = run.output()?.failure()?;
+        assert!(error.contains("the createContainer hook /bin/sh cannot be run"), "{error}");
+        assert_eq!(place.log(), "", "nothing was begun");
+        containerd.ctr(["container", "delete", &id]).map(drop)
     })
 }
 

@@ -85,6 +85,24 @@ fn failed_one_of_the_start_ends_the_container() -> Result<()> {
     })
 }
 
+/// By then `start` has done its part.
+#[test]
+fn failed_one_in_the_container_ends_it_with_a_word() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "echo because; exit 3"] }]);
+        let bundle = host.bundle("c", IDLE, |spec| spec.set("/hooks/startContainer", hook))?;
+        let path = bundle.display().to_string();
+        let output = host.call(&["run", "--bundle", &path, &host.id("c")])?;
+        assert_eq!(output.code, 1);
+        let said = output.failure()?;
+        assert!(said.contains("hook #0") && said.contains("because"), "{said}");
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        CommandLine::until(|| Ok(host.status("c")? == "stopped"))?;
+        host.succeed(&["delete", &host.id("c")]).map(drop)
+    })
+}
+
 /// The caller of `run` has most signals blocked, to pass them on.
 #[test]
 fn each_runs_in_the_bundle_with_no_signal_blocked() -> Result<()> {

@@ -1,14 +1,14 @@
-//! OCI hooks on the host: programs that an engine wants run at points of a container's life
-//! (runtime-spec, "POSIX-platform Hooks").
+//! OCI hooks: programs that an engine wants run at points of a container's life (runtime-spec,
+//! "POSIX-platform Hooks").
 //!
 //! ```text
-//!   namespaces made ─ prestart, createRuntime ─▶ created ─ start ─▶ running ─ poststart ─▶ … deleted ─ poststop
+//!  host   namespaces made ─ prestart, createRuntime ─▶ created ─ start … ─▶ running ─ poststart ─▶ … deleted ─ poststop
+//!  guest                                               init waits ─ startContainer ─▶ its program
 //! ```
 //!
 //! Each gets the container's state on standard input and exactly the environment that the spec
-//! gives it. It runs in the bundle, or where that is gone in the root directory, and no signal is
-//! blocked for it. Hooks that the spec wants run in the container (createContainer, startContainer)
-//! are nothing for the host.
+//! gives it, and no signal is blocked for it. On the host it runs in the bundle, or where that is
+//! gone in the root directory; in the container, where the container's process will.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -130,7 +130,8 @@ pub struct HookState<'a> {
     pub id: &'a str,
     /// `creating`, `created`, `running` or `stopped`.
     pub status: &'a str,
-    /// A process of the host in the container's network namespace; 0 when there is none any more.
+    /// To hooks of the host, a process of the host in the container's network namespace; to hooks
+    /// in the container, its init, as it sees itself. 0 when there is none any more.
     pub pid: u32,
     /// The bundle, absolute.
     pub bundle: &'a Path,
@@ -139,10 +140,18 @@ pub struct HookState<'a> {
     pub annotations: std::collections::BTreeMap<&'a str, &'a str>,
 }
 
-/// Runs a list of hooks in its order. The first that fails ends it. `kind` is the list's name in
-/// the spec.
+/// Runs a list of the host's hooks in its order. The first that fails ends it. `kind` is the list's
+/// name in the spec.
 pub fn run(kind: &'static str, hooks: &[Hook], state: &HookState<'_>) -> Result<(), HookError> {
-    hooks.iter().enumerate().try_for_each(|(index, hook)| run_one(kind, index, hook, state))
+    let mut each = hooks.iter().enumerate();
+    each.try_for_each(|(index, hook)| run_one(kind, index, hook, state, in_bundle(state)))
+}
+
+/// Runs the startContainer hooks, in their order and in the caller's directory, which is the init
+/// of the container. The first that fails ends it.
+pub fn run_in_container(hooks: &[Hook], state: &HookState<'_>) -> Result<(), HookError> {
+    let mut each = hooks.iter().enumerate();
+    each.try_for_each(|(index, hook)| run_one("startContainer", index, hook, state, Path::new(".")))
 }
 
 /// Runs a list of hooks in its order, all of them, and returns the errors of those that failed:
@@ -150,7 +159,12 @@ pub fn run(kind: &'static str, hooks: &[Hook], state: &HookState<'_>) -> Result<
 #[must_use]
 pub fn run_all(kind: &'static str, hooks: &[Hook], state: &HookState<'_>) -> Vec<HookError> {
     let each = hooks.iter().enumerate();
-    each.filter_map(|(index, hook)| run_one(kind, index, hook, state).err()).collect()
+    let run = |(index, hook)| run_one(kind, index, hook, state, in_bundle(state)).err();
+    each.filter_map(run).collect()
+}
+
+fn in_bundle<'a>(state: &HookState<'a>) -> &'a Path {
+    if state.bundle.is_dir() { state.bundle } else { Path::new("/") }
 }
 
 fn run_one(
@@ -158,13 +172,14 @@ fn run_one(
     index: usize,
     hook: &Hook,
     state: &HookState<'_>,
+    directory: &Path,
 ) -> Result<(), HookError> {
     let path = hook.path();
     let failed = |source| HookError::Io { kind, index, path: path.clone(), source };
     // Files in memory and not pipes: a daemon that a hook leaves behind may keep them open without
     // anybody waiting for it.
     let mut output = memory_file("hook-output").map_err(failed)?;
-    let mut child = spawn(hook, state, &output).map_err(failed)?;
+    let mut child = spawn(hook, state, directory, &output).map_err(failed)?;
     let Some(status) = wait(&mut child, hook.timeout()).map_err(failed)? else {
         let seconds = seconds(hook.timeout()).unwrap_or_default();
         return Err(HookError::Timeout { kind, index, path: path.clone(), seconds });
@@ -179,7 +194,7 @@ fn run_one(
     Err(HookError::Failed { kind, index, path: path.clone(), status, output })
 }
 
-fn spawn(hook: &Hook, state: &HookState<'_>, output: &File) -> io::Result<Child> {
+fn spawn(hook: &Hook, state: &HookState<'_>, directory: &Path, output: &File) -> io::Result<Child> {
     let mut input = memory_file("hook-state")?;
     input.write_all(&serde_json::to_vec(state)?)?;
     input.rewind()?;
@@ -191,7 +206,7 @@ fn spawn(hook: &Hook, state: &HookState<'_>, output: &File) -> io::Result<Child>
     command
         .args(args)
         .env_clear()
-        .current_dir(if state.bundle.is_dir() { state.bundle } else { Path::new("/") })
+        .current_dir(directory)
         .stdin(input)
         .stdout(output.try_clone()?)
         .stderr(Stdio::from(output.try_clone()?));
@@ -286,6 +301,18 @@ mod tests {
         run("poststop", &hooks, &state(&bundle)).unwrap();
         let expected = format!("{}\n/\n", bundle.display());
         assert_eq!(fs::read_to_string(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_hook_of_the_container_runs_where_the_caller_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let hooks = [shell(&format!("pwd >{}", out.display()), 0)];
+        run_in_container(&hooks, &state(dir.path())).unwrap();
+        let expected = format!("{}\n", std::env::current_dir().unwrap().display());
+        assert_eq!(fs::read_to_string(out).unwrap(), expected);
+        let error = run_in_container(&[shell("exit 3", 0)], &state(dir.path())).unwrap_err();
+        assert!(error.to_string().contains("startContainer hook #0"), "{error}");
     }
 
     #[test]
