@@ -9,6 +9,7 @@
 #   make test       all tests, with real engines and VMs                        (as root)
 #   make soak       boots, and processes that print and exit, many times in a row: hours   (as root)
 #   make test-guests  tests with the pairs of guest kernel and root that are not installed: a quarter of an hour   (as root)
+#   make test-kernel  build the small kernel once more, as a user without rights, and compare   (as root)
 #   make host-vm    a machine with KVM for the tests, made on the spot, cached  (as root)
 #   make bench      measure, print a table [BENCH=--groups=start,exec ...]      (as root)
 #   make audit      look for published vulnerabilities of dependencies
@@ -26,9 +27,11 @@ CARGO_FLAGS ?= --locked
 # The distribution's kernel package that guests boot, or a meta package that depends on it.
 KERNEL_PACKAGE ?= linux-image-cloud-amd64
 # Which kernel is installed: "small", "distribution", or "auto": the small one where it was built before (also by another checkout, or
-# by root for all: see image/kernel/README.md), else the distribution's. Or the path of one that needs no modules: the kernel itself,
-# compressed or not, or a directory with vmlinux.container or vmlinuz.container, as a package has it (/usr/share/kata-containers).
+# by root for all: see image/kernel/README.md), else one that needs no modules where a package or `make install` has left it, else the
+# distribution's. Or the path of one that needs no modules: the kernel itself, compressed or not, or a directory with vmlinux.container or
+# vmlinuz.container.
 GUEST_KERNEL ?= auto
+installed_kernels ?= $(wildcard $(addsuffix /share/kata-containers/vmlinux.container,$(PREFIX) /usr))
 
 # --- Where things are -----------------------------------------------------------------------------
 
@@ -106,6 +109,11 @@ kernel: $(release)/kata-image
 	@apt-cache show linux-source-6.12 >/dev/null 2>&1 || ((EUID)) || apt-get update --quiet=2
 	@$(call small_kernel)
 
+# The first that is installed. One that could load modules asks for the version that they are made for.
+define kernel_without_modules
+for file in $(installed_kernels); do grep --quiet 'version magic' $$file || { echo $$file; exit; }; done; exit 1
+endef
+
 # Works with any kernel.
 $(image): $(agent) $(release)/kata-image
 	@$(release)/kata-image rootfs --agent=$(agent) --file-system=ext4 --output=$@
@@ -118,6 +126,9 @@ guest: $(release)/kata-image $(agent) $(image)
 	        kind=small; \
 	        note=$$(sed -n 's/^note: //p' <<<"$$said"); \
 	        echo "guest kernel: small, built before$${note:+; $$note; 'make kernel' builds it anew}"; \
+	    elif found=$$($(kernel_without_modules)); then \
+	        kind=$$found; \
+	        echo "guest kernel: $$found, which is installed; 'make kernel' builds one"; \
 	    else \
 	        kind=distribution; \
 	        echo "guest kernel: the distribution's ($(KERNEL_PACKAGE)); 'make kernel' builds the small one ($${said##*kata-image: })"; \
@@ -306,6 +317,16 @@ test-guests: build-deps kernel all distribution-guest engines
 	        || failed+=" $$guest_kind"; \
 	done; \
 	if [[ -n $$failed ]]; then echo "tests have failed with$$failed" >&2; exit 1; fi
+
+# Two builds of the kernel give the same bytes, and the second one is nobody's.
+.PHONY: test-kernel
+test-kernel: build-deps kernel
+	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; \
+	install -m 755 $(release)/kata-image -t "$$directory"; chown nobody "$$directory"; \
+	setpriv --reuid=nobody --regid=nogroup --clear-groups env -i PATH="$$PATH" HOME="$$directory" KATA_CACHE_DIR="$$directory/cache" \
+	    "$$directory/kata-image" kernel --vmlinuz="$$directory/vmlinuz.container" --output="$$directory/vmlinux.container"; \
+	for file in vmlinux.container vmlinuz.container; do cmp "$$directory/$$file" $(small)/$$file; done; \
+	echo 'the kernel that nobody has built anew is the same byte for byte'
 
 .PHONY: host-vm
 host-vm: build-deps

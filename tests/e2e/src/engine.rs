@@ -293,6 +293,22 @@ impl Engine {
         Ok(())
     }
 
+    /// Checks that the engine's statistics show that a container computes, which it is told to do
+    /// here, and has received and sent something.
+    pub fn counts_work(&self, container: &str) -> Result<()> {
+        self.succeed(&format!("exec --detach {container} yes"))?;
+        let format = "{{.CPUPerc}};{{.NetIO}}";
+        let shown = self.succeed(&format!("stats --no-stream --format {format} {container}"))?;
+        let told = || format!("{container} uses {shown}");
+        let (processor, network) = shown.trim().split_once(';').with_context(told)?;
+        let percent: f64 = processor.trim_end_matches('%').parse().with_context(told)?;
+        ensure!(percent > 0.0, "{}", told());
+        let amounts: Vec<_> = network.split(" / ").map(bytes).collect();
+        ensure!(amounts.len() == 2, "{}", told());
+        ensure!(amounts.iter().all(|one| one.is_some_and(|bytes| bytes > 0.0)), "{}", told());
+        Ok(())
+    }
+
     /// Waits until the container has written `text`, from its beginning on.
     pub fn says(&self, container: &str, text: &str) -> Result<()> {
         self.attach(&format!("logs --follow {container}"), Input::Nothing)?.expect(text)

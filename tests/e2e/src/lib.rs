@@ -34,6 +34,7 @@ mod containerd;
 mod deadline;
 mod engine;
 mod events;
+mod floor_ramdisk;
 mod image;
 mod json;
 mod leaks;
@@ -64,6 +65,7 @@ pub use engine::{
     podman_with_systemd,
 };
 pub use events::Events;
+pub use floor_ramdisk::{floor_ramdisk, floor_ticks};
 pub use image::Image;
 pub use mark::Mark;
 pub use measure::{Mapping, Share, Summary, let_it_settle};

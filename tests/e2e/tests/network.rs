@@ -4,7 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use kata_e2e::{
     Client, CommandLine, Configuration, Container, Containerd, Deadline, Image, Input, Part, Run,
     Runtime, Scenario, Spec, Wire, has_macvtap, hypervisor_under_test, only_a_vm, parts_of,
@@ -162,24 +162,26 @@ fn namespace_survives_the_death_of(part: Part) -> Result<()> {
     if !only_a_vm(&format!("death of {part:?}")) {
         return Ok(());
     }
-    scenario(|containerd| {
-        let wire = Wire::new(containerd)?;
-        let before = wire.picture()?;
-        let container = run_in(containerd, &wire)?;
-        assert_ne!(wire.picture()?, before, "nothing was joined");
-        for process in parts_of(containerd.mark(), part)? {
-            process.signal(Signal::KILL)?;
-        }
-        container.wait()?;
-        container.remove()?;
-        // The engine's cleaning up after a dead shim goes on when the container is deleted already.
-        wire.becomes(&before)?;
+    scenario(|containerd| is_left_clean_by_the_death_of(part, containerd))
+}
 
-        // And it can be used again.
-        let container = run_in(containerd, &wire)?;
-        container.exec(["ping", "-c", "1", "-w", "10", "10.99.0.1"]).output()?.success()?;
-        container.remove()
-    })
+fn is_left_clean_by_the_death_of(part: Part, containerd: &Containerd) -> Result<()> {
+    let wire = Wire::new(containerd)?;
+    let before = wire.picture()?;
+    let container = run_in(containerd, &wire)?;
+    assert_ne!(wire.picture()?, before, "nothing was joined");
+    for process in parts_of(containerd.mark(), part)? {
+        process.signal(Signal::KILL)?;
+    }
+    container.wait()?;
+    container.remove()?;
+    // The engine's cleaning up after a dead shim goes on when the container is deleted already.
+    wire.becomes(&before)?;
+
+    // And it can be used again.
+    let container = run_in(containerd, &wire)?;
+    container.exec(["ping", "-c", "1", "-w", "10", "10.99.0.1"]).output()?.success()?;
+    container.remove()
 }
 
 #[test]
@@ -190,6 +192,18 @@ fn namespace_survives_the_death_of_the_vmm() -> Result<()> {
 #[test]
 fn namespace_survives_the_death_of_the_shim() -> Result<()> {
     namespace_survives_the_death_of(Part::Shim)
+}
+
+#[test]
+fn namespace_with_a_macvtap_survives_the_same_deaths() -> Result<()> {
+    if !only_a_vm("the model macvtap") || !has_macvtap("the model macvtap")? {
+        return Ok(());
+    }
+    for part in [Part::Vmm, Part::Shim] {
+        with_model("macvtap", |containerd| is_left_clean_by_the_death_of(part, containerd))
+            .with_context(|| format!("{part:?} is killed"))?;
+    }
+    Ok(())
 }
 
 #[test]

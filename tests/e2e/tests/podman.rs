@@ -143,6 +143,7 @@ fn network_publishes_ports_and_knows_names() -> Result<()> {
             "until nsenter --net={namespace} busybox nc 127.0.0.1 80 < /dev/null | grep from; do :; done"
         );
         assert_eq!(podman.on_host(&dial)?.success()?, "from web\n");
+        podman.counts_work("web")?;
         podman.succeed("rm --force --time 0 web")?;
         podman.succeed("network rm net").map(drop)
     })

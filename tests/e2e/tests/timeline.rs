@@ -3,7 +3,9 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Client, Input, Installation, Output, Wire, only_a_vm, scenario};
+use kata_e2e::{
+    Client, CommandLine, Input, Installation, Output, Runtime, Wire, only_a_vm, scenario,
+};
 
 /// Every stage, in the order in which a container without a network reaches them.
 const STAGES: &[&str] = &[
@@ -43,6 +45,38 @@ fn at(json: &str, stage: &str) -> Result<u64> {
     at.with_context(|| format!("no {stage}: {json}"))
 }
 
+/// Checks that `stages` are told, one after the other, and returns by how much the guest's clock
+/// may be wrong, in ns.
+fn are_in_order(json: &str, stages: &[&str]) -> Result<u64> {
+    let record: serde_json::Value = serde_json::from_str(json)?;
+    // The guest's clock is known up to the time that one exchange was on its way.
+    let slack = record["guest_uncertainty_ns"].as_u64().context("the clocks were not compared")?;
+    for pair in stages.windows(2) {
+        let (earlier, later) = (at(json, pair[0])?, at(json, pair[1])?);
+        ensure!(earlier <= later + slack, "{} comes after {}: {json}", pair[0], pair[1]);
+    }
+    Ok(slack)
+}
+
+/// Here kata-proxy is the server, and its start is one with the shim's.
+#[test]
+fn stages_of_a_start_by_hand_are_the_same() -> Result<()> {
+    if !only_a_vm("the stages of a boot") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let bundle = host.bundle("c", "echo first; cat", |spec| spec)?;
+        let (path, id) = (bundle.display().to_string(), host.id("c"));
+        let mut client = host.attach(&["run", "--bundle", &path, &id], Input::Pipe)?;
+        client.expect("first")?;
+        are_in_order(&timeline(&[&id, "--json"])?.success()?, STAGES)?;
+        let table = timeline(&[&id])?.success()?;
+        ensure!(table.contains("first output"), "{table}");
+        client.close_stdin();
+        client.wait()?.success().map(drop)
+    })
+}
+
 #[test]
 fn every_stage_of_a_start_is_told_in_its_order() -> Result<()> {
     if !only_a_vm("the stages of a boot") {
@@ -55,17 +89,9 @@ fn every_stage_of_a_start_is_told_in_its_order() -> Result<()> {
         client.expect("first")?;
 
         let json = timeline(&[&id, "--json"])?.success()?;
-        let record: serde_json::Value = serde_json::from_str(&json)?;
-        let at = |stage| at(&json, stage);
-        // The guest's clock is known up to the time that one exchange was on its way.
-        let slack =
-            record["guest_uncertainty_ns"].as_u64().context("the clocks were not compared")?;
-        for pair in STAGES.windows(2) {
-            let (earlier, later) = (at(pair[0])?, at(pair[1])?);
-            ensure!(earlier <= later + slack, "{} comes after {}: {json}", pair[0], pair[1]);
-        }
+        let slack = are_in_order(&json, STAGES)?;
         // It is half of what remains of that exchange without the guest's own work.
-        let exchange = at("sandbox-created")? - at("agent-reached")?;
+        let exchange = at(&json, "sandbox-created")? - at(&json, "agent-reached")?;
         ensure!(slack < exchange / 2, "±{slack} ns, of an exchange of {exchange} ns");
 
         let table = timeline(&[&id])?.success()?;

@@ -162,6 +162,7 @@ fn has_networks(docker: &Engine) -> Result<()> {
         "ip route | grep -c '^default'; ping -c 1 -w 10 172.17.0.1 > /dev/null && echo reached",
     );
     assert_eq!(gateway.output()?.success()?, "1\nreached\n");
+    docker.counts_work("web")?;
     docker.succeed("rm --force web")?;
     docker.succeed("network rm net").map(drop)
 }
