@@ -62,6 +62,27 @@ impl Client {
         self.put("vm.add-net", nic, taps).await.map(drop)
     }
 
+    /// Adds a disk to a machine that runs (`vm.add-disk`). The guest finds it a moment later.
+    pub async fn add_disk(&self, disk: &DiskConfig) -> Result<(), ApiError> {
+        self.put("vm.add-disk", disk, Vec::new()).await.map(drop)
+    }
+
+    /// Asks the guest to let go of a device (`vm.remove-device`), which is gone when it has.
+    pub async fn remove_device(&self, device: &DeviceRef) -> Result<(), ApiError> {
+        self.put("vm.remove-device", device, Vec::new()).await.map(drop)
+    }
+
+    /// Asks for more or less of something (`vm.resize`). It is there, or gone, when the guest has
+    /// done its part. Refused with status 429 as long as processors of an earlier request go.
+    pub async fn resize(&self, resize: VmResize) -> Result<(), ApiError> {
+        self.put("vm.resize", &resize, Vec::new()).await.map(drop)
+    }
+
+    /// Asks what the machine has (`vm.info`).
+    pub async fn info(&self) -> Result<VmInfo, ApiError> {
+        self.http.ask(request("vm.info", "GET")).await
+    }
+
     async fn put<T: Serialize + Sync>(
         &self,
         name: &'static str,

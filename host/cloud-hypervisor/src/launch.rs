@@ -22,7 +22,9 @@ use kata_linux::process::Spawn;
 use tokio::net::UnixStream;
 
 use crate::api::{ApiError, Client, NetConfig, VmConfig};
+use crate::later_disks::LaterDisks;
 use crate::machine::{self, Surroundings};
+use crate::resize::Room;
 use crate::vm::CloudVm;
 use crate::{CloudHypervisorSettings, NAME, OLDEST, events};
 
@@ -65,6 +67,7 @@ pub(crate) async fn launch(
     let writable = directory.writable_alone().map_err(setup("a mount for the VMM's socket"))?;
     let vsock = format!("/proc/self/fd/{}/{SOCKET}", spawn.pass_fd(writable)).into();
     let disks = disks(&mut spawn, &spec.disks).map_err(setup("a disk"))?;
+    let later_disks = LaterDisks::of(spec).map_err(setup("a directory for disks"))?;
     if spec.debug {
         arguments.push("-v".to_owned());
     }
@@ -82,9 +85,11 @@ pub(crate) async fn launch(
     let vmm = Vmm::new(child, console_output);
     let hot_plug = spec.hot_plug;
     let ids = spec.disks.iter().map(|disk| disk.id.clone()).collect();
-    let vm = CloudVm { vmm, hot_plug, disks: ids, client, dialer, reason };
+    let room = Room::of(spec);
     let entropy_source = settings.entropy_source.clone();
-    let around = Surroundings { vsock, disks, entropy_source, landlock };
+    let directory = later_disks.as_ref().map(|later| later.directory().to_owned());
+    let around = Surroundings { vsock, disks, entropy_source, later_disks: directory, landlock };
+    let vm = CloudVm { vmm, hot_plug, room, disks: ids, later_disks, client, dialer, reason };
     let taps = taps(&spec.nics)?;
     let config = machine::config(spec, around)?;
     let hello = async {

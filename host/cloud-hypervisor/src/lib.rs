@@ -13,8 +13,10 @@
 pub mod api;
 mod events;
 mod kernel_params;
+mod later_disks;
 mod launch;
 mod machine;
+mod resize;
 mod settings;
 mod vm;
 
@@ -78,14 +80,14 @@ impl Hypervisor for CloudHypervisor {
             emulation: false,
             image: true,
             shared_file_system: SharedFileSystem::Server,
-            disks: Disks::AtBoot,
+            disks: Disks::Later,
             max_vcpus: MAX_VCPUS,
             pause: Pause::Always,
             vhost_net: false,
             named_taps: None,
             hot_plug: true,
-            more_memory: false,
-            more_vcpus: false,
+            more_memory: true,
+            more_vcpus: true,
             templates: false,
         }
     }

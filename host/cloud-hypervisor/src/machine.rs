@@ -7,8 +7,8 @@ use kata_hypervisor::{
 };
 
 use crate::api::{
-    ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, ImageType, MemoryConfig,
-    NetConfig, PayloadConfig, RngConfig, VmConfig, VsockConfig,
+    ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, HotplugMethod, ImageType,
+    LandlockConfig, MemoryConfig, NetConfig, PayloadConfig, RngConfig, VmConfig, VsockConfig,
 };
 use crate::{NAME, kernel_params};
 
@@ -17,6 +17,9 @@ const CID: u64 = 3;
 
 /// Entries of a file share's queue, as upstream has it.
 const SHARE_QUEUE: u32 = 1024;
+
+/// What room for more memory is counted in, in bytes.
+const MORE_MEMORY: u64 = 128 << 20;
 
 /// What is decided outside of the spec.
 #[derive(Debug, Clone)]
@@ -27,6 +30,8 @@ pub(crate) struct Surroundings {
     pub(crate) disks: Vec<PathBuf>,
     /// The file that random numbers come from.
     pub(crate) entropy_source: PathBuf,
+    /// Where the files of disks that come later will be; `None` where none may come.
+    pub(crate) later_disks: Option<PathBuf>,
     /// Whether the VMM can shut itself in.
     pub(crate) landlock: bool,
 }
@@ -42,21 +47,17 @@ pub(crate) fn nic(nic: &NicSpec) -> NetConfig {
 /// The configuration of the machine without its network devices: their taps go with requests of
 /// their own.
 pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, HypervisorError> {
-    spec.refuse_later_disks(NAME)?;
-    spec.refuse_more_memory(NAME)?;
-    spec.refuse_more_vcpus(NAME)?;
     let fs = spec.shares.iter().enumerate().map(|(number, share)| file_share(number, share));
     let fs = fs.collect::<Result<_, _>>()?;
     // The guest looks for the image by its place.
     let image = spec.root.image().map(image);
     let disks = spec.disks.iter().zip(around.disks).map(|(spec, file)| disk(spec, file));
     Ok(VmConfig {
-        cpus: CpusConfig { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
-        memory: MemoryConfig {
-            size: u64::from(spec.memory_mib) << 20,
-            // File servers map it; and no page of it is ever merged with another VM's.
-            shared: true,
+        cpus: CpusConfig {
+            boot_vcpus: spec.vcpus,
+            max_vcpus: spec.most_vcpus.unwrap_or(spec.vcpus),
         },
+        memory: memory(spec),
         payload: PayloadConfig {
             kernel: spec.kernel.clone(),
             cmdline: kernel_params::command_line(spec),
@@ -70,7 +71,29 @@ pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, Hy
         vsock: Some(VsockConfig { cid: CID, socket: around.vsock }),
         pvpanic: true,
         landlock_enable: around.landlock,
+        landlock_rules: around.later_disks.map(readable_and_writable).into_iter().collect(),
     })
+}
+
+fn readable_and_writable(path: PathBuf) -> LandlockConfig {
+    LandlockConfig { path, access: "rw".to_owned() }
+}
+
+fn memory(spec: &VmSpec) -> MemoryConfig {
+    let more = spec.most_memory_mib.map(|most| most.saturating_sub(spec.memory_mib));
+    let more = more.filter(|mib| *mib > 0);
+    MemoryConfig {
+        size: bytes(spec.memory_mib),
+        // File servers map it; and no page of it is ever merged with another VM's.
+        shared: true,
+        hotplug_size: more.map(|mib| bytes(mib).next_multiple_of(MORE_MEMORY)),
+        hotplug_method: more.map(|_| HotplugMethod::VirtioMem),
+    }
+}
+
+/// Of so many MiB.
+pub(crate) fn bytes(mib: u32) -> u64 {
+    u64::from(mib) << 20
 }
 
 fn image(image: &GuestImage) -> DiskConfig {
@@ -83,9 +106,15 @@ fn image(image: &GuestImage) -> DiskConfig {
     }
 }
 
-fn disk(disk: &DiskSpec, path: PathBuf) -> DiskConfig {
+/// What the VMM calls a disk.
+pub(crate) fn disk_device(id: &str) -> String {
+    format!("disk-{id}")
+}
+
+/// A disk whose file the VMM sees at `path`.
+pub(crate) fn disk(disk: &DiskSpec, path: PathBuf) -> DiskConfig {
     DiskConfig {
-        id: format!("disk-{}", disk.id),
+        id: disk_device(&disk.id),
         path,
         readonly: disk.readonly,
         image_type: ImageType::Raw,
@@ -135,6 +164,8 @@ mod tests {
             vsock: "/proc/self/fd/5/vsock".into(),
             disks: vec!["/proc/self/fd/6".into()],
             entropy_source: "/dev/urandom".into(),
+            later_disks: (spec.later_disks != LaterDisks::default())
+                .then(|| "/run/kata/web-1/clh-disks".into()),
             landlock: true,
         };
         serde_json::to_value(config(spec, around).unwrap()).unwrap()
@@ -159,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn disks_come_after_the_image_and_later_ones_are_refused() {
+    fn disks_come_after_the_image_and_room_for_later_ones_is_a_directory() {
         let image = GuestImage {
             file: "/image".into(),
             file_system: "ext4".into(),
@@ -175,14 +206,20 @@ mod tests {
         });
         assert_eq!(disks[1], disk);
         let later_disks = LaterDisks { readonly: 1, writable: 0 };
-        let around = Surroundings {
-            vsock: PathBuf::new(),
-            disks: Vec::new(),
-            entropy_source: PathBuf::new(),
-            landlock: false,
-        };
-        let refused = config(&VmSpec { later_disks, ..spec() }, around).unwrap_err();
-        assert!(refused.to_string().contains("disks that come after the boot"), "{refused}");
+        let rules = rendered(&VmSpec { later_disks, ..spec() })["landlock_rules"].take();
+        let rule = serde_json::json!({ "path": "/run/kata/web-1/clh-disks", "access": "rw" });
+        assert_eq!(rules, serde_json::json!([rule]));
+    }
+
+    #[test]
+    fn room_for_more_is_there_where_it_is_asked_for() {
+        let with = VmSpec { most_vcpus: Some(4), most_memory_mib: Some(1000), ..spec() };
+        let rendered = rendered(&with);
+        assert_eq!(rendered["cpus"], serde_json::json!({ "boot_vcpus": 2, "max_vcpus": 4 }));
+        let memory = serde_json::json!({
+            "size": 256 << 20, "shared": true, "hotplug_size": 768 << 20, "hotplug_method": "VirtioMem"
+        });
+        assert_eq!(rendered["memory"], memory);
     }
 
     #[test]

@@ -4,20 +4,28 @@ use std::fmt;
 
 use async_trait::async_trait;
 use kata_channel::ChannelStream;
-use kata_hypervisor::{GuestDisk, HybridVsock, HypervisorError, NicSpec, Vm, VmExit, Vmm};
+use kata_hypervisor::{
+    DiskSpec, GuestDisk, HybridVsock, HypervisorError, NicSpec, Vm, VmExit, Vmm,
+};
 
 use crate::NAME;
 use crate::api::Client;
 use crate::events::Reason;
+use crate::later_disks::LaterDisks;
 use crate::machine;
+use crate::resize::Room;
 
 /// A virtual machine of Cloud Hypervisor's. Dropping it kills it.
 pub(crate) struct CloudVm {
     pub(crate) vmm: Vmm,
     /// Whether network devices may come later.
     pub(crate) hot_plug: bool,
+    /// How much memory and how many virtual CPUs it may have.
+    pub(crate) room: Room,
     /// The ids of its disks, which are their serial numbers.
     pub(crate) disks: Vec<String>,
+    /// Those that come and go; `None` where none may.
+    pub(crate) later_disks: Option<LaterDisks>,
     pub(crate) client: Client,
     pub(crate) dialer: HybridVsock,
     pub(crate) reason: Reason,
@@ -63,8 +71,36 @@ impl Vm for CloudVm {
         self.client.add_net(&machine::nic(nic), vec![tap]).await.map_err(HypervisorError::from)
     }
 
+    async fn resize_memory(&self, mib: u32) -> Result<(), HypervisorError> {
+        self.room.resize_memory(&self.client, mib).await
+    }
+
+    async fn memory_mib(&self) -> Result<u32, HypervisorError> {
+        self.room.memory_mib(&self.client).await
+    }
+
+    async fn resize_vcpus(&self, count: u32) -> Result<(), HypervisorError> {
+        self.room.resize_vcpus(&self.client, count).await
+    }
+
     fn disk(&self, id: &str) -> Option<GuestDisk> {
-        self.disks.iter().any(|one| one == id).then(|| GuestDisk::with_serial(id))
+        let is_later = self.later_disks.as_ref().is_some_and(|later| later.has(id));
+        let has = is_later || self.disks.iter().any(|one| one == id);
+        has.then(|| GuestDisk::with_serial(id))
+    }
+
+    async fn attach_disk(&self, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
+        match &self.later_disks {
+            Some(later) => later.attach(&self.client, self.pid(), disk).await,
+            None => Err(HypervisorError::NoDisk { id: disk.id.clone() }),
+        }
+    }
+
+    async fn detach_disk(&self, id: &str) -> Result<(), HypervisorError> {
+        match &self.later_disks {
+            Some(later) => later.detach(&self.client, self.pid(), id).await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -103,6 +103,13 @@ const VM: &[Field] = &[
     ("landlock_enable", Bool, No),
     ("landlock_rules", List(LANDLOCK), No),
 ];
+const REMOVED: &[Field] = &[("id", Text, No)];
+const RESIZE: &[Field] = &[
+    ("desired_vcpus", Integer(1), No),
+    ("desired_ram", Integer(0), No),
+    ("desired_balloon", Integer(0), No),
+];
+
 /// What is wrong with `value` as an object of `schema`, by the path of the field.
 fn faults(path: &str, value: &Value, schema: &[Field]) -> Vec<String> {
     let Some(object) = value.as_object() else { return vec![format!("{path} is no object")] };
@@ -166,7 +173,12 @@ fn share() -> FsConfig {
 fn machine() -> VmConfig {
     VmConfig {
         cpus: CpusConfig { boot_vcpus: 1, max_vcpus: 4 },
-        memory: MemoryConfig { size: 256 << 20, shared: true },
+        memory: MemoryConfig {
+            size: 256 << 20,
+            shared: true,
+            hotplug_size: Some(128 << 20),
+            hotplug_method: Some(HotplugMethod::VirtioMem),
+        },
         payload: PayloadConfig {
             kernel: "/vmlinux".into(),
             cmdline: "quiet".into(),
@@ -180,6 +192,7 @@ fn machine() -> VmConfig {
         vsock: Some(VsockConfig { cid: 3, socket: "/run/vsock".into() }),
         pvpanic: true,
         landlock_enable: true,
+        landlock_rules: vec![LandlockConfig { path: "/run/disks".into(), access: "rw".into() }],
     }
 }
 
@@ -198,6 +211,9 @@ fn requests_are_as_described() {
     assert_described(&share(), FS);
     let nic = NetConfig { id: "eth0".into(), mac: "02:42:ac:11:00:02".into(), num_queues: 2 };
     assert_described(&nic, NET);
+    assert_described(&VmResize { desired_vcpus: Some(2), desired_ram: Some(1 << 30) }, RESIZE);
+    assert_described(&VmResize::default(), RESIZE);
+    assert_described(&DeviceRef { id: "disk0".into() }, REMOVED);
 }
 
 #[test]
@@ -214,4 +230,11 @@ fn responses_as_described_are_understood() {
     // With the required fields only, and with more than this client knows.
     let ping: VmmPing = serde_json::from_str(r#"{"version": "54.0.0"}"#).unwrap();
     assert_eq!(ping.version, "54.0.0");
+    let info = r#"{"config": {}, "state": "Running", "memory_actual_size": 268435456,
+        "device_tree": {"disk0": {"id": "disk0", "children": []}}}"#;
+    let info: VmInfo = serde_json::from_str(info).unwrap();
+    assert_eq!(info.memory_actual_size, Some(256 << 20));
+    assert!(info.has_device("disk0") && !info.has_device("disk1"));
+    let created: VmInfo = serde_json::from_str(r#"{"config": {}, "state": "Created"}"#).unwrap();
+    assert_eq!(created.memory_actual_size, None);
 }

@@ -227,7 +227,12 @@ impl Drop for Program {
 fn machine(spec: &VmSpec) -> VmConfig {
     VmConfig {
         cpus: CpusConfig { boot_vcpus: 1, max_vcpus: 1 },
-        memory: MemoryConfig { size: 256 << 20, shared: true },
+        memory: MemoryConfig {
+            size: 256 << 20,
+            shared: true,
+            hotplug_size: None,
+            hotplug_method: None,
+        },
         payload: PayloadConfig {
             kernel: spec.kernel.clone(),
             cmdline: "console=ttyS0 quiet".into(),
@@ -241,6 +246,7 @@ fn machine(spec: &VmSpec) -> VmConfig {
         vsock: None,
         pvpanic: true,
         landlock_enable: true,
+        landlock_rules: Vec::new(),
     }
 }
 

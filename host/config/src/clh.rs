@@ -18,6 +18,11 @@ section! {
     } {
         /// The Cloud Hypervisor program, version 51 or later.
         path: PathBuf = PathBuf::from("/usr/bin/cloud-hypervisor");
+        /// Give a running sandbox more memory (virtio-mem) where its containers' limits come to
+        /// need it, up to default_maxmemory, and take it back when they do not any more. Cloud
+        /// Hypervisor asks the guest to keep to that and cannot force it: a guest that misbehaves
+        /// can take all of default_maxmemory at any time.
+        enable_virtio_mem: bool = false;
         /// Run the VMM without its system call filter.
         disable_seccomp: bool = false;
         /// The host's source of random numbers for the guest.

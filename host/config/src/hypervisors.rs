@@ -52,6 +52,17 @@ impl HostConfig {
         }
     }
 
+    /// Whether the memory of a VM follows the limits of its containers once it runs, where the
+    /// driver can do that.
+    #[must_use]
+    pub fn enables_virtio_mem(&self) -> bool {
+        match self.runtime.hypervisor_name {
+            HypervisorName::CloudHypervisor => self.clh.enable_virtio_mem,
+            HypervisorName::Firecracker | HypervisorName::Krun => false,
+            HypervisorName::Qemu | HypervisorName::Auto => self.qemu.enable_virtio_mem,
+        }
+    }
+
     /// Whether the section of QEMU asks for something that the one of krun does not, and that would
     /// be lost on krun.
     #[must_use]

@@ -11,8 +11,9 @@ pub(crate) fn memory(runtime: &Runtime, size: SandboxSize) -> MemoryPlan {
     let (vm, hypervisor) = (config.vm(), runtime.hypervisor());
     let fixed = if !hypervisor.capabilities().more_memory {
         Some(format!("{} gives a virtual machine no more once it runs", hypervisor.name()))
-    } else if !config.qemu.enable_virtio_mem {
-        Some("`enable_virtio_mem` in the section hypervisor.qemu is false".to_owned())
+    } else if !config.enables_virtio_mem() {
+        let name = hypervisor.name();
+        Some(format!("`enable_virtio_mem` in the section hypervisor.{name} is false"))
     } else {
         let full = size.memory_mib == size.most_memory_mib;
         full.then(|| "that is all that a virtual machine may have (`default_maxmemory`)".to_owned())

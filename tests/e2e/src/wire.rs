@@ -203,7 +203,7 @@ pub fn has_macvtap(what: &str) -> Result<bool> {
         "--net",
         "sh",
         "-c",
-        "ip link add a type veth peer name b && ip link add link a name c type macvtap",
+        "ip link add name far type veth peer name near && ip link add link near name tap type macvtap",
     ]);
     let has = client::run(probe)?.code == 0;
     if !has {

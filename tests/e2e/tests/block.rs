@@ -240,7 +240,7 @@ fn member<'a>(run: Run<'a>, pod: &Container<'_>) -> Run<'a> {
 /// Whether the hypervisor under test takes disks while its VM runs; a member of a pod with a disk
 /// is refused elsewhere.
 fn takes_disks_later() -> Result<bool> {
-    Ok(["qemu", "firecracker"].contains(&hypervisor_under_test()?.as_str()))
+    Ok(["qemu", "firecracker", "clh"].contains(&hypervisor_under_test()?.as_str()))
 }
 
 /// A block device in a file of a megabyte that begins with these words.

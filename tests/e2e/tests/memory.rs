@@ -1,19 +1,16 @@
 //! Memory that a sandbox gets and gives back while it runs, as the limits of its containers want
 //! it, or as its guest frees it.
 
-use std::fs;
-
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    CommandLine, Configuration, Containerd, Deadline, Input, Part, Scenario, Share, only_a_vm,
+    CommandLine, Configuration, Containerd, Deadline, Input, Part, Scenario, Share,
+    hypervisor_under_test, only_a_vm,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// 256 MiB for what has no limit, and as much as limits want up to 2 GiB.
-const CONFIGURATION: &str = "[hypervisor.qemu]
-enable_virtio_mem = true
+const KEYS: &str = "enable_virtio_mem = true
 default_memory = 256
 default_maxmemory = 2048
 ";
@@ -41,10 +38,8 @@ fn shrinks_to(most: u64, meminfo: impl Fn() -> Result<String>) -> Result<()> {
     }
 }
 
-fn configuration() -> Result<TempDir> {
-    let directory = tempfile::tempdir()?;
-    fs::write(directory.path().join("configuration.toml"), CONFIGURATION)?;
-    Ok(directory)
+fn configuration() -> Result<Configuration> {
+    Configuration::with(&format!("[hypervisor.{}]\n{KEYS}", hypervisor_under_test()?))
 }
 
 #[test]
@@ -52,8 +47,8 @@ fn update_of_a_limit_makes_the_vm_larger_and_smaller() -> Result<()> {
     if !only_a_vm("memory of a container's own") {
         return Ok(());
     }
-    let directory = configuration()?;
-    CommandLine::configured(&directory.path().join("configuration.toml"), |host| {
+    let configuration = configuration()?;
+    CommandLine::configured(&configuration.file(), |host| {
         let (id, limit) = (host.id("c"), json!({ "memory": { "limit": 128 * MIB } }));
         let bundle = host
             .bundle("c", "echo up; exec sleep 1000", |spec| spec.set("/linux/resources", limit))?;
@@ -90,8 +85,8 @@ fn update_is_done_whole_although_its_caller_is_killed() -> Result<()> {
     if !only_a_vm("memory of a container's own") {
         return Ok(());
     }
-    let directory = configuration()?;
-    CommandLine::configured(&directory.path().join("configuration.toml"), |host| {
+    let configuration = configuration()?;
+    CommandLine::configured(&configuration.file(), |host| {
         host.run_idle("c")?;
         let id = host.id("c");
         let vmm = host.await_part(Part::Vmm)?;
@@ -142,9 +137,8 @@ fn members_of_a_pod_bring_their_memory_and_take_it_with_them() -> Result<()> {
     if !only_a_vm("memory of a container's own") {
         return Ok(());
     }
-    let directory = configuration()?;
-    let file = directory.path().join("configuration.toml");
-    Scenario::new().configuration(&file).run(|containerd: &Containerd| {
+    let configuration = configuration()?;
+    Scenario::new().configuration(&configuration.file()).run(|containerd: &Containerd| {
         let sleep = || containerd.run(["sleep", "1000"]);
         let pod = sleep().option("--annotation", &format!("{KIND}=sandbox")).start()?;
         let meminfo = || pod.exec(MEMORY).output()?.success();

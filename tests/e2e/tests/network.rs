@@ -1,10 +1,12 @@
 //! Networks that an engine, or a hand, has prepared in a network namespace.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use kata_e2e::{
     Client, CommandLine, Configuration, Container, Containerd, Deadline, Image, Input, Part, Run,
     Runtime, Scenario, Spec, Wire, has_macvtap, hypervisor_under_test, only_a_vm, parts_of,
@@ -85,6 +87,60 @@ fn macvtap_carries_the_same() -> Result<()> {
         return Ok(());
     }
     with_model("macvtap", carries_everything)
+}
+
+/// The kernel moves the frames with it, and without it the VMM does.
+#[test]
+fn vhost_net_is_used_unless_it_is_switched_off() -> Result<()> {
+    const DEVICE: &str = "/dev/vhost-net";
+    if !only_a_vm("vhost-net") || hypervisor_under_test()? != "qemu" {
+        return Ok(());
+    }
+    if File::options().read(true).write(true).open(DEVICE).is_err() {
+        eprintln!("left out, for this host has no vhost-net");
+        return Ok(());
+    }
+    for switched_off in [false, true] {
+        let lines = format!("[hypervisor.qemu]\ndisable_vhost_net = {switched_off}\n");
+        let configuration = Configuration::with(&lines)?;
+        Scenario::new().configuration(&configuration.file()).run(|containerd| {
+            let wire = Wire::new(containerd)?;
+            let container = run_in(containerd, &wire)?;
+            let ping = ["ping", "-c", "1", "-w", "10", "10.99.0.1"];
+            container.exec(ping).output()?.success()?;
+            let vmms = parts_of(containerd.mark(), Part::Vmm)?;
+            let [vmm] = &vmms[..] else { bail!("not exactly one VMM: {vmms:?}") };
+            let open = fs::read_dir(format!("/proc/{}/fd", vmm.pid))?.flatten();
+            let uses = open
+                .filter_map(|entry| fs::read_link(entry.path()).ok())
+                .any(|file| file == Path::new(DEVICE));
+            assert_eq!(uses, !switched_off);
+            container.remove()
+        })?;
+    }
+    Ok(())
+}
+
+/// 100 kB in a second, and as much at once in the beginning.
+#[test]
+fn guest_of_firecracker_sends_no_faster_than_it_may() -> Result<()> {
+    if hypervisor_under_test()? != "firecracker" {
+        return Ok(());
+    }
+    let lines = "[hypervisor.firecracker]\ntx_rate_limiter_max_rate = 800000\n";
+    let configuration = Configuration::with(lines)?;
+    Scenario::new().configuration(&configuration.file()).run(|containerd| {
+        let wire = Wire::new(containerd)?;
+        let container = run_in(containerd, &wire)?;
+        let received = wire.start_in_world("busybox nc -l -p 7000 | wc -c", Input::Pipe)?;
+        let started = Instant::now();
+        let send = "head -c 300000 /dev/zero | nc 10.99.0.1 7000";
+        container.shell(send).output()?.success()?;
+        assert_eq!(received.wait()?.success()?, "300000\n");
+        let taken = started.elapsed();
+        ensure!(taken > Duration::from_millis(1500), "300 kB took {taken:?}");
+        container.remove()
+    })
 }
 
 /// As Docker has one in each container's namespace, whatever its version and however it calls the

@@ -2,15 +2,17 @@
 //! want it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, Containerd, Deadline, Scenario, Spec, only_a_vm};
+use kata_e2e::{
+    CommandLine, Configuration, Containerd, Deadline, Scenario, Spec, hypervisor_under_test,
+    only_a_vm,
+};
 use serde_json::json;
-use tempfile::TempDir;
 
 /// One for what has no limit, and two where limits want them.
-const CONFIGURATION: &str = "default_vcpus = 1
+const KEYS: &str = "default_vcpus = 1
 default_maxvcpus = 2
 ";
 
@@ -28,10 +30,9 @@ fn two_cpus() -> Result<bool> {
     Ok(two && only_a_vm("virtual CPUs of a container's own"))
 }
 
-fn configuration(directory: &TempDir, of_qemu: &str) -> Result<PathBuf> {
-    let file = directory.path().join("configuration.toml");
-    fs::write(&file, format!("[hypervisor.qemu]\n{CONFIGURATION}{of_qemu}"))?;
-    Ok(file)
+fn configuration(further_keys: &str) -> Result<Configuration> {
+    let section = hypervisor_under_test()?;
+    Configuration::with(&format!("[hypervisor.{section}]\n{KEYS}{further_keys}"))
 }
 
 /// Asks until the container sees so many: the kernel tells its control groups a moment later.
@@ -84,8 +85,7 @@ fn update_of_a_limit_brings_virtual_cpus_and_takes_them() -> Result<()> {
     if !two_cpus()? {
         return Ok(());
     }
-    let directory = tempfile::tempdir()?;
-    update_gives_and_takes(&configuration(&directory, "")?)
+    update_gives_and_takes(&configuration("")?.file())
 }
 
 #[test]
@@ -93,8 +93,7 @@ fn update_of_a_limit_brings_virtual_cpus_to_a_q35_and_takes_them() -> Result<()>
     if !two_cpus()? {
         return Ok(());
     }
-    let directory = tempfile::tempdir()?;
-    update_gives_and_takes(&configuration(&directory, "machine_type = \"q35\"\n")?)
+    update_gives_and_takes(&configuration("machine_type = \"q35\"\n")?.file())
 }
 
 #[test]
@@ -103,9 +102,8 @@ fn members_of_a_pod_bring_their_virtual_cpus_and_take_them_with_them() -> Result
     if !two_cpus()? {
         return Ok(());
     }
-    let directory = tempfile::tempdir()?;
-    let file = configuration(&directory, "")?;
-    Scenario::new().configuration(&file).run(|containerd: &Containerd| {
+    let configuration = configuration("")?;
+    Scenario::new().configuration(&configuration.file()).run(|containerd: &Containerd| {
         let sleep = || containerd.run(["sleep", "1000"]);
         let pod = sleep().option("--annotation", &format!("{KIND}=sandbox")).start()?;
         let nproc = || pod.exec(["nproc"]).output()?.success();

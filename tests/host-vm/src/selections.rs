@@ -44,6 +44,7 @@ const TIME: &str = "it takes long";
 const ABOVE: &str = "it takes long, and what it tests is above the hypervisor";
 const OTHERS: &str = "it is another driver's own";
 const QEMUS: &str = "it configures QEMU";
+const FIXED: &str = "this hypervisor gives a virtual machine nothing once it runs";
 const CHOSEN: &str = "the hypervisors' own rounds run it";
 const ITSELF: &str = "it chooses its hypervisors itself";
 const ENGINES: &str = "it runs with the hypervisor that the runtime chooses";
@@ -69,6 +70,12 @@ const fn qemu(file: &'static str, choice: Choice) -> Row {
     row(file, [choice, no, no, no, no])
 }
 
+/// Where the VM's size follows its containers' limits.
+const fn qemu_and_clh(file: &'static str, choice: Choice) -> Row {
+    let no = Never(FIXED);
+    row(file, [choice, no, choice, no, no])
+}
+
 /// The same with each.
 const fn each(file: &'static str, choice: Choice) -> Row {
     row(file, [choice, choice, choice, choice, choice])
@@ -88,6 +95,15 @@ const IMAGES: Choice = Only(&["checked_image_boots", "image_that_was_tampered_wi
 /// What is refused of the pods' ones takes a boot, too.
 const DISKS_AT_BOOT: Choice = Only(
     &["becomes_a_disk", "block_device_that_is_named", "containers_of_a_pod_share_a_device"],
+    TIME,
+);
+const DISKS_THAT_COME_AND_GO: Choice = Only(
+    &[
+        "becomes_a_disk",
+        "block_device_that_is_named",
+        "containers_of_a_pod_share_a_device",
+        "members_of_a_pod_have_root_file_systems",
+    ],
     TIME,
 );
 const DISKS_OF_FIRECRACKER: Choice = Only(
@@ -162,7 +178,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(
         "network",
         [
-            ByHand(TIME),
+            Only(&["vhost_net_is_used"], TIME),
             Only(
                 &[
                     "container_has_the_network_of_its_namespace",
@@ -175,7 +191,10 @@ pub(crate) const TABLE: &[Row] = &[
                 &["container_has_the_network_of_its_namespace", "interface_that_comes_before"],
                 TIME,
             ),
-            NAMESPACE,
+            Only(
+                &["container_has_the_network_of_its_namespace", "sends_no_faster_than_it_may"],
+                TIME,
+            ),
             NAMESPACE,
         ],
     ),
@@ -206,14 +225,14 @@ pub(crate) const TABLE: &[Row] = &[
                 TIME,
             ),
             DISKS_AT_BOOT,
-            DISKS_AT_BOOT,
+            DISKS_THAT_COME_AND_GO,
             DISKS_OF_FIRECRACKER,
             Never(JAILED),
         ],
     ),
     qemu("users", Only(&["every_vmm_is_a_nobody_of_its_own"], TIME)),
-    qemu("memory", Only(&["update_of_a_limit_makes_the_vm_larger_and_smaller"], TIME)),
-    qemu("vcpus", Only(&["update_of_a_limit_brings_virtual_cpus_and_takes_them"], TIME)),
+    qemu_and_clh("memory", Only(&["update_of_a_limit_makes_the_vm_larger_and_smaller"], TIME)),
+    qemu_and_clh("vcpus", Only(&["update_of_a_limit_brings_virtual_cpus_and_takes_them"], TIME)),
     row(
         "ends",
         [

@@ -2,8 +2,10 @@
 //! fields those, that this driver needs. Names and defaults are the description's.
 //! `tests/description.rs` holds them against it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 /// A machine to create (`VmConfig`).
@@ -35,6 +37,18 @@ pub struct VmConfig {
     /// Whether the VMM shuts itself in (landlock(7)): it then opens what the configuration names
     /// and nothing else. Fails where the host's kernel has no landlock of version 3 (Linux 6.2).
     pub landlock_enable: bool,
+    /// What it may open besides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub landlock_rules: Vec<LandlockConfig>,
+}
+
+/// Something that the VMM may open (`LandlockConfig`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LandlockConfig {
+    /// A file, or a directory with all that is in it, now and later.
+    pub path: PathBuf,
+    /// `r`, `w` or `rw`.
+    pub access: String,
 }
 
 /// Processors (`CpusConfig`).
@@ -53,6 +67,20 @@ pub struct MemoryConfig {
     pub size: u64,
     /// Whether a vhost-user back end can map it.
     pub shared: bool,
+    /// Most that may come on top while the machine runs, in bytes, a multiple of 128 MiB; `None` for
+    /// none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hotplug_size: Option<u64>,
+    /// How it comes; `None` has the VMM plug in whole modules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hotplug_method: Option<HotplugMethod>,
+}
+
+/// How memory comes to a machine that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum HotplugMethod {
+    /// By a device that the guest takes memory from, and gives it back to, in blocks of 2 MiB.
+    VirtioMem,
 }
 
 /// What is booted (`PayloadConfig`).
@@ -157,4 +185,40 @@ pub struct VsockConfig {
 pub struct VmmPing {
     /// Its version, as in `54.0.0`.
     pub version: String,
+}
+
+/// What a machine is to have (`VmResize`). What is `None` stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct VmResize {
+    /// Processors, at least 1 and at most [`CpusConfig::max_vcpus`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired_vcpus: Option<u32>,
+    /// Memory altogether in bytes, from [`MemoryConfig::size`] to that and
+    /// [`MemoryConfig::hotplug_size`], with [`HotplugMethod::VirtioMem`] a multiple of 2 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired_ram: Option<u64>,
+}
+
+/// What a machine has (`VmInfo`).
+#[derive(Debug, Clone, Deserialize)]
+pub struct VmInfo {
+    /// The memory that the guest has taken, in bytes; `None` before the boot.
+    pub memory_actual_size: Option<u64>,
+    /// Its devices by their ids; `None` before the boot.
+    pub device_tree: Option<BTreeMap<String, IgnoredAny>>,
+}
+
+impl VmInfo {
+    /// Whether it has a device of this id.
+    #[must_use]
+    pub fn has_device(&self, id: &str) -> bool {
+        self.device_tree.as_ref().is_some_and(|devices| devices.contains_key(id))
+    }
+}
+
+/// A device that is to go (`VmRemoveDevice`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeviceRef {
+    /// The id that it came with.
+    pub id: String,
 }
