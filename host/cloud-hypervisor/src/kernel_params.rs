@@ -1,6 +1,6 @@
 //! The guest kernel's command line.
 
-use kata_hypervisor::{VmSpec, kernel_command_line};
+use kata_hypervisor::{PARAMS_FOR_MORE_MEMORY, VmSpec, kernel_command_line};
 
 /// What this VMM's machine is like.
 const MACHINE: &[&str] = &[
@@ -25,5 +25,7 @@ const IMAGE_DISK: &str = "vda";
 pub(crate) fn command_line(spec: &VmSpec) -> String {
     let root = spec.root.kernel_params(IMAGE_DISK);
     let extra = root.iter().chain(&spec.kernel_params).map(String::as_str);
-    kernel_command_line(MACHINE.iter().copied(), spec.debug, extra)
+    let for_more = spec.most_memory_mib.map(|_| PARAMS_FOR_MORE_MEMORY);
+    let own = MACHINE.iter().copied().chain(for_more.into_iter().flatten());
+    kernel_command_line(own, spec.debug, extra)
 }

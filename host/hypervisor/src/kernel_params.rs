@@ -21,6 +21,18 @@ const GUEST: &[&str] = &[
     "systemd.unified_cgroup_hierarchy=1",
 ];
 
+/// What a guest's kernel is told, too, whose memory may come and go (virtio-mem).
+pub const PARAMS_FOR_MORE_MEMORY: [&str; 3] = [
+    // Used at once, and of a kind that can be given back, as far as the kernel's own memory has to
+    // be of the other.
+    "memhp_default_state=online",
+    "memory_hotplug.online_policy=auto-movable",
+    // Its place may lie above 4 GiB. A kernel that is told so from the start (by ACPI's SRAT, where
+    // it knows NUMA) sets 64 MiB aside for devices that do not reach as far, of which there are
+    // none here.
+    "swiotlb=noforce",
+];
+
 /// The guest kernel's command line: the driver's `own` parameters, those of every guest, and the
 /// plan's `extra` ones last, for of two that contradict each other the kernel takes the later one.
 /// `debug` has it tell what it does.

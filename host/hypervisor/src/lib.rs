@@ -27,7 +27,7 @@ mod vmm_socket;
 pub use check::{Finding, Outcome};
 pub use console::{CONSOLE_CAPACITY, Console};
 pub use hybrid_vsock::HybridVsock;
-pub use kernel_params::kernel_command_line;
+pub use kernel_params::{PARAMS_FOR_MORE_MEMORY, kernel_command_line};
 pub use kvm::kvm_obstacle;
 pub use process::{Vmm, need_kvm, pipe_from_vmm};
 pub use spec::{

@@ -1,6 +1,6 @@
 //! The guest kernel's command line.
 
-use kata_hypervisor::kernel_command_line;
+use kata_hypervisor::{PARAMS_FOR_MORE_MEMORY, kernel_command_line};
 
 use crate::accelerator::Accelerator;
 use crate::machine::Machine;
@@ -51,14 +51,7 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
         params.push(vsock::AGENT_PARAMETER.into());
     }
     if more_memory {
-        // Used at once, and of a kind that can be given back, as far as the kernel's own memory has
-        // to be of the other.
-        params.push("memhp_default_state=online".into());
-        params.push("memory_hotplug.online_policy=auto-movable".into());
-        // Its place may lie above 4 GiB. A kernel that is told so from the start (by ACPI's SRAT,
-        // where it knows NUMA) sets 64 MiB aside for devices that do not reach as far, of which
-        // there are none here.
-        params.push("swiotlb=noforce".into());
+        params.extend(PARAMS_FOR_MORE_MEMORY.map(str::to_owned));
     }
     params.extend(vcpus.kernel_parameter());
     if accelerator == Accelerator::Tcg {

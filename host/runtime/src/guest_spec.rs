@@ -52,7 +52,7 @@ pub enum SpecError {
     Device(PathBuf),
     /// A block device for a container of a pod, under a hypervisor that takes disks at boot only.
     #[error(
-        "the block device {0} cannot be given to a container of a pod with this hypervisor; choose qemu or firecracker with `hypervisor_name` in \
+        "the block device {0} cannot be given to a container of a pod with this hypervisor; choose qemu, clh or firecracker with `hypervisor_name` in \
          the section runtime"
     )]
     LateDevice(PathBuf),
