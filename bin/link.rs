@@ -1,8 +1,9 @@
 //! The build script of every program: how it is linked.
 //!
-//! A program that may lie anywhere has a table of the places into which its loader writes addresses,
-//! 24 bytes for each of some 30 000, all read at its start. Packed (`DT_RELR`, gABI) the table takes
-//! a fortieth of that, which each process of a sandbox has less to map, and the guest to unpack.
+//! A program that may lie anywhere has a table of the places into which its loader writes
+//! addresses, 24 bytes for each of some 30 000, all read at its start. Packed (`DT_RELR`, gABI) the
+//! table takes a fortieth of that, which each process of a sandbox has less to map, and the guest
+//! to unpack.
 
 use std::env;
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! Memory and virtual CPUs that come and go while the machine runs.
 //!
-//! The VMM answers as soon as the guest is asked. How much memory the guest has taken it tells; that
-//! processors have gone it shows by taking the next request for some.
+//! The VMM answers as soon as the guest is asked. How much memory the guest has taken it tells;
+//! that processors have gone it shows by taking the next request for some.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -67,8 +67,8 @@ pub struct MemoryConfig {
     pub size: u64,
     /// Whether a vhost-user back end can map it.
     pub shared: bool,
-    /// Most that may come on top while the machine runs, in bytes, a multiple of 128 MiB; `None` for
-    /// none.
+    /// Most that may come on top while the machine runs, in bytes, a multiple of 128 MiB; `None`
+    /// for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hotplug_size: Option<u64>,
     /// How it comes; `None` has the VMM plug in whole modules.
