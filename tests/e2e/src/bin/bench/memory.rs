@@ -1,7 +1,7 @@
 //! What an idle sandbox costs.
 
 use anyhow::{Context, Result};
-use kata_e2e::{Container, Part, Process, Share, let_it_settle, parts_of};
+use kata_e2e::{CommandLine, Container, Part, Process, Share, let_it_settle, parts_of};
 
 use crate::metric::{self, Subject, Values};
 use crate::subject::Subjects;
@@ -35,6 +35,17 @@ pub(crate) fn idle(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
     }
     to.add(metric::GUEST_USED, Subject::Kata, guest_in_use(&container, &vmm)?);
     container.remove()
+}
+
+/// The same container by hand: its sandbox has no shim.
+pub(crate) fn idle_by_hand(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
+    CommandLine::configured(subjects.configuration(), |host| {
+        host.run_idle("idle")?;
+        let owner = host.await_part(Part::Proxy)?;
+        let_it_settle();
+        to.add(metric::OWNER_PSS, Subject::Kata, pss(&owner)?);
+        host.succeed(&["delete", "--force", &host.id("idle")]).map(drop)
+    })
 }
 
 /// The same under a runtime that has its processes on the host: its shim, and the kernel of its own

@@ -103,6 +103,8 @@ pub(crate) const SHIM_PSS: Metric = metric(Group::Memory, 5, "  shim", "MiB");
 pub(crate) const SHIM_RSS: Metric = metric(Group::Memory, 6, "  shim (resident)", "MiB");
 pub(crate) const GUEST_USED: Metric =
     metric(Group::Memory, 7, "memory in use in an idle guest", "MiB");
+pub(crate) const OWNER_PSS: Metric =
+    metric(Group::Memory, 8, "kata-proxy of the same by hand", "MiB");
 pub(crate) const ROOT_FIRST: Metric = metric(Group::Io, 0, "rootfs: first read", "MB/s");
 pub(crate) const ROOT_READ: Metric = metric(Group::Io, 1, "rootfs: read again", "MB/s");
 pub(crate) const ROOT_WRITE: Metric = metric(Group::Io, 2, "rootfs: write and sync", "MB/s");
@@ -115,12 +117,12 @@ pub(crate) const PODMAN_NETWORK: Metric = metric(Group::Engines, 1, "  with its 
 pub(crate) const DOCKER: Metric = metric(Group::Engines, 2, "docker run --rm … true", "s");
 pub(crate) const DOCKER_NETWORK: Metric = metric(Group::Engines, 3, "  with its network", "s");
 pub(crate) const STATE: Metric = metric(Group::Engines, 4, "kata-runtime state", "ms");
-pub(crate) const PROXY_PSS: Metric = metric(Group::Engines, 5, "kata-proxy (PSS)", "MiB");
-pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 6, "kata-shim (PSS)", "MiB");
+pub(crate) const PROXY_PSS: Metric = metric(Group::Engines, 5, "kata-proxy of Podman", "MiB");
+pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 6, "kata-shim of Podman", "MiB");
 
 /// Every metric.
 #[cfg(test)]
-pub(crate) const ALL: [Metric; 38] = [
+pub(crate) const ALL: [Metric; 39] = [
     RUN,
     RUN_DISTRIBUTION,
     ONE,
@@ -145,6 +147,7 @@ pub(crate) const ALL: [Metric; 38] = [
     SHIM_PSS,
     SHIM_RSS,
     GUEST_USED,
+    OWNER_PSS,
     ROOT_FIRST,
     ROOT_READ,
     ROOT_WRITE,

@@ -55,6 +55,11 @@ impl<'a> Subjects<'a> {
         Ok(subjects)
     }
 
+    /// What kata's sandboxes are configured with unless they are to differ.
+    pub(crate) fn configuration(&self) -> &Path {
+        &self.configurations.under_test
+    }
+
     /// Why there is no runsc among those that are compared.
     pub(crate) fn without_runsc(&self) -> Option<&str> {
         self.runsc.as_ref().err().map(String::as_str)
