@@ -88,7 +88,7 @@ pub(crate) fn targets(
         ),
         ("time of kata-runtime state", kata(metric::STATE), "ms", 15.0),
         ("memory of kata-proxy", kata(metric::PROXY_PSS), "MiB", 6.0),
-        ("memory of kata-proxy ÷ the shim's", proxy, "", 1.0),
+        ("memory of kata-proxy ÷ the shim's, for the same container", proxy, "", 1.0),
         ("memory of kata-shim", kata(metric::STAND_IN_PSS), "MiB", 4.0),
         ("size of the initial ramdisk", ramdisk.map(mib).transpose()?, "MiB", 8.0),
         ("packages in Cargo.lock", Some(packages()?), "", 400.0),
