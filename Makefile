@@ -109,9 +109,9 @@ kernel: $(release)/kata-image
 	@apt-cache show linux-source-6.12 >/dev/null 2>&1 || ((EUID)) || apt-get update --quiet=2
 	@$(call small_kernel)
 
-# The first that is installed. One that could load modules asks for the version that they are made for.
+# The directory of the first that is installed. One that could load modules asks for the version that they are made for.
 define kernel_without_modules
-for file in $(installed_kernels); do grep --quiet 'version magic' $$file || { echo $$file; exit; }; done; exit 1
+for file in $(installed_kernels); do grep --quiet 'version magic' $$file || { echo $${file%/*}; exit; }; done; exit 1
 endef
 
 # Works with any kernel.

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use kata_log::chain;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
@@ -86,7 +87,7 @@ pub(crate) struct InitExecutor {
 impl Executor for InitExecutor {
     fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
         if let Err(error) = self.hooks.run() {
-            fail(&error.to_string());
+            fail(&chain(&error));
         }
         let error = self.command.execute();
         fail(&format!("exec {}: {}", self.command.file(), command::in_words(&error)))

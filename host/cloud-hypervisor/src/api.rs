@@ -73,7 +73,8 @@ impl Client {
     }
 
     /// Asks for more or less of something (`vm.resize`). It is there, or gone, when the guest has
-    /// done its part. Refused with status 429 as long as processors of an earlier request go.
+    /// done its part. Refused for memory that was asked for already, and with status 429 for
+    /// another number of processors than there are while some of an earlier request go.
     pub async fn resize(&self, resize: VmResize) -> Result<(), ApiError> {
         self.put("vm.resize", &resize, Vec::new()).await.map(drop)
     }

@@ -1,16 +1,17 @@
 //! Disks that come and go while the machine runs.
 //!
 //! The VMM has shut itself in and opens nothing but what it was told of before it booted: of disks
-//! that come later a directory, which is empty until then.
+//! that come later two directories, which are empty until then. What is in one of them it may only
+//! read.
 //!
 //! ```text
-//!  free ──file bound into the directory, in the VMM's mount namespace──▶ vm.add-disk ──▶ taken
-//!    ▲                                                                                    │
-//!    └──── file unbound ◀── the guest lets go, and the VMM closes the file ◀── vm.remove-device
+//!  free ──file bound into a directory, in the VMM's mount namespace──▶ vm.add-disk ──▶ taken
+//!    ▲                                                                                  │
+//!    └── file unbound ◀── the VMM has the device no more ◀── the guest lets go ◀── vm.remove-device
 //! ```
 //!
 //! Letting go takes the guest, which answers ACPI at once. One that does not is waited for for
-//! [`PATIENCE`]; then the disk stays where it is until the VM ends, and whoever asked is told.
+//! [`PATIENCE`]; then whoever asked is told, and the place is looked after when there is no other.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, VmSpec};
 use kata_linux::mount::{self, DetachedMount, MountAttributes, Propagation};
+use kata_linux::process::Child;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
@@ -29,8 +31,10 @@ use tokio::time::sleep;
 use crate::api::{Client, DeviceRef};
 use crate::machine;
 
-/// The directory in the sandbox's own.
-const DIRECTORY: &str = "clh-disks";
+/// The directories in the sandbox's own: for disks that are read, and for those that are written
+/// to, too. A device cannot be kept from being written to by its mount.
+const READ: &str = "clh-disks-ro";
+const WRITTEN: &str = "clh-disks";
 
 /// The longest that a guest has for letting go of a disk.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,10 +45,20 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// The places for disks that come later.
 #[derive(Debug)]
 pub(crate) struct LaterDisks {
-    directory: PathBuf,
+    run_dir: PathBuf,
     most: usize,
     // Locked for a look or a change, never while the VMM is asked.
-    taken: Mutex<Vec<String>>,
+    taken: Mutex<Vec<Taken>>,
+    /// One comes or goes at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// A place that is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Taken {
+    id: String,
+    /// The disk's file for the VMM.
+    file: PathBuf,
 }
 
 impl LaterDisks {
@@ -54,38 +68,46 @@ impl LaterDisks {
         if most == 0 {
             return Ok(None);
         }
-        let directory = spec.run_dir.join(DIRECTORY);
-        fs::create_dir_all(&directory)?;
-        Ok(Some(Self { directory, most, taken: Mutex::default() }))
+        let run_dir = spec.run_dir.clone();
+        let this =
+            Self { run_dir, most, taken: Mutex::default(), turn: tokio::sync::Mutex::default() };
+        for (directory, _) in this.directories() {
+            fs::create_dir_all(directory)?;
+        }
+        Ok(Some(this))
     }
 
-    /// Where their files will be, for the VMM, too.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
+    /// Where their files will be, for the VMM, too, and what it may do there (`LandlockConfig`).
+    pub(crate) fn directories(&self) -> [(PathBuf, &'static str); 2] {
+        [(self.run_dir.join(READ), "r"), (self.run_dir.join(WRITTEN), "rw")]
     }
 
     /// Whether a disk has come and not gone.
     pub(crate) fn has(&self, id: &str) -> bool {
-        self.taken().iter().any(|one| one == id)
+        self.taken().iter().any(|one| one.id == id)
     }
 
-    /// See [`kata_hypervisor::Vm::attach_disk`]; `vmm` is the VMM's process id.
+    /// See [`kata_hypervisor::Vm::attach_disk`].
     pub(crate) async fn attach(
         &self,
         client: &Client,
-        vmm: u32,
+        vmm: &Child,
         disk: &DiskSpec,
     ) -> Result<GuestDisk, HypervisorError> {
-        self.take(&disk.id)?;
+        let _turn = self.turn.lock().await;
+        if self.taken().len() == self.most {
+            self.look_after(client, vmm).await?;
+        }
+        let place = self.take(disk)?;
         let attached = async {
-            let file = self.bind(vmm, disk).await.map_err(setup)?;
-            client.add_disk(&machine::disk(disk, file)).await.map_err(HypervisorError::from)
+            bind(vmm, disk, &place.file).await.map_err(setup)?;
+            let config = machine::disk(disk, place.file.clone());
+            client.add_disk(&config).await.map_err(HypervisorError::from)
         };
         match attached.await {
             Ok(()) => Ok(GuestDisk::with_serial(&disk.id)),
             Err(error) => {
-                self.unbind(vmm, &disk.id).await;
-                self.give_back(&disk.id);
+                self.give_back(vmm, &place).await;
                 Err(error)
             }
         }
@@ -95,94 +117,113 @@ impl LaterDisks {
     pub(crate) async fn detach(
         &self,
         client: &Client,
-        vmm: u32,
+        vmm: &Child,
         id: &str,
     ) -> Result<(), HypervisorError> {
-        if !self.has(id) {
+        let _turn = self.turn.lock().await;
+        let Some(place) = self.taken().iter().find(|one| one.id == id).cloned() else {
             return Ok(());
-        }
+        };
         let device = machine::disk_device(id);
-        client.remove_device(&DeviceRef { id: device.clone() }).await?;
+        if let Err(error) = client.remove_device(&DeviceRef { id: device.clone() }).await {
+            // It was asked for before, and may be on its way, or gone.
+            tracing::debug!("{error}");
+        }
         let deadline = Instant::now() + PATIENCE;
         // Asked while the VMM takes the device away, it answers when that is done.
         while client.info().await?.has_device(&device) {
             if Instant::now() >= deadline {
                 let reason = format!("the guest does not let go of the disk {id}");
-                tracing::warn!("{reason}: the VMM has it open until it ends");
+                tracing::warn!("{reason}: the VMM has it open until it does, or ends");
                 return Err(HypervisorError::Control { command: "vm.remove-device", reason });
             }
             sleep(LOOK_AGAIN).await;
         }
-        self.unbind(vmm, id).await;
-        self.give_back(id);
+        self.give_back(vmm, &place).await;
         Ok(())
     }
 
-    fn take(&self, id: &str) -> Result<(), HypervisorError> {
+    /// Gives back the places of disks that have gone by themselves: their guest let go of them
+    /// late, or without being asked.
+    async fn look_after(&self, client: &Client, vmm: &Child) -> Result<(), HypervisorError> {
+        let info = client.info().await?;
+        let is_gone = |one: &Taken| !info.has_device(&machine::disk_device(&one.id));
+        let gone: Vec<_> = self.taken().iter().filter(|one| is_gone(one)).cloned().collect();
+        for place in gone {
+            self.give_back(vmm, &place).await;
+        }
+        Ok(())
+    }
+
+    fn take(&self, disk: &DiskSpec) -> Result<Taken, HypervisorError> {
         let mut taken = self.taken();
         if taken.len() == self.most {
-            return Err(HypervisorError::NoDisk { id: id.to_owned() });
+            return Err(HypervisorError::NoDisk { id: disk.id.clone() });
         }
-        taken.push(id.to_owned());
-        Ok(())
-    }
-
-    fn give_back(&self, id: &str) {
-        self.taken().retain(|one| one != id);
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Vec<String>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets the VMM see the disk's file, and returns where.
-    async fn bind(&self, vmm: u32, disk: &DiskSpec) -> io::Result<PathBuf> {
-        let place = self.directory.join(&disk.id);
-        let source = disk.path.clone();
-        let attributes = MountAttributes {
-            readonly: disk.readonly,
-            nosuid: true,
-            // It is a device, most of the time.
-            nodev: false,
-            noexec: true,
-            propagation: Some(Propagation::Private),
-        };
-        let target = place.clone();
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&place)?;
-        let path = OFlags::PATH | OFlags::CLOEXEC;
-        let source = openat(CWD, &source, path, Mode::empty())?;
-        let file = DetachedMount::clone_of(&source, false)?;
-        file.set(attributes)?;
-        in_namespace_of(vmm, move || {
-            let target = openat(CWD, &target, path | OFlags::NOFOLLOW, Mode::empty())?;
-            file.attach(target).map(drop)
-        })
-        .await?;
+        let directory = self.run_dir.join(if disk.readonly { READ } else { WRITTEN });
+        let place = Taken { id: disk.id.clone(), file: directory.join(&disk.id) };
+        taken.push(place.clone());
         Ok(place)
     }
 
-    /// Takes it from the VMM's sight. What is not there is fine.
-    async fn unbind(&self, vmm: u32, id: &str) {
-        let place = self.directory.join(id);
-        let target = place.clone();
-        // The namespace goes with the VMM, and the mount with it.
-        let unmounted =
-            in_namespace_of(vmm, move || mount::unmount_tree(&target).map_err(io::Error::other));
-        if let Err(error) = unmounted.await {
-            tracing::debug!("the file of disk {id} was not unmounted: {error}");
-        }
-        if let Err(error) = fs::remove_file(&place) {
-            tracing::debug!("the place of disk {id} was not removed: {error}");
-        }
+    /// Takes the file from the VMM's sight; what is not there is fine.
+    async fn give_back(&self, vmm: &Child, place: &Taken) {
+        unbind(vmm, &place.file).await;
+        self.taken().retain(|one| one != place);
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Vec<Taken>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Does `work` among the mounts that a process sees, on a thread that ends there.
+/// Lets the VMM see the disk's file as `place`.
+async fn bind(vmm: &Child, disk: &DiskSpec, place: &Path) -> io::Result<()> {
+    let attributes = MountAttributes {
+        readonly: disk.readonly,
+        nosuid: true,
+        // It is a device, most of the time.
+        nodev: false,
+        noexec: true,
+        propagation: Some(Propagation::Private),
+    };
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(place)?;
+    let path = OFlags::PATH | OFlags::CLOEXEC;
+    let source = openat(CWD, &disk.path, path, Mode::empty())?;
+    let file = DetachedMount::clone_of(&source, false)?;
+    file.set(attributes)?;
+    let target = place.to_owned();
+    in_namespace_of(vmm, move || {
+        let target = openat(CWD, &target, path | OFlags::NOFOLLOW, Mode::empty())?;
+        file.attach(target).map(drop)
+    })
+    .await
+}
+
+/// The opposite of [`bind`].
+async fn unbind(vmm: &Child, place: &Path) {
+    let target = place.to_owned();
+    // The namespace goes with the VMM, and the mount with it.
+    let unmounted =
+        in_namespace_of(vmm, move || mount::unmount_tree(&target).map_err(io::Error::other));
+    if let Err(error) = unmounted.await {
+        tracing::debug!("{} was not unmounted: {error}", place.display());
+    }
+    if let Err(error) = fs::remove_file(place) {
+        tracing::debug!("{} was not removed: {error}", place.display());
+    }
+}
+
+/// Does `work` among the mounts that the VMM sees, on a thread that ends there.
 async fn in_namespace_of<T: Send + 'static>(
-    pid: u32,
+    vmm: &Child,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
+    let namespace = File::open(format!("/proc/{}/ns/mnt", vmm.pid()))?;
+    if vmm.exit().is_some() {
+        // Its number may have been somebody else's already.
+        return Err(io::Error::other("the VMM has ended"));
+    }
     let (done, result) = oneshot::channel();
     thread::Builder::new().name("disks".to_owned()).spawn(move || {
         let entered = mount::enter_mount_namespace(&namespace).map_err(io::Error::other);
@@ -209,18 +250,22 @@ mod tests {
         }
     }
 
+    fn disk(id: &str, readonly: bool) -> DiskSpec {
+        DiskSpec { id: id.into(), path: "/disk".into(), readonly }
+    }
+
     #[test]
     fn there_is_room_for_as_many_as_the_spec_says() {
         let run_dir = tempfile::tempdir().unwrap();
         assert!(LaterDisks::of(&spec(run_dir.path(), 0, 0)).unwrap().is_none());
         let disks = LaterDisks::of(&spec(run_dir.path(), 1, 1)).unwrap().unwrap();
-        assert!(disks.directory().is_dir());
-        disks.take("one").unwrap();
-        disks.take("two").unwrap();
-        let full = disks.take("three");
+        assert!(disks.directories().iter().all(|(directory, _)| directory.is_dir()));
+        let one = disks.take(&disk("one", true)).unwrap();
+        let two = disks.take(&disk("two", false)).unwrap();
+        assert_eq!(one.file, run_dir.path().join("clh-disks-ro/one"));
+        assert_eq!(two.file, run_dir.path().join("clh-disks/two"));
+        let full = disks.take(&disk("three", false));
         assert!(matches!(full, Err(HypervisorError::NoDisk { .. })), "{full:?}");
-        disks.give_back("one");
-        assert!(!disks.has("one") && disks.has("two"));
-        disks.take("three").unwrap();
+        assert!(disks.has("one") && disks.has("two") && !disks.has("three"));
     }
 }

@@ -87,8 +87,8 @@ pub(crate) async fn launch(
     let ids = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     let room = Room::of(spec);
     let entropy_source = settings.entropy_source.clone();
-    let directory = later_disks.as_ref().map(|later| later.directory().to_owned());
-    let around = Surroundings { vsock, disks, entropy_source, later_disks: directory, landlock };
+    let directories = later_disks.iter().flat_map(LaterDisks::directories).collect();
+    let around = Surroundings { vsock, disks, entropy_source, later_disks: directories, landlock };
     let vm = CloudVm { vmm, hot_plug, room, disks: ids, later_disks, client, dialer, reason };
     let taps = taps(&spec.nics)?;
     let config = machine::config(spec, around)?;

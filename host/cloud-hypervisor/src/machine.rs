@@ -30,8 +30,8 @@ pub(crate) struct Surroundings {
     pub(crate) disks: Vec<PathBuf>,
     /// The file that random numbers come from.
     pub(crate) entropy_source: PathBuf,
-    /// Where the files of disks that come later will be; `None` where none may come.
-    pub(crate) later_disks: Option<PathBuf>,
+    /// Where the files of disks that come later will be, and what the VMM may do there (`r`, `rw`).
+    pub(crate) later_disks: Vec<(PathBuf, &'static str)>,
     /// Whether the VMM can shut itself in.
     pub(crate) landlock: bool,
 }
@@ -71,12 +71,12 @@ pub(crate) fn config(spec: &VmSpec, around: Surroundings) -> Result<VmConfig, Hy
         vsock: Some(VsockConfig { cid: CID, socket: around.vsock }),
         pvpanic: true,
         landlock_enable: around.landlock,
-        landlock_rules: around.later_disks.map(readable_and_writable).into_iter().collect(),
+        landlock_rules: around.later_disks.into_iter().map(rule).collect(),
     })
 }
 
-fn readable_and_writable(path: PathBuf) -> LandlockConfig {
-    LandlockConfig { path, access: "rw".to_owned() }
+fn rule((path, access): (PathBuf, &str)) -> LandlockConfig {
+    LandlockConfig { path, access: access.to_owned() }
 }
 
 fn memory(spec: &VmSpec) -> MemoryConfig {
@@ -164,8 +164,10 @@ mod tests {
             vsock: "/proc/self/fd/5/vsock".into(),
             disks: vec!["/proc/self/fd/6".into()],
             entropy_source: "/dev/urandom".into(),
-            later_disks: (spec.later_disks != LaterDisks::default())
-                .then(|| "/run/kata/web-1/clh-disks".into()),
+            later_disks: match spec.later_disks == LaterDisks::default() {
+                true => Vec::new(),
+                false => vec![("/run/kata/web-1/clh-disks".into(), "rw")],
+            },
             landlock: true,
         };
         serde_json::to_value(config(spec, around).unwrap()).unwrap()

@@ -1,7 +1,8 @@
 //! Memory and virtual CPUs that come and go while the machine runs.
 //!
-//! The VMM answers as soon as the guest is asked. How much memory the guest has taken it tells;
-//! that processors have gone it shows by taking the next request for some.
+//! The VMM answers as soon as the guest is asked. How much memory the guest has taken it tells.
+//! Whether processors have gone it shows by its answer to the same request once more: it refuses
+//! that until there are as many as it is asked for.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -15,8 +16,9 @@ use crate::machine::bytes;
 /// What the VMM says (HTTP status) as long as processors that were to go are there.
 const STILL_GOING: u16 = 429;
 
-/// The time between two looks at whether they have gone, of which no event tells.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// The time between two looks at whether they have gone, of which no event tells. The VMM writes a
+/// line to its stderr for each look that is too early.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a machine may have; `None` of what stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,11 +43,10 @@ impl Room {
     ) -> Result<(), HypervisorError> {
         let vcpus = clamped(count, self.vcpus.as_ref()).ok_or(HypervisorError::FixedVcpus)?;
         let resize = VmResize { desired_vcpus: Some(vcpus), ..VmResize::default() };
-        // The first is what asks, and the second comes after those that go.
-        for _ in 0..2 {
-            ask_until_taken(client, resize).await?;
-        }
-        Ok(())
+        // What asks, and what comes after those that go, which takes the guest a moment.
+        ask_until_taken(client, resize).await?;
+        sleep(LOOK_AGAIN).await;
+        Ok(ask_until_taken(client, resize).await?)
     }
 
     /// See [`kata_hypervisor::Vm::resize_memory`].
@@ -56,7 +57,15 @@ impl Room {
     ) -> Result<(), HypervisorError> {
         let mib = clamped(mib, self.memory_mib.as_ref()).ok_or(HypervisorError::FixedMemory)?;
         let resize = VmResize { desired_ram: Some(bytes(mib)), ..VmResize::default() };
-        Ok(client.resize(resize).await?)
+        match client.resize(resize).await {
+            // What it is asked for already, it refuses.
+            Err(ApiError::Refused { .. })
+                if client.info().await?.config.memory.wanted() == bytes(mib) =>
+            {
+                Ok(())
+            }
+            answer => Ok(answer?),
+        }
     }
 
     /// See [`kata_hypervisor::Vm::memory_mib`].

@@ -91,14 +91,14 @@ impl Vm for CloudVm {
 
     async fn attach_disk(&self, disk: &DiskSpec) -> Result<GuestDisk, HypervisorError> {
         match &self.later_disks {
-            Some(later) => later.attach(&self.client, self.pid(), disk).await,
+            Some(later) => later.attach(&self.client, self.vmm.child(), disk).await,
             None => Err(HypervisorError::NoDisk { id: disk.id.clone() }),
         }
     }
 
     async fn detach_disk(&self, id: &str) -> Result<(), HypervisorError> {
         match &self.later_disks {
-            Some(later) => later.detach(&self.client, self.pid(), id).await,
+            Some(later) => later.detach(&self.client, self.vmm.child(), id).await,
             None => Ok(()),
         }
     }

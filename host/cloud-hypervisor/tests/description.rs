@@ -230,11 +230,14 @@ fn responses_as_described_are_understood() {
     // With the required fields only, and with more than this client knows.
     let ping: VmmPing = serde_json::from_str(r#"{"version": "54.0.0"}"#).unwrap();
     assert_eq!(ping.version, "54.0.0");
-    let info = r#"{"config": {}, "state": "Running", "memory_actual_size": 268435456,
+    let info = r#"{"config": {"memory": {"size": 134217728, "hotplugged_size": 134217728}},
+        "state": "Running", "memory_actual_size": 268435456,
         "device_tree": {"disk0": {"id": "disk0", "children": []}}}"#;
     let info: VmInfo = serde_json::from_str(info).unwrap();
     assert_eq!(info.memory_actual_size, Some(256 << 20));
+    assert_eq!(info.config.memory.wanted(), 256 << 20);
     assert!(info.has_device("disk0") && !info.has_device("disk1"));
-    let created: VmInfo = serde_json::from_str(r#"{"config": {}, "state": "Created"}"#).unwrap();
+    let created: VmInfo =
+        serde_json::from_str(r#"{"config": {"memory": {"size": 1}}, "state": "Created"}"#).unwrap();
     assert_eq!(created.memory_actual_size, None);
 }

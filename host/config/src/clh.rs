@@ -21,7 +21,8 @@ section! {
         /// Give a running sandbox more memory (virtio-mem) where its containers' limits come to
         /// need it, up to default_maxmemory, and take it back when they do not any more. Cloud
         /// Hypervisor asks the guest to keep to that and cannot force it: a guest that misbehaves
-        /// can take all of default_maxmemory at any time.
+        /// can take all of default_maxmemory at any time, and up to 126 MiB more, for the room is
+        /// made in pieces of 128 MiB.
         enable_virtio_mem: bool = false;
         /// Run the VMM without its system call filter.
         disable_seccomp: bool = false;

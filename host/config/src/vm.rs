@@ -39,10 +39,10 @@ section! {
         default_vcpus: f64 = 1.0;
         /// Most virtual CPUs of any sandbox. 0, or more than the host has, means as many as the
         /// host has. Never more than the hypervisor takes (docs/reference/hypervisors.md). With
-        /// QEMU and a number other than 0, a running sandbox gets more virtual CPUs, up to that
-        /// number, when the limits of its containers need them, and loses them later. Without KVM,
-        /// or on a microvm, the machine has all of them from the start and the guest is asked not
-        /// to use them: a guest that misbehaves can.
+        /// QEMU or Cloud Hypervisor and a number other than 0, a running sandbox gets more virtual
+        /// CPUs, up to that number, when the limits of its containers need them, and loses them
+        /// later. Without KVM, or on a microvm, the machine has all of them from the start and the
+        /// guest is asked not to use them: a guest that misbehaves can.
         default_maxvcpus: u32 = 0;
         /// Virtual CPUs added to a sandbox's CPU limit for what runs in the guest beside the
         /// containers.

@@ -144,14 +144,14 @@ pub struct HookState<'a> {
 /// name in the spec.
 pub fn run(kind: &'static str, hooks: &[Hook], state: &HookState<'_>) -> Result<(), HookError> {
     let mut each = hooks.iter().enumerate();
-    each.try_for_each(|(index, hook)| run_one(kind, index, hook, state, in_bundle(state)))
+    each.try_for_each(|(index, hook)| run_one(kind, index, hook, state, Some(in_bundle(state))))
 }
 
 /// Runs the startContainer hooks, in their order and in the caller's directory, which is the init
-/// of the container. The first that fails ends it.
+/// of the container and may have lost the right to enter it. The first that fails ends it.
 pub fn run_in_container(hooks: &[Hook], state: &HookState<'_>) -> Result<(), HookError> {
     let mut each = hooks.iter().enumerate();
-    each.try_for_each(|(index, hook)| run_one("startContainer", index, hook, state, Path::new(".")))
+    each.try_for_each(|(index, hook)| run_one("startContainer", index, hook, state, None))
 }
 
 /// Runs a list of hooks in its order, all of them, and returns the errors of those that failed:
@@ -159,7 +159,7 @@ pub fn run_in_container(hooks: &[Hook], state: &HookState<'_>) -> Result<(), Hoo
 #[must_use]
 pub fn run_all(kind: &'static str, hooks: &[Hook], state: &HookState<'_>) -> Vec<HookError> {
     let each = hooks.iter().enumerate();
-    let run = |(index, hook)| run_one(kind, index, hook, state, in_bundle(state)).err();
+    let run = |(index, hook)| run_one(kind, index, hook, state, Some(in_bundle(state))).err();
     each.filter_map(run).collect()
 }
 
@@ -172,7 +172,7 @@ fn run_one(
     index: usize,
     hook: &Hook,
     state: &HookState<'_>,
-    directory: &Path,
+    directory: Option<&Path>,
 ) -> Result<(), HookError> {
     let path = hook.path();
     let failed = |source| HookError::Io { kind, index, path: path.clone(), source };
@@ -194,7 +194,12 @@ fn run_one(
     Err(HookError::Failed { kind, index, path: path.clone(), status, output })
 }
 
-fn spawn(hook: &Hook, state: &HookState<'_>, directory: &Path, output: &File) -> io::Result<Child> {
+fn spawn(
+    hook: &Hook,
+    state: &HookState<'_>,
+    directory: Option<&Path>,
+    output: &File,
+) -> io::Result<Child> {
     let mut input = memory_file("hook-state")?;
     input.write_all(&serde_json::to_vec(state)?)?;
     input.rewind()?;
@@ -206,10 +211,12 @@ fn spawn(hook: &Hook, state: &HookState<'_>, directory: &Path, output: &File) ->
     command
         .args(args)
         .env_clear()
-        .current_dir(directory)
         .stdin(input)
         .stdout(output.try_clone()?)
         .stderr(Stdio::from(output.try_clone()?));
+    if let Some(directory) = directory {
+        command.current_dir(directory);
+    }
     for variable in hook.env().iter().flatten() {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
         command.env(name, value);

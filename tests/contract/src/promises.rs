@@ -355,6 +355,8 @@ pub async fn memory_may_come_and_go(subject: Subject) -> Result<()> {
     agent.create_sandbox(&sandbox(shares)).await.with_context(|| last_words(vm.as_ref()))?;
     ensure!(vm.memory_mib().await? == least, "it has more from the start");
     for size in [least + 600, most, least] {
+        // Who is not sure that it was heard asks again.
+        vm.resize_memory(size).await?;
         vm.resize_memory(size).await?;
         let arrived = timeout(SOON, vm.until_memory(size)).await;
         arrived.with_context(|| format!("not {size} MiB; {}", last_words(vm.as_ref())))??;

@@ -1,6 +1,7 @@
 //! Hooks of the OCI specification under containerd, compared with runc's.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -159,10 +160,17 @@ fn failed_hook_of_the_start_ends_the_container() -> Result<()> {
 fn one_of_the_start_is_the_containers_own_program_before_its_process() -> Result<()> {
     scenario(|containerd| {
         let place = Place::new(containerd, "inside")?;
+        // A directory that the user may not enter, and a file that all may write to.
+        let (closed, told) = (place.file("rootfs/closed"), place.file("rootfs/told"));
+        fs::create_dir(&closed)?;
+        fs::set_permissions(&closed, Permissions::from_mode(0o700))?;
+        fs::write(&told, "")?;
+        fs::set_permissions(&told, Permissions::from_mode(0o666))?;
         let script = "(cat; echo; pwd; env | grep -v -e ^PWD -e ^SHLVL | sort; hostname) > /told";
         let spec = place
             .spec("cat /told")
-            .set("/process/cwd", json!("/tmp"))
+            .set("/process/cwd", json!("/closed"))
+            .set("/process/user", json!({ "uid": 1000, "gid": 1000 }))
             .set("/hostname", json!("inside"))
             .set("/annotations/of.the", json!("engine"))
             .set("/hooks/startContainer", inner_hook(script));
@@ -175,7 +183,7 @@ fn one_of_the_start_is_the_containers_own_program_before_its_process() -> Result
         assert_eq!(state["status"], "created");
         assert_eq!(state["pid"], 1);
         assert_eq!(state["annotations"]["of.the"], "engine");
-        assert_eq!(rest, "/tmp\nGIVEN=yes\nPATH=/bin\ninside\n");
+        assert_eq!(rest, "/closed\nGIVEN=yes\nPATH=/bin\ninside\n");
         Ok(())
     })
 }
@@ -193,6 +201,22 @@ fn failed_one_of_the_start_is_quoted_in_the_containers_output() -> Result<()> {
         let said = output.error_text();
         assert!(said.contains("hook #0") && said.contains("because"), "{said}");
         assert_eq!(place.log(), "poststop\n");
+        assert!(!place.file("rootfs/started").exists());
+        Ok(())
+    })
+}
+
+#[test]
+fn one_of_the_start_that_is_not_there_is_named_with_the_reason() -> Result<()> {
+    scenario(|containerd| {
+        let place = Place::new(containerd, "inside")?;
+        let hook = json!([{ "path": "/no/such/hook" }]);
+        let output = place
+            .run(containerd, place.spec("touch /started").set("/hooks/startContainer", hook))
+            .output()?;
+        assert_eq!(output.code, 1);
+        let said = output.error_text().to_lowercase();
+        assert!(said.contains("/no/such/hook") && said.contains("no such file"), "{said}");
         assert!(!place.file("rootfs/started").exists());
         Ok(())
     })

@@ -202,6 +202,8 @@ pub struct VmResize {
 /// What a machine has (`VmInfo`).
 #[derive(Debug, Clone, Deserialize)]
 pub struct VmInfo {
+    /// The machine as it is to be by now.
+    pub config: ConfigInfo,
     /// The memory that the guest has taken, in bytes; `None` before the boot.
     pub memory_actual_size: Option<u64>,
     /// Its devices by their ids; `None` before the boot.
@@ -213,6 +215,30 @@ impl VmInfo {
     #[must_use]
     pub fn has_device(&self, id: &str) -> bool {
         self.device_tree.as_ref().is_some_and(|devices| devices.contains_key(id))
+    }
+}
+
+/// What a machine is to be (`VmConfig`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ConfigInfo {
+    /// Its memory.
+    pub memory: MemoryInfo,
+}
+
+/// How much memory a machine is to have (`MemoryConfig`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct MemoryInfo {
+    /// At boot, in bytes.
+    pub size: u64,
+    /// What is to be there on top, in bytes; `None` for nothing.
+    pub hotplugged_size: Option<u64>,
+}
+
+impl MemoryInfo {
+    /// Altogether, in bytes.
+    #[must_use]
+    pub fn wanted(&self) -> u64 {
+        self.size.saturating_add(self.hotplugged_size.unwrap_or_default())
     }
 }
 
