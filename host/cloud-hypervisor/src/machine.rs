@@ -164,9 +164,10 @@ mod tests {
             vsock: "/proc/self/fd/5/vsock".into(),
             disks: vec!["/proc/self/fd/6".into()],
             entropy_source: "/dev/urandom".into(),
-            later_disks: match spec.later_disks == LaterDisks::default() {
-                true => Vec::new(),
-                false => vec![("/run/kata/web-1/clh-disks".into(), "rw")],
+            later_disks: if spec.later_disks == LaterDisks::default() {
+                Vec::new()
+            } else {
+                vec![("/run/kata/web-1/clh-disks".into(), "rw")]
             },
             landlock: true,
         };
