@@ -2,7 +2,7 @@
 //! the other.
 //!
 //! A guest that resets itself would be booted again by this VMM; here it is over. So that event
-//! ends the VMM.
+//! ends the VMM. That a device has gone wakes whoever waits for one to go.
 
 use std::sync::Arc;
 
@@ -29,6 +29,25 @@ impl Reason {
     }
 }
 
+/// How many devices have gone since the VMM started.
+#[derive(Debug, Clone)]
+pub(crate) struct Removals(watch::Receiver<u64>);
+
+impl Removals {
+    /// Those from now on.
+    pub(crate) fn from_now(&self) -> Self {
+        let mut removals = self.0.clone();
+        removals.mark_unchanged();
+        Self(removals)
+    }
+
+    /// Resolves with the next one, at once when there was one since the last call; `None` when the
+    /// VMM will tell of no more. May be dropped and called again.
+    pub(crate) async fn next(&mut self) -> Option<()> {
+        self.0.changed().await.ok()
+    }
+}
+
 /// One event; the rest of it tells when, and more.
 #[derive(Debug, Deserialize)]
 struct Event {
@@ -46,11 +65,17 @@ impl Event {
             _ => None,
         }
     }
+
+    /// Whether a device has gone, which the VMM is then about to forget.
+    fn is_removal(&self) -> bool {
+        (self.source.as_str(), self.event.as_str()) == ("vm", "device-removed")
+    }
 }
 
 /// Spawns the task that listens until the VMM ends, and ends it when its guest resets.
-pub(crate) fn listen(mut events: pipe::Receiver, vmm: Arc<Child>) -> Reason {
+pub(crate) fn listen(mut events: pipe::Receiver, vmm: Arc<Child>) -> (Reason, Removals) {
     let (report, reason) = watch::channel(None);
+    let (removed, removals) = watch::channel(0);
     tokio::spawn(async move {
         let mut text = Vec::new();
         loop {
@@ -66,6 +91,9 @@ pub(crate) fn listen(mut events: pipe::Receiver, vmm: Arc<Child>) -> Reason {
                         known.get_or_insert(end);
                     });
                 }
+                if event.is_removal() {
+                    removed.send_modify(|count| *count += 1);
+                }
                 if event.end() == Some("guest-reset") {
                     // Its end is seen by whoever waits for that.
                     let _ = vmm.kill(Signal::KILL);
@@ -73,7 +101,7 @@ pub(crate) fn listen(mut events: pipe::Receiver, vmm: Arc<Child>) -> Reason {
             }
         }
     });
-    Reason(reason)
+    (Reason(reason), Removals(removals))
 }
 
 /// Takes the whole events off the beginning of `text` and leaves the rest. Text that is no event is
@@ -110,6 +138,33 @@ mod tests {
         text.extend_from_slice(REBOOT.as_bytes());
         assert_eq!(ends(&mut text), [None, Some("guest-reset")]);
         assert!(text.is_empty());
+    }
+
+    #[test]
+    fn a_device_that_has_gone_is_no_end() {
+        const REMOVED: &[u8] =
+            b"{\"source\": \"vm\", \"event\": \"device-removed\", \"properties\": {\"id\": \"disk-x\"}}\n\n";
+        let event = take_events(&mut REMOVED.to_vec()).remove(0);
+        assert!(event.is_removal() && event.end().is_none());
+        assert!(!take_events(&mut REBOOT.as_bytes().to_vec()).remove(0).is_removal());
+    }
+
+    #[tokio::test]
+    async fn a_removal_counts_from_when_it_is_waited_for() {
+        let (sender, receiver) = watch::channel(0);
+        let removals = Removals(receiver);
+        sender.send_modify(|count| *count += 1);
+        let mut later = removals.from_now();
+        let is_there = tokio::select! {
+            biased;
+            _ = later.next() => true,
+            () = std::future::ready(()) => false,
+        };
+        assert!(!is_there);
+        sender.send_modify(|count| *count += 1);
+        assert_eq!(later.next().await, Some(()));
+        drop(sender);
+        assert_eq!(removals.from_now().next().await, None);
     }
 
     #[test]

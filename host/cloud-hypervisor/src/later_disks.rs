@@ -19,16 +19,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, VmSpec};
 use kata_linux::mount::{self, DetachedMount, MountAttributes, Propagation};
 use kata_linux::process::Child;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, timeout_at};
 
 use crate::api::{Client, DeviceRef};
+use crate::events::Removals;
 use crate::machine;
 
 /// The directories in the sandbox's own: for disks that are read, and for those that are written
@@ -38,9 +39,6 @@ const WRITTEN: &str = "clh-disks";
 
 /// The longest that a guest has for letting go of a disk.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The time between two looks at whether it has.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The places for disks that come later.
 #[derive(Debug)]
@@ -118,6 +116,7 @@ impl LaterDisks {
         &self,
         client: &Client,
         vmm: &Child,
+        removals: &Removals,
         id: &str,
     ) -> Result<(), HypervisorError> {
         let _turn = self.turn.lock().await;
@@ -125,19 +124,20 @@ impl LaterDisks {
             return Ok(());
         };
         let device = machine::disk_device(id);
+        let mut removals = removals.from_now();
         if let Err(error) = client.remove_device(&DeviceRef { id: device.clone() }).await {
             // It was asked for before, and may be on its way, or gone.
             tracing::debug!("{error}");
         }
         let deadline = Instant::now() + PATIENCE;
-        // Asked while the VMM takes the device away, it answers when that is done.
+        // The event comes while the VMM takes the device away; asked then, it answers when that is
+        // done.
         while client.info().await?.has_device(&device) {
-            if Instant::now() >= deadline {
+            let Ok(Some(())) = timeout_at(deadline, removals.next()).await else {
                 let reason = format!("the guest does not let go of the disk {id}");
                 tracing::warn!("{reason}: the VMM has it open until it does, or ends");
                 return Err(HypervisorError::Control { command: "vm.remove-device", reason });
-            }
-            sleep(LOOK_AGAIN).await;
+            };
         }
         self.give_back(vmm, &place).await;
         Ok(())

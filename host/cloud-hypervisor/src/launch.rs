@@ -78,7 +78,7 @@ pub(crate) async fn launch(
         .map_err(|error| HypervisorError::not_spawned(program.clone(), error))?;
 
     let child = Arc::new(child);
-    let reason = events::listen(events, child.clone());
+    let (reason, removals) = events::listen(events, child.clone());
     let client = Client::new(control);
     let dialer = HybridVsock::new(Arc::new(directory), SOCKET, settings.dial_again, child.clone());
     // From here on whatever returns early drops it, which kills the VMM.
@@ -89,7 +89,8 @@ pub(crate) async fn launch(
     let entropy_source = settings.entropy_source.clone();
     let directories = later_disks.iter().flat_map(LaterDisks::directories).collect();
     let around = Surroundings { vsock, disks, entropy_source, later_disks: directories, landlock };
-    let vm = CloudVm { vmm, hot_plug, room, disks: ids, later_disks, client, dialer, reason };
+    let vm =
+        CloudVm { vmm, hot_plug, room, disks: ids, later_disks, client, dialer, reason, removals };
     let taps = taps(&spec.nics)?;
     let config = machine::config(spec, around)?;
     let hello = async {

@@ -10,7 +10,7 @@ use kata_hypervisor::{
 
 use crate::NAME;
 use crate::api::Client;
-use crate::events::Reason;
+use crate::events::{Reason, Removals};
 use crate::later_disks::LaterDisks;
 use crate::machine;
 use crate::resize::Room;
@@ -29,6 +29,7 @@ pub(crate) struct CloudVm {
     pub(crate) client: Client,
     pub(crate) dialer: HybridVsock,
     pub(crate) reason: Reason,
+    pub(crate) removals: Removals,
 }
 
 #[async_trait]
@@ -98,7 +99,7 @@ impl Vm for CloudVm {
 
     async fn detach_disk(&self, id: &str) -> Result<(), HypervisorError> {
         match &self.later_disks {
-            Some(later) => later.detach(&self.client, self.vmm.child(), id).await,
+            Some(later) => later.detach(&self.client, self.vmm.child(), &self.removals, id).await,
             None => Ok(()),
         }
     }

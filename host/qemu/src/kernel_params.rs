@@ -72,6 +72,9 @@ fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
     // How fast its timer's clock is, which a kernel otherwise waits 100 ms to find out; one that is
     // not ours does not heed this.
     params.push(format!("lapic_timer_hz={LAPIC_TIMER_HZ}"));
+    // What the processor can is switched on at once: the emulation translates code again that ran
+    // with less.
+    params.push("early_cr4=1".to_owned());
     // The emulation keeps its translation of a page of code until the guest writes to the page. The
     // file server fills pages behind its back, so that since QEMU 8, which finds translations by
     // the physical address alone, a program could be run as another that was there before. A page
@@ -110,6 +113,7 @@ mod tests {
         for param in [
             "tsc_early_khz=2600123",
             "lapic_timer_hz=1000000000",
+            "early_cr4=1",
             "no_timer_check",
             "mitigations=off",
             "init_on_alloc=1",

@@ -6,8 +6,10 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Each by its name.
-const ADDITIONS: &[(&str, &str)] =
-    &[("lapic_timer_hz", include_str!("../additions/lapic_timer_hz.c"))];
+const ADDITIONS: &[(&str, &str)] = &[
+    ("lapic_timer_hz", include_str!("../additions/lapic_timer_hz.c")),
+    ("early_cr4", include_str!("../additions/early_cr4.c")),
+];
 
 /// Where they are put, in the source's tree.
 const PLACE: &str = "arch/x86/kernel";
@@ -20,7 +22,7 @@ struct Edit {
 }
 
 /// What the kernel takes for each guest that no guest needs: 10 MiB of memory, and the time to
-/// fill them.
+/// fill them; and some code that an emulator would have to translate twice.
 const EDITS: &[Edit] = &[
     // A virtio-serial port's buffers, of a page each: as many as the queue is long, which is 1024
     // with virtio over MMIO, for the port of the agent and for the device's own messages. QEMU
@@ -42,6 +44,14 @@ const EDITS: &[Edit] = &[
         file: "kernel/bpf/core.c",
         from: "#define BPF_PROG_PACK_SIZE (SZ_2M * num_possible_nodes())",
         to: "#define BPF_PROG_PACK_SIZE SZ_64K",
+    },
+    // A system call loads the kernel's stack segment, and a page fault or interrupt of a program an
+    // empty one. That means nothing to a processor, and to QEMU other code: what both run it would
+    // translate for each.
+    Edit {
+        file: "arch/x86/entry/entry_64.S",
+        from: "\tjz\t.Lerror_kernelspace\n",
+        to: "\tjz\t.Lerror_kernelspace\n\tmovl\t$__KERNEL_DS, %eax\n\tmovl\t%eax, %ss\n",
     },
 ];
 
@@ -116,9 +126,12 @@ mod tests {
             assert_eq!(text, format!("a\n{}\nb\n", edit.to));
         }
         let makefile = fs::read_to_string(place.join("Makefile")).unwrap();
-        assert_eq!(makefile, "obj-y += apic.o\nobj-y += kata_lapic_timer_hz.o\n");
-        assert!(place.join("kata_lapic_timer_hz.c").exists());
-        assert!(text().contains("early_param(\"lapic_timer_hz\""));
+        let ours = "obj-y += kata_lapic_timer_hz.o\nobj-y += kata_early_cr4.o\n";
+        assert_eq!(makefile, format!("obj-y += apic.o\n{ours}"));
+        for (name, _) in ADDITIONS {
+            assert!(place.join(format!("kata_{name}.c")).exists());
+            assert!(text().contains(&format!("early_param(\"{name}\"")));
+        }
         assert!(text().contains("SZ_64K"));
     }
 

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
@@ -169,6 +170,28 @@ fn block_device_that_is_named_reaches_the_container() -> Result<()> {
     })
 }
 
+/// A megabyte in a second, and as much at once in the beginning.
+#[test]
+fn disk_of_firecracker_is_read_no_faster_than_it_may() -> Result<()> {
+    if hypervisor_under_test()? != "firecracker" || !can_pass_devices() {
+        return Ok(());
+    }
+    let lines = "[hypervisor.firecracker]\ndisk_rate_limiter_bw_max_rate = 8000000\n";
+    let configuration = Configuration::with(lines)?;
+    Scenario::new().configuration(&configuration.file()).run(|containerd| {
+        let device = device_of(containerd, "disk", &vec![b'x'; 4 << 20])?;
+        let node = device.node();
+        let container = containerd.run(["sleep", "1000"]).option("--device", node).start()?;
+        let started = Instant::now();
+        let read = container.shell(&format!("cat {node} | wc -c")).output()?;
+        assert_eq!(read.success()?, "4194304\n");
+        let taken = started.elapsed();
+        ensure!(taken > Duration::from_secs(3), "4 MiB took {taken:?}");
+        container.remove()?;
+        device.is_released()
+    })
+}
+
 /// What is true of a VMM's descriptors when its disk is used as asked.
 type Shown = fn(&OpenFile) -> bool;
 
@@ -245,8 +268,13 @@ fn takes_disks_later() -> Result<bool> {
 
 /// A block device in a file of a megabyte that begins with these words.
 fn device(containerd: &Containerd, name: &str, words: &str) -> Result<LoopDevice> {
+    device_of(containerd, name, &[words.as_bytes(), &vec![0; 1 << 20]].concat())
+}
+
+/// A block device with this content.
+fn device_of(containerd: &Containerd, name: &str, content: &[u8]) -> Result<LoopDevice> {
     let file = containerd.directory().join(name);
-    fs::write(&file, [words.as_bytes(), &vec![0; 1 << 20]].concat())?;
+    fs::write(&file, content)?;
     LoopDevice::of(&file)
 }
 

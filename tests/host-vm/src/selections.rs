@@ -109,6 +109,7 @@ const DISKS_THAT_COME_AND_GO: Choice = Only(
 const DISKS_OF_FIRECRACKER: Choice = Only(
     &[
         "blockfile_becomes_a_disk",
+        "disk_of_firecracker",
         "containers_of_a_pod_share_a_device",
         "read_only_device_comes_into_a_pod",
     ],

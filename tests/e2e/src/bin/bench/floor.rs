@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use kata_e2e::{Client, Deadline, Input, Process, floor_ramdisk, floor_ticks};
 
 /// Options with a value that make the machine and what boots in it.
@@ -44,6 +45,23 @@ pub(crate) fn measure(vmm: &Recipe, directory: &Path) -> Result<Boot> {
         floor_ticks(&output.stdout).context("the floor's init has not come to say the time")?;
     let kernel = vmm.khz().map(|khz| Duration::from_secs_f64(ticks as f64 / khz / 1000.0));
     Ok(Boot { whole, kernel })
+}
+
+/// Boots `count` of them at once. Returns the time until the last one's end.
+pub(crate) fn measure_many(vmm: &Recipe, directory: &Path, count: usize) -> Result<Duration> {
+    let boot = |number: usize| {
+        let own = directory.join(format!("floor-{number}"));
+        fs::create_dir_all(&own)?;
+        measure(vmm, &own).map(drop)
+    };
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let boots: Vec<_> = (0..count).map(|number| scope.spawn(move || boot(number))).collect();
+        boots.into_iter().try_for_each(|boot| {
+            boot.join().unwrap_or_else(|_| Err(anyhow!("the thread of a floor panicked")))
+        })
+    })?;
+    Ok(start.elapsed())
 }
 
 /// A QEMU command line without devices and initial ramdisk.

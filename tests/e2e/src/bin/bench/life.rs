@@ -1,5 +1,6 @@
 //! A container's life: start, exec, stop, and many starts at once.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +22,13 @@ const PARTS: &[(Metric, Stage, Stage)] = &[
     (metric::AGENT, Stage::KernelDone, Stage::AgentReached),
     (metric::CONTAINER, Stage::AgentReached, Stage::ContainerCreated),
     (metric::PROCESS, Stage::StartAsked, Stage::ProcessExecuted),
+];
+
+/// The same of each of ten starts at once, which wait for one another before them.
+const PARTS_OF_MANY: &[(Metric, Stage, Stage)] = &[
+    (metric::MANY_KERNEL, Stage::KernelEntered, Stage::KernelDone),
+    (metric::MANY_AGENT, Stage::KernelDone, Stage::AgentReached),
+    (metric::MANY_CONTAINER, Stage::AgentReached, Stage::ContainerCreated),
 ];
 
 /// `ctr run --rm … true`, from its start to its end; under kata with both kernels, and from a
@@ -66,10 +74,9 @@ pub(crate) fn life(
         return stop(subjects, subject, container, to);
     }
     if has(Group::Timeline) {
-        record_timeline(&container, to)?;
+        record_timeline(&container, PARTS, to)?;
     }
-    let vmms = parts_of(subjects.containerd().mark(), Part::Vmm)?;
-    let recipe = Recipe::of(vmms.first().context("there is no QEMU")?)?;
+    let recipe = recipe(subjects)?;
     stop(subjects, subject, container, to)?;
     if has(Group::Start) {
         let directory = subjects.containerd().directory();
@@ -101,9 +108,19 @@ fn add_boot(subject: Subject, boot: &Boot, to: &mut Values) {
     }
 }
 
-fn record_timeline(container: &Container<'_>, to: &mut Values) -> Result<()> {
+/// How a sandbox that runs has its QEMU started.
+fn recipe(subjects: &Subjects<'_>) -> Result<Recipe> {
+    let vmms = parts_of(subjects.containerd().mark(), Part::Vmm)?;
+    Recipe::of(vmms.first().context("there is no QEMU")?)
+}
+
+fn record_timeline(
+    container: &Container<'_>,
+    parts: &[(Metric, Stage, Stage)],
+    to: &mut Values,
+) -> Result<()> {
     let timeline = Timeline::load(&std::path::Path::new(SANDBOXES).join(container.id()))?;
-    for &(metric, from, until) in PARTS {
+    for &(metric, from, until) in parts {
         if let Some(took) = timeline.between(from, until) {
             to.add(metric, Subject::Kata, took.as_secs_f64() * 1000.0);
         }
@@ -136,7 +153,8 @@ fn stop(
     Ok(())
 }
 
-/// `count` starts at once, until the last one is ready.
+/// `count` starts at once, until the last one is ready; and with ten under kata, what machines that
+/// boot at once cost each other.
 pub(crate) fn burst(
     subjects: &Subjects<'_>,
     subject: Subject,
@@ -152,5 +170,14 @@ pub(crate) fn burst(
     });
     let containers = containers.collect::<Result<Vec<_>>>()?;
     to.add(metric, subject, start.elapsed().as_secs_f64());
-    containers.into_iter().try_for_each(Container::remove)
+    if subject != Subject::Kata || metric != metric::TEN {
+        return containers.into_iter().try_for_each(Container::remove);
+    }
+    containers.iter().try_for_each(|one| record_timeline(one, PARTS_OF_MANY, to))?;
+    let recipe = recipe(subjects)?;
+    containers.into_iter().try_for_each(Container::remove)?;
+    let cores = thread::available_parallelism()?.get();
+    let took = floor::measure_many(&recipe, subjects.containerd().directory(), cores)?;
+    to.add(metric::FLOORS, Subject::Floor, took.as_secs_f64());
+    Ok(())
 }

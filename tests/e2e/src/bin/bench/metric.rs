@@ -94,6 +94,13 @@ pub(crate) const EXEC: Metric = metric(Group::Exec, 0, "ctr task exec … true",
 pub(crate) const STOP: Metric = metric(Group::Stop, 0, "delete --force to last process gone", "s");
 pub(crate) const TEN: Metric = metric(Group::Burst, 0, "10 starts at once: last ready", "s");
 pub(crate) const TWENTY: Metric = metric(Group::Burst, 1, "20 starts at once: last ready", "s");
+pub(crate) const FLOORS: Metric =
+    metric(Group::Burst, 2, "a bare VM on each core: the last one's end", "s");
+pub(crate) const MANY_KERNEL: Metric = metric(Group::Burst, 3, "10 at once: kernel to init", "ms");
+pub(crate) const MANY_AGENT: Metric =
+    metric(Group::Burst, 4, "10 at once: init to agent reached", "ms");
+pub(crate) const MANY_CONTAINER: Metric =
+    metric(Group::Burst, 5, "10 at once: agent reached to created", "ms");
 pub(crate) const ALL_PSS: Metric = metric(Group::Memory, 0, "idle sandbox, all of it (PSS)", "MiB");
 pub(crate) const REST_PSS: Metric = metric(Group::Memory, 1, "  without the guest's memory", "MiB");
 pub(crate) const TOUCHED: Metric = metric(Group::Memory, 2, "  the guest's memory", "MiB");
@@ -122,7 +129,7 @@ pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 6, "kata-shim of 
 
 /// Every metric.
 #[cfg(test)]
-pub(crate) const ALL: [Metric; 39] = [
+pub(crate) const ALL: [Metric; 43] = [
     RUN,
     RUN_DISTRIBUTION,
     ONE,
@@ -139,6 +146,10 @@ pub(crate) const ALL: [Metric; 39] = [
     STOP,
     TEN,
     TWENTY,
+    FLOORS,
+    MANY_KERNEL,
+    MANY_AGENT,
+    MANY_CONTAINER,
     ALL_PSS,
     REST_PSS,
     TOUCHED,
