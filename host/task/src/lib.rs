@@ -18,6 +18,7 @@ mod hooks;
 mod metrics;
 mod owner;
 mod processes;
+mod rest;
 mod serve;
 mod service;
 mod stand_in;

@@ -19,6 +19,7 @@ use crate::adapter::HostStdio;
 use crate::error::Failure;
 use crate::events::TaskEvents;
 use crate::hooks::{ContainerHooks, EnginesView};
+use crate::rest::Rest;
 use crate::stdio::{StdioIds, StdioSpec};
 
 /// How long an engine may take from the deletion of the last container to its shutdown, which it
@@ -119,6 +120,7 @@ pub(crate) struct Owner {
     // A mutex and not a channel: a look-up that is never held over an await.
     records: Mutex<HashMap<ProcessKey, Record>>,
     pub(crate) ended: Notify,
+    rest: Rest,
     /// No container is left: the sandbox has ended with its last one, or the first was refused
     /// before there was a sandbox.
     emptied: Notify,
@@ -146,6 +148,7 @@ impl Owner {
             booting: tokio::sync::Mutex::default(),
             records: Mutex::default(),
             ended: Notify::new(),
+            rest: Rest::default(),
             emptied: Notify::new(),
         }
     }
@@ -248,12 +251,7 @@ impl Owner {
     pub(crate) async fn start(&self, key: &ProcessKey) -> Result<(), Failure> {
         let sandbox = self.sandbox()?;
         sandbox.start(key).await?;
-        if key.exec.is_none()
-            && let Err(error) = kata_linux::memory::hand_back_code()
-        {
-            // It costs memory, and nothing else.
-            tracing::debug!(%error, "the code of the start stays in memory");
-        }
+        self.rest.come_soon();
         // One that has ended and was deleted meanwhile is beyond that.
         let Ok(Record { hooks: Some(hooks), .. }) = self.record(key) else { return Ok(()) };
         if let Err(failure) = hooks.started(&self.view, sandbox.pid()).await {
@@ -283,6 +281,7 @@ impl Owner {
     pub(crate) async fn delete(&self, key: &ProcessKey) -> Result<(u32, Exit), Failure> {
         let sandbox = self.sandbox()?;
         let exit = sandbox.delete(key).await?.unwrap_or_else(Exit::killed);
+        self.rest.come_soon();
         let hooks = self.record(key).ok().and_then(|record| record.hooks);
         self.records().retain(|one, _| match key.exec {
             None => one.container != key.container,
