@@ -35,7 +35,7 @@ pub(crate) struct Removals(watch::Receiver<u64>);
 
 impl Removals {
     /// Those from now on.
-    pub(crate) fn from_now(&self) -> Self {
+    pub(crate) fn later(&self) -> Self {
         let mut removals = self.0.clone();
         removals.mark_unchanged();
         Self(removals)
@@ -154,7 +154,7 @@ mod tests {
         let (sender, receiver) = watch::channel(0);
         let removals = Removals(receiver);
         sender.send_modify(|count| *count += 1);
-        let mut later = removals.from_now();
+        let mut later = removals.later();
         let is_there = tokio::select! {
             biased;
             _ = later.next() => true,
@@ -164,7 +164,7 @@ mod tests {
         sender.send_modify(|count| *count += 1);
         assert_eq!(later.next().await, Some(()));
         drop(sender);
-        assert_eq!(removals.from_now().next().await, None);
+        assert_eq!(removals.later().next().await, None);
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl LaterDisks {
             return Ok(());
         };
         let device = machine::disk_device(id);
-        let mut removals = removals.from_now();
+        let mut removals = removals.later();
         if let Err(error) = client.remove_device(&DeviceRef { id: device.clone() }).await {
             // It was asked for before, and may be on its way, or gone.
             tracing::debug!("{error}");

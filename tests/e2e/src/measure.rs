@@ -10,7 +10,7 @@ use crate::Process;
 
 /// After that an idle sandbox changes nothing any more. Nothing would tell: its processes only stop
 /// to do something.
-const SETTLED: Duration = Duration::from_secs(1);
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// Waits until a sandbox that has nothing to do has come to rest, so that what it costs can be
 /// measured.
