@@ -1,7 +1,7 @@
 //! What an idle sandbox costs.
 
 use anyhow::{Context, Result};
-use kata_e2e::{CommandLine, Container, Part, Process, Share, let_it_settle, parts_of};
+use kata_e2e::{CommandLine, Container, IDLE, Part, Process, Share, let_it_settle, parts_of};
 
 use crate::metric::{self, Subject, Values};
 use crate::subject::Subjects;
@@ -37,8 +37,18 @@ pub(crate) fn idle(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
     container.remove()
 }
 
-/// The same container by hand: its sandbox has no shim.
+/// The same container by hand: its sandbox has no shim. Its output is read, as it always is by
+/// hand; so it is compared with the shim of one whose output is, too.
 pub(crate) fn idle_by_hand(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
+    let run = subjects.run(Subject::Kata, &["sh", "-c", IDLE]);
+    let (client, container) = run.attach_and_keep()?;
+    client.expect("up\n")?;
+    let shims = parts_of(subjects.containerd().mark(), Part::Shim)?;
+    let_it_settle();
+    to.add(metric::READ_PSS, Subject::Kata, pss(shims.first().context("no shim")?)?);
+    container.kill("KILL")?;
+    client.wait()?;
+    container.remove()?;
     CommandLine::configured(subjects.configuration(), |host| {
         host.run_idle("idle")?;
         let owner = host.await_part(Part::Proxy)?;

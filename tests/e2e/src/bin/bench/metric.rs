@@ -110,8 +110,10 @@ pub(crate) const SHIM_PSS: Metric = metric(Group::Memory, 5, "  shim", "MiB");
 pub(crate) const SHIM_RSS: Metric = metric(Group::Memory, 6, "  shim (resident)", "MiB");
 pub(crate) const GUEST_USED: Metric =
     metric(Group::Memory, 7, "memory in use in an idle guest", "MiB");
+pub(crate) const READ_PSS: Metric =
+    metric(Group::Memory, 8, "shim of one whose output is read", "MiB");
 pub(crate) const OWNER_PSS: Metric =
-    metric(Group::Memory, 8, "kata-proxy of the same by hand", "MiB");
+    metric(Group::Memory, 9, "kata-proxy of the same by hand", "MiB");
 pub(crate) const ROOT_FIRST: Metric = metric(Group::Io, 0, "rootfs: first read", "MB/s");
 pub(crate) const ROOT_READ: Metric = metric(Group::Io, 1, "rootfs: read again", "MB/s");
 pub(crate) const ROOT_WRITE: Metric = metric(Group::Io, 2, "rootfs: write and sync", "MB/s");
@@ -129,7 +131,7 @@ pub(crate) const STAND_IN_PSS: Metric = metric(Group::Engines, 6, "kata-shim of 
 
 /// Every metric.
 #[cfg(test)]
-pub(crate) const ALL: [Metric; 43] = [
+pub(crate) const ALL: [Metric; 44] = [
     RUN,
     RUN_DISTRIBUTION,
     ONE,
@@ -158,6 +160,7 @@ pub(crate) const ALL: [Metric; 43] = [
     SHIM_PSS,
     SHIM_RSS,
     GUEST_USED,
+    READ_PSS,
     OWNER_PSS,
     ROOT_FIRST,
     ROOT_READ,

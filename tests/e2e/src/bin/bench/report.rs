@@ -48,7 +48,7 @@ pub(crate) fn targets(
     let small = to_init(Subject::Floor).filter(|_| is_small);
     let kernels = small.and_then(|small| Some(small / to_init(Subject::Distribution)?));
     let exec = against(metric::EXEC, Subject::Runc).map(|(kata, runc)| (kata - runc) * 1000.0);
-    let proxy = kata(metric::OWNER_PSS).and_then(|owner| Some(owner / kata(metric::SHIM_PSS)?));
+    let proxy = kata(metric::OWNER_PSS).and_then(|owner| Some(owner / kata(metric::READ_PSS)?));
     // What the engine takes by itself is what it takes with runc, and what the VM takes is what it
     // takes under ctr.
     let beyond = |metric| {
