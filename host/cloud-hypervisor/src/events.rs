@@ -5,6 +5,7 @@
 //! ends the VMM. That a device has gone wakes whoever waits for one to go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kata_linux::process::Child;
 use rustix::process::Signal;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 /// The longest event that is accepted. The VMM is as little trusted as the guest that may have
 /// taken it over.
@@ -41,10 +43,14 @@ impl Removals {
         Self(removals)
     }
 
-    /// Resolves with the next one, at once when there was one since the last call; `None` when the
-    /// VMM will tell of no more. May be dropped and called again.
-    pub(crate) async fn next(&mut self) -> Option<()> {
-        self.0.changed().await.ok()
+    /// Resolves with the next one, at once when there was one since the last call, and after `most`
+    /// in any case: the VMM tells of none that it has no room for in its pipe.
+    pub(crate) async fn within(&mut self, most: Duration) {
+        let waited = timeout(most, self.0.changed()).await;
+        // Nothing more is to be heard.
+        if let Ok(Err(_)) = waited {
+            sleep(most).await;
+        }
     }
 }
 
@@ -66,7 +72,7 @@ impl Event {
         }
     }
 
-    /// Whether a device has gone, which the VMM is then about to forget.
+    /// Whether a device has gone, whose files the VMM is then about to close.
     fn is_removal(&self) -> bool {
         (self.source.as_str(), self.event.as_str()) == ("vm", "device-removed")
     }
@@ -118,6 +124,7 @@ fn take_events(text: &mut Vec<u8>) -> Vec<Event> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -149,22 +156,23 @@ mod tests {
         assert!(!take_events(&mut REBOOT.as_bytes().to_vec()).remove(0).is_removal());
     }
 
-    #[tokio::test]
-    async fn a_removal_counts_from_when_it_is_waited_for() {
+    #[tokio::test(start_paused = true)]
+    async fn a_removal_ends_a_wait_and_so_does_the_time() {
+        const MOST: Duration = Duration::from_secs(1);
         let (sender, receiver) = watch::channel(0);
         let removals = Removals(receiver);
         sender.send_modify(|count| *count += 1);
         let mut later = removals.later();
-        let is_there = tokio::select! {
-            biased;
-            _ = later.next() => true,
-            () = std::future::ready(()) => false,
-        };
-        assert!(!is_there);
+        let began = Instant::now();
+        // What went before does not count.
+        later.within(MOST).await;
+        assert_eq!(began.elapsed(), MOST);
         sender.send_modify(|count| *count += 1);
-        assert_eq!(later.next().await, Some(()));
+        later.within(MOST).await;
+        assert_eq!(began.elapsed(), MOST);
         drop(sender);
-        assert_eq!(removals.later().next().await, None);
+        later.within(MOST).await;
+        assert_eq!(began.elapsed(), 2 * MOST);
     }
 
     #[test]

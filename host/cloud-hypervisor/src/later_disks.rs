@@ -19,14 +19,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kata_hypervisor::{DiskSpec, GuestDisk, HypervisorError, VmSpec};
 use kata_linux::mount::{self, DetachedMount, MountAttributes, Propagation};
 use kata_linux::process::Child;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
 
 use crate::api::{Client, DeviceRef};
 use crate::events::Removals;
@@ -39,6 +38,9 @@ const WRITTEN: &str = "clh-disks";
 
 /// The longest that a guest has for letting go of a disk.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest time between two looks at whether it has, if no event tells.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The places for disks that come later.
 #[derive(Debug)]
@@ -133,11 +135,12 @@ impl LaterDisks {
         // The event comes while the VMM takes the device away; asked then, it answers when that is
         // done.
         while client.info().await?.has_device(&device) {
-            let Ok(Some(())) = timeout_at(deadline, removals.next()).await else {
+            if Instant::now() >= deadline {
                 let reason = format!("the guest does not let go of the disk {id}");
                 tracing::warn!("{reason}: the VMM has it open until it does, or ends");
                 return Err(HypervisorError::Control { command: "vm.remove-device", reason });
-            };
+            }
+            removals.within(LOOK_AGAIN).await;
         }
         self.give_back(vmm, &place).await;
         Ok(())

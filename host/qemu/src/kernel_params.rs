@@ -72,8 +72,8 @@ fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
     // How fast its timer's clock is, which a kernel otherwise waits 100 ms to find out; one that is
     // not ours does not heed this.
     params.push(format!("lapic_timer_hz={LAPIC_TIMER_HZ}"));
-    // What the processor can is switched on at once: the emulation translates code again that ran
-    // with less.
+    // What the emulation tells its translations apart by is switched on at once, or code would be
+    // translated for before and after. A kernel that is not ours does not heed it.
     params.push("early_cr4=1".to_owned());
     // The emulation keeps its translation of a page of code until the guest writes to the page. The
     // file server fills pages behind its back, so that since QEMU 8, which finds translations by
@@ -140,6 +140,8 @@ mod tests {
     #[test]
     fn kvm_guest_keeps_its_mitigations() {
         let line = command_line(&circumstances(Accelerator::Kvm));
-        assert!(!line.contains("mitigations") && !line.contains("tsc_early_khz"), "{line}");
+        for param in ["mitigations", "tsc_early_khz", "early_cr4"] {
+            assert!(!line.contains(param), "{line}");
+        }
     }
 }

@@ -4,32 +4,57 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How long nothing must have begun or ended until an owner is at rest: an engine has had its
-/// answers, and asked what it asks then.
+/// How long no process must have been started or deleted until an owner is at rest: an engine has
+/// had its answers, and asked what it asks then.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// Waits for the owner to be at rest.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Rest {
-    /// How often something has begun or ended.
+    /// How often a process was started or deleted.
     turns: Arc<AtomicU64>,
 }
 
 impl Rest {
-    /// Something has begun or ended. If that was the last of it for [`QUIET`], memory that the
-    /// program can do without is handed back.
+    /// A process was started or deleted. If that was the last one for [`QUIET`], memory that the
+    /// program can do without is handed back. Whatever is being done then costs it some page
+    /// faults.
     pub(crate) fn come_soon(&self) {
-        let turns = Arc::clone(&self.turns);
-        let turn = turns.fetch_add(1, Ordering::Relaxed) + 1;
+        let rest = self.clone();
+        let turn = rest.next_turn();
         tokio::spawn(async move {
-            tokio::time::sleep(QUIET).await;
-            if turns.load(Ordering::Relaxed) != turn {
-                return;
-            }
-            if let Err(error) = kata_linux::memory::hand_back() {
+            if rest.follows(turn).await
+                && let Err(error) = kata_linux::memory::hand_back()
+            {
                 // It costs memory, and nothing else.
                 tracing::debug!(%error, "what is not needed stays in memory");
             }
         });
+    }
+
+    fn next_turn(&self) -> u64 {
+        self.turns.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Waits. Whether no other turn has come meanwhile.
+    async fn follows(&self, turn: u64) -> bool {
+        tokio::time::sleep(QUIET).await;
+        self.turns.load(Ordering::Relaxed) == turn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn rest_comes_once_after_the_last_of_several_turns() {
+        let rest = Rest::default();
+        let first = rest.next_turn();
+        let second = rest.next_turn();
+        let both = tokio::join!(rest.follows(first), rest.follows(second));
+        assert_eq!(both, (false, true));
+        let third = rest.next_turn();
+        assert!(rest.follows(third).await);
     }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
- * early_cr4=1 on the command line: what the processor can is switched on (CR4, XCR0) when the command line is read, and not later, piece
- * by piece.
+ * early_cr4=1 on the command line: SSE, AVX, SMAP and UMIP are switched on (CR4, XCR0) when the command line is read, and not later, one
+ * after the other. A second early_cr4=0 takes nothing back.
  *
- * An emulator keeps its translations by what is switched on while the code runs, and translates code again that ran before and runs after.
- * What the kernel was told to do without stays off.
+ * QEMU tells its translations apart by them, and translates code again that ran before and runs after. What the kernel was told to do
+ * without stays off.
  */
 #include <linux/errno.h>
 #include <linux/init.h>

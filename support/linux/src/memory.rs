@@ -17,13 +17,17 @@ pub fn total_mib() -> io::Result<u32> {
 
 /// Hands back memory that a program at rest can do without: the pages of its own code and constants
 /// (not of its libraries), and those of its heap in which nothing is. What is used again comes back
-/// by itself, the code from the page cache, a few microseconds for each 64 KiB of it; for a program
-/// that is through with most of what it does, and will live long.
+/// by itself, code and constants from the page cache, a few microseconds for each 64 KiB of them;
+/// for a program that is through with most of what it does, and will live long.
+///
+/// Constants are those before the code, where rustc's linker has them; GNU's puts them behind it,
+/// and they stay.
 pub fn hand_back() -> io::Result<()> {
     let program = own_program(&fs::read_to_string("/proc/self/maps")?)
         .ok_or_else(|| io::Error::other("/proc/self/maps does not show this program's code"))?;
     let start: *mut c_void = std::ptr::with_exposed_provenance_mut(program.start);
-    // SAFETY: the pages are those of a file, which nothing may write to and nothing has written to:
+    // SAFETY: the pages are those of a file, which nothing may write to and nothing has written to,
+    // as the loader does only to data, and to code with text relocations, which rustc makes none of:
     // the kernel fills them in again with the same bytes (madvise(2), MADV_DONTNEED).
     unsafe { madvise(start, program.len(), Advice::LinuxDontNeed) }?;
     #[cfg(target_env = "gnu")]
@@ -35,31 +39,47 @@ pub fn hand_back() -> io::Result<()> {
 }
 
 /// The mapping of /proc/PID/maps (proc_pid_maps(5)) that this function is in, and the constants
-/// before it, which are the file's beginning and need no relocation. `None` unless the code can be
-/// executed and not written to.
+/// before it, which are the same file's beginning and need no relocation. `None` unless the code can
+/// be executed and not written to.
 fn own_program(maps: &str) -> Option<Range<usize>> {
     let here = own_program as fn(&str) -> Option<Range<usize>> as usize;
-    let mut before: Option<Range<usize>> = None;
-    for line in maps.lines() {
-        let Some((range, is_code, is_beginning)) = mapping(line) else { continue };
-        if is_code && range.contains(&here) {
-            let constants = before.filter(|before| before.end == range.start);
-            return Some(constants.map_or(range.start, |before| before.start)..range.end);
+    let mut before: Option<Mapping<'_>> = None;
+    for code in maps.lines().filter_map(Mapping::of) {
+        if code.permissions != "r-xp" || !code.range.contains(&here) {
+            before = Some(code);
+            continue;
         }
-        before = is_beginning.then_some(range);
+        let constants = before.filter(|before| {
+            before.permissions == "r--p"
+                && before.offset == 0
+                && before.file == code.file
+                && before.range.end == code.range.start
+        });
+        let start = constants.map_or(code.range.start, |constants| constants.range.start);
+        return code.file.is_some().then_some(start..code.range.end);
     }
     None
 }
 
-/// Where a mapping is, whether it is code, and whether it is the beginning of a file, to be read
-/// only.
-fn mapping(line: &str) -> Option<(Range<usize>, bool, bool)> {
-    let mut fields = line.split_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let (permissions, offset) = (fields.next()?, fields.next()?);
-    let number = |text| usize::from_str_radix(text, 16).ok();
-    let is_beginning = permissions == "r--p" && number(offset) == Some(0);
-    Some((number(start)?..number(end)?, permissions == "r-xp", is_beginning))
+/// A line of /proc/PID/maps.
+struct Mapping<'a> {
+    range: Range<usize>,
+    permissions: &'a str,
+    offset: usize,
+    /// Device and inode; `None` of memory that is no file's.
+    file: Option<(&'a str, &'a str)>,
+}
+
+impl<'a> Mapping<'a> {
+    fn of(line: &'a str) -> Option<Self> {
+        let mut fields = line.split_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let permissions = fields.next()?;
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        let offset = number(fields.next()?)?;
+        let file = Some((fields.next()?, fields.next()?)).filter(|(_, inode)| *inode != "0");
+        Some(Self { range: number(start)?..number(end)?, permissions, offset, file })
+    }
 }
 
 #[cfg(test)]
@@ -81,15 +101,20 @@ mod tests {
 
     #[test]
     fn what_was_handed_back_is_gone_and_the_program_still_runs() {
-        let program = own_program(&fs::read_to_string("/proc/self/maps").unwrap()).unwrap();
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let program = own_program(&maps).unwrap();
         // SAFETY: the same mappings as in `hand_back`, and nothing is taken away.
         unsafe {
             let start = std::ptr::with_exposed_provenance_mut(program.start);
             madvise(start, program.len(), Advice::LinuxPopulateRead).unwrap();
         }
-        let before = resident(program.start);
+        let ranges = maps.lines().filter_map(Mapping::of).map(|mapping| mapping.range);
+        let parts: Vec<_> = ranges.filter(|range| program.contains(&range.start)).collect();
+        let before: Vec<_> = parts.iter().map(|part| resident(part.start)).collect();
         hand_back().unwrap();
-        assert!(resident(program.start) < before, "{before} KiB before");
+        for (part, before) in parts.iter().zip(before) {
+            assert!(resident(part.start) < before, "{part:x?} had {before} KiB");
+        }
     }
 
     #[test]
@@ -97,17 +122,23 @@ mod tests {
         let here = own_program as fn(&str) -> Option<Range<usize>> as usize & !0xfff;
         let (start, end) = (here - 0x2000, here + 0x1000);
         let code = format!("{here:x}-{end:x} r-xp 00002000 08:01 7 /bin/it\n");
-        let before = |permissions: &str, offset: &str| {
-            format!("{start:x}-{here:x} {permissions} {offset} 08:01 7 /bin/it\n{code}")
-        };
-        assert_eq!(own_program(&before("r--p", "00000000")), Some(start..end));
-        // What a loader may have written to is no constant.
-        assert_eq!(own_program(&before("r--p", "00001000")), Some(here..end));
-        assert_eq!(own_program(&before("rw-p", "00000000")), Some(here..end));
-        let apart = format!("{start:x}-{:x} r--p 00000000 08:01 7 /bin/it\n{code}", here - 0x1000);
-        assert_eq!(own_program(&apart), Some(here..end));
+        let after = |before: &str| own_program(&format!("{start:x}-{before}\n{code}"));
+        let beginning = format!("{here:x} r--p 00000000 08:01 7 /bin/it");
+        assert_eq!(after(&beginning), Some(start..end));
+        for other in [
+            // What a loader may have written to is no constant.
+            beginning.replace("00000000", "00001000"),
+            beginning.replace("r--p", "rw-p"),
+            // What is no file's would be lost, and what is another's is none of ours.
+            format!("{here:x} r--p 00000000 00:00 0"),
+            beginning.replace(" 7 ", " 8 "),
+            beginning.replace(&format!("{here:x}"), &format!("{:x}", here - 0x1000)),
+        ] {
+            assert_eq!(after(&other), Some(here..end), "{other}");
+        }
         assert_eq!(own_program(""), None);
-        assert_eq!(own_program("0-ffffffffffffffff rw-p 00000000 00:00 0\n"), None);
-        assert_eq!(own_program("no map\n0-1 r-xp 00000000 00:00 0\n"), None);
+        assert_eq!(own_program("0-ffffffffffffffff rw-p 00000000 08:01 7 /bin/it\n"), None);
+        assert_eq!(own_program("0-ffffffffffffffff r-xp 00000000 00:00 0\n"), None);
+        assert_eq!(own_program("no map\n0-1 r-xp 00000000 08:01 7\n"), None);
     }
 }

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::Process;
 
-/// After that an idle sandbox changes nothing any more. Nothing would tell: its processes only stop
-/// to do something.
+/// After that an idle sandbox changes nothing any more: its owner has handed back what it can do
+/// without, for which it waits a second. Nothing would tell.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// Waits until a sandbox that has nothing to do has come to rest, so that what it costs can be
