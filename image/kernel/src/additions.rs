@@ -21,8 +21,8 @@ struct Edit {
     to: &'static str,
 }
 
-/// Three of them save what the kernel takes for each guest and no guest needs: 10 MiB of memory, and
-/// the time to fill them. With the fourth, an emulator has less to translate.
+/// Three of them save what the kernel takes for each guest and no guest needs: 10 MiB of memory,
+/// and the time to fill them. With the fourth, an emulator has less to translate.
 const EDITS: &[Edit] = &[
     // A virtio-serial port's buffers, of a page each: as many as the queue is long, which is 1024
     // with virtio over MMIO, for the port of the agent and for the device's own messages. QEMU

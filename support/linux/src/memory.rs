@@ -27,8 +27,8 @@ pub fn hand_back() -> io::Result<()> {
         .ok_or_else(|| io::Error::other("/proc/self/maps does not show this program's code"))?;
     let start: *mut c_void = std::ptr::with_exposed_provenance_mut(program.start);
     // SAFETY: the pages are those of a file, which nothing may write to and nothing has written to,
-    // as the loader does only to data, and to code with text relocations, which rustc makes none of:
-    // the kernel fills them in again with the same bytes (madvise(2), MADV_DONTNEED).
+    // as the loader does only to data, and to code with text relocations, which rustc makes none
+    // of: the kernel fills them in again with the same bytes (madvise(2), MADV_DONTNEED).
     unsafe { madvise(start, program.len(), Advice::LinuxDontNeed) }?;
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes the allocator's own locks, and gives up only what is free (malloc_trim(3)).
@@ -39,8 +39,8 @@ pub fn hand_back() -> io::Result<()> {
 }
 
 /// The mapping of /proc/PID/maps (proc_pid_maps(5)) that this function is in, and the constants
-/// before it, which are the same file's beginning and need no relocation. `None` unless the code can
-/// be executed and not written to.
+/// before it, which are the same file's beginning and need no relocation. `None` unless the code
+/// can be executed and not written to.
 fn own_program(maps: &str) -> Option<Range<usize>> {
     let here = own_program as fn(&str) -> Option<Range<usize>> as usize;
     let mut before: Option<Mapping<'_>> = None;

@@ -170,8 +170,8 @@ fn block_device_that_is_named_reaches_the_container() -> Result<()> {
     })
 }
 
-/// A megabyte in a second. Two more pass at once: the bucket is full in the beginning, and filled for
-/// the time since then when it is first found empty.
+/// A megabyte in a second. Two more pass at once: the bucket is full in the beginning, and filled
+/// for the time since then when it is first found empty.
 #[test]
 fn disk_of_firecracker_is_read_no_faster_than_it_may() -> Result<()> {
     if hypervisor_under_test()? != "firecracker" || !can_pass_devices() {
