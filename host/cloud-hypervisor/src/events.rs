@@ -31,9 +31,9 @@ impl Reason {
     }
 }
 
-/// How many devices have gone since the VMM started.
+/// Tells of each device that goes.
 #[derive(Debug, Clone)]
-pub(crate) struct Removals(watch::Receiver<u64>);
+pub(crate) struct Removals(watch::Receiver<()>);
 
 impl Removals {
     /// Those from now on.
@@ -81,7 +81,7 @@ impl Event {
 /// Spawns the task that listens until the VMM ends, and ends it when its guest resets.
 pub(crate) fn listen(mut events: pipe::Receiver, vmm: Arc<Child>) -> (Reason, Removals) {
     let (report, reason) = watch::channel(None);
-    let (removed, removals) = watch::channel(0);
+    let (removed, removals) = watch::channel(());
     tokio::spawn(async move {
         let mut text = Vec::new();
         loop {
@@ -98,7 +98,7 @@ pub(crate) fn listen(mut events: pipe::Receiver, vmm: Arc<Child>) -> (Reason, Re
                     });
                 }
                 if event.is_removal() {
-                    removed.send_modify(|count| *count += 1);
+                    removed.send_replace(());
                 }
                 if event.end() == Some("guest-reset") {
                     // Its end is seen by whoever waits for that.
@@ -159,15 +159,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_removal_ends_a_wait_and_so_does_the_time() {
         const MOST: Duration = Duration::from_secs(1);
-        let (sender, receiver) = watch::channel(0);
+        let (sender, receiver) = watch::channel(());
         let removals = Removals(receiver);
-        sender.send_modify(|count| *count += 1);
+        sender.send_replace(());
         let mut later = removals.later();
         let began = Instant::now();
         // What went before does not count.
         later.within(MOST).await;
         assert_eq!(began.elapsed(), MOST);
-        sender.send_modify(|count| *count += 1);
+        sender.send_replace(());
         later.within(MOST).await;
         assert_eq!(began.elapsed(), MOST);
         drop(sender);

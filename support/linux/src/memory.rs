@@ -15,10 +15,9 @@ pub fn total_mib() -> io::Result<u32> {
     u32::try_from(bytes >> 20).map_err(io::Error::other)
 }
 
-/// Hands back memory that a program at rest can do without: the pages of its own code and constants
-/// (not of its libraries), and those of its heap in which nothing is. What is used again comes back
-/// by itself, code and constants from the page cache, a few microseconds for each 64 KiB of them;
-/// for a program that is through with most of what it does, and will live long.
+/// Hands back the pages of the caller's own code and constants (not of its libraries). What is used
+/// again comes back by itself from the page cache, a few microseconds for each 64 KiB of it; for a
+/// program that is through with most of what it does, and will live long.
 ///
 /// Constants are those before the code, where rustc's linker has them; GNU's puts them behind it,
 /// and they stay.
@@ -29,13 +28,7 @@ pub fn hand_back() -> io::Result<()> {
     // SAFETY: the pages are those of a file, which nothing may write to and nothing has written to,
     // as the loader does only to data, and to code with text relocations, which rustc makes none
     // of: the kernel fills them in again with the same bytes (madvise(2), MADV_DONTNEED).
-    unsafe { madvise(start, program.len(), Advice::LinuxDontNeed) }?;
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes the allocator's own locks, and gives up only what is free (malloc_trim(3)).
-    unsafe {
-        libc::malloc_trim(0);
-    }
-    Ok(())
+    Ok(unsafe { madvise(start, program.len(), Advice::LinuxDontNeed) }?)
 }
 
 /// The mapping of /proc/PID/maps (proc_pid_maps(5)) that this function is in, and the constants

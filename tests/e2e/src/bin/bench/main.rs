@@ -138,6 +138,7 @@ fn measure(subjects: &Subjects<'_>, groups: &[Group], values: &mut Values) -> Re
     }
     if has(&[Group::Memory]) {
         memory::idle(subjects, values)?;
+        memory::idle_with_reader(subjects, values)?;
         memory::idle_by_hand(subjects, values)?;
         for subject in subjects.runtimes().into_iter().filter(|one| *one != Subject::Kata) {
             memory::idle_without_vm(subjects, subject, values)?;

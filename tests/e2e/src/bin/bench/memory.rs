@@ -37,9 +37,9 @@ pub(crate) fn idle(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
     container.remove()
 }
 
-/// The same container by hand: its sandbox has no shim. Its output is read, as it always is by
-/// hand; so it is compared with the shim of one whose output is, too.
-pub(crate) fn idle_by_hand(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
+/// One whose output is read, as it always is by hand: so its shim is what `kata-proxy` is compared
+/// with.
+pub(crate) fn idle_with_reader(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
     let run = subjects.run(Subject::Kata, &["sh", "-c", IDLE]);
     let (client, container) = run.attach_and_keep()?;
     client.expect("up\n")?;
@@ -48,7 +48,11 @@ pub(crate) fn idle_by_hand(subjects: &Subjects<'_>, to: &mut Values) -> Result<(
     to.add(metric::READ_PSS, Subject::Kata, pss(shims.first().context("no shim")?)?);
     container.kill("KILL")?;
     client.wait()?;
-    container.remove()?;
+    container.remove()
+}
+
+/// The same container by hand: its sandbox has no shim.
+pub(crate) fn idle_by_hand(subjects: &Subjects<'_>, to: &mut Values) -> Result<()> {
     CommandLine::configured(subjects.configuration(), |host| {
         host.run_idle("idle")?;
         let owner = host.await_part(Part::Proxy)?;
