@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::client;
+use crate::deadline::Deadline;
 use crate::mark::Mark;
 
 /// Sizes in bytes. The files are sparse.
@@ -50,12 +51,15 @@ impl LoopDevice {
         &self.node
     }
 
-    /// Detaches it from its file at once; fails where somebody has it open or has it mounted.
+    /// Detaches it from its file; fails where somebody keeps it open or mounted.
     pub fn is_released(&self) -> Result<()> {
         // A device that is in use is detached only when it is not any more, and looks the same
-        // until then.
+        // until then. udev has a short look at each whose writer has closed it (udev(7), watch).
         run("losetup", &["--detach", &self.node])?;
-        ensure!(!self.is_attached()?, "{} is in use", self.node);
+        let deadline = Deadline::for_command();
+        while self.is_attached()? {
+            ensure!(!deadline.remaining().is_zero(), "{} is in use", self.node);
+        }
         Ok(())
     }
 
