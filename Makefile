@@ -10,7 +10,7 @@
 #   make soak       boots, and processes that print and exit, many times in a row: hours   (as root)
 #   make test-guests  tests with the pairs of guest kernel and root that are not installed: a quarter of an hour   (as root)
 #   make test-kernel  build the small kernel once more, as a user without rights, and compare   (as root)
-#   make host-vm    a machine with KVM for the tests, made on the spot, cached  (as root)
+#   make host-vm    a machine with KVM and newer engines for the tests, made on the spot, cached  (as root)
 #   make bench      measure, print a table [BENCH=--groups=start,exec ...]      (as root)
 #   make audit      look for published vulnerabilities of dependencies
 #   make clean      remove all that was built
@@ -255,13 +255,20 @@ check: build-deps
 	    --exclude=kata-host-vm --exclude=kata-qemu --exclude=kata-driver-contract
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-host-vm --package=kata-qemu --lib --bins
 
-.PHONY: test
-test: check kernel all distribution-guest engines
+# All packages at once, and side by side what leaves a processor idle when it is alone: linking, unpacking, fetching, waiting.
+.PHONY: test test-engines test-quick-starts
+test:
+	@mk/require-packages $(build_packages) $(check_packages) $(kernel_build_packages) $(engine_packages) $(host_vm_packages)
+	$(MAKE) --jobs=2 --output-sync=line check kernel distribution-guest engines host-vm
+	$(MAKE) all
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --package=kata-driver-contract --test='*'
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-guest-tests --test='*' -- --test-threads=2
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-kubernetes --test='*' -- --test-threads=2
-	@mk/require-packages $(host_vm_packages)
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm --test=engines --test=quick_starts
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-kubernetes --test='*' -- --test-threads=3
+	$(MAKE) --jobs=2 --output-sync=line test-engines test-quick-starts
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm
+
+test-engines test-quick-starts: test-%:
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=$(subst -,_,$*)
 
 # Guests that differ from the one that the tests have otherwise: each is a configuration file for tests.
 guests := small small-image small-template distribution distribution-image
@@ -332,6 +339,7 @@ test-kernel: build-deps kernel
 host-vm: build-deps
 	@mk/require-packages $(host_vm_packages)
 	$(CARGO) run $(CARGO_FLAGS) --quiet --package=kata-host-vm --bin=host-vm -- build
+	$(CARGO) run $(CARGO_FLAGS) --quiet --package=kata-host-vm --bin=host-vm -- build sid
 
 .PHONY: bench
 bench: kernel all distribution-guest engines

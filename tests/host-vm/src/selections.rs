@@ -92,6 +92,9 @@ const OTHER: Choice = Never(OTHERS);
 const LIVES_AND_STANDS_STILL: Choice =
     Only(&["detached_container_lives_until_it_is_killed", "paused_container_stands_still"], ABOVE);
 const IMAGES: Choice = Only(&["checked_image_boots", "image_that_was_tampered_with"], TIME);
+/// Who chooses QEMU gets it without KVM, too.
+const CHOICES: Choice =
+    Only(&["no_choice_is_krun", "runtimes_name_chooses_krun", "behind_its_walls"], TIME);
 /// What is refused of the pods' ones takes a boot, too.
 const DISKS_AT_BOOT: Choice = Only(
     &["becomes_a_disk", "block_device_that_is_named", "containers_of_a_pod_share_a_device"],
@@ -145,11 +148,11 @@ pub(crate) const TABLE: &[Row] = &[
     each("ports", Never(NO_GUEST)),
     // The whole.
     qemu("acceleration", Only(&["q35_uses_what_the_machine_has"], MICROVM)),
-    row("hypervisors", [Whole, Never(ITSELF), Never(ITSELF), Never(ITSELF), Never(ITSELF)]),
+    row("hypervisors", [CHOICES, Never(ITSELF), Never(ITSELF), Never(ITSELF), Never(ITSELF)]),
     row(
         "lifecycle",
         [
-            Only(&["detached_container_lives_until_it_is_killed"], ABOVE),
+            ByHand(ABOVE),
             LIVES_AND_STANDS_STILL,
             LIVES_AND_STANDS_STILL,
             LIVES_AND_STANDS_STILL,
@@ -180,14 +183,7 @@ pub(crate) const TABLE: &[Row] = &[
         "network",
         [
             Only(&["vhost_net_is_used"], TIME),
-            Only(
-                &[
-                    "container_has_the_network_of_its_namespace",
-                    "interface_that_comes_before",
-                    "pod_has_two_interfaces",
-                ],
-                TIME,
-            ),
+            Only(&["interface_that_comes_before", "pod_has_two_interfaces"], TIME),
             Only(
                 &["container_has_the_network_of_its_namespace", "interface_that_comes_before"],
                 TIME,
@@ -218,8 +214,6 @@ pub(crate) const TABLE: &[Row] = &[
                 &[
                     "becomes_a_disk",
                     "thin_device_is_shared_where",
-                    "read_only_root_on_a_disk",
-                    "block_device_that_is_named",
                     "containers_of_a_pod_share_a_device",
                     "members_of_a_pod_have_root_file_systems",
                 ],
@@ -267,21 +261,11 @@ pub(crate) const TABLE: &[Row] = &[
             &[
                 "daemon_knows_the_runtime_and_what_it_can",
                 "container_is_seen_entered_paused_stopped_and_started_again",
-                "networks_publish_ports_and_join_containers",
             ],
             ABOVE,
         ),
     ),
-    engine(
-        "podman",
-        Only(
-            &[
-                "container_is_seen_entered_paused_stopped_and_started_again",
-                "pod_is_one_vm_with_one_localhost",
-            ],
-            ABOVE,
-        ),
-    ),
+    engine("podman", Only(&["container_is_seen_entered_paused_stopped_and_started_again"], ABOVE)),
     // The machine's init is systemd.
     engine("systemd", Whole),
     // What is above the hypervisor.
