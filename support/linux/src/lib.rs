@@ -21,5 +21,6 @@ pub mod pidfd;
 pub mod process;
 pub mod program;
 pub mod signal_mask;
+mod threads;
 pub mod tsc;
 pub mod user;

@@ -16,7 +16,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal};
@@ -26,6 +26,10 @@ use tokio::sync::watch;
 use crate::jail::{self, Jail};
 use crate::last_words::LastWords;
 use crate::pidfd::Pidfd;
+use crate::threads;
+
+/// A killed process goes in milliseconds, and in seconds where it gives back much memory.
+const HANGS: Duration = Duration::from_secs(10);
 
 /// The first descriptor that is passed; the standard three come before it.
 const FIRST_PASSED_FD: RawFd = 3;
@@ -259,10 +263,19 @@ impl Child {
         self.pidfd.kill(signal)
     }
 
-    /// Kills the child with SIGKILL and waits for its end. May be repeated.
+    /// Kills the child with SIGKILL and waits for its end, which only the kernel can delay: when it
+    /// does, the log says where. May be repeated.
+    ///
+    /// # Panics
+    /// In a runtime without time.
     pub async fn end(&self) -> Exit {
         // SIGKILL to one's own child is always allowed.
         let _ = self.kill(Signal::KILL);
+        if let Ok(exit) = tokio::time::timeout(HANGS, self.exited()).await {
+            return exit;
+        }
+        let threads = threads::told(self.pid);
+        tracing::warn!(pid = self.pid, "killed, and not gone yet; its threads: {threads}");
         self.exited().await
     }
 
