@@ -8,8 +8,9 @@
 //!   <root>/.sandboxes/<id>/       the sandbox whose first container has this id: socket and log of its proxy
 //! ```
 //!
-//! Whoever changes a container holds a lock on its directory. Whoever only looks does not, and is
-//! quick.
+//! Whoever changes a container holds a lock on its directory, and whoever removes a sandbox one on
+//! that. Whoever only looks does not, and is quick. An id is taken as long as its directory exists,
+//! which is what goes last: who takes it next finds nothing of the one before.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -133,7 +134,7 @@ pub(crate) struct Known {
     pub(crate) unreadable: Vec<anyhow::Error>,
 }
 
-/// A container's directory, held so that nobody else changes it.
+/// A container's directory, or a sandbox's, held so that nobody else changes it.
 #[derive(Debug)]
 pub(crate) struct Locked {
     dir: PathBuf,
@@ -195,6 +196,12 @@ impl Registry {
         lock(&self.dir(id)?)
     }
 
+    /// Locks a sandbox's directory. `None` if there is none. Who locks a container, too, does that
+    /// first.
+    pub(crate) fn lock_sandbox(&self, id: &str) -> Result<Option<Locked>> {
+        lock(&self.sandbox_dir(id)?)
+    }
+
     /// All containers.
     pub(crate) fn list(&self) -> Result<Known> {
         let mut known = Known::default();
@@ -237,7 +244,16 @@ impl Locked {
         fs::read_to_string(self.dir.join(CGROUP)).ok()
     }
 
-    /// Forgets the container.
+    /// Forgets the container, whose id stays taken.
+    pub(crate) fn forget(&self) -> Result<()> {
+        match fs::remove_file(self.dir.join(STATE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
+                .with_context(|| format!("cannot remove {STATE} of {}", self.dir.display())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets the container, and gives back its id.
     pub(crate) fn remove(self) -> Result<()> {
         fs::remove_dir_all(&self.dir)
             .with_context(|| format!("cannot remove {}", self.dir.display()))

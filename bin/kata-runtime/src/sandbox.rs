@@ -18,7 +18,7 @@ use kata_shim_api::ttrpc::Code;
 use kata_shim_api::{api, metadata};
 
 use crate::handover;
-use crate::registry::{Registry, write_whole};
+use crate::registry::{Locked, Registry, write_whole};
 
 /// Who the proxy is.
 const PROXY: &str = "proxy.json";
@@ -48,7 +48,7 @@ impl Sandbox {
         if has_containers(registry, id)? {
             bail!("the sandbox {id} still has containers; delete them first");
         }
-        if dir.exists() {
+        if let Some(_lock) = registry.lock_sandbox(id)? {
             clear(id, &dir)?;
         }
         let failed = || format!("cannot create {}", dir.display());
@@ -191,10 +191,14 @@ pub(crate) fn has_ended(error: &CallError) -> bool {
 }
 
 /// Removes a sandbox whose containers are all gone. One that still has containers is left alone,
-/// also one whose first is being made, and so is one that is not there.
-pub(crate) fn remove(registry: &Registry, id: &str) -> Result<()> {
+/// also one whose first is being made or removed by another than `holder`, which has that id taken,
+/// and so is one that is not there.
+pub(crate) fn remove(registry: &Registry, id: &str, holder: Option<&Locked>) -> Result<()> {
     let dir = registry.sandbox_dir(id)?;
-    if !dir.exists() || registry.dir(id)?.exists() || has_containers(registry, id)? {
+    let first = registry.dir(id)?;
+    let is_taken = || first.exists() && holder.is_none_or(|holder| holder.dir() != first);
+    let Some(_lock) = registry.lock_sandbox(id)? else { return Ok(()) };
+    if is_taken() || has_containers(registry, id)? {
         return Ok(());
     }
     clear(id, &dir)
@@ -264,16 +268,22 @@ mod tests {
         let registry = Registry::new(&root.path().join("root")).unwrap();
         let outside = root.path().join("outside");
         fs::create_dir(&outside).unwrap();
-        assert!(remove(&registry, outside.to_str().unwrap()).is_err());
-        assert!(remove(&registry, "../../outside").is_err());
+        assert!(remove(&registry, outside.to_str().unwrap(), None).is_err());
+        assert!(remove(&registry, "../../outside", None).is_err());
         assert!(outside.exists());
 
         let first = registry.reserve("p1").unwrap();
         let (sandbox, _listener) = Sandbox::make(&registry, "p1").unwrap();
-        remove(&registry, "p1").unwrap();
+        remove(&registry, "p1", None).unwrap();
+        let member = registry.reserve("c1").unwrap();
+        remove(&registry, "p1", Some(&member)).unwrap();
         assert!(sandbox.dir.exists(), "its first container is being made");
+        remove(&registry, "p1", Some(&first)).unwrap();
+        assert!(!sandbox.dir.exists(), "it goes before the first container's id is free");
+
+        let (sandbox, _listener) = Sandbox::make(&registry, "p1").unwrap();
         first.remove().unwrap();
-        remove(&registry, "p1").unwrap();
+        remove(&registry, "p1", None).unwrap();
         assert!(!sandbox.dir.exists());
     }
 }

@@ -97,7 +97,5 @@ fn enter_cgroup(order: &Order) -> anyhow::Result<Option<(Membership, HostCgroup)
         return Ok(None);
     }
     let before = Membership::of_this_process()?;
-    let cgroup = HostCgroup::create(&order.cgroup)?;
-    cgroup.enter()?;
-    Ok(Some((before, cgroup)))
+    Ok(Some((before, HostCgroup::create_and_enter(&order.cgroup)?)))
 }

@@ -11,11 +11,15 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use thiserror::Error;
 
 /// How long a cgroup may stay busy after its last process has ended: the longest that
 /// [`HostCgroup::remove`] takes.
 pub const EMPTIED: Duration = Duration::from_millis(500);
+
+/// How often a cgroup is made that is removed before it is entered.
+const TRIES: u32 = 10;
 
 /// Why a cgroup could not be used.
 #[derive(Debug, Error)]
@@ -36,6 +40,19 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+}
+
+impl CgroupError {
+    /// Whether the cgroup was removed meanwhile. One that goes while its file is open is no device
+    /// any more.
+    fn is_of_removal(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                matches!(Errno::from_io_error(source), Some(Errno::NOENT | Errno::NODEV))
+            }
+            Self::Path(_) => false,
+        }
+    }
 }
 
 /// One mounted cgroup hierarchy.
@@ -66,6 +83,20 @@ impl HostCgroup {
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { dirs })
+    }
+
+    /// Makes the cgroup `path`, as [`HostCgroup::create`] does, and moves the calling process into
+    /// it, as [`HostCgroup::enter`] does. Nothing holds an empty one: whoever was in it before and
+    /// removes it meanwhile makes this begin anew.
+    pub fn create_and_enter(path: &str) -> Result<Self, CgroupError> {
+        let once = || Self::create(path).and_then(|made| made.enter().map(|()| made));
+        for _ in 1..TRIES {
+            match once() {
+                Err(error) if error.is_of_removal() => {}
+                entered => return entered,
+            }
+        }
+        once()
     }
 
     /// The cgroup `path`, as for [`HostCgroup::create`], to remove it; it need not exist.

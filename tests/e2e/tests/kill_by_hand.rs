@@ -10,10 +10,11 @@
 //!     delete      ▪       ▪       ▪  ┘
 //! ```
 
+use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use kata_e2e::{CommandLine, Deadline, IDLE, Input, Part, Runtime, only_a_vm};
+use anyhow::{Context, Result, ensure};
+use kata_e2e::{CommandLine, Deadline, IDLE, Input, Part, Runtime, Spec, only_a_vm};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -87,6 +88,35 @@ fn stand_in_is_killed_while_a_command_runs() -> Result<()> {
 #[test]
 fn vmm_is_killed_while_a_command_runs() -> Result<()> {
     killed_meanwhile(Part::Vmm)
+}
+
+/// Its id is taken until nothing of it is left, so that the next one loses neither its cgroup nor
+/// its sandbox to who removes the one before.
+#[test]
+fn container_is_made_anew_while_the_one_of_its_name_is_removed() -> Result<()> {
+    if !only_a_vm("a cgroup that goes before the id is free") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let id = host.id("c");
+        let in_cgroup = |spec: Spec| spec.set("/linux/cgroupsPath", json!(format!("/{id}")));
+        let bundle = host.bundle("c", IDLE, in_cgroup)?;
+        host.create("c", &bundle)?;
+        for _ in 0..5 {
+            let removal = host.attach(&["delete", "--force", &id], Input::Nothing)?;
+            CommandLine::until(|| match host.create("c", &bundle) {
+                Err(error) if format!("{error:#}").contains("already exists") => Ok(false),
+                made => made.map(|()| true),
+            })?;
+            let removed = removal.wait()?;
+            ensure!(removed.code == 0, "{removed}");
+            host.succeed(&["start", &id])?;
+            let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", host.pid("c")?))?;
+            ensure!(cgroups.lines().all(|line| line.ends_with(&format!("/{id}"))), "{cgroups}");
+            assert!(host.succeed(&["exec", &id, "ps", "-o", "args"])?.contains("sleep 1000"));
+        }
+        host.succeed(&["delete", "--force", &id]).map(drop)
+    })
 }
 
 /// Its process in the guest goes with it, and nothing else does.

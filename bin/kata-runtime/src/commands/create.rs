@@ -19,7 +19,7 @@ use crate::bundle::Bundle;
 use crate::cli::CreateArgs;
 use crate::launch::{Fifos, StandIn, program};
 use crate::registry::{Container, Locked, Stage, write_whole};
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::terminal;
 
 pub(super) fn run(host: &Host, args: &CreateArgs) -> Result<()> {
@@ -57,17 +57,10 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
 /// has removed the other containers meanwhile has left it to that one.
 fn take_back(host: &Host, locked: Locked, (sandbox, made_for_it): (&str, bool), cgroup: &str) {
     let container = locked.load().ok().flatten();
-    let is_its_to_remove = made_for_it || container.is_some();
-    let forgotten = locked.remove().and_then(|()| match is_its_to_remove {
-        true => sandbox::remove(&host.registry, sandbox),
-        false => Ok(()),
-    });
-    if let Err(error) = forgotten {
+    let left = (made_for_it || container.is_some()).then_some(sandbox);
+    let cgroup = if cgroup.is_empty() { None } else { HostCgroup::at(cgroup).ok() };
+    if let Err(error) = delete::give_back(host, locked, left, cgroup) {
         host.report.warning(&format!("after the failure: {error:#}"));
-    }
-    if !cgroup.is_empty() {
-        // Another container may be in it, or the engine may have removed it.
-        let _ = HostCgroup::at(cgroup).and_then(|cgroup| cgroup.remove());
     }
     // It is known from its first hook on, and what they did is to be undone.
     if let Some(container) = container {

@@ -51,15 +51,32 @@ pub(super) fn run(host: &Host, id: &str, force: bool) -> Result<()> {
 /// Removes a container of which no more is known than its cgroup, and the sandbox that has its id,
 /// unless others are in it.
 fn forget(host: &Host, locked: Locked, id: &str) -> Result<()> {
+    // A stand-in that is on its way out removes it itself.
     let cgroup = locked.announced_cgroup();
+    give_back(host, locked, Some(id), cgroup.and_then(|path| HostCgroup::at(&path).ok()))
+}
+
+/// Gives back what a container that has ended has taken: its place in the sandbox, if it has one,
+/// and the sandbox with its last one; its cgroup; and its id last of all, so that whoever takes
+/// that anew finds nothing of this one.
+pub(super) fn give_back(
+    host: &Host,
+    locked: Locked,
+    sandbox: Option<&str>,
+    cgroup: Option<HostCgroup>,
+) -> Result<()> {
+    let leave = |holder: Option<&Locked>| {
+        sandbox.map_or(Ok(()), |id| sandbox::remove(&host.registry, id, holder))
+    };
+    locked.forget()?;
+    let left = leave(Some(&locked));
+    // Another container may be in it, as in that of a sandbox that lives on, or the engine may have
+    // removed it.
+    let _ = cgroup.map(|cgroup| cgroup.remove());
+    left?;
     locked.remove()?;
-    let removed = sandbox::remove(&host.registry, id);
-    if let Some(cgroup) = cgroup {
-        // Another container may be in it, or the engine may have removed it; a stand-in that is on
-        // its way out removes it itself.
-        let _ = HostCgroup::at(&cgroup).and_then(|cgroup| cgroup.remove());
-    }
-    removed
+    // One that went meanwhile may have left it to the first, as long as that one's id was taken.
+    leave(None)
 }
 
 /// Kills a container and waits for its end.
@@ -79,11 +96,8 @@ pub(super) fn remove(host: &Host, locked: Locked, container: &Container) -> Resu
         let request = api::DeleteRequest { id: container.id.clone(), ..Default::default() };
         let _ = sandbox.call::<api::DeleteResponse>("Delete", &request);
     }
-    locked.remove()?;
-    sandbox::remove(&host.registry, &container.sandbox)?;
-    // The cgroup of a sandbox that lives on is still needed, and one that the engine has removed is
-    // fine.
-    let _ = HostCgroup::from_dirs(container.cgroups.clone()).remove();
+    let cgroup = HostCgroup::from_dirs(container.cgroups.clone());
+    give_back(host, locked, Some(&container.sandbox), Some(cgroup))?;
     run_poststop(host, container);
     Ok(())
 }
@@ -103,21 +117,54 @@ pub(super) fn ended(host: &Host, id: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::cli::LogFormat;
     use crate::registry::Registry;
     use crate::report::Report;
 
-    #[test]
-    fn a_container_that_cannot_be_read_is_removed_by_force_and_in_nobodys_way() {
-        let root = tempfile::tempdir().unwrap();
-        let host = Host {
-            registry: Registry::new(root.path()).unwrap(),
+    fn host(root: &Path) -> Host {
+        Host {
+            registry: Registry::new(root).unwrap(),
             report: Report::to(None, LogFormat::Text),
             config: String::new(),
             systemd_cgroup: false,
             debug: false,
-        };
+        }
+    }
+
+    #[test]
+    fn id_is_taken_until_nothing_is_left_of_the_container() {
+        let root = tempfile::tempdir().unwrap();
+        let host = host(&root.path().join("root"));
+        let cgroup = root.path().join("cgroup");
+        std::fs::create_dir(&cgroup).unwrap();
+        let locked = host.registry.reserve("c").unwrap();
+        let state = locked.dir().join("state.json");
+        std::fs::write(&state, "{}").unwrap();
+        let (sandbox, _listener) = Sandbox::make(&host.registry, "c").unwrap();
+        let mut proxy = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        sandbox.record_proxy(proxy.id()).unwrap();
+        std::thread::scope(|scope| {
+            let cgroup = HostCgroup::from_dirs(vec![cgroup.clone()]);
+            let removal = scope.spawn(|| give_back(&host, locked, Some("c"), Some(cgroup)));
+            // Then it waits for the proxy.
+            while state.exists() {}
+            let taken = host.registry.reserve("c").unwrap_err().to_string();
+            proxy.kill().unwrap();
+            proxy.wait().unwrap();
+            removal.join().unwrap().unwrap();
+            assert_eq!(taken, "container with given ID already exists");
+        });
+        assert!(!cgroup.exists() && !sandbox.dir.exists());
+        host.registry.reserve("c").unwrap();
+    }
+
+    #[test]
+    fn a_container_that_cannot_be_read_is_removed_by_force_and_in_nobodys_way() {
+        let root = tempfile::tempdir().unwrap();
+        let host = host(root.path());
         let bad = host.registry.reserve("bad").unwrap().dir().to_owned();
         std::fs::write(bad.join("state.json"), "{").unwrap();
         host.registry.reserve("other").unwrap();
