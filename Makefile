@@ -255,15 +255,14 @@ check: build-deps
 	    --exclude=kata-host-vm --exclude=kata-qemu --exclude=kata-driver-contract
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-host-vm --package=kata-qemu --lib --bins
 
-# All packages at once, and side by side what leaves a processor idle when it is alone: linking, unpacking, fetching, waiting.
 .PHONY: test test-engines test-quick-starts
 test:
 	@mk/require-packages $(build_packages) $(check_packages) $(kernel_build_packages) $(engine_packages) $(host_vm_packages)
-	$(MAKE) --jobs=2 --output-sync=line check kernel distribution-guest engines host-vm
-	$(MAKE) all
+	$(MAKE) check kernel all distribution-guest engines
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-qemu --package=kata-driver-contract --test='*'
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-guest-tests --test='*' -- --test-threads=2
-	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-kubernetes --test='*' -- --test-threads=3
+	$(CARGO) test $(CARGO_FLAGS) --package=kata-e2e --package=kata-kubernetes --test='*' -- --test-threads=2
+	@# Each of them leaves a processor idle.
 	$(MAKE) --jobs=2 --output-sync=line test-engines test-quick-starts
 	$(CARGO) test $(CARGO_FLAGS) --package=kata-host-vm --test=kvm
 

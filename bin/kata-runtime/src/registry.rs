@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   <root>/<id>/state.json        the container; written whole or not at all
+//!   <root>/<id>/forgotten.json    the same, while it is being removed
 //!   <root>/<id>/cgroup            the cgroup that it is about to have, before the rest is known
 //!   <root>/<id>/exec-<id>.json    the stand-in of a process that was added to it
 //!   <root>/.sandboxes/<id>/       the sandbox whose first container has this id: socket and log of its proxy
@@ -28,6 +29,9 @@ use serde::{Deserialize, Serialize};
 
 /// A container's file.
 const STATE: &str = "state.json";
+
+/// The same of one that is being removed.
+const FORGOTTEN: &str = "forgotten.json";
 
 /// The file in a container's directory that has the cgroup it is about to have.
 const CGROUP: &str = "cgroup";
@@ -244,13 +248,19 @@ impl Locked {
         fs::read_to_string(self.dir.join(CGROUP)).ok()
     }
 
-    /// Forgets the container, whose id stays taken.
+    /// From now on there is no such container for anybody, and its id stays taken. Does nothing for
+    /// one of which nothing is known.
     pub(crate) fn forget(&self) -> Result<()> {
-        match fs::remove_file(self.dir.join(STATE)) {
+        match fs::rename(self.dir.join(STATE), self.dir.join(FORGOTTEN)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
-                .with_context(|| format!("cannot remove {STATE} of {}", self.dir.display())),
+                .with_context(|| format!("cannot rename {STATE} of {}", self.dir.display())),
             _ => Ok(()),
         }
+    }
+
+    /// The container whose removal did not come to its end.
+    pub(crate) fn forgotten(&self) -> Result<Option<Container>> {
+        read(&self.dir.join(FORGOTTEN))
     }
 
     /// Forgets the container, and gives back its id.
@@ -351,6 +361,10 @@ mod tests {
         assert_eq!(registry.load("c1").unwrap().status(), Status::Created);
         fs::create_dir_all(registry.sandbox_dir("c1").unwrap()).unwrap();
         assert_eq!(registry.list().unwrap().containers.len(), 1);
+        locked.forget().unwrap();
+        assert!(registry.find("c1").unwrap().is_none());
+        assert_eq!(locked.forgotten().unwrap().unwrap().id, "c1");
+        assert!(registry.reserve("c1").is_err(), "its id is free");
         locked.remove().unwrap();
         assert!(registry.lock("c1").unwrap().is_none());
         assert_eq!(registry.load("c1").unwrap_err().to_string(), UNKNOWN);

@@ -97,5 +97,13 @@ fn enter_cgroup(order: &Order) -> anyhow::Result<Option<(Membership, HostCgroup)
         return Ok(None);
     }
     let before = Membership::of_this_process()?;
-    Ok(Some((before, HostCgroup::create_and_enter(&order.cgroup)?)))
+    let cgroup = if order.exec.is_empty() {
+        HostCgroup::create_and_enter(&order.cgroup)?
+    } else {
+        // The container's stand-in is in it; else there is nothing to add a process to.
+        let cgroup = HostCgroup::at(&order.cgroup)?;
+        cgroup.enter()?;
+        cgroup
+    };
+    Ok(Some((before, cgroup)))
 }

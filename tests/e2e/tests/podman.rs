@@ -152,12 +152,12 @@ fn network_publishes_ports_and_knows_names() -> Result<()> {
 #[test]
 fn container_is_in_two_networks() -> Result<()> {
     podman(|podman| {
-        let networks = ["net", "other"];
+        let networks = ["one", "other"];
         for network in networks {
             podman.succeed(&format!("network create {network}"))?;
         }
         // Newer Podmans do not let containers ping by default.
-        podman.start("web", "--network net,other --cap-add NET_RAW", SERVER)?;
+        podman.start("web", "--network one,other --cap-add NET_RAW", SERVER)?;
         for network in networks {
             let of_web = format!(
                 "{{{{.NetworkSettings.Networks.{network}.IPAddress}}}} {{{{.NetworkSettings.Networks.{network}.Gateway}}}}"
@@ -184,12 +184,18 @@ fn pod_is_reached_on_loopback_only_and_asks_a_name_server_outside() -> Result<()
         podman.on_host(&format!("ip address add {outside}/32 dev lo"))?.success()?;
         let its_address = Ipv4Addr::new(203, 0, 113, 7);
         let _world = podman.name_server(outside, www, its_address)?;
-        podman.succeed("network create --disable-dns net")?;
+        podman.succeed("network create --disable-dns outer")?;
         let gateway = podman
-            .call_with(["network", "inspect", "--format", "{{(index .Subnets 0).Gateway}}", "net"])?
+            .call_with([
+                "network",
+                "inspect",
+                "--format",
+                "{{(index .Subnets 0).Gateway}}",
+                "outer",
+            ])?
             .success()?;
         podman.succeed(&format!(
-            "pod create --name pod --network net --dns {outside} --publish 127.0.0.1:8080:80"
+            "pod create --name pod --network outer --dns {outside} --publish 127.0.0.1:8080:80"
         ))?;
         let serve = "while :; do echo from the pod | nc -l -p 80; done";
         podman.start("web", "--pod pod", serve)?;
@@ -203,7 +209,7 @@ fn pod_is_reached_on_loopback_only_and_asks_a_name_server_outside() -> Result<()
         let told = podman.run("--rm --pod pod", &asks).output()?;
         assert_eq!(told.text(), format!("Address: {its_address}\nnobody\n"), "{told}");
         podman.succeed("pod rm --force --time 0 pod")?;
-        podman.succeed("network rm net").map(drop)
+        podman.succeed("network rm outer").map(drop)
     })
 }
 

@@ -59,12 +59,9 @@ fn take_back(host: &Host, locked: Locked, (sandbox, made_for_it): (&str, bool), 
     let container = locked.load().ok().flatten();
     let left = (made_for_it || container.is_some()).then_some(sandbox);
     let cgroup = if cgroup.is_empty() { None } else { HostCgroup::at(cgroup).ok() };
-    if let Err(error) = delete::give_back(host, locked, left, cgroup) {
-        host.report.warning(&format!("after the failure: {error:#}"));
-    }
     // It is known from its first hook on, and what they did is to be undone.
-    if let Some(container) = container {
-        delete::run_poststop(host, &container);
+    if let Err(error) = delete::give_back(host, locked, left, cgroup, container.as_ref()) {
+        host.report.warning(&format!("after the failure: {error:#}"));
     }
 }
 

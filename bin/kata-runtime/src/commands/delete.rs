@@ -24,8 +24,14 @@ pub(super) fn run(host: &Host, id: &str, force: bool) -> Result<()> {
     };
     let container = match locked.load() {
         Ok(Some(container)) => container,
-        // Its creation was killed before there was anything to know.
-        Ok(None) => return forget(host, locked, id),
+        Ok(None) => {
+            return match locked.forgotten() {
+                // Its removal was killed.
+                Ok(Some(container)) => remove(host, locked, &container),
+                // Its creation was, before there was anything to know.
+                _ => forget(host, locked, id),
+            };
+        }
         Err(error) if force => {
             host.report.warning(&format!(
                 "{error:#}; its poststop hooks are not run, and what it has in another one's sandbox goes with that"
@@ -53,17 +59,20 @@ pub(super) fn run(host: &Host, id: &str, force: bool) -> Result<()> {
 fn forget(host: &Host, locked: Locked, id: &str) -> Result<()> {
     // A stand-in that is on its way out removes it itself.
     let cgroup = locked.announced_cgroup();
-    give_back(host, locked, Some(id), cgroup.and_then(|path| HostCgroup::at(&path).ok()))
+    let cgroup = cgroup.and_then(|path| HostCgroup::at(&path).ok());
+    give_back(host, locked, Some(id), cgroup, None)
 }
 
 /// Gives back what a container that has ended has taken: its place in the sandbox, if it has one,
-/// and the sandbox with its last one; its cgroup; and its id last of all, so that whoever takes
-/// that anew finds nothing of this one.
+/// and the sandbox with its last one; its cgroup; what the poststop hooks undo, if it is known; and
+/// its id last of all, so that whoever takes that anew finds nothing of this one. A sandbox that
+/// cannot be removed does not keep the id: the next one's creation tries again.
 pub(super) fn give_back(
     host: &Host,
     locked: Locked,
     sandbox: Option<&str>,
     cgroup: Option<HostCgroup>,
+    container: Option<&Container>,
 ) -> Result<()> {
     let leave = |holder: Option<&Locked>| {
         sandbox.map_or(Ok(()), |id| sandbox::remove(&host.registry, id, holder))
@@ -73,10 +82,12 @@ pub(super) fn give_back(
     // Another container may be in it, as in that of a sandbox that lives on, or the engine may have
     // removed it.
     let _ = cgroup.map(|cgroup| cgroup.remove());
-    left?;
+    if let Some(container) = container {
+        run_poststop(host, container);
+    }
     locked.remove()?;
     // One that went meanwhile may have left it to the first, as long as that one's id was taken.
-    leave(None)
+    left.and_then(|()| leave(None))
 }
 
 /// Kills a container and waits for its end.
@@ -97,13 +108,11 @@ pub(super) fn remove(host: &Host, locked: Locked, container: &Container) -> Resu
         let _ = sandbox.call::<api::DeleteResponse>("Delete", &request);
     }
     let cgroup = HostCgroup::from_dirs(container.cgroups.clone());
-    give_back(host, locked, Some(&container.sandbox), Some(cgroup))?;
-    run_poststop(host, container);
-    Ok(())
+    give_back(host, locked, Some(&container.sandbox), Some(cgroup), Some(container))
 }
 
 /// Runs the hooks that follow a container's end. That one has failed is told, and changes nothing.
-pub(super) fn run_poststop(host: &Host, container: &Container) {
+fn run_poststop(host: &Host, container: &Container) {
     let state = hook_state(container, "stopped", 0);
     for error in kata_hooks::run_all("poststop", &container.poststop, &state) {
         host.report.warning(&error.to_string());
@@ -148,7 +157,7 @@ mod tests {
         sandbox.record_proxy(proxy.id()).unwrap();
         std::thread::scope(|scope| {
             let cgroup = HostCgroup::from_dirs(vec![cgroup.clone()]);
-            let removal = scope.spawn(|| give_back(&host, locked, Some("c"), Some(cgroup)));
+            let removal = scope.spawn(|| give_back(&host, locked, Some("c"), Some(cgroup), None));
             // Then it waits for the proxy.
             while state.exists() {}
             let taken = host.registry.reserve("c").unwrap_err().to_string();
@@ -158,6 +167,25 @@ mod tests {
             assert_eq!(taken, "container with given ID already exists");
         });
         assert!(!cgroup.exists() && !sandbox.dir.exists());
+        host.registry.reserve("c").unwrap();
+    }
+
+    #[test]
+    fn removal_that_was_killed_goes_on_where_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        let host = host(root.path());
+        let member =
+            r#"{"id":"c","sandbox":"p","stand_in":{"pid":1,"start_time":1},"stage":"started"}"#;
+        let locked = host.registry.reserve("c").unwrap();
+        locked.save(&serde_json::from_str(member).unwrap()).unwrap();
+        let (sandbox, listener) = Sandbox::make(&host.registry, "q").unwrap();
+        drop(listener);
+        let of_member = sandbox.dir.with_file_name("p");
+        std::fs::rename(&sandbox.dir, &of_member).unwrap();
+        locked.forget().unwrap();
+        drop(locked);
+        run(&host, "c", false).unwrap();
+        assert!(!of_member.exists(), "the last member's sandbox stays");
         host.registry.reserve("c").unwrap();
     }
 
