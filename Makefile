@@ -10,7 +10,7 @@
 #   make soak       boots, and processes that print and exit, many times in a row: hours   (as root)
 #   make test-guests  tests with the pairs of guest kernel and root that are not installed: a quarter of an hour   (as root)
 #   make test-kernel  build the small kernel once more, as a user without rights, and compare   (as root)
-#   make host-vm    a machine with KVM and newer engines for the tests, made on the spot, cached  (as root)
+#   make host-vm    a machine with KVM for the tests, made on the spot, cached  (as root)
 #   make bench      measure, print a table [BENCH=--groups=start,exec ...]      (as root)
 #   make audit      look for published vulnerabilities of dependencies
 #   make clean      remove all that was built
@@ -338,7 +338,6 @@ test-kernel: build-deps kernel
 host-vm: build-deps
 	@mk/require-packages $(host_vm_packages)
 	$(CARGO) run $(CARGO_FLAGS) --quiet --package=kata-host-vm --bin=host-vm -- build
-	$(CARGO) run $(CARGO_FLAGS) --quiet --package=kata-host-vm --bin=host-vm -- build sid
 
 .PHONY: bench
 bench: kernel all distribution-guest engines

@@ -13,7 +13,6 @@ use kata_host_vm::{Disk, EngineRoot, HostImage, Machine};
 
 const USAGE: &str =
     "usage: host-vm build                 make the machine, unless it is in the cache
-       host-vm build trixie|sid      make the root with the engines of that release, unless it is in the cache
        host-vm run COMMAND [PATH]…   boot it, run one shell command in it, end it
        host-vm shell [PATH]…         boot it, run every line of standard input in it
        host-vm engines trixie|sid COMMAND [PATH]…
@@ -34,7 +33,10 @@ fn main() -> ExitCode {
 fn run(arguments: Vec<String>) -> Result<ExitCode> {
     let mut arguments = arguments.into_iter();
     match arguments.next().as_deref() {
-        Some("build") => build(arguments.next().as_deref()),
+        Some("build") => {
+            println!("the host VM is in {}", HostImage::ready()?.place().display());
+            Ok(ExitCode::SUCCESS)
+        }
         Some("run") => {
             let Some(command) = arguments.next() else { bail!("{USAGE}") };
             let mut machine = boot(arguments)?;
@@ -68,17 +70,6 @@ fn run(arguments: Vec<String>) -> Result<ExitCode> {
         }
         _ => bail!("{USAGE}"),
     }
-}
-
-fn build(release: Option<&str>) -> Result<ExitCode> {
-    if let Some(name) = release {
-        let Some(suite) = Suite::named(name) else { bail!("{USAGE}") };
-        EngineRoot::ready(suite)?;
-        println!("the engines of {name} are in the cache");
-    } else {
-        println!("the host VM is in {}", HostImage::ready()?.place().display());
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn prompt() -> Result<()> {
