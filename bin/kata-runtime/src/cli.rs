@@ -461,10 +461,10 @@ pub(crate) struct UpdateArgs {
     /// Microseconds of such a period that they may run. Not supported but for 0.
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) cpu_rt_runtime: Option<i64>,
-    /// Processors to run on.
+    /// Processors of the host to run on, like `0-3,8`.
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_cpus: Option<String>,
-    /// Memory nodes to use.
+    /// Memory nodes of the host to use.
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_mems: Option<String>,
     /// The most memory, in bytes or like `64m`; -1 for as much as there is.

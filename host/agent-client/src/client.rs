@@ -8,7 +8,7 @@ use std::time::Duration;
 use kata_agent_api::agent_ttrpc::AgentServiceClient;
 use kata_agent_api::health_ttrpc::HealthClient;
 use kata_channel::ChannelStream;
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{LinuxResources, Process};
 use protobuf::Message;
 use tokio::time::Instant;
 use ttrpc::asynchronous::Client;
@@ -22,6 +22,11 @@ const LONGEST: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
 
 /// What is left of a message for the envelope around the request (method, deadline, lengths).
 const MAX_REQUEST: u64 = ttrpc::proto::MESSAGE_LENGTH_MAX as u64 - 4096;
+
+/// What a kubelet asks for with every container of a host with version 2 of cgroups: that all of
+/// its processes are killed when one is for want of memory, and that none is swapped out, which no
+/// guest does by itself.
+const KUBELETS: [&str; 2] = ["memory.oom.group", "memory.swap.max"];
 
 /// The agent in one guest. Clones share one connection, on which requests run side by side; it is
 /// closed when the last clone is gone.
@@ -114,6 +119,30 @@ impl AgentClient {
                 Err(AgentError::InvalidArgument { method, message })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Refuses limits that the agent would not read, but for those of which a container loses
+    /// little and without which no kubelet's would start.
+    pub(crate) fn check_unified(
+        &self,
+        method: &'static str,
+        resources: &LinuxResources,
+    ) -> Result<(), AgentError> {
+        if self.knows_additions.get().is_some() {
+            return Ok(());
+        }
+        // The first by name, for the same words every time.
+        let files = resources.unified().iter().flat_map(|files| files.keys());
+        match files.filter(|file| !KUBELETS.contains(&file.as_str())).min() {
+            None => Ok(()),
+            Some(file) => {
+                let message = format!(
+                    "the guest's agent does not set {file} (linux.resources.unified); \
+                     use the guest image of this version, or remove it"
+                );
+                Err(AgentError::InvalidArgument { method, message })
+            }
         }
     }
 

@@ -43,11 +43,15 @@ impl AgentClient {
     /// # Errors
     ///
     /// [`AgentError::Convert`] when the specification says what the protocol cannot carry,
-    /// [`AgentError::InvalidArgument`] when its process has a umask and the agent is another
-    /// project's.
+    /// [`AgentError::InvalidArgument`] when its process has a umask, or its limits name files of
+    /// version 2 of cgroups, and the agent is another project's.
     pub async fn create_container(&self, container: &GuestContainer) -> Result<(), AgentError> {
         if let Some(process) = container.spec.process() {
             self.check_umask("CreateContainer", process)?;
+        }
+        let linux = container.spec.linux().as_ref();
+        if let Some(resources) = linux.and_then(|linux| linux.resources().as_ref()) {
+            self.check_unified("CreateContainer", resources)?;
         }
         let message = agent::CreateContainerRequest {
             container_id: container.id.clone(),
@@ -84,6 +88,7 @@ impl AgentClient {
         id: &str,
         resources: &LinuxResources,
     ) -> Result<(), AgentError> {
+        self.check_unified("UpdateContainer", resources)?;
         let message = agent::UpdateContainerRequest {
             container_id: id.to_owned(),
             resources: Some(convert::resources_to_wire(resources)?).into(),

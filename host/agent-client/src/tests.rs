@@ -11,7 +11,9 @@ use kata_agent_api::empty::Empty;
 use kata_agent_api::health::{CheckRequest, HealthCheckResponse, health_check_response};
 use kata_agent_api::health_ttrpc::{Health, create_health};
 use kata_agent_api::types;
-use oci_spec::runtime::{LinuxBuilder, LinuxPersonality, Process, SpecBuilder, UserBuilder};
+use oci_spec::runtime::{
+    LinuxBuilder, LinuxPersonality, LinuxResources, Process, SpecBuilder, UserBuilder,
+};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use ttrpc::Code;
@@ -171,6 +173,15 @@ async fn what_cannot_be_carried_is_not_sent() {
     careful.set_user(UserBuilder::default().umask(0o077_u32).build().unwrap());
     let error = guest.client.exec_process(&process("1"), &careful).await.unwrap_err();
     assert!(error.to_string().contains("does not set a umask (077"), "{error}");
+    let files = ["memory.swap.max", "pids.max", "memory.high"];
+    let files = files.map(|file| (file.to_owned(), "9".to_owned()));
+    let mut limits = LinuxResources::default();
+    limits.set_unified(Some(files.into()));
+    let error = guest.client.update_container("c", &limits).await.unwrap_err();
+    assert!(
+        error.to_string().contains("does not set memory.high (linux.resources.unified)"),
+        "{error}"
+    );
 
     let data = vec![0; 5 << 20];
     let error = guest.client.write_stdin(&process("1"), data).await.unwrap_err();

@@ -17,7 +17,7 @@ use kata_hypervisor::{
 use kata_linux::identifier::{self, IdentifierError};
 use kata_sandbox::{
     ContainerPlan, Deadlines, ImageCache, ImagePlan, MemoryPlan, NetworkModel, NetworkPlan,
-    ResolvConf, SandboxMount, SandboxPlan, VcpusPlan,
+    Placement, ResolvConf, SandboxMount, SandboxPlan, VcpusPlan,
 };
 use kata_storage::{FileServerSpec, RootfsMount, check_container_id};
 use oci_spec::runtime::{LinuxResources, Spec};
@@ -91,6 +91,7 @@ pub(crate) fn sandbox(
         network,
         memory,
         vcpus,
+        placement: placement(spec, &role)?,
         file_server,
         guest: guest_sandbox(config, id, spec, images.is_none()),
         images,
@@ -373,6 +374,13 @@ fn cgroup(config: &HostConfig, id: &str, spec: &Spec) -> String {
         Some(path) if config.runtime.sandbox_cgroup_only => path.display().to_string(),
         _ => format!("/kata_overhead/{id}"),
     }
+}
+
+/// Where on the host a lone container may run; a pod's containers say so when they come.
+fn placement(spec: &Spec, role: &ContainerRole) -> Result<Placement, RuntimeError> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let alone = resources.filter(|_| *role == ContainerRole::Single);
+    Ok(alone.map_or(Ok(Placement::default()), Placement::of)?)
 }
 
 /// The limits that are known when the VM is made: a pod's from CRI's annotations, a lone

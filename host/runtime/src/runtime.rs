@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use kata_config::{ConfigError, HostConfig, HypervisorName, LogLevel, SizeError};
 use kata_hypervisor::Hypervisor;
 use kata_linux::identifier::IdentifierError;
-use kata_sandbox::{ContainerPlan, SandboxPlan};
+use kata_sandbox::{ContainerPlan, PlacementError, SandboxPlan};
 use kata_storage::{RootfsMount, StorageError};
 use oci_spec::runtime::Spec;
 use thiserror::Error;
@@ -29,6 +29,9 @@ pub enum RuntimeError {
     /// The spec asks for what cannot be done.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// The spec names processors or memory nodes that are no numbers.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// A mount of the spec cannot be done.
     #[error(transparent)]
     Storage(#[from] StorageError),

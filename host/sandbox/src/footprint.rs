@@ -23,6 +23,7 @@ use kata_linux::mount;
 use kata_network::{Namespace, NetworkError};
 use thiserror::Error;
 
+use crate::Placement;
 use record::{NetworkRecord, Record};
 
 pub use sweep::{LONGEST_SWEEP, sweep, sweep_of};
@@ -124,6 +125,16 @@ impl Footprint {
     pub fn sweep_others(&self) {
         let dir = self.dir.clone();
         tokio::task::spawn_blocking(move || sweep::sweep_abandoned(&dir));
+    }
+
+    /// Keeps everything that is in its cgroup to processors and memory nodes of the host; where
+    /// that is within the one of its first container, what is in there, too. On an error it is
+    /// where it was.
+    pub fn place(&self, placement: &Placement) -> Result<(), FootprintError> {
+        let Placement { processors, nodes } = placement;
+        let around =
+            self.record.lock().unwrap_or_else(PoisonError::into_inner).cgroups_around.clone();
+        Ok(self.cgroup.place(&around, processors.as_ref(), nodes.as_ref())?)
     }
 
     /// Writes down the children, besides the calling process itself.

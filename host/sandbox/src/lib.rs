@@ -31,6 +31,7 @@ mod footprint;
 mod ledger;
 mod memory;
 mod network;
+mod placement;
 mod plan;
 mod process;
 mod resolv_conf;
@@ -43,6 +44,7 @@ pub use error::{BootError, BootStage, SandboxError};
 pub use footprint::{Footprint, FootprintError, LONGEST_SWEEP, sweep, sweep_of};
 pub use ledger::{Deletion, Exit, Ledger, ProcessKey, Refusal, Status};
 pub use network::{JoinError, check_network};
+pub use placement::{Placement, PlacementError};
 pub use plan::{
     ContainerPlan, Deadlines, DiskDevice, DiskRoot, ImagePlan, MemoryPlan, NetworkPlan,
     SandboxMount, SandboxPlan, VcpusPlan,

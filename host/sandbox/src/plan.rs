@@ -9,7 +9,7 @@ use kata_hypervisor::VmSpec;
 use kata_storage::{BlockRoot, FileServerSpec, GuestMounts, ImageCache, RootfsMount};
 use oci_spec::runtime::Spec;
 
-use crate::{NetworkModel, ResolvConf};
+use crate::{NetworkModel, Placement, ResolvConf};
 
 /// A sandbox to boot.
 #[derive(Debug, Clone)]
@@ -43,6 +43,8 @@ pub struct SandboxPlan {
     pub memory: MemoryPlan,
     /// How its virtual CPUs do.
     pub vcpus: VcpusPlan,
+    /// Where on the host it may run when it boots; later its containers decide.
+    pub placement: Placement,
     /// How long each stage of the boot, and each request, may take.
     pub deadlines: Deadlines,
     /// No other container is expected: unless one has joined, the VM may go as soon as its first

@@ -7,12 +7,13 @@ mod health;
 mod port_forward;
 mod room;
 mod settle;
+mod shared;
 mod take_down;
 mod updates;
 mod watchers;
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kata_agent_client::{
@@ -31,6 +32,8 @@ use crate::network::SandboxNetwork;
 use crate::process::{PendingExec, Processes, Resizing};
 use crate::timing::Timing;
 use crate::vcpus::Vcpus;
+use room::Place;
+
 use crate::{
     BootError, ContainerPlan, Deletion, EventSink, Exit, Footprint, GuestProcess, ProcessKey,
     Refusal, ResolvConf, SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
@@ -79,6 +82,7 @@ struct Shared {
     memory: tokio::sync::Mutex<Memory>,
     /// The same.
     vcpus: tokio::sync::Mutex<Vcpus>,
+    place: Mutex<Place>,
     processes: Mutex<Processes>,
     /// A process is no longer on its way: it was made or started, or could not be.
     arrived: Notify,
@@ -122,6 +126,7 @@ impl Sandbox {
             network: tokio::sync::Mutex::new(network),
             memory: tokio::sync::Mutex::new(Memory::new(plan.memory)),
             vcpus: tokio::sync::Mutex::new(Vcpus::new(plan.vcpus)),
+            place: Mutex::new(Place::new(plan.placement)),
             processes: Mutex::default(),
             arrived: Notify::new(),
             events,
@@ -160,15 +165,17 @@ impl Sandbox {
         created
     }
 
-    async fn set_up(&self, plan: ContainerPlan, stdio: Box<dyn Stdio>) -> Result<(), SandboxError> {
+    async fn set_up(
+        &self,
+        mut plan: ContainerPlan,
+        stdio: Box<dyn Stdio>,
+    ) -> Result<(), SandboxError> {
         let key = ProcessKey::init(&plan.id);
         self.shared.processes().add(&key)?;
-        if !plan.stands_for_pod {
-            let linux = plan.spec.linux().as_ref();
-            let resources = linux.and_then(|linux| linux.resources().as_ref());
-            room::make(&self.shared, &plan.id, resources).await;
-        }
-        let made = self.create_in_guest(plan).await;
+        let made = match room::make(&self.shared, &mut plan).await {
+            Ok(()) => self.create_in_guest(plan).await,
+            no_room => no_room,
+        };
         if let Err(error) = made {
             if let SandboxError::Agent(AgentError::Deadline { .. }) = error {
                 tokio::spawn(watchers::remove_late(
@@ -452,11 +459,11 @@ impl Sandbox {
     pub async fn update(
         &self,
         container: &str,
-        resources: &LinuxResources,
+        mut resources: LinuxResources,
     ) -> Result<(), SandboxError> {
         self.shared.processes().ledger.status(&ProcessKey::init(container))?;
-        let before = room::change(&self.shared, container, resources).await;
-        let request = self.shared.agent.update_container(container, resources);
+        let before = room::change(&self.shared, container, &mut resources).await?;
+        let request = self.shared.agent.update_container(container, &resources);
         let updated = self.unless_gone(request).await;
         if updated.is_err() {
             room::restore(&self.shared, container, before).await;
@@ -497,77 +504,6 @@ impl Sandbox {
         request: impl Future<Output = Result<T, AgentError>>,
     ) -> Result<T, SandboxError> {
         self.shared.unless_gone(request).await
-    }
-}
-
-impl Shared {
-    fn processes(&self) -> MutexGuard<'_, Processes> {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn with_share<T>(
-        &self,
-        use_it: impl FnOnce(&Share) -> Result<T, SandboxError>,
-    ) -> Result<T, SandboxError> {
-        let share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-        match share.as_ref() {
-            Some(share) => use_it(share),
-            None => Err(self.gone_error()),
-        }
-    }
-
-    async fn forget_storage(&self, container: &str) {
-        self.carrier.forget(self.vm.as_ref(), container).await;
-        if self.carrier.images().is_some() {
-            return;
-        }
-        let removed = self.with_share(|share| Ok(share.remove_container(container)?));
-        if let Err(error) = removed {
-            tracing::debug!("while container {container} went: {error}");
-        }
-    }
-
-    fn gone_error(&self) -> SandboxError {
-        let reason = self.gone.borrow().clone().unwrap_or_else(|| "it is being taken down".into());
-        SandboxError::Gone { id: self.id.clone(), reason }
-    }
-
-    /// The agent's answer, unless the sandbox goes first.
-    async fn unless_gone<T>(
-        &self,
-        request: impl Future<Output = Result<T, AgentError>>,
-    ) -> Result<T, SandboxError> {
-        let answer = tokio::select! {
-            biased;
-            answer = request => answer,
-            () = self.until_gone() => return Err(self.gone_error()),
-        };
-        if matches!(answer, Err(AgentError::Disconnected { .. })) {
-            // A broken channel is the sandbox's end, and whoever notices that first knows the
-            // reason.
-            let _ = tokio::time::timeout(boot::GRACE, self.until_gone()).await;
-            return Err(self.gone_error());
-        }
-        Ok(answer?)
-    }
-
-    async fn until_gone(&self) {
-        // The sender lives as long as `self`, so the wait cannot end in an error.
-        let _ = self.gone.subscribe().wait_for(Option::is_some).await;
-    }
-
-    /// Enters a process's end and tells what may be told now.
-    fn exited(&self, key: &ProcessKey, exit: Exit) {
-        let mut processes = self.processes();
-        let released = processes.ledger.exited(key, exit);
-        self.publish(&mut processes, released);
-    }
-
-    fn publish(&self, processes: &mut Processes, released: Vec<(ProcessKey, Exit)>) {
-        for (process, exit) in released {
-            self.events.emit(SandboxEvent::Exited { process: process.clone(), exit });
-            processes.tell_exit(&process, exit);
-        }
     }
 }
 

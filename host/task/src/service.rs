@@ -253,7 +253,7 @@ impl Task for TaskService {
             .map_err(|error| Failure::from(RuntimeError::from(error)))?;
         tracing::info!(id = %req.id, "update");
         let sandbox = self.owner.sandbox()?.clone();
-        whole(async move { sandbox.update(&req.id, &resources).await }).await?;
+        whole(async move { sandbox.update(&req.id, resources).await }).await?;
         Ok(Empty::new())
     }
 

@@ -1,10 +1,12 @@
 //! One group of processes in every cgroup hierarchy of the host: v2 alone, v1 alone, or both side
 //! by side.
 //!
-//! The group is only for membership (accounting, and finding every process again); limits are set
-//! where the workload runs. So that a group of v2 accounts for anything, its parents pass all of
-//! their controllers on, as far as they can. Sources: cgroups(7),
-//! Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
+//! The group is for membership (accounting, and finding every process again), and for where its
+//! processes may run ([`HostCgroup::place`]); limits are set where the workload runs. So that a
+//! group of v2 accounts for anything, its parents pass all of their controllers on, as far as they
+//! can. Sources: cgroups(7), Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
+
+mod cpuset;
 
 use std::fs;
 use std::io;
@@ -13,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use thiserror::Error;
+
+use crate::id_list::IdList;
 
 /// How long a cgroup may stay busy after its last process has ended: the longest that
 /// [`HostCgroup::remove`] takes.
@@ -40,6 +44,27 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// The host has no such processors or memory nodes, or the cgroup may not have them.
+    #[error("cannot run on the {what} {asked} of the host; its cgroup has {has}")]
+    Place {
+        /// `processors` or `memory nodes`.
+        what: &'static str,
+        /// Those that were asked for.
+        asked: IdList,
+        /// Those that there are.
+        has: IdList,
+    },
+    /// Nothing can keep processes on some processors or memory nodes.
+    #[error(
+        "cannot keep to the {what} {asked} of the host: no cgroup with the controller cpuset can be made; \
+         remove the limit, or switch the controller on"
+    )]
+    NoCpuset {
+        /// `processors` or `memory nodes`.
+        what: &'static str,
+        /// Those that were asked for.
+        asked: IdList,
+    },
 }
 
 impl CgroupError {
@@ -50,7 +75,7 @@ impl CgroupError {
             Self::Io { source, .. } => {
                 matches!(Errno::from_io_error(source), Some(Errno::NOENT | Errno::NODEV))
             }
-            Self::Path(_) => false,
+            Self::Path(_) | Self::Place { .. } | Self::NoCpuset { .. } => false,
         }
     }
 }
@@ -322,7 +347,7 @@ fn make(hierarchy: &Hierarchy, relative: &Path, leaf: Leaf) -> Result<PathBuf, C
             _ => {}
         }
         if is_cpuset {
-            inherit_cpuset(&parent, &dir)?;
+            cpuset::inherit(&parent, &dir)?;
         }
     }
     Ok(dir)
@@ -355,31 +380,6 @@ fn pass_controllers_on(hierarchy: &Hierarchy, relative: &Path) {
 fn words_to_pass_on(controllers: &str, passed_on: &str) -> Vec<String> {
     let is_missing = |name: &&str| passed_on.split_whitespace().all(|one| one != *name);
     controllers.split_whitespace().filter(is_missing).map(|name| format!("+{name}")).collect()
-}
-
-/// A v1 cpuset is born empty and refuses every process until it has processors and memory nodes.
-fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), CgroupError> {
-    for (file, prefixed) in [("cpus", "cpuset.cpus"), ("mems", "cpuset.mems")] {
-        // A hierarchy mounted with `noprefix` calls them by the short name.
-        let name = if dir.join(prefixed).exists() { prefixed } else { file };
-        let path = dir.join(name);
-        let read = |path: &Path| {
-            fs::read_to_string(path).map_err(|source| CgroupError::Io {
-                action: "read",
-                path: path.to_owned(),
-                source,
-            })
-        };
-        if read(&path)?.trim().is_empty() {
-            let inherited = read(&parent.join(name))?;
-            fs::write(&path, inherited.trim()).map_err(|source| CgroupError::Io {
-                action: "set up",
-                path,
-                source,
-            })?;
-        }
-    }
-    Ok(())
 }
 
 fn hierarchies() -> Result<Vec<Hierarchy>, CgroupError> {

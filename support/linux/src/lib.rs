@@ -8,6 +8,7 @@ pub mod capabilities;
 pub mod cgroup;
 pub mod descriptors;
 pub mod directory;
+pub mod id_list;
 pub mod identifier;
 pub mod identity;
 pub mod jail;

@@ -121,6 +121,7 @@ const DISKS_OF_FIRECRACKER: Choice = Only(
 const STREAM: Choice = Only(&["stream_through_exec_comes_back_whole"], ABOVE);
 const NAMESPACE: Choice = Only(&["container_has_the_network_of_its_namespace"], TIME);
 const MEMBERS: Choice = Only(&["members_of_a_pod_share_a_vm_and_nothing_else"], ABOVE);
+const PROCESSORS: Choice = Only(&["container_is_where_its_processors_are"], ABOVE);
 const VMM_AND_SHIM: Choice = Only(
     &["vmm_is_killed_while_busy", "vmm_is_killed_while_it_boots", "shim_is_killed_while_idle"],
     TIME,
@@ -228,6 +229,8 @@ pub(crate) const TABLE: &[Row] = &[
     qemu("users", Only(&["every_vmm_is_a_nobody_of_its_own"], TIME)),
     qemu_and_clh("memory", Only(&["update_of_a_limit_makes_the_vm_larger_and_smaller"], TIME)),
     qemu_and_clh("vcpus", Only(&["update_of_a_limit_brings_virtual_cpus_and_takes_them"], TIME)),
+    // The host's cgroups are of version 2 there; with a jailer, the VMM is put into one by it.
+    row("placement", [ByHand(ABOVE), PROCESSORS, ByHand(ABOVE), ByHand(ABOVE), PROCESSORS]),
     row(
         "ends",
         [

@@ -13,7 +13,9 @@ use anyhow::{Context, Result, ensure};
 use kata_e2e::{
     Client, Deadline, Input, LoopDevice, PackageRoot, Part, Suite, has_loop_devices, only_a_vm,
 };
-use kata_kubernetes::messages::{Capability, Int64Value, LinuxContainerResources, NamespaceMode};
+use kata_kubernetes::messages::{
+    Capability, HugepageLimit, Int64Value, LinuxContainerResources, NamespaceMode,
+};
 use kata_kubernetes::{Container, Node, Pod, node, node_under, node_with};
 
 /// Stays until it is asked to end, and says so.
@@ -225,16 +227,28 @@ fn publish(volume: &Path, version: &str, text: &str) -> Result<()> {
 fn limits_are_those_of_the_pod_specification() -> Result<()> {
     node(|node| {
         let pod = node.pod("limits").start()?;
-        // As a kubelet does where the host's cgroups are of the second version alone.
-        let unified: HashMap<_, _> = only_a_vm("a group that is killed as one on any host")
-            .then(|| ("memory.oom.group".to_owned(), "1".to_owned()))
+        // As a kubelet does where the host's cgroups are of the second version alone: no swap, and
+        // a container's processes are killed together.
+        let files = [("memory.swap.max", "0"), ("memory.oom.group", "1")];
+        let unified: HashMap<_, _> = files
             .into_iter()
+            .filter(|_| only_a_vm("files of cgroups of version 2 on any host"))
+            .map(|(file, value)| (file.to_owned(), value.to_owned()))
             .collect();
+        // None, of each size that a host has; its guest may not have all of them.
+        let in_a_vm = only_a_vm("a limit for huge pages that there are none of");
+        let sizes = if in_a_vm { vec!["2MB", "1GB", "16GB"] } else { Vec::new() };
+        let no_huge_pages =
+            |size: &str| HugepageLimit { page_size: size.to_owned(), ..Default::default() };
         let limits = |mebibytes: i64, quota| LinuxContainerResources {
             memory_limit_in_bytes: mebibytes << 20,
             cpu_period: 100_000,
             cpu_quota: quota,
             cpu_shares: 512,
+            // A processor of the container's own, as the CPU manager's static policy gives it.
+            cpuset_cpus: last_processor(),
+            cpuset_mems: "0".to_owned(),
+            hugepage_limits: sizes.iter().copied().map(no_huge_pages).collect(),
             unified: unified.clone(),
             ..Default::default()
         };
@@ -247,18 +261,30 @@ fn limits_are_those_of_the_pod_specification() -> Result<()> {
         ensure!(stats.memory.working_set_bytes.value > 0, "no memory in {stats:?}");
         ensure!(stats.cpu.usage_core_nano_seconds.value > 0, "no processor time in {stats:?}");
 
-        // 40 MiB that a process holds at once.
-        let hog = pod
-            .shell(
-                "hog",
-                "dd if=/dev/zero bs=40M count=1 of=/dev/null; echo dd: $?; exec sleep 1000",
-            )
-            .resources(limits(24, 100_000))
-            .start()?;
-        logs(&pod, "hog", "dd: 137")?;
-        ensure!(hog.is_running()? && container.is_running()?);
+        if in_a_vm {
+            let files = "cd /sys/fs/cgroup; cat memory.swap.max memory.oom.group";
+            assert_eq!(container.says(files)?, "0\n1");
+        }
+
+        // 40 MiB that a process holds at once. Its shell ends with it only where it is to.
+        let hog = "dd if=/dev/zero bs=40M count=1 of=/dev/null; echo dd: $?; exec sleep 1000";
+        let mut each_alone = limits(24, 100_000);
+        each_alone.unified.remove("memory.oom.group");
+        let alone = pod.shell("alone", hog).resources(each_alone).start()?;
+        logs(&pod, "alone", "dd: 137")?;
+        ensure!(alone.is_running()? && container.is_running()?);
+        if in_a_vm {
+            let together = pod.shell("together", hog).resources(limits(24, 100_000)).start()?;
+            assert_eq!(together.ends()?, 137);
+        }
         pod.remove()
     })
+}
+
+/// The number of the last processor of this machine.
+fn last_processor() -> String {
+    let all = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    all.trim().rsplit([',', '-']).next().unwrap_or_default().to_owned()
 }
 
 /// What the container finds as its limit, with either version of cgroups.

@@ -39,8 +39,16 @@ pub(super) fn settings(resources: &LinuxResources, cpu_max: &str) -> Vec<Setting
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         let file = format!("hugetlb.{}.max", limit.page_size());
-        settings.push(setting(&file, limit.limit().to_string()));
+        let mut setting = setting(&file, limit.limit().to_string());
+        // Engines name every size that their host has. Of one that the guest has not, nobody can
+        // use any.
+        setting.optional = true;
+        settings.push(setting);
     }
+    settings.extend(resources.unified().iter().flatten().map(|(file, value)| {
+        // As above: no swap, and so none to limit.
+        Setting { optional: file == "memory.swap.max", ..setting(file, value) }
+    }));
     settings
 }
 
@@ -184,6 +192,25 @@ mod tests {
             settings_of(io),
             [pair("io.weight", "default 4950"), pair("io.max", "8:0 rbps=1024")]
         );
+    }
+
+    #[test]
+    fn what_the_guest_has_not_needs_no_limit() {
+        let all = json!({
+            "hugepageLimits": [{"pageSize": "16GB", "limit": 0}],
+            "unified": {"memory.swap.max": "0", "memory.high": "900"},
+        });
+        let all: LinuxResources = serde_json::from_value(all).unwrap();
+        let mut told: Vec<_> =
+            settings(&all, "").into_iter().map(|one| (one.file, one.value, one.optional)).collect();
+        told.sort();
+        let set = |file: &str, value: &str, optional| (file.to_owned(), value.to_owned(), optional);
+        let expected = [
+            set("hugetlb.16GB.max", "0", true),
+            set("memory.high", "900", false),
+            set("memory.swap.max", "0", true),
+        ];
+        assert_eq!(told, expected);
     }
 
     proptest! {

@@ -1,16 +1,22 @@
 //! Room for containers that come, change and go. Limits hold in the guest's cgroups in any case;
-//! here the VM is made as large as they let its containers be.
+//! here the VM is made as large as they let its containers be, and kept where on the host they may
+//! run.
 
 mod memory;
+mod place;
 mod vcpus;
 
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
 
+pub(super) use place::Place;
+
 use super::Shared;
 use crate::memory::{Limit, limit, new_limit};
+use crate::placement::Placement;
 use crate::vcpus::Bandwidth;
+use crate::{ContainerPlan, SandboxError};
 
 /// How long the guest may take to find what is new or to let go of what goes, and the VMM to hear
 /// of it. Whoever waits goes on without what is late.
@@ -23,22 +29,48 @@ pub(super) struct Room {
     cpus: Option<Bandwidth>,
 }
 
-/// Gives the VM what it needs for a new container with these limits, if it can have it, and waits
-/// until it is there.
-pub(super) async fn make(shared: &Shared, container: &str, resources: Option<&LinuxResources>) {
+/// What a container had before a change.
+#[derive(Debug)]
+pub(super) struct Before {
+    room: Room,
+    placement: Option<Placement>,
+}
+
+/// Gives the VM what it needs for a new container with its limits, if it can have it, and waits
+/// until it is there. Takes from the container's spec what is the host's matter alone.
+///
+/// # Errors
+///
+/// When the container is to run where nothing of the host can be.
+pub(super) async fn make(shared: &Shared, plan: &mut ContainerPlan) -> Result<(), SandboxError> {
+    let linux = plan.spec.linux_mut().as_mut();
+    let mut resources = linux.and_then(|linux| linux.resources_mut().as_mut());
+    let placement = resources.as_mut().map(|all| Placement::take_from(all)).transpose()?;
+    if plan.stands_for_pod {
+        return Ok(());
+    }
+    place::set(shared, &plan.id, placement.unwrap_or_default())?;
+    let resources = resources.as_deref();
     let cpus = Bandwidth::default().updated(resources.and_then(|all| all.cpu().as_ref()));
     let room = Room { memory: Some(limit(resources)), cpus: Some(cpus) };
-    set(shared, container, room).await;
+    set(shared, &plan.id, room).await;
+    Ok(())
 }
 
 /// The same for a container whose limits are to change. Returns those that it had before, where
 /// they do.
-pub(super) async fn change(shared: &Shared, container: &str, resources: &LinuxResources) -> Room {
+pub(super) async fn change(
+    shared: &Shared,
+    container: &str,
+    resources: &mut LinuxResources,
+) -> Result<Before, SandboxError> {
+    let placement = place::set(shared, container, Placement::take_from(resources)?)?;
     let cpus = match resources.cpu() {
         Some(cpu) => shared.vcpus.lock().await.updated(container, cpu),
         None => None,
     };
-    set(shared, container, Room { memory: new_limit(resources), cpus }).await
+    let room = set(shared, container, Room { memory: new_limit(resources), cpus }).await;
+    Ok(Before { room, placement })
 }
 
 async fn set(shared: &Shared, container: &str, room: Room) -> Room {
@@ -53,7 +85,9 @@ async fn set(shared: &Shared, container: &str, room: Room) -> Room {
 }
 
 /// Takes note that a container's limits are after all what they were before.
-pub(super) async fn restore(shared: &Shared, container: &str, before: Room) {
+pub(super) async fn restore(shared: &Shared, container: &str, before: Before) {
+    let Before { room: before, placement } = before;
+    place::restore(shared, container, placement);
     if let Some(limit) = before.memory {
         shared.memory.lock().await.set(container, limit);
     }
@@ -66,6 +100,7 @@ pub(super) async fn restore(shared: &Shared, container: &str, before: Room) {
 pub(super) async fn leave(shared: &Shared, container: &str) {
     shared.memory.lock().await.forget(container);
     shared.vcpus.lock().await.forget(container);
+    place::restore(shared, container, None);
     take_back(shared).await;
 }
 

@@ -3,9 +3,7 @@
 //! The protocol froze an older specification and cannot tell an absent value from a zero, so:
 //!
 //! * `*_to_wire` refuses what the messages have no field for, and a zero that would be read as
-//!   absent where the two differ ([`ConvertError::NotCarried`]). Nothing is dropped in silence, but
-//!   for `memory.oom.group` of `linux.resources.unified`, without which no kubelet's container
-//!   would start.
+//!   absent where the two differ ([`ConvertError::NotCarried`]). Nothing is dropped in silence.
 //! * `*_from_wire` reads zero and empty as absent, except where the wire's zero is the safer
 //!   reading (empty capability sets, `oomScoreAdj`). It reads what this module writes and what
 //!   the runtimes of Kata Containers 4 write.
@@ -37,15 +35,6 @@ pub enum ConvertError {
     NotCarried {
         /// The field, e.g. `linux.personality`.
         field: &'static str,
-    },
-    /// The messages have no field for files of the second version of cgroups.
-    #[error(
-        "the agent protocol cannot carry linux.resources.unified with {file:?}; \
-         remove it from the container's configuration"
-    )]
-    UnifiedNotCarried {
-        /// The file, e.g. `memory.high`.
-        file: String,
     },
     /// A path is not text, as protobuf strings must be.
     #[error("the agent protocol cannot carry {field} {path:?} because it is not UTF-8")]

@@ -5,10 +5,6 @@ use oci_spec::runtime as spec;
 use super::{ConvertError, list_from_wire, name, number, or_empty, refuse, unless_empty};
 use crate::oci;
 
-/// Whether all processes of a group are killed when one is for want of memory. A kubelet asks for
-/// it with every container of a host with the second version of cgroups.
-const KILLED_TOGETHER: &str = "memory.oom.group";
-
 /// The wire's "every number" in a rule about devices.
 const EVERY_NUMBER: i64 = -1;
 
@@ -16,12 +12,11 @@ const EVERY_NUMBER: i64 = -1;
 ///
 /// # Errors
 ///
-/// When the limits say what the protocol cannot carry, e.g. most of the `unified` map.
+/// When the limits say what the protocol cannot carry, e.g. `rdma`.
 pub fn resources_to_wire(
     resources: &spec::LinuxResources,
 ) -> Result<oci::LinuxResources, ConvertError> {
     refuse("linux.resources.rdma", resources.rdma().as_ref().is_some_and(|r| !r.is_empty()))?;
-    refuse_unified(resources)?;
     Ok(oci::LinuxResources {
         Devices: super::list_to_wire(resources.devices(), device_rule_to_wire)?,
         Memory: resources.memory().as_ref().map(memory_to_wire).transpose()?.into(),
@@ -33,6 +28,7 @@ pub fn resources_to_wire(
         BlockIO: resources.block_io().as_ref().map(block_io_to_wire).into(),
         HugepageLimits: resources.hugepage_limits().iter().flatten().map(huge_to_wire).collect(),
         Network: resources.network().as_ref().map(network_to_wire).into(),
+        Unified: resources.unified().clone().unwrap_or_default(),
         ..Default::default()
     })
 }
@@ -59,21 +55,9 @@ pub fn resources_from_wire(
         .set_hugepage_limits(list_from_wire(wire.HugepageLimits, |limit| {
             Ok(huge_from_wire(limit))
         })?)
-        .set_network(wire.Network.into_option().map(network_from_wire).transpose()?);
+        .set_network(wire.Network.into_option().map(network_from_wire).transpose()?)
+        .set_unified(Some(wire.Unified).filter(|files| !files.is_empty()));
     Ok(resources)
-}
-
-/// Refuses files of the second version of cgroups, except for [`KILLED_TOGETHER`], which is left
-/// out: a container's processes are then killed one by one.
-fn refuse_unified(resources: &spec::LinuxResources) -> Result<(), ConvertError> {
-    // The first by name, for the same words every time.
-    let refused = resources
-        .unified()
-        .iter()
-        .flat_map(|files| files.keys())
-        .filter(|file| *file != KILLED_TOGETHER)
-        .min();
-    refused.map_or(Ok(()), |file| Err(ConvertError::UnifiedNotCarried { file: file.clone() }))
 }
 
 fn device_rule_to_wire(

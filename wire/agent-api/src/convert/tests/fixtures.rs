@@ -113,13 +113,6 @@ pub(super) fn not_carried() -> Vec<(&'static str, Value)> {
                 ]),
             ),
         ),
-        (
-            "linux.resources.unified with \"memory.high\"",
-            resources(
-                "unified",
-                json!({ "memory.oom.group": "1", "memory.high": "1", "pids.max": "9" }),
-            ),
-        ),
         ("linux.resources.rdma", resources("rdma", json!({ "mlx5_0": { "hcaHandles": 1 } }))),
         ("linux.resources.cpu.idle", resources("cpu", json!({ "idle": 1 }))),
         ("linux.resources.cpu.burst", resources("cpu", json!({ "burst": 1000 }))),

@@ -146,16 +146,6 @@ fn what_the_protocol_cannot_carry_is_refused_by_name() {
     }
 }
 
-/// What a kubelet sends with each container of a host with the second version of cgroups.
-#[test]
-fn group_kill_of_a_kubelet_is_no_reason_to_refuse() {
-    let resources: spec::LinuxResources = parse(json!({
-        "memory": { "limit": 1000 }, "unified": { "memory.oom.group": "1" },
-    }));
-    let back = resources_from_wire(resources_to_wire(&resources).unwrap()).unwrap();
-    assert_eq!(back, parse(json!({ "memory": { "limit": 1000 } })));
-}
-
 #[test]
 fn the_default_error_arrives_where_it_counts() {
     for (seccomp, arrives) in [

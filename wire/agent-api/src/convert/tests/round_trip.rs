@@ -149,6 +149,10 @@ fn resources() -> Values {
         ("blockIO", block_io()),
         ("hugepageLimits", list(huge.boxed())),
         ("network", network),
+        (
+            "unified",
+            btree_map("[a-z.]{1,9}", "[a-z0-9 ]{0,9}", 1..3).prop_map(|all| json!(all)).boxed(),
+        ),
     ])
 }
 
