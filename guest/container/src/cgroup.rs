@@ -21,7 +21,7 @@ pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 /// What could not be done with a group.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// The specification's path leaves the hierarchy or is its root.
+    /// The specification's path leaves the hierarchy or is its root, or a file is not the group's.
     #[error("cgroup path {0:?} is not a plain path below the root of the hierarchy")]
     Path(String),
     /// The group cannot be made.
@@ -177,9 +177,12 @@ impl Cgroup {
         let cpu_max = self.read("cpu.max").unwrap_or_default();
         for setting in limits::settings(resources, &cpu_max) {
             let file = self.file(&setting.file);
+            if setting.file.contains('/') {
+                return Err(CgroupError::Path(setting.file));
+            }
             match write(&file, &setting.value) {
                 Ok(()) => {}
-                // Nothing is lost when what cannot be limited was not to be limited.
+                // Nothing is lost when there is nothing to be limited, or no limit.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && setting.optional => {}
                 Err(source) => {
                     return Err(CgroupError::Set { file, value: setting.value, source });
@@ -285,6 +288,18 @@ mod tests {
         assert_eq!(path_of(""), Some("/c1".into()));
         assert_eq!(path_of("/"), None);
         assert_eq!(path_of("/a/../../b"), None);
+    }
+
+    #[test]
+    fn only_files_of_the_group_are_written() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::below(root.path(), Some(Path::new("/c")), "c").unwrap();
+        cgroup.create().unwrap();
+        fs::write(root.path().join("outside"), "").unwrap();
+        let limits = serde_json::json!({ "unified": { "../outside": "1" } });
+        let error = cgroup.apply(&serde_json::from_value(limits).unwrap()).unwrap_err();
+        assert!(matches!(error, CgroupError::Path(_)), "{error}");
+        assert_eq!(fs::read_to_string(root.path().join("outside")).unwrap(), "");
     }
 
     #[test]

@@ -89,6 +89,9 @@ pub enum SpecError {
         "limits for disks of the host cannot be kept in a VM; remove {0} from the resources' `unified`"
     )]
     UnifiedDiskLimit(String),
+    /// A path instead of a file's name.
+    #[error("{0:?} in the resources' `unified` is no name of a cgroup's file; it has no slash")]
+    UnifiedName(String),
     /// A limit of processor time that the agent's protocol has no word for, or that version 2 of
     /// cgroups, the guest's, does not know.
     #[error(

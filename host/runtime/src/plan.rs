@@ -135,7 +135,7 @@ pub(crate) fn vm(
 pub(crate) fn container(
     runtime: &Runtime,
     id: &str,
-    spec: Spec,
+    mut spec: Spec,
     bundle: &Path,
     rootfs_mounts: Vec<RootfsMount>,
 ) -> Result<ContainerPlan, RuntimeError> {
@@ -158,6 +158,9 @@ pub(crate) fn container(
         drop_seccomp: runtime.config.runtime.disable_guest_seccomp,
         disks: disks::takes_devices(runtime, &role),
     };
+    let linux = spec.linux_mut().as_mut();
+    let resources = linux.and_then(|linux| linux.resources_mut().as_mut());
+    let placement = resources.map(Placement::take_from).transpose()?.unwrap_or_default();
     let spec = guest_spec::for_guest(spec, id, policy)?;
     Ok(ContainerPlan {
         id: id.to_owned(),
@@ -165,6 +168,7 @@ pub(crate) fn container(
         rootfs_mounts,
         rootfs,
         disk,
+        placement,
         devices,
         readonly_rootfs,
         mounts,

@@ -10,7 +10,7 @@ use kata_linux::cgroup::CgroupError;
 use kata_storage::StorageError;
 use thiserror::Error;
 
-use crate::{FootprintError, JoinError, PlacementError, Refusal};
+use crate::{FootprintError, JoinError, Refusal};
 
 /// Why a sandbox or one of its processes could not do what was asked.
 #[derive(Debug, Error)]
@@ -30,9 +30,6 @@ pub enum SandboxError {
     /// An interface that came after the boot could not be joined.
     #[error(transparent)]
     Network(#[from] JoinError),
-    /// The container names processors or memory nodes that are no numbers.
-    #[error(transparent)]
-    Placement(#[from] PlacementError),
     /// The VM cannot run where the container may.
     #[error(transparent)]
     Footprint(#[from] FootprintError),

@@ -86,6 +86,23 @@ pub struct Footprint {
     record: Mutex<Record>,
 }
 
+/// A sandbox's cgroup, and what it is in.
+#[derive(Debug)]
+pub(crate) struct Cgroups {
+    own: HostCgroup,
+    around: Vec<PathBuf>,
+}
+
+impl Cgroups {
+    /// As [`Footprint::place`].
+    pub(crate) fn place(
+        &self,
+        Placement { processors, nodes }: &Placement,
+    ) -> Result<(), CgroupError> {
+        self.own.place(&self.around, processors.as_ref(), nodes.as_ref())
+    }
+}
+
 impl Footprint {
     /// Makes the sandbox's directory (mode 0700) and a cgroup of its own, at `cgroup` or, where
     /// that exists, within it, and moves the calling process into the cgroup, so that its children
@@ -130,11 +147,14 @@ impl Footprint {
     /// Keeps everything that is in its cgroup to processors and memory nodes of the host; where
     /// that is within the one of its first container, what is in there, too. On an error it is
     /// where it was.
-    pub fn place(&self, placement: &Placement) -> Result<(), FootprintError> {
-        let Placement { processors, nodes } = placement;
-        let around =
-            self.record.lock().unwrap_or_else(PoisonError::into_inner).cgroups_around.clone();
-        Ok(self.cgroup.place(&around, processors.as_ref(), nodes.as_ref())?)
+    pub(crate) fn place(&self, placement: &Placement) -> Result<(), CgroupError> {
+        self.cgroups().place(placement)
+    }
+
+    /// The same, for somebody who does not wait for it.
+    pub(crate) fn cgroups(&self) -> Cgroups {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        Cgroups { own: self.cgroup.clone(), around: record.cgroups_around.clone() }
     }
 
     /// Writes down the children, besides the calling process itself.

@@ -58,8 +58,12 @@ impl Placement {
         Ok(Self { processors, nodes })
     }
 
-    /// The same, taken out of the resources.
-    pub(crate) fn take_from(resources: &mut LinuxResources) -> Result<Self, PlacementError> {
+    /// The same, taken out of the resources: nothing of it is the guest's matter.
+    ///
+    /// # Errors
+    ///
+    /// As [`Placement::of`].
+    pub fn take_from(resources: &mut LinuxResources) -> Result<Self, PlacementError> {
         let placement = Self::of(resources)?;
         if let Some(cpu) = resources.cpu_mut() {
             cpu.set_cpus(None).set_mems(None);
@@ -69,37 +73,64 @@ impl Placement {
         }
         Ok(placement)
     }
+
+    fn is_anywhere(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where the containers of one VM may run.
-#[derive(Debug, Default)]
-pub(crate) struct Placements(BTreeMap<String, Placement>);
+#[derive(Debug)]
+pub(crate) struct Placements {
+    /// The container for which the VM was made.
+    first: String,
+    all: BTreeMap<String, Placement>,
+}
 
 impl Placements {
-    /// Sets what a container names. Returns what it had before, which is `None` for a new one.
-    pub(crate) fn set(&mut self, container: &str, new: Placement) -> Option<Placement> {
-        let held = self.0.entry(container.to_owned());
-        let is_new = matches!(held, std::collections::btree_map::Entry::Vacant(_));
-        let held = held.or_default();
-        let before = (!is_new).then(|| held.clone());
-        held.processors = new.processors.or(held.processors.take());
-        held.nodes = new.nodes.or(held.nodes.take());
-        before
+    /// Nobody's yet.
+    pub(crate) fn new(first: &str) -> Self {
+        Self { first: first.to_owned(), all: BTreeMap::new() }
     }
 
-    /// Makes a container's what it was before.
-    pub(crate) fn restore(&mut self, container: &str, before: Option<Placement>) {
-        match before {
-            Some(before) => drop(self.0.insert(container.to_owned(), before)),
-            None => drop(self.0.remove(container)),
+    /// Adds a container.
+    pub(crate) fn add(&mut self, container: &str, placement: Placement) {
+        self.all.insert(container.to_owned(), placement);
+    }
+
+    /// Changes what is named anew. Returns what a container had before; `None` for one that is not
+    /// here, of which nothing is taken note.
+    pub(crate) fn update(&mut self, container: &str, new: Placement) -> Option<Placement> {
+        let held = self.all.get_mut(container)?;
+        let before = held.clone();
+        held.processors = new.processors.or(held.processors.take());
+        held.nodes = new.nodes.or(held.nodes.take());
+        Some(before)
+    }
+
+    /// Makes a container's what it was before, if it is still here.
+    pub(crate) fn restore(&mut self, container: &str, before: Placement) {
+        if let Some(held) = self.all.get_mut(container) {
+            *held = before;
         }
     }
 
+    /// Forgets a container.
+    pub(crate) fn forget(&mut self, container: &str) {
+        self.all.remove(container);
+    }
+
     /// Where the VM may run: where any of its containers may. One that may run anywhere is not held
-    /// back by another.
+    /// back by another, but for the first one of several, which may be nothing but what a pod hangs
+    /// on: nobody says so of Podman's.
     pub(crate) fn together(&self) -> Placement {
+        let several = self.all.len() > 1;
+        let counts = |(id, one): &(&String, &Placement)| {
+            !(several && **id == self.first && one.is_anywhere())
+        };
+        let counting: Vec<_> = self.all.iter().filter(counts).map(|(_, one)| one).collect();
         let all = |list: fn(&Placement) -> Option<&IdList>| {
-            let mut lists = self.0.values().map(list);
+            let mut lists = counting.iter().copied().map(list);
             let first = lists.next().flatten().cloned();
             lists.fold(first, |sum, list| Some(sum?.or(list?)))
         };
@@ -156,21 +187,41 @@ mod tests {
 
     #[test]
     fn vm_runs_where_any_of_its_containers_may() {
-        let mut all = Placements::default();
+        let mut all = Placements::new("pod");
         assert_eq!(all.together(), Placement::default());
-        assert_eq!(all.set("a", placement("0", "0")), None);
+        all.add("a", placement("0", "0"));
         assert_eq!(all.together(), placement("0", "0"));
-        all.set("b", placement("2", ""));
+        all.add("b", placement("2", ""));
         assert_eq!(all.together(), placement("0,2", ""));
-        assert_eq!(all.set("b", placement("3", "")), Some(placement("2", "")));
+        assert_eq!(all.update("b", placement("3", "")), Some(placement("2", "")));
         assert_eq!(all.together(), placement("0,3", ""));
-        all.set("b", placement("", "1"));
+        assert!(all.update("b", placement("", "1")).is_some());
         assert_eq!(all.together(), placement("0,3", "0-1"));
-        all.restore("b", None);
-        all.set("c", Placement::default());
+        all.forget("b");
+        all.add("c", Placement::default());
         assert_eq!(all.together(), Placement::default());
-        all.restore("c", None);
-        all.restore("a", Some(placement("1", "")));
+        all.forget("c");
+        all.restore("a", placement("1", ""));
         assert_eq!(all.together(), placement("1", ""));
+    }
+
+    #[test]
+    fn container_that_is_not_here_has_no_say() {
+        let mut all = Placements::new("pod");
+        all.add("a", placement("0", ""));
+        assert_eq!(all.update("pod", Placement::default()), None);
+        all.restore("gone", Placement::default());
+        assert_eq!(all.together(), placement("0", ""));
+    }
+
+    #[test]
+    fn what_a_pod_hangs_on_holds_it_nowhere() {
+        let mut all = Placements::new("infra");
+        all.add("infra", Placement::default());
+        assert_eq!(all.together(), Placement::default());
+        all.add("a", placement("1", ""));
+        assert_eq!(all.together(), placement("1", ""));
+        all.update("infra", placement("0", ""));
+        assert_eq!(all.together(), placement("0-1", ""));
     }
 }

@@ -180,6 +180,8 @@ pub struct ContainerPlan {
     pub disk: Option<DiskRoot>,
     /// The root file system is read-only on the host's side too.
     pub readonly_rootfs: bool,
+    /// Where on the host it may run, of which its spec says nothing.
+    pub placement: Placement,
     /// The block devices that it uses as such.
     pub devices: Vec<DiskDevice>,
     /// Its other mounts, and the host's directories and files among them.

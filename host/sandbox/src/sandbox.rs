@@ -35,8 +35,8 @@ use crate::vcpus::Vcpus;
 use room::Place;
 
 use crate::{
-    BootError, ContainerPlan, Deletion, EventSink, Exit, Footprint, GuestProcess, ProcessKey,
-    Refusal, ResolvConf, SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
+    BootError, ContainerPlan, Deletion, EventSink, Exit, Footprint, GuestProcess, Placement,
+    ProcessKey, Refusal, ResolvConf, SandboxError, SandboxEvent, SandboxPlan, Status, Stdio,
 };
 
 /// SIGKILL, which is also what ends every process of a container at once.
@@ -82,7 +82,8 @@ struct Shared {
     memory: tokio::sync::Mutex<Memory>,
     /// The same.
     vcpus: tokio::sync::Mutex<Vcpus>,
-    place: Mutex<Place>,
+    /// The same, for a VM's memory may have to be moved.
+    place: tokio::sync::Mutex<Place>,
     processes: Mutex<Processes>,
     /// A process is no longer on its way: it was made or started, or could not be.
     arrived: Notify,
@@ -111,6 +112,7 @@ impl Sandbox {
         let has_disks = !plan.vm.disks.is_empty() || plan.vm.later_disks != LaterDisks::default();
         let farewell = if has_disks { boot::FAREWELL_TO_DISKS } else { boot::FAREWELL };
         let shared = Arc::new(Shared {
+            place: tokio::sync::Mutex::new(Place::new(&plan.id, plan.placement)),
             id: plan.id,
             single_container: plan.single_container,
             vm,
@@ -126,7 +128,6 @@ impl Sandbox {
             network: tokio::sync::Mutex::new(network),
             memory: tokio::sync::Mutex::new(Memory::new(plan.memory)),
             vcpus: tokio::sync::Mutex::new(Vcpus::new(plan.vcpus)),
-            place: Mutex::new(Place::new(plan.placement)),
             processes: Mutex::default(),
             arrived: Notify::new(),
             events,
@@ -165,14 +166,10 @@ impl Sandbox {
         created
     }
 
-    async fn set_up(
-        &self,
-        mut plan: ContainerPlan,
-        stdio: Box<dyn Stdio>,
-    ) -> Result<(), SandboxError> {
+    async fn set_up(&self, plan: ContainerPlan, stdio: Box<dyn Stdio>) -> Result<(), SandboxError> {
         let key = ProcessKey::init(&plan.id);
         self.shared.processes().add(&key)?;
-        let made = match room::make(&self.shared, &mut plan).await {
+        let made = match room::make(&self.shared, &plan).await {
             Ok(()) => self.create_in_guest(plan).await,
             no_room => no_room,
         };
@@ -455,15 +452,17 @@ impl Sandbox {
         }
     }
 
-    /// Sets a container's limits anew. The VM's memory and virtual CPUs follow them.
+    /// Sets a container's limits anew, and where on the host it may run. The VM's memory and
+    /// virtual CPUs, and its place, follow them.
     pub async fn update(
         &self,
         container: &str,
-        mut resources: LinuxResources,
+        resources: &LinuxResources,
+        placement: Placement,
     ) -> Result<(), SandboxError> {
         self.shared.processes().ledger.status(&ProcessKey::init(container))?;
-        let before = room::change(&self.shared, container, &mut resources).await?;
-        let request = self.shared.agent.update_container(container, &resources);
+        let before = room::change(&self.shared, container, resources, placement).await?;
+        let request = self.shared.agent.update_container(container, resources);
         let updated = self.unless_gone(request).await;
         if updated.is_err() {
             room::restore(&self.shared, container, before).await;

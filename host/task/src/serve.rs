@@ -41,6 +41,7 @@ pub struct ServeOptions {
 /// on a current-thread runtime, in a process with one thread: it takes a mount namespace of its
 /// own, and its thread is the parent of VMM and file server.
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
+    kata_linux::memory::keep_one_heap();
     let view = EnginesView::take().context("cannot keep the engine's mount namespace")?;
     mount::unshare_mount_namespace().context("cannot take a mount namespace of its own")?;
     let publisher = Publisher::start(options.namespace.clone(), options.ttrpc_address.as_deref());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_host_runtime::{RuntimeError, process_for_guest, resources_for_guest};
-use kata_sandbox::{ProcessKey, Status};
+use kata_sandbox::{Placement, ProcessKey, Status};
 use kata_shim_api::api::{self, Empty};
 use kata_shim_api::{Task, metadata, stand_in, timestamp};
 use oci_spec::runtime::{LinuxResources, Process};
@@ -249,11 +249,13 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, req: api::UpdateTaskRequest) -> Answer<Empty> {
         let mut resources: LinuxResources = serde_json::from_slice(&req.resources.value)
             .map_err(|error| Failure::invalid("resources", &error))?;
+        let placement = Placement::take_from(&mut resources)
+            .map_err(|error| Failure::from(RuntimeError::from(error)))?;
         resources_for_guest(&mut resources)
             .map_err(|error| Failure::from(RuntimeError::from(error)))?;
         tracing::info!(id = %req.id, "update");
         let sandbox = self.owner.sandbox()?.clone();
-        whole(async move { sandbox.update(&req.id, resources).await }).await?;
+        whole(async move { sandbox.update(&req.id, &resources, placement).await }).await?;
         Ok(Empty::new())
     }
 

@@ -10,10 +10,19 @@ use thiserror::Error;
 /// The highest number that a list may have. No kernel knows more processors than 8192.
 const HIGHEST: u32 = 8191;
 
+/// The longest text that is read, in bytes: more than the longest list that the kernel writes.
+const LONGEST: usize = 64 << 10;
+
 /// A text that is no list of numbers.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{0}` is no list like `0-3,8`, of numbers up to {HIGHEST}")]
-pub struct IdListError(String);
+pub enum IdListError {
+    /// Something else is written there.
+    #[error("`{0}` is no list like `0-3,8`, of numbers up to {HIGHEST}")]
+    NoList(String),
+    /// It is not even read.
+    #[error("{0} bytes are too many for a list of numbers up to {HIGHEST}")]
+    TooLong(usize),
+}
 
 /// A set of numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,25 +53,29 @@ impl FromStr for IdList {
 
     /// An empty text is an empty list.
     fn from_str(text: &str) -> Result<Self, IdListError> {
-        let wrong = || IdListError(text.to_owned());
+        if text.len() > LONGEST {
+            return Err(IdListError::TooLong(text.len()));
+        }
+        let wrong = || IdListError::NoList(text.to_owned());
         let number = |word: &str| match word.parse::<u32>() {
             Ok(number) if number <= HIGHEST => Ok(number),
             _ => Err(wrong()),
         };
-        let mut all = BTreeSet::new();
         let text = text.trim();
         if text.is_empty() {
-            return Ok(Self(all));
+            return Ok(Self::default());
         }
+        // Ranges may overlap, and so many that a set would take long.
+        let mut is_in = vec![false; HIGHEST as usize + 1];
         for word in text.split(',') {
             let (first, last) = word.split_once('-').unwrap_or((word, word));
             let (first, last) = (number(first)?, number(last)?);
             if first > last {
                 return Err(wrong());
             }
-            all.extend(first..=last);
+            is_in[first as usize..=last as usize].fill(true);
         }
-        Ok(Self(all))
+        Ok(Self((0..=HIGHEST).filter(|id| is_in[*id as usize]).collect()))
     }
 }
 
@@ -111,6 +124,10 @@ mod tests {
             let error = wrong.parse::<IdList>().unwrap_err();
             assert!(error.to_string().starts_with(&format!("`{wrong}` is no list")), "{error}");
         }
+        let endless = "0-8191,".repeat(10_000);
+        assert_eq!(endless.parse::<IdList>(), Err(IdListError::TooLong(70_000)));
+        let overlapping = "0-8191,".repeat(9_000) + "5";
+        assert_eq!(list(&overlapping), list("0-8191"));
     }
 
     proptest! {

@@ -1,5 +1,8 @@
 //! How much memory the host has, and how to use less of it.
-#![expect(unsafe_code, reason = "advice about a mapping can take its content away")]
+#![expect(
+    unsafe_code,
+    reason = "advice about a mapping can take its content away; the allocator is told by a C call"
+)]
 
 use std::ffi::c_void;
 use std::fs;
@@ -13,6 +16,19 @@ pub fn total_mib() -> io::Result<u32> {
     let info = rustix::system::sysinfo();
     let bytes = u128::from(info.totalram) * u128::from(info.mem_unit);
     u32::try_from(bytes >> 20).map_err(io::Error::other)
+}
+
+/// Has all threads of the caller take memory from one heap. By itself the C library gives each new
+/// thread a heap of its own, which keeps what the thread has used (mallopt(3), `M_ARENA_MAX`): so
+/// this is for a program whose threads have little to do and end soon. To be called while there is
+/// one thread. Does nothing where the C library is not GNU's.
+pub fn keep_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number of the allocator's, which nobody uses meanwhile, for there is no
+    // other thread.
+    let taken = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    #[cfg(target_env = "gnu")]
+    debug_assert_eq!(taken, 1, "one heap is always enough");
 }
 
 /// Hands back the pages of the caller's own code and constants (not of its libraries). What is used

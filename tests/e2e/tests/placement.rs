@@ -27,6 +27,14 @@ fn two_processors() -> Result<[String; 2]> {
     Ok([end(list.split(numbers).next()), end(list.rsplit(numbers).next())])
 }
 
+/// Whether being kept to one of them makes a difference.
+fn are_two([first, last]: &[String; 2]) -> bool {
+    if first == last {
+        println!("skipped: a container that is kept to a processor needs a machine with two");
+    }
+    first != last
+}
+
 /// What stands for the container, and its VM, where it has one.
 fn runs_on_nothing_but(host: &CommandLine, processor: &str) -> Result<()> {
     let mut pids = vec![host.pid("c")?];
@@ -43,7 +51,11 @@ fn runs_on_nothing_but(host: &CommandLine, processor: &str) -> Result<()> {
 
 #[test]
 fn container_is_where_its_processors_are() -> Result<()> {
-    let [first, last] = two_processors()?;
+    let processors = two_processors()?;
+    if !are_two(&processors) {
+        return Ok(());
+    }
+    let [first, last] = processors;
     CommandLine::scenario(Runtime::under_test(), |host| {
         let id = host.id("c");
         let named = json!({ "cpus": last, "mems": "0" });

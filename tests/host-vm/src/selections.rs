@@ -229,7 +229,7 @@ pub(crate) const TABLE: &[Row] = &[
     qemu("users", Only(&["every_vmm_is_a_nobody_of_its_own"], TIME)),
     qemu_and_clh("memory", Only(&["update_of_a_limit_makes_the_vm_larger_and_smaller"], TIME)),
     qemu_and_clh("vcpus", Only(&["update_of_a_limit_brings_virtual_cpus_and_takes_them"], TIME)),
-    // The host's cgroups are of version 2 there; with a jailer, the VMM is put into one by it.
+    // The host's cgroups are of version 2 there; a jailer knows of cgroups, and is to leave them.
     row("placement", [ByHand(ABOVE), PROCESSORS, ByHand(ABOVE), ByHand(ABOVE), PROCESSORS]),
     row(
         "ends",

@@ -12,6 +12,7 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
     Client, Deadline, Input, LoopDevice, PackageRoot, Part, Suite, has_loop_devices, only_a_vm,
+    parts_of,
 };
 use kata_kubernetes::messages::{
     Capability, HugepageLimit, Int64Value, LinuxContainerResources, NamespaceMode,
@@ -256,6 +257,9 @@ fn limits_are_those_of_the_pod_specification() -> Result<()> {
         assert_eq!(memory_limit(&container)?, 64 << 20);
         container.update(limits(96, 80_000))?;
         assert_eq!(memory_limit(&container)?, 96 << 20);
+        if in_a_vm {
+            assert_eq!(may_run_on(node)?, last_processor());
+        }
 
         let stats = container.stats()?;
         ensure!(stats.memory.working_set_bytes.value > 0, "no memory in {stats:?}");
@@ -285,6 +289,15 @@ fn limits_are_those_of_the_pod_specification() -> Result<()> {
 fn last_processor() -> String {
     let all = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
     all.trim().rsplit([',', '-']).next().unwrap_or_default().to_owned()
+}
+
+/// Where the pod's VM may run, as the kernel lists it.
+fn may_run_on(node: &Node<'_>) -> Result<String> {
+    let vmms = parts_of(node.containerd().mark(), Part::Vmm)?;
+    let vmm = vmms.first().context("no VMM")?;
+    let status = fs::read_to_string(format!("/proc/{}/status", vmm.pid))?;
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    Ok(list.context("no list of processors")?.trim().to_owned())
 }
 
 /// What the container finds as its limit, with either version of cgroups.

@@ -7,7 +7,8 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, Lin
 pub(super) struct Setting {
     pub(super) file: String,
     pub(super) value: String,
-    /// Whether the file may be missing, since the value asks for no limit.
+    /// Whether the file may be missing: the value asks for no limit, or then there is nothing to be
+    /// limited.
     pub(super) optional: bool,
 }
 

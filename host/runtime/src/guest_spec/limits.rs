@@ -1,5 +1,7 @@
 //! Limits of the spec that a guest can keep, and those that it cannot.
 
+use std::collections::BTreeMap;
+
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
 use super::SpecError;
@@ -71,15 +73,19 @@ fn check_resources(resources: &LinuxResources) -> Result<(), SpecError> {
     }
 }
 
-/// A disk is named by its number there (cgroup-v2.rst, "IO").
+/// Refuses what is no name of a file, and limits for disks, which are named by their numbers there
+/// (cgroup-v2.rst, "IO").
 fn check_unified(resources: &LinuxResources) -> Result<(), SpecError> {
-    let mut files = resources.unified().iter().flatten();
-    let names_disk =
-        |(file, value): &(&String, &String)| file.starts_with("io.") && value.contains(':');
-    match files.find(names_disk) {
-        Some((file, _)) => Err(SpecError::UnifiedDiskLimit(file.clone())),
-        None => Ok(()),
+    let files: BTreeMap<_, _> = resources.unified().iter().flatten().collect();
+    for (file, value) in files {
+        if file.contains('/') {
+            return Err(SpecError::UnifiedName(file.clone()));
+        }
+        if file.starts_with("io.") && value.contains(':') {
+            return Err(SpecError::UnifiedDiskLimit(file.clone()));
+        }
     }
+    Ok(())
 }
 
 /// 0 is what an engine writes that asks for nothing.
@@ -118,6 +124,8 @@ mod tests {
         assert_eq!(unified(r#"{"io.weight":"default 50","memory.high":"9"}"#), Ok(()));
         let refusal = SpecError::UnifiedDiskLimit("io.max".to_owned());
         assert_eq!(unified(r#"{"io.max":"8:0 rbps=9"}"#), Err(refusal));
+        let refusal = SpecError::UnifiedName("./io.max".to_owned());
+        assert_eq!(unified(r#"{"./io.max":"8:0 rbps=9"}"#), Err(refusal));
     }
 
     #[test]

@@ -33,24 +33,23 @@ pub(super) struct Room {
 #[derive(Debug)]
 pub(super) struct Before {
     room: Room,
+    /// `None` for one of which nothing was known.
     placement: Option<Placement>,
 }
 
 /// Gives the VM what it needs for a new container with its limits, if it can have it, and waits
-/// until it is there. Takes from the container's spec what is the host's matter alone.
+/// until it is there.
 ///
 /// # Errors
 ///
 /// When the container is to run where nothing of the host can be.
-pub(super) async fn make(shared: &Shared, plan: &mut ContainerPlan) -> Result<(), SandboxError> {
-    let linux = plan.spec.linux_mut().as_mut();
-    let mut resources = linux.and_then(|linux| linux.resources_mut().as_mut());
-    let placement = resources.as_mut().map(|all| Placement::take_from(all)).transpose()?;
+pub(super) async fn make(shared: &Shared, plan: &ContainerPlan) -> Result<(), SandboxError> {
     if plan.stands_for_pod {
         return Ok(());
     }
-    place::set(shared, &plan.id, placement.unwrap_or_default())?;
-    let resources = resources.as_deref();
+    place::make(shared, &plan.id, plan.placement.clone()).await?;
+    let linux = plan.spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
     let cpus = Bandwidth::default().updated(resources.and_then(|all| all.cpu().as_ref()));
     let room = Room { memory: Some(limit(resources)), cpus: Some(cpus) };
     set(shared, &plan.id, room).await;
@@ -62,9 +61,10 @@ pub(super) async fn make(shared: &Shared, plan: &mut ContainerPlan) -> Result<()
 pub(super) async fn change(
     shared: &Shared,
     container: &str,
-    resources: &mut LinuxResources,
+    resources: &LinuxResources,
+    placement: Placement,
 ) -> Result<Before, SandboxError> {
-    let placement = place::set(shared, container, Placement::take_from(resources)?)?;
+    let placement = place::change(shared, container, placement).await?;
     let cpus = match resources.cpu() {
         Some(cpu) => shared.vcpus.lock().await.updated(container, cpu),
         None => None,
@@ -87,7 +87,9 @@ async fn set(shared: &Shared, container: &str, room: Room) -> Room {
 /// Takes note that a container's limits are after all what they were before.
 pub(super) async fn restore(shared: &Shared, container: &str, before: Before) {
     let Before { room: before, placement } = before;
-    place::restore(shared, container, placement);
+    if let Some(placement) = placement {
+        place::restore(shared, container, placement).await;
+    }
     if let Some(limit) = before.memory {
         shared.memory.lock().await.set(container, limit);
     }
@@ -100,7 +102,7 @@ pub(super) async fn restore(shared: &Shared, container: &str, before: Before) {
 pub(super) async fn leave(shared: &Shared, container: &str) {
     shared.memory.lock().await.forget(container);
     shared.vcpus.lock().await.forget(container);
-    place::restore(shared, container, None);
+    place::leave(shared, container).await;
     take_back(shared).await;
 }
 

@@ -5,17 +5,12 @@ use std::sync::{MutexGuard, PoisonError};
 use kata_agent_client::AgentError;
 use kata_storage::Share;
 
-use super::room::Place;
 use super::{Processes, Shared};
 use crate::{Exit, ProcessKey, SandboxError, SandboxEvent, boot};
 
 impl Shared {
     pub(super) fn processes(&self) -> MutexGuard<'_, Processes> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn with_share<T>(

@@ -34,6 +34,8 @@ impl Shared {
             if let Some(Err(error)) = share.map(Share::remove) {
                 tracing::warn!("sandbox {}: {error}", self.id);
             }
+            // Nobody puts the VM elsewhere meanwhile, and from now on nobody would.
+            let _place = self.place.lock().await;
             if let Err(error) = self.footprint.remove() {
                 tracing::warn!("sandbox {}: {error}", self.id);
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use kata_agent_client::{AgentError, ProcessEnd};
 
-use super::{SIGKILL, Shared, guest_id};
+use super::{SIGKILL, Shared, guest_id, room};
 use crate::{Delivery, Exit, ProcessKey, SandboxError, SandboxEvent};
 use crate::{boot, diagnosis};
 
@@ -159,8 +159,10 @@ async fn end_container(shared: &Arc<Shared>, key: &ProcessKey, delivery: Deliver
     }
     // Podman does not say so when it makes the first container of a pod.
     if shared.single_container && shared.processes().ledger.len() == 1 {
-        shared.take_down("its only container has ended", true).await;
+        return shared.take_down("its only container has ended", true).await;
     }
+    // A pod's initializing containers are kept, ended, as long as the pod.
+    room::leave(shared, &key.container).await;
 }
 
 /// Ends an exec that the guest may have started after nobody waited for that any more.

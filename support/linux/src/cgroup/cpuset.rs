@@ -28,8 +28,8 @@ impl HostCgroup {
     ///
     /// # Errors
     ///
-    /// When the cgroup cannot have all of them, or there is no cpuset; it has what it had before
-    /// then.
+    /// When the cgroup would not be kept to these, since it can have none of them (in version 1:
+    /// not all), or since there is no cpuset; it has what it had before then.
     pub fn place(
         &self,
         around: &[PathBuf],
@@ -125,10 +125,10 @@ fn set(kind: Kind, files: &[File<'_>], list: Option<&IdList>) -> Result<(), Cgro
 /// In version 1, a group has nothing that the one above has not, at any time.
 fn set_nested(files: &[File<'_>], wanted: &IdList) -> Result<(), CgroupError> {
     for file in files {
-        // Without it, what is in memory stays where it is.
-        let migrate = file.dir.join("cpuset.memory_migrate");
-        if migrate.exists() {
-            write(&migrate, "1")?;
+        // Without it, what is in memory stays where it is. It stays on, for it does nothing else.
+        let prefix = file.name.strip_suffix("mems").unwrap_or_default();
+        if file.name.ends_with("mems") {
+            write(&file.dir.join(format!("{prefix}memory_migrate")), "1")?;
         }
         file.write(&file.held.or(wanted))?;
     }
@@ -182,4 +182,84 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A group within another, as the hierarchies of this machine have them, which both go at the
+    /// end. Those of version 2 pass no controllers on from one with processes.
+    struct Nested {
+        outer: HostCgroup,
+        own: HostCgroup,
+    }
+
+    impl Nested {
+        fn new(name: &str) -> Self {
+            let path = format!("/kata-test-{name}-{}", std::process::id());
+            let outer = HostCgroup::create(&path).unwrap();
+            let own = HostCgroup::create(&format!("{path}/own")).unwrap();
+            Self { outer, own }
+        }
+
+        fn place(&self, processors: &str, nodes: &str) -> Result<(), CgroupError> {
+            let list = |text: &str| text.parse().ok().filter(|list: &IdList| !list.is_empty());
+            self.own.place(self.outer.dirs(), list(processors).as_ref(), list(nodes).as_ref())
+        }
+
+        /// What each of both has, for processors.
+        fn has(&self) -> Vec<String> {
+            let dirs: Vec<_> =
+                self.outer.dirs().iter().chain(self.own.dirs()).map(PathBuf::as_path).collect();
+            File::of(PROCESSORS, &dirs).unwrap().iter().map(|file| file.held.to_string()).collect()
+        }
+    }
+
+    impl Drop for Nested {
+        fn drop(&mut self) {
+            self.own.remove().unwrap();
+            self.outer.remove().unwrap();
+        }
+    }
+
+    #[test]
+    fn group_within_another_goes_where_it_is_told_and_back() {
+        let nested = Nested::new("place");
+        let before = nested.has();
+        if before.is_empty() {
+            return println!("skipped: this machine lets nobody make a cpuset");
+        }
+        let all = before
+            .iter()
+            .map(|list| list.parse().unwrap())
+            .fold(IdList::default(), |sum: IdList, list| sum.or(&list));
+        let all = if all.is_empty() { "0".to_owned() } else { all.to_string() };
+        let first = all.split([',', '-']).next().unwrap();
+        nested.place(first, "0").unwrap();
+        assert!(nested.has().iter().all(|list| list == first), "{:?}", nested.has());
+        nested.place(&all, "").unwrap();
+        assert!(nested.has().iter().all(|list| *list == all), "{:?}", nested.has());
+        nested.place("", "").unwrap();
+        assert_eq!(nested.has(), before);
+    }
+
+    #[test]
+    fn what_there_is_not_changes_nothing() {
+        let nested = Nested::new("nowhere");
+        let before = nested.has();
+        if before.is_empty() {
+            let error = nested.place("0", "").unwrap_err();
+            return assert!(matches!(error, CgroupError::NoCpuset { .. }), "{error}");
+        }
+        let error = nested.place("4000", "").unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot run on the processors 4000 of the host; its cgroup has "),
+            "{error}"
+        );
+        // The processors are there, the node is not.
+        let error = nested.place("0", "63").unwrap_err();
+        assert!(matches!(&error, CgroupError::Place { what: "memory nodes", .. }), "{error}");
+        assert_eq!(nested.has(), before);
+    }
 }
