@@ -128,7 +128,7 @@ fn names_with_slashes_and_dots_stay_inside() {
 #[test]
 fn guest_can_change_nothing_of_the_share_itself() {
     in_namespace(async |directory| {
-        let host = Host::start(directory);
+        let mut host = Host::start(directory);
         host.share.add_rootfs("c1", &host.files, false).unwrap();
         let mut guest = host.guest();
         let container = guest.walk("c1").unwrap();
@@ -154,7 +154,7 @@ fn guest_can_change_nothing_of_the_share_itself() {
 #[test]
 fn readonly_is_readonly_for_the_guests_root_too() {
     in_namespace(async |directory| {
-        let host = Host::start(directory);
+        let mut host = Host::start(directory);
         fs::write(host.files.join("file"), "").unwrap();
         let bind = HostBind {
             index: 0,
@@ -166,7 +166,7 @@ fn readonly_is_readonly_for_the_guests_root_too() {
         };
         host.share.add_mount("c1", &bind).unwrap();
         let mut guest = host.guest();
-        let node = guest.walk("c1/mounts/0").unwrap();
+        let node = guest.walk(".mounts/1").unwrap();
         assert_eq!(guest.request(opcode::UNLINK, node, &c_string("file")), Err(EROFS));
         let mkdir =
             [0o755_u32.to_le_bytes().to_vec(), 0_u32.to_le_bytes().to_vec(), c_string("new")]
@@ -179,7 +179,7 @@ fn readonly_is_readonly_for_the_guests_root_too() {
 #[test]
 fn binds_made_later_appear_and_vanish() {
     in_namespace(async |directory| {
-        let host = Host::start(directory);
+        let mut host = Host::start(directory);
         fs::write(host.files.join("file"), "").unwrap();
         let mut guest = host.guest();
         assert_eq!(guest.walk("c1"), Err(ENOENT));

@@ -14,7 +14,7 @@ use crate::path::Place;
 use crate::status::{Tell, invalid};
 
 /// The only place that the host writes to.
-const SHARED: &str = "/run/kata-containers/shared/containers";
+pub(crate) const SHARED: &str = "/run/kata-containers/shared/containers";
 
 /// Largest file; the guest's memory holds it.
 const MAX_SIZE: i64 = 1 << 30;

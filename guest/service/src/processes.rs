@@ -59,7 +59,9 @@ impl Agent {
             let mut sandbox = self.sandbox();
             let namespaces = sandbox.namespaces_for(request.sandbox_pidns)?;
             let plan = Plan::new(spec, id, &namespaces).map_err(Tell::tell)?;
-            (plan, sandbox.storages.add(&request.storages)?)
+            let mut storages = sandbox.storages.add(&request.storages)?;
+            storages.extend(sandbox.storages.step_onto(&plan.spec));
+            (plan, storages)
         };
         let init = match self.make_init(id, &plan).await {
             Ok(init) => init,

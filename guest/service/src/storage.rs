@@ -8,10 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kata_agent_api::agent::Storage;
+use oci_spec::runtime::Spec;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::UnmountFlags;
 use ttrpc::Code;
 
 use crate::disk::{self, Disk};
+use crate::files::SHARED;
 use crate::path::Place;
 use crate::status::{chain, invalid, refuse};
 
@@ -34,6 +37,9 @@ pub(crate) async fn await_disks(storages: &[Storage]) -> ttrpc::Result<()> {
     }
     Ok(())
 }
+
+/// The share's directory of what containers mount (`Share` of host/storage).
+const MOUNTS: &str = ".mounts";
 
 /// What is mounted where, and for how many.
 #[derive(Debug, Default)]
@@ -60,6 +66,24 @@ impl Storages {
             added.push(mount_point);
         }
         Ok(added)
+    }
+
+    /// Has what a container mounts of the share mounted here, too, once for all containers, and
+    /// yields where, for [`Storages::release`].
+    ///
+    /// Where the host's side of a share has a mount, the guest's kernel makes one as soon as
+    /// somebody steps onto it, with a file system of its own for each mount namespace in which that
+    /// happens. Sockets, fifos and locks of one are not those of the other. A container's namespace
+    /// is a copy of this one, and finds what is here.
+    pub(crate) fn step_onto(&mut self, spec: &Spec) -> Vec<PathBuf> {
+        let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().clone());
+        let shared: Vec<_> = sources.filter(|source| is_hosts_mount(source)).collect();
+        for source in &shared {
+            // What is not there, whoever mounts it will tell.
+            let _ = statx(CWD, source, AtFlags::empty(), StatxFlags::TYPE);
+            *self.users.entry(source.clone()).or_default() += 1;
+        }
+        shared
     }
 
     /// Takes storages away, the last first, unless others use them too. Failures are logged: there
@@ -105,10 +129,22 @@ fn mount(storage: &Storage) -> ttrpc::Result<()> {
     })
 }
 
+/// Whether the host has something mounted there, below a directory of the share that only it makes
+/// anything in.
+fn is_hosts_mount(path: &Path) -> bool {
+    path.parent().is_some_and(|parent| parent == Path::new(SHARED).join(MOUNTS))
+        && path.file_name().is_some()
+}
+
 /// Local storages are plain directories, which unmounting refuses; they stay until the guest ends.
 fn unmount(mount_point: &Path) {
-    let Ok(place) = Place::directory(mount_point) else { return };
-    let unmounted = rustix::mount::unmount(place.link(), UnmountFlags::DETACH);
+    let unmounted = if is_hosts_mount(mount_point) {
+        // Also a file. Nothing in the guest can change what leads to it.
+        rustix::mount::unmount(mount_point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+    } else {
+        let Ok(place) = Place::directory(mount_point) else { return };
+        rustix::mount::unmount(place.link(), UnmountFlags::DETACH)
+    };
     if let Err(errno) = unmounted
         && errno != rustix::io::Errno::INVAL
     {
@@ -127,6 +163,16 @@ mod tests {
             options: vec!["mode=0700".into()],
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn only_what_the_host_mounts_is_stepped_onto() {
+        let at = |path: &str| is_hosts_mount(&Path::new(SHARED).join(path));
+        assert!(at(".mounts/7"));
+        for other in [".mounts", ".mounts/7/below", ".mounts/..", ".empty-dirs/data", "c1/rootfs"] {
+            assert!(!at(other), "{other}");
+        }
+        assert!(!is_hosts_mount(Path::new("/.mounts/7")));
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub struct WorkloadLimits {
     pub cpus: Option<f64>,
     /// Bytes of memory; `None` for no limit.
     pub memory_bytes: Option<u64>,
+    /// There are containers without a limit of CPUs beside, which are to have what those have.
+    pub unlimited_cpus: bool,
+    /// The same of memory.
+    pub unlimited_memory: bool,
 }
 
 impl WorkloadLimits {
@@ -48,7 +52,13 @@ impl WorkloadLimits {
         // Microseconds of a quota lose nothing that counts as a float.
         let cpus = quota.map(|quota| quota as f64 / period as f64);
         let memory_bytes = memory.and_then(|bytes| u64::try_from(bytes).ok()).filter(|b| *b > 0);
-        Self { cpus, memory_bytes }
+        Self { cpus, memory_bytes, ..Self::default() }
+    }
+
+    /// The same beside containers without a limit of CPUs, or of memory.
+    #[must_use]
+    pub fn beside(self, unlimited_cpus: bool, unlimited_memory: bool) -> Self {
+        Self { unlimited_cpus, unlimited_memory, ..self }
     }
 }
 
@@ -115,22 +125,26 @@ pub fn sandbox_size(
     } else {
         WorkloadLimits::default()
     };
-    let (vcpus, most_vcpus) = vcpus(config, limits.cpus, host);
+    let (vcpus, most_vcpus) = vcpus(config, limits, host);
     let ceiling = MemoryCeiling::of(config, host);
-    let memory_mib = memory_mib(config, limits.memory_bytes, ceiling)?;
+    let memory_mib = memory_mib(config, limits, ceiling)?;
     Ok(SandboxSize { vcpus, most_vcpus, memory_mib, most_memory_mib: ceiling.mib })
 }
 
 /// How many at boot, and at most later.
-fn vcpus(config: &HostConfig, limit: Option<f64>, host: HostResources) -> (u32, u32) {
+fn vcpus(config: &HostConfig, limits: WorkloadLimits, host: HostResources) -> (u32, u32) {
     let settings = config.vm();
     let most = match settings.default_maxvcpus {
         0 => host.cpus,
         configured => configured.min(host.cpus),
     };
     let most = most.min(MAX_VCPUS).min(host.driver_max_vcpus).max(1);
-    let wanted = match limit {
-        Some(cpus) => whole(cpus + settings.overhead_vcpus),
+    let wanted = match limits.cpus {
+        Some(cpus) => {
+            let limited = whole(cpus + settings.overhead_vcpus);
+            let unlimited = limits.unlimited_cpus.then(|| unlimited_vcpus(config, host));
+            limited.max(unlimited.unwrap_or_default())
+        }
         None => unlimited_vcpus(config, host),
     };
     let boot = wanted.clamp(1, most);
@@ -173,14 +187,14 @@ impl MemoryCeiling {
 
 fn memory_mib(
     config: &HostConfig,
-    limit: Option<u64>,
+    limits: WorkloadLimits,
     ceiling: MemoryCeiling,
 ) -> Result<u32, SizeError> {
     let settings = config.vm();
     let MemoryCeiling { mib: most, why } = ceiling;
-    let Some(bytes) = limit else {
-        let wanted = settings.default_memory;
-        let even = wanted.saturating_add(wanted & 1);
+    let wanted = settings.default_memory;
+    let even = wanted.saturating_add(wanted & 1);
+    let Some(bytes) = limits.memory_bytes else {
         return if even <= most {
             Ok(even)
         } else {
@@ -193,6 +207,8 @@ fn memory_mib(
     let limit_mib = bytes.div_ceil(1 << 20);
     let wanted = limit_mib.saturating_add(settings.overhead_memory.into());
     let wanted = wanted.saturating_add(wanted & 1);
+    let unlimited = if limits.unlimited_memory { even } else { 0 };
+    let wanted = wanted.max(unlimited.into());
     // Nothing is lost by the conversion: what does not fit is above every ceiling.
     Ok(u32::try_from(wanted).unwrap_or(u32::MAX).clamp(MIN_GUEST_MEMORY_MIB, most))
 }
@@ -213,7 +229,7 @@ mod tests {
     }
 
     fn limits(cpus: Option<f64>, mib: Option<u64>) -> WorkloadLimits {
-        WorkloadLimits { cpus, memory_bytes: mib.map(|mib| mib << 20) }
+        WorkloadLimits { cpus, memory_bytes: mib.map(|mib| mib << 20), ..WorkloadLimits::default() }
     }
 
     fn size(config: &HostConfig, limits: WorkloadLimits) -> (u32, u32) {
@@ -226,6 +242,20 @@ mod tests {
         assert_eq!(size(&config(), limits(None, None)), (1, 2048));
         assert_eq!(size(&config(), limits(Some(2.0), None)), (3, 2048));
         assert_eq!(size(&config(), limits(None, Some(512))), (1, 512 + 128));
+    }
+
+    #[test]
+    fn container_without_a_limit_has_no_less_for_one_beside_it() {
+        let beside = |cpus, mib, (of_cpus, of_memory)| {
+            size(&config(), limits(cpus, mib).beside(of_cpus, of_memory))
+        };
+        assert_eq!(beside(Some(2.0), Some(64), (false, true)), (3, 2048));
+        assert_eq!(beside(Some(2.0), Some(4096), (false, true)), (3, 4096 + 128));
+        assert_eq!(beside(Some(0.1), Some(64), (true, false)), (1, 192));
+        assert_eq!(beside(None, None, (true, true)), (1, 2048));
+        let mut many = config();
+        many.qemu.vm.default_vcpus = 4.0;
+        assert_eq!(size(&many, limits(Some(1.0), None).beside(true, false)).0, 4);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::ContainerRole;
 pub use limits::resources_for_guest;
 
 /// Device nodes of which every guest has its own.
-const GUEST_DEVICES: [&str; 9] = [
+const GUEST_DEVICES: [&str; 12] = [
     "/dev/null",
     "/dev/zero",
     "/dev/full",
@@ -28,6 +28,9 @@ const GUEST_DEVICES: [&str; 9] = [
     "/dev/console",
     "/dev/ptmx",
     "/dev/fuse",
+    "/dev/kmsg",
+    "/dev/loop-control",
+    "/dev/net/tun",
 ];
 
 const USUAL_UMASK: u32 = 0o022;
@@ -151,6 +154,8 @@ pub(crate) fn for_guest(mut spec: Spec, id: &str, policy: GuestPolicy) -> Result
     }
     let mut linux = spec.linux().clone().ok_or(SpecError::Missing("linux"))?;
     linux.set_mount_label(None);
+    // How mounts spread is decided on the host's side, for what is shared.
+    linux.set_rootfs_propagation(None);
     if linux.intel_rdt().is_some() {
         return Err(SpecError::IntelRdt);
     }

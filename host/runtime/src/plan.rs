@@ -14,6 +14,7 @@ use kata_config::{
 use kata_hypervisor::{
     DiskSpec, GuestImage, GuestRoot, ShareSource, ShareSpec, SharedFileSystem, Verity, VmSpec,
 };
+use kata_linux::cgroup::LimitsAbove;
 use kata_linux::identifier::{self, IdentifierError};
 use kata_sandbox::{
     ContainerPlan, Deadlines, ImageCache, ImagePlan, MemoryPlan, NetworkModel, NetworkPlan,
@@ -392,7 +393,11 @@ fn placement(spec: &Spec, role: &ContainerRole) -> Result<Placement, RuntimeErro
 fn limits(spec: &Spec, role: &ContainerRole) -> WorkloadLimits {
     if *role != ContainerRole::Single {
         let pod = PodLimits::of(spec.annotations().as_ref());
-        return WorkloadLimits::from_spec(pod.quota, pod.period, pod.memory);
+        let limits = WorkloadLimits::from_spec(pod.quota, pod.period, pod.memory);
+        // What is told is the sum of the limits that there are. Whether all containers have one,
+        // only the kubelet's cgroup for the pod says.
+        let all = above(spec);
+        return limits.beside(!all.cpu, !all.memory);
     }
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let cpu = resources.and_then(|resources: &LinuxResources| resources.cpu().as_ref());
@@ -402,6 +407,13 @@ fn limits(spec: &Spec, role: &ContainerRole) -> WorkloadLimits {
         cpu.and_then(|cpu| cpu.period()),
         memory.and_then(|memory| memory.limit()),
     )
+}
+
+/// What the cgroup limits that the engine's one is to be in.
+fn above(spec: &Spec) -> LimitsAbove {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    // A wrong path is told when the cgroup is made.
+    path.and_then(|path| LimitsAbove::of(&path.to_string_lossy()).ok()).unwrap_or_default()
 }
 
 pub(crate) fn host(runtime: &Runtime) -> Result<HostResources, RuntimeError> {

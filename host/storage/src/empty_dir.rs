@@ -66,6 +66,12 @@ impl EmptyDir {
     }
 }
 
+/// Whether a mount's source is an emptyDir, or a part of one.
+pub(crate) fn is_of_one(source: &Path) -> bool {
+    source.parent().is_some_and(|parent| parent.ends_with(PLUGIN))
+        || volume_of_subpath(source).is_some_and(|volume| volume.is_dir())
+}
+
 /// The emptyDir of a mount, and the directory in it.
 fn part(bind: &HostBind) -> Result<Option<(PathBuf, PathBuf)>, StorageError> {
     let source = &bind.source;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   containerd's rootfs mounts ──mount_rootfs──▶ <bundle>/rootfs ──Share::add_rootfs──▶ <shared>/<cid>/rootfs ─┐
-//!   OCI spec ──plan_mounts──▶ GuestMounts ──┬─ host_binds ──Share::add_mount──▶ <shared>/<cid>/mounts/<n> ─────┤
+//!   OCI spec ──plan_mounts──▶ GuestMounts ──┬─ host_binds ──Share::add_mount──▶ <shared>/.mounts/<n> ─────────┤
 //!                                           └─ everything else: made by the guest itself                      ▼
 //!                                                                   FileServer: <shared> read-only, jailed ──▶ VM
 //! ```

@@ -4,7 +4,8 @@
 //!   <run_dir>/shared             made here, only seen by the host ("backing")
 //!   <run_dir>/shared             the same, bound onto itself: read-only, what is served ("face")
 //!     <cid>/rootfs               a bind of the container's root file system
-//!     <cid>/mounts/<n>           a bind of mount n's source, a directory or a file
+//!     .mounts/<n>                a bind of a mount's source, a directory or a file, for all containers
+//!                                that mount it
 //!     sandbox-mounts/<name>      a bind of a directory that the administrator gives to every sandbox
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! The host makes those through the backing directory, and mounts on them through the face.
 
 mod beneath;
+mod binds;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,6 +29,7 @@ pub use beneath::check_container_id;
 use beneath::{
     SANDBOX_MOUNTS, entries, found, open_beneath, open_directory, open_source, remove_empty,
 };
+use binds::{Binds, Key};
 
 /// Where the agent mounts the share in the guest.
 pub const GUEST_SHARE: &str = "/run/kata-containers/shared/containers";
@@ -34,7 +37,8 @@ pub const GUEST_SHARE: &str = "/run/kata-containers/shared/containers";
 /// The name of the directory that is served, in the sandbox's own.
 pub const SHARED: &str = "shared";
 const ROOTFS: &str = "rootfs";
-const MOUNTS: &str = "mounts";
+/// No container can have it as its id.
+const MOUNTS: &str = ".mounts";
 
 /// One sandbox's share. All its mounts are in the mount namespace of the thread that created it.
 /// Dropped, it takes everything away as far as it can; [`Share::remove`] tells what could not be.
@@ -47,6 +51,7 @@ pub struct Share {
     backing: OwnedFd,
     /// The root of its read-only bind, with all of the mounts.
     face: OwnedFd,
+    binds: Binds,
     removed: bool,
 }
 
@@ -72,7 +77,14 @@ impl Share {
             let _ = unlinkat(&run_dir_fd, SHARED, AtFlags::REMOVEDIR);
             failed("prepare")(error)
         })?;
-        Ok(Self { path, run_dir: run_dir_fd, backing, face, removed: false })
+        Ok(Self {
+            path,
+            run_dir: run_dir_fd,
+            backing,
+            face,
+            binds: Binds::default(),
+            removed: false,
+        })
     }
 
     /// The directory to serve.
@@ -99,50 +111,60 @@ impl Share {
         self.bind(&source, &relative, BindKind { readonly, recursive: true, follows_host: false })
     }
 
-    /// Shows a directory or a single file of the host to the guest and returns its path there.
+    /// Shows a directory or a single file of the host to the guest and returns its path there,
+    /// which is the same for all containers that mount it in the same way.
     ///
     /// The source is resolved here, once. If it has become a device since it was planned, that is
     /// refused.
-    pub fn add_mount(&self, container: &str, bind: &HostBind) -> Result<PathBuf, StorageError> {
+    pub fn add_mount(&mut self, container: &str, bind: &HostBind) -> Result<PathBuf, StorageError> {
         check_container_id(container)?;
         let source = self.io("open", &bind.source, open_source(&bind.source))?;
-        let kind = self.io(
-            "look at",
-            &bind.source,
-            fstat(&source).map(|stat| FileType::from_raw_mode(stat.st_mode)),
-        )?;
-        let mounts = Path::new(container).join(MOUNTS);
-        let relative = mounts.join(bind.index.to_string());
-        self.make_directory(Path::new(container))?;
-        self.make_directory(&mounts)?;
+        let stat = self.io("look at", &bind.source, fstat(&source))?;
+        let key = Key::of(bind, &stat);
+        if let Some(name) = self.binds.join(&key, container) {
+            return Ok(Path::new(GUEST_SHARE).join(MOUNTS).join(name));
+        }
+        let name = self.binds.next_name();
+        let relative = Path::new(MOUNTS).join(&name);
+        self.make_directory(Path::new(MOUNTS))?;
+        self.make_place(bind, FileType::from_raw_mode(stat.st_mode), &relative)?;
+        let bound = self.bind(&source, &relative, BindKind::of(bind));
+        if bound.is_err() {
+            // It was made a moment ago and is empty; the first of two errors is the one to tell.
+            let _ = self.remove_mount(&name);
+        } else {
+            self.binds.add(key, container);
+        }
+        bound
+    }
+
+    /// Makes something to mount a file of this kind on.
+    fn make_place(
+        &self,
+        bind: &HostBind,
+        kind: FileType,
+        relative: &Path,
+    ) -> Result<(), StorageError> {
         match kind {
-            FileType::Directory => self.make_directory(&relative)?,
-            FileType::BlockDevice | FileType::CharacterDevice => {
-                return Err(StorageError::Unsupported {
-                    destination: bind.destination.clone(),
-                    reason: format!(
-                        "its source {} is a device; pass it as one, not as a mount",
-                        bind.source.display()
-                    ),
-                });
-            }
+            FileType::Directory => self.make_directory(relative),
+            FileType::BlockDevice | FileType::CharacterDevice => Err(StorageError::Unsupported {
+                destination: bind.destination.clone(),
+                reason: format!(
+                    "its source {} is a device; pass it as one, not as a mount",
+                    bind.source.display()
+                ),
+            }),
             FileType::Socket | FileType::Fifo => {
                 tracing::warn!(source = %bind.source.display(), "sharing a socket or fifo: nobody in the VM can speak to the host through it");
-                self.make_file(&relative)?;
+                self.make_file(relative)
             }
-            _ => self.make_file(&relative)?,
+            _ => self.make_file(relative),
         }
-        let kind = BindKind {
-            readonly: bind.readonly,
-            recursive: bind.recursive,
-            follows_host: bind.follows_host,
-        };
-        self.bind(&source, &relative, kind)
     }
 
     /// Shares all that a plan asks for, and returns the mounts as the guest is to make them.
     pub fn add_mounts(
-        &self,
+        &mut self,
         container: &str,
         plan: GuestMounts,
     ) -> Result<Vec<Mount>, StorageError> {
@@ -180,8 +202,9 @@ impl Share {
 
     /// Takes everything of a container away, also while the guest uses it. One that has nothing
     /// here is fine.
-    pub fn remove_container(&self, container: &str) -> Result<(), StorageError> {
+    pub fn remove_container(&mut self, container: &str) -> Result<(), StorageError> {
         check_container_id(container)?;
+        self.binds.leave(container).iter().try_for_each(|name| self.remove_mount(name))?;
         let path = self.path.join(container);
         let Some(face) = self.io(
             "open",
@@ -192,24 +215,25 @@ impl Share {
             return Ok(());
         };
         let backing = self.io("open", &path, open_directory(&self.backing, container))?;
-        let mounts = self.io("open", &path, found(open_directory(&backing, MOUNTS)))?;
-        let numbers = match &mounts {
-            Some(mounts) => self.io("list", &path, entries(mounts))?,
-            None => Vec::new(),
-        };
         unmount_tree_at(&face, ROOTFS)?;
-        if let Some(face) = self.io(
-            "open",
-            &path,
-            found(open_beneath(&face, Path::new(MOUNTS), OFlags::DIRECTORY)),
-        )? {
-            numbers.iter().try_for_each(|name| unmount_tree_at(&face, name))?;
-        }
-        self.io(
-            "remove",
-            &path,
-            self.remove_directories(container, &backing, mounts.as_ref(), &numbers),
-        )
+        let removed = found(unlinkat(&backing, ROOTFS, AtFlags::REMOVEDIR));
+        let removed = removed.and_then(|_| unlinkat(&self.backing, container, AtFlags::REMOVEDIR));
+        self.io("remove", &path, removed)
+    }
+
+    /// Only empty directories and files are ever removed, and only where no mount can be seen, so
+    /// nothing of a source can be hit.
+    fn remove_mount(&self, name: &str) -> Result<(), StorageError> {
+        self.remove_from(MOUNTS, name)
+    }
+
+    fn remove_from(&self, directory: &str, name: &str) -> Result<(), StorageError> {
+        let path = self.path.join(directory);
+        let face = open_beneath(&self.face, Path::new(directory), OFlags::DIRECTORY);
+        let face = self.io("open", &path, face)?;
+        let backing = self.io("open", &path, open_directory(&self.backing, directory))?;
+        unmount_tree_at(&face, name)?;
+        self.io("remove", &path.join(name), remove_empty(&backing, name))
     }
 
     /// Takes everything away and tells what could not be.
@@ -221,48 +245,23 @@ impl Share {
         self.removed = true;
         let containers = self.io("list", &self.path, entries(&self.backing))?;
         for container in &containers {
-            if container == SANDBOX_MOUNTS {
-                self.remove_sandbox_mounts()?;
-            } else {
-                self.remove_container(container)?;
+            match container.as_str() {
+                directory @ (SANDBOX_MOUNTS | MOUNTS) => self.remove_all_from(directory)?,
+                container => self.remove_container(container)?,
             }
         }
         unmount_tree_at(&self.run_dir, SHARED)?;
         self.io("remove", &self.path, unlinkat(&self.run_dir, SHARED, AtFlags::REMOVEDIR))
     }
 
-    fn remove_sandbox_mounts(&self) -> Result<(), StorageError> {
-        let path = self.path.join(SANDBOX_MOUNTS);
-        let face = self.io(
-            "open",
-            &path,
-            open_beneath(&self.face, Path::new(SANDBOX_MOUNTS), OFlags::DIRECTORY),
-        )?;
-        let backing = self.io("open", &path, open_directory(&self.backing, SANDBOX_MOUNTS))?;
+    /// With the directory itself.
+    fn remove_all_from(&self, directory: &str) -> Result<(), StorageError> {
+        let path = self.path.join(directory);
+        let backing = self.io("open", &path, open_directory(&self.backing, directory))?;
         for name in self.io("list", &path, entries(&backing))? {
-            unmount_tree_at(&face, &name)?;
-            self.io("remove", &path.join(&name), remove_empty(&backing, &name))?;
+            self.remove_from(directory, &name)?;
         }
-        self.io("remove", &path, unlinkat(&self.backing, SANDBOX_MOUNTS, AtFlags::REMOVEDIR))
-    }
-
-    /// Only empty directories and files are ever removed, and only where no mount can be seen, so
-    /// nothing of a source can be hit.
-    fn remove_directories(
-        &self,
-        container: &str,
-        backing: &OwnedFd,
-        mounts: Option<&OwnedFd>,
-        numbers: &[String],
-    ) -> rustix::io::Result<()> {
-        if let Some(mounts) = mounts {
-            for name in numbers {
-                remove_empty(mounts, name)?;
-            }
-            unlinkat(backing, MOUNTS, AtFlags::REMOVEDIR)?;
-        }
-        found(unlinkat(backing, ROOTFS, AtFlags::REMOVEDIR))?;
-        unlinkat(&self.backing, container, AtFlags::REMOVEDIR)
+        self.io("remove", &path, unlinkat(&self.backing, directory, AtFlags::REMOVEDIR))
     }
 
     fn bind(
@@ -337,11 +336,18 @@ impl Drop for Share {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct BindKind {
     readonly: bool,
     recursive: bool,
     follows_host: bool,
+}
+
+impl BindKind {
+    fn of(bind: &HostBind) -> Self {
+        let HostBind { readonly, recursive, follows_host, .. } = *bind;
+        Self { readonly, recursive, follows_host }
+    }
 }
 
 /// Binds the directory onto itself: read-only, cut off from the host, and passing on what is

@@ -34,7 +34,7 @@ pub struct SharedMemory {
 
 /// The kernel's own file systems by their magic numbers (statfs(2)). Files on them are faces of the
 /// host's kernel, and mean nothing in a guest, or too much.
-const KERNEL_FILE_SYSTEMS: [(u64, &str); 13] = [
+const KERNEL_FILE_SYSTEMS: [(u64, &str); 14] = [
     (0x9fa0, "proc"),
     (0x6265_6572, "sysfs"),
     (0x0027_e0eb, "cgroup"),
@@ -48,6 +48,7 @@ const KERNEL_FILE_SYSTEMS: [(u64, &str); 13] = [
     (0x6165_676c, "pstore"),
     (0xf97c_ff8c, "selinuxfs"),
     (0x6e73_6673, "nsfs"),
+    (0x9584_58f6, "hugetlbfs"),
 ];
 
 const TMPFS: u64 = 0x0102_1994;
@@ -114,7 +115,11 @@ fn device(major: u32, minor: u32, source: &Path) -> Source {
         (1, 7) => "/dev/full",
         (1, 8) => "/dev/random",
         (1, 9) => "/dev/urandom",
+        (1, 11) => "/dev/kmsg",
         (5, 0) => "/dev/tty",
+        (10, 200) => "/dev/net/tun",
+        (10, 229) => "/dev/fuse",
+        (10, 237) => "/dev/loop-control",
         _ => {
             return Source::Refused(format!(
                 "its source {} is a device of the host ({major}:{minor}), which the VM does not have; pass it as a device, not as a mount",

@@ -67,12 +67,12 @@ fn rootfs_and_mounts_have_their_places_and_vanish() {
     in_namespace(|run, host| {
         fs::create_dir_all(host.join("rootfs/bin")).unwrap();
         fs::write(host.join("hosts"), "127.0.0.1").unwrap();
-        let share = Share::create(run).unwrap();
+        let mut share = Share::create(run).unwrap();
         let rootfs = share.add_rootfs("c1", &host.join("rootfs"), false).unwrap();
         let file = share.add_mount("c1", &host_bind(7, &host.join("hosts"))).unwrap();
         let dir = share.add_mount("c1", &host_bind(8, host)).unwrap();
         assert_eq!(rootfs, Path::new(GUEST_SHARE).join("c1/rootfs"));
-        assert_eq!(file, Path::new(GUEST_SHARE).join("c1/mounts/7"));
+        assert_eq!(file, Path::new(GUEST_SHARE).join(".mounts/1"));
         assert!(on_host(&share, &rootfs).join("bin").is_dir());
         assert_eq!(fs::read_to_string(on_host(&share, &file)).unwrap(), "127.0.0.1");
         fs::write(on_host(&share, &dir).join("written"), "").unwrap();
@@ -87,13 +87,41 @@ fn rootfs_and_mounts_have_their_places_and_vanish() {
 }
 
 #[test]
+fn containers_that_mount_the_same_have_the_same_files() {
+    in_namespace(|run, host| {
+        let volume = host.join("pods/1/volumes/kubernetes.io~empty-dir/data");
+        let subpath = host.join("pods/1/volume-subpaths/data/c2/0");
+        fs::create_dir_all(&volume).unwrap();
+        fs::create_dir_all(&subpath).unwrap();
+        mount(volume.to_str().unwrap(), &subpath, "bind", &["bind".to_owned()]).unwrap();
+        let mut share = Share::create(run).unwrap();
+        let one = share.add_mount("c1", &host_bind(0, host)).unwrap();
+        let same = share.add_mount("c2", &host_bind(5, host)).unwrap();
+        assert_eq!(one, same);
+        let other = HostBind { readonly: true, follows_host: false, ..host_bind(1, host) };
+        assert_ne!(share.add_mount("c2", &other).unwrap(), one);
+        let empty_dir = share.add_mount("c1", &host_bind(2, &volume)).unwrap();
+        assert_eq!(share.add_mount("c2", &host_bind(3, &subpath)).unwrap(), empty_dir);
+
+        fs::write(on_host(&share, &one).join("file"), "").unwrap();
+        share.remove_container("c1").unwrap();
+        assert!(on_host(&share, &one).join("file").exists(), "the other one still has it");
+        share.remove_container("c2").unwrap();
+        assert!(!on_host(&share, &one).exists() && host.join("file").exists());
+        let again = share.add_mount("c1", &host_bind(0, host)).unwrap();
+        assert_ne!(again, one, "no name is used twice");
+        share.remove().unwrap();
+    });
+}
+
+#[test]
 fn nothing_but_the_binds_can_be_written() {
     in_namespace(|run, host| {
         let share = Share::create(run).unwrap();
         let rootfs = share.add_rootfs("c1", host, false).unwrap();
         let dir = share.path();
         assert!(is_readonly(fs::create_dir(dir.join("c2"))));
-        assert!(is_readonly(symlink("/etc", dir.join("c1/mounts"))));
+        assert!(is_readonly(symlink("/etc", dir.join(".mounts"))));
         assert!(is_readonly(fs::rename(dir.join("c1"), dir.join("c3"))));
         fs::write(on_host(&share, &rootfs).join("file"), "").unwrap();
     });
@@ -105,9 +133,10 @@ fn readonly_covers_mounts_below_the_source() {
         fs::create_dir(host.join("below")).unwrap();
         mount("tmpfs", &host.join("below"), "tmpfs", &[]).unwrap();
         fs::write(host.join("below/file"), "x").unwrap();
-        let share = Share::create(run).unwrap();
+        let mut share = Share::create(run).unwrap();
         let readonly = HostBind { readonly: true, follows_host: false, ..host_bind(0, host) };
-        let path = on_host(&share, &share.add_mount("c1", &readonly).unwrap());
+        let path = share.add_mount("c1", &readonly).unwrap();
+        let path = on_host(&share, &path);
         assert_eq!(fs::read_to_string(path.join("below/file")).unwrap(), "x");
         assert!(is_readonly(fs::write(path.join("file"), "")));
         assert!(is_readonly(fs::write(path.join("below/file"), "")));
@@ -122,10 +151,12 @@ fn later_mounts_of_the_host_follow_only_where_asked() {
         mount(host.to_str().unwrap(), host, "bind", &[]).unwrap();
         make_shared(host, false).unwrap();
         fs::create_dir(host.join("later")).unwrap();
-        let share = Share::create(run).unwrap();
-        let follows = on_host(&share, &share.add_mount("c1", &host_bind(0, host)).unwrap());
+        let mut share = Share::create(run).unwrap();
+        let follows = share.add_mount("c1", &host_bind(0, host)).unwrap();
+        let follows = on_host(&share, &follows);
         let stays = HostBind { follows_host: false, ..host_bind(1, host) };
-        let stays = on_host(&share, &share.add_mount("c1", &stays).unwrap());
+        let stays = share.add_mount("c1", &stays).unwrap();
+        let stays = on_host(&share, &stays);
         mount("tmpfs", &host.join("later"), "tmpfs", &[]).unwrap();
         fs::write(host.join("later/file"), "").unwrap();
         assert!(follows.join("later/file").exists());
@@ -137,7 +168,7 @@ fn later_mounts_of_the_host_follow_only_where_asked() {
 fn server_that_left_the_namespace_sees_later_binds_come_and_go() {
     in_namespace(|run, host| {
         fs::write(host.join("file"), "").unwrap();
-        let share = Share::create(run).unwrap();
+        let mut share = Share::create(run).unwrap();
         let path = share.path().to_owned();
         let (to_server, from_test) = std::sync::mpsc::channel::<()>();
         let (to_test, from_server) = std::sync::mpsc::channel::<bool>();
@@ -167,7 +198,7 @@ fn server_that_left_the_namespace_sees_later_binds_come_and_go() {
 fn devices_and_bad_ids_are_refused_and_links_in_a_source_stay_inside() {
     in_namespace(|run, host| {
         symlink("/etc", host.join("escape")).unwrap();
-        let share = Share::create(run).unwrap();
+        let mut share = Share::create(run).unwrap();
         assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
         let device = share.add_mount("c1", &host_bind(0, Path::new("/dev/null")));
         assert!(matches!(device, Err(StorageError::Unsupported { .. })), "{device:?}");
@@ -186,12 +217,12 @@ fn devices_and_bad_ids_are_refused_and_links_in_a_source_stay_inside() {
 fn whole_spec_is_planned_and_shared() {
     in_namespace(|run, host| {
         let spec = serde_spec(host);
-        let share = Share::create(run).unwrap();
+        let mut share = Share::create(run).unwrap();
         let mounts = share.add_mounts("c1", plan_mounts(&spec, host).unwrap()).unwrap();
         assert_eq!(mounts[0].typ().as_deref(), Some("proc"));
         assert_eq!(
             mounts[1].source().as_deref(),
-            Some(Path::new("/run/kata-containers/shared/containers/c1/mounts/1"))
+            Some(Path::new("/run/kata-containers/shared/containers/.mounts/1"))
         );
     });
 }

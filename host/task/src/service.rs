@@ -127,6 +127,8 @@ impl Task for TaskService {
         let mut process: Process = serde_json::from_slice(&req.spec.value)
             .map_err(|error| Failure::invalid("exec spec", &error))?;
         process_for_guest(&mut process);
+        // CRI-O says it only here.
+        process.set_terminal(Some(req.terminal));
         let record = Record {
             bundle: self.owner.record(&ProcessKey::init(&req.id))?.bundle,
             stdin: req.stdin,

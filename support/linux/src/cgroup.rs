@@ -6,6 +6,7 @@
 //! group of v2 accounts for anything, its parents pass all of their controllers on, as far as they
 //! can. Sources: cgroups(7), Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
 
+mod above;
 mod cpuset;
 
 use std::fs;
@@ -17,6 +18,8 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::id_list::IdList;
+
+pub use above::LimitsAbove;
 
 /// How long a cgroup may stay busy after its last process has ended: the longest that
 /// [`HostCgroup::remove`] takes.

@@ -461,3 +461,28 @@ fn killer_of_a_second_version_cgroup_takes_the_stand_ins_victim() -> Result<()> 
         Ok(())
     })
 }
+
+/// How the root's mounts spread, which engines say in words that a guest does not know, is the
+/// host's matter; devices without hardware are in every guest.
+#[test]
+fn words_of_the_hosts_and_devices_of_every_kernel_are_taken() -> Result<()> {
+    if !only_a_vm("devices that the host may not have") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let devices =
+            [("/dev/net/tun", 10, 200), ("/dev/loop-control", 10, 237), ("/dev/kmsg", 1, 11)];
+        let device = |(path, major, minor): (&str, u32, u32)| json!({ "path": path, "type": "c", "major": major, "minor": minor });
+        let rule = |(_, major, minor): (&str, u32, u32)| json!({ "allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm" });
+        let script = "test -c /dev/kmsg && : <>/dev/net/tun && : <>/dev/loop-control && echo all there; exec sleep 1000";
+        let bundle = host.bundle("c", script, |spec| {
+            spec.set("/linux/rootfsPropagation", json!("rslave"))
+                .set("/linux/devices", devices.iter().copied().map(device).collect())
+                .set("/linux/resources/devices", devices.iter().copied().map(rule).collect())
+        })?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        host.says("c", "all there")?;
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}

@@ -224,3 +224,20 @@ fn pod_survives_the_stand_in_of_a_member() -> Result<()> {
         Ok(())
     })
 }
+
+/// Podman stops a container by its signal, and if that finds nobody, by a look at the state.
+#[test]
+fn who_is_told_that_it_has_ended_finds_it_stopped() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        for name in ["a", "b", "c"] {
+            let bundle = host.bundle(name, "read -t 1 < /dev/null; exit 3", |spec| spec)?;
+            host.create(name, &bundle)?;
+            host.succeed(&["start", &host.id(name)])?;
+            let told = || host.call(&["kill", &host.id(name), "CONT"]);
+            CommandLine::until(|| Ok(told()?.error_text().contains("container not running")))?;
+            assert_eq!(host.status(name)?, "stopped");
+            host.succeed(&["delete", &host.id(name)])?;
+        }
+        Ok(())
+    })
+}

@@ -138,7 +138,7 @@ fn ports_close_with_the_owner_of_the_pod() -> Result<()> {
         server.says("until netstat -ltn | grep ':80 '; do :; done")?;
         let open = pod.dial(80)?;
         answers(&open)?;
-        for shim in kata_e2e::parts_of(node.containerd().mark(), Part::Shim)? {
+        for shim in parts_of(node.containerd().mark(), Part::Shim)? {
             shim.signal(rustix::process::Signal::KILL)?;
         }
         answers(&open).unwrap_err();
@@ -204,6 +204,37 @@ fn volumes_of_kubernetes_are_followed() -> Result<()> {
         writer.says("echo from-writer > /shared/file")?;
         assert_eq!(reader.says("cat /shared/file")?, "from-writer");
         assert_eq!(fs::read_to_string(empty.join("file"))?, "from-writer\n");
+        pod.remove()
+    })
+}
+
+/// A fifo is one in both containers only if its directory is.
+#[test]
+fn containers_of_a_pod_meet_in_its_volumes() -> Result<()> {
+    node(|node| {
+        let pods = node.containerd().directory().join("pods/1/volumes");
+        let (empty, path) = (pods.join("kubernetes.io~empty-dir/data"), pods.join("path"));
+        fs::create_dir_all(&empty)?;
+        fs::create_dir_all(&path)?;
+        let pod = node.pod("meeting").start()?;
+        let container = |name: &'static str, readonly| {
+            let plan = pod.shell(name, SERVER).mount(&empty, "/empty", readonly);
+            plan.mount(&path, "/path", false).start()
+        };
+        let (writer, reader) = (container("writer", false)?, container("reader", true)?);
+        writer.says("mkfifo /empty/fifo /path/fifo")?;
+        for volume in ["/empty", "/path"] {
+            let read = format!("cat {volume}/fifo > /heard 2>&1 < /dev/null &");
+            assert_eq!(reader.exec(&read, 0)?.code, 0);
+            writer.says(&format!("echo {volume} > {volume}/fifo"))?;
+            assert_eq!(reader.says(&format!("until grep {volume} /heard; do :; done"))?, volume);
+        }
+        assert_eq!(reader.exec("touch /empty/new", 0)?.code, 1, "it is read-only there");
+
+        // Who was there first may leave.
+        writer.stop(10)?;
+        writer.remove()?;
+        assert_eq!(reader.says("echo still > /path/file; cat /path/file")?, "still");
         pod.remove()
     })
 }
@@ -446,7 +477,7 @@ fn pod_whose_vm_was_killed_is_removed() -> Result<()> {
         let pod = node.pod("doomed").start()?;
         let container = pod.shell("server", SERVER).start()?;
         let events = node.containerd().events()?;
-        for vmm in kata_e2e::parts_of(node.containerd().mark(), Part::Vmm)? {
+        for vmm in parts_of(node.containerd().mark(), Part::Vmm)? {
             vmm.signal(rustix::process::Signal::KILL)?;
         }
         events.expect_exit(pod.id())?;

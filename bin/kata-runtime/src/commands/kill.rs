@@ -1,5 +1,7 @@
 //! `kill`: sends a signal.
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 use kata_shim_api::api;
 
@@ -8,6 +10,9 @@ use crate::cli::KillArgs;
 use crate::registry::{Container, Status};
 use crate::sandbox::{Sandbox, has_ended, plain};
 use crate::signal;
+
+/// How long the host's process may take to follow the one in the guest that has ended.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What runc says of one that has ended; engines look for it.
 const NOT_RUNNING: &str = "container not running";
@@ -30,8 +35,12 @@ pub(super) fn send(host: &Host, container: &Container, signal: u32, all: bool) -
     let request = api::KillRequest { id: container.id.clone(), signal, all, ..Default::default() };
     match sandbox.call::<api::Empty>("Kill", &request) {
         Ok(_) => Ok(()),
-        Err(error) if has_ended(&error) && all => Ok(()),
-        Err(error) if has_ended(&error) => bail!(NOT_RUNNING),
+        Err(error) if has_ended(&error) => {
+            // Who is told so asks how it stands next, and is not to find it running. One whose last
+            // output nobody takes may.
+            let _ = container.stand_in.wait(PATIENCE);
+            if all { Ok(()) } else { bail!(NOT_RUNNING) }
+        }
         Err(error) => Err(plain(error)),
     }
 }

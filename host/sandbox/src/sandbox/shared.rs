@@ -15,10 +15,10 @@ impl Shared {
 
     pub(super) fn with_share<T>(
         &self,
-        use_it: impl FnOnce(&Share) -> Result<T, SandboxError>,
+        use_it: impl FnOnce(&mut Share) -> Result<T, SandboxError>,
     ) -> Result<T, SandboxError> {
-        let share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-        match share.as_ref() {
+        let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
+        match share.as_mut() {
             Some(share) => use_it(share),
             None => Err(self.gone_error()),
         }

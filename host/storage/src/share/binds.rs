@@ -1,0 +1,79 @@
+//! Which of the host's directories and files are bound into the share, and for whom.
+//!
+//! What several containers of a sandbox mount is bound once. The file server tells inodes apart by
+//! their mounts, so that a file by two of them would be two files to the guest: a socket that one
+//! container listens on would be deaf in the other one, and locks of one would not hold for it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use rustix::fs::Stat;
+
+use super::BindKind;
+use crate::{HostBind, empty_dir};
+
+/// What makes two mounts the same.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    /// Others may be mounted below one path than below the other; not so with an emptyDir, which
+    /// has many (`subPath`): `None`.
+    path: Option<PathBuf>,
+    device: u64,
+    inode: u64,
+    kind: BindKind,
+}
+
+impl Key {
+    /// That of a mount whose source is what `stat` is of.
+    pub(super) fn of(bind: &HostBind, stat: &Stat) -> Self {
+        let path = (!empty_dir::is_of_one(&bind.source)).then(|| bind.source.clone());
+        Self { path, device: stat.st_dev, inode: stat.st_ino, kind: BindKind::of(bind) }
+    }
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Bind {
+    key: Key,
+    /// Its name in the share.
+    number: u64,
+    containers: BTreeSet<String>,
+}
+
+/// All of one share.
+#[derive(Debug, Default)]
+pub(super) struct Binds {
+    all: Vec<Bind>,
+    next: u64,
+}
+
+impl Binds {
+    /// The name of the bind with this key, which is the container's from now on, too; `None` if
+    /// there is none yet.
+    pub(super) fn join(&mut self, key: &Key, container: &str) -> Option<String> {
+        let bind = self.all.iter_mut().find(|bind| bind.key == *key)?;
+        bind.containers.insert(container.to_owned());
+        Some(bind.number.to_string())
+    }
+
+    /// A name that no bind has had.
+    pub(super) fn next_name(&mut self) -> String {
+        self.next += 1;
+        self.next.to_string()
+    }
+
+    /// Takes note of a bind under the name that was given last.
+    pub(super) fn add(&mut self, key: Key, container: &str) {
+        let containers = BTreeSet::from([container.to_owned()]);
+        self.all.push(Bind { key, number: self.next, containers });
+    }
+
+    /// Forgets a container. Returns the names of the binds that nobody has any more.
+    pub(super) fn leave(&mut self, container: &str) -> Vec<String> {
+        for bind in &mut self.all {
+            bind.containers.remove(container);
+        }
+        let gone = self.all.extract_if(.., |bind| bind.containers.is_empty());
+        gone.map(|bind| bind.number.to_string()).collect()
+    }
+}
