@@ -254,6 +254,25 @@ mod tests {
         sweep(Path::new("/run/kata-test-that-never-was")).unwrap();
     }
 
+    /// Removing files must not reach through a mount, wherever in the directory it is.
+    #[test]
+    fn what_is_mounted_below_is_not_emptied() {
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, source) = (parent.path().join("sandbox"), parent.path().join("source"));
+        fs::create_dir_all(dir.join("shared/.mounts/1")).unwrap();
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("file"), "").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                mount::unshare_mount_namespace().unwrap();
+                let at = dir.join("shared/.mounts/1");
+                mount::mount(source.to_str().unwrap(), &at, "bind", &[]).unwrap();
+                sweep(&dir).unwrap();
+            });
+        });
+        assert!(!dir.exists() && source.join("file").exists());
+    }
+
     #[test]
     fn directory_without_record_is_swept() {
         let parent = tempfile::tempdir().unwrap();

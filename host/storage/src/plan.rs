@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
+use crate::StorageError;
 use crate::source::{SharedMemory, Source, look_at};
-use crate::{StorageError, empty_dir};
 
 /// File systems that the guest's kernel makes out of nothing.
 const GUEST_TYPES: [&str; 16] = [
@@ -55,8 +55,7 @@ pub struct HostBind {
     pub source: PathBuf,
     /// Where the container sees it. For messages: nothing on the host acts on it.
     pub destination: PathBuf,
-    /// Nothing can be changed through it, nor through any mount below it. Enforced on the host, but
-    /// for emptyDirs of Kubernetes, of which it is never said.
+    /// Nothing can be changed through it, nor through any mount below it. Enforced on the host.
     pub readonly: bool,
     /// What is mounted below the source comes along.
     pub recursive: bool,
@@ -120,9 +119,7 @@ fn plan_bind(
     })?;
     match found {
         Source::Host(source) => {
-            // One container may write to an emptyDir that another one only reads, and both are to
-            // have the same files. So nobody but the guest can keep the other one from it.
-            let readonly = is_readonly(options) && !empty_dir::is_of_one(&source);
+            let readonly = is_readonly(options);
             in_guest.set_source(None);
             plan.host_binds.push(HostBind {
                 index,

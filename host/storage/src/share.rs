@@ -120,7 +120,7 @@ impl Share {
         check_container_id(container)?;
         let source = self.io("open", &bind.source, open_source(&bind.source))?;
         let stat = self.io("look at", &bind.source, fstat(&source))?;
-        let key = Key::of(bind, &stat);
+        let key = Key::of(bind, &stat)?;
         if let Some(name) = self.binds.join(&key, container) {
             return Ok(Path::new(GUEST_SHARE).join(MOUNTS).join(name));
         }
@@ -204,7 +204,15 @@ impl Share {
     /// here is fine.
     pub fn remove_container(&mut self, container: &str) -> Result<(), StorageError> {
         check_container_id(container)?;
-        self.binds.leave(container).iter().try_for_each(|name| self.remove_mount(name))?;
+        // Everything is tried, and the first error is told.
+        let mut result = Ok(());
+        for name in self.binds.leave(container) {
+            result = result.and(self.remove_mount(&name));
+        }
+        result.and(self.remove_root(container))
+    }
+
+    fn remove_root(&self, container: &str) -> Result<(), StorageError> {
         let path = self.path.join(container);
         let Some(face) = self.io(
             "open",
@@ -243,13 +251,18 @@ impl Share {
 
     fn take_away(&mut self) -> Result<(), StorageError> {
         self.removed = true;
-        let containers = self.io("list", &self.path, entries(&self.backing))?;
+        let all = self.io("list", &self.path, entries(&self.backing))?;
+        let is_own = |name: &String| [SANDBOX_MOUNTS, MOUNTS].contains(&name.as_str());
+        let (own, containers): (Vec<_>, Vec<_>) = all.into_iter().partition(is_own);
+        // A container's binds are in one of the others.
+        let mut result = Ok(());
         for container in &containers {
-            match container.as_str() {
-                directory @ (SANDBOX_MOUNTS | MOUNTS) => self.remove_all_from(directory)?,
-                container => self.remove_container(container)?,
-            }
+            result = result.and(self.remove_container(container));
         }
+        for directory in &own {
+            result = result.and(self.remove_all_from(directory));
+        }
+        result?;
         unmount_tree_at(&self.run_dir, SHARED)?;
         self.io("remove", &self.path, unlinkat(&self.run_dir, SHARED, AtFlags::REMOVEDIR))
     }

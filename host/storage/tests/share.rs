@@ -115,6 +115,42 @@ fn containers_that_mount_the_same_have_the_same_files() {
 }
 
 #[test]
+fn share_that_is_in_use_is_removed_and_its_sources_stay() {
+    in_namespace(|run, host| {
+        for name in ["rootfs", "data", "for-all"] {
+            fs::create_dir(host.join(name)).unwrap();
+            fs::write(host.join(name).join("file"), "").unwrap();
+        }
+        let mut share = Share::create(run).unwrap();
+        share.add_sandbox_mount(&host.join("for-all"), false).unwrap();
+        for container in ["c1", "c2"] {
+            share.add_rootfs(container, &host.join("rootfs"), false).unwrap();
+            share.add_mount(container, &host_bind(0, &host.join("data"))).unwrap();
+        }
+        share.remove().unwrap();
+        for name in ["rootfs", "data", "for-all"] {
+            assert!(host.join(name).join("file").exists(), "{name}");
+        }
+    });
+}
+
+#[test]
+fn what_is_mounted_below_a_source_is_each_containers_own() {
+    in_namespace(|run, host| {
+        fs::create_dir(host.join("below")).unwrap();
+        let mut share = Share::create(run).unwrap();
+        let stays = HostBind { follows_host: false, ..host_bind(0, host) };
+        let before = share.add_mount("c1", &stays).unwrap();
+        mount("tmpfs", &host.join("below"), "tmpfs", &[]).unwrap();
+        fs::write(host.join("below/file"), "").unwrap();
+        let after = share.add_mount("c2", &stays).unwrap();
+        assert!(!on_host(&share, &before).join("below/file").exists());
+        assert!(on_host(&share, &after).join("below/file").exists());
+        share.remove().unwrap();
+    });
+}
+
+#[test]
 fn nothing_but_the_binds_can_be_written() {
     in_namespace(|run, host| {
         let share = Share::create(run).unwrap();

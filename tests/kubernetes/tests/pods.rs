@@ -217,26 +217,33 @@ fn containers_of_a_pod_meet_in_its_volumes() -> Result<()> {
         fs::create_dir_all(&empty)?;
         fs::create_dir_all(&path)?;
         let pod = node.pod("meeting").start()?;
-        let container = |name: &'static str, readonly| {
-            let plan = pod.shell(name, SERVER).mount(&empty, "/empty", readonly);
+        let container = |name: &'static str| {
+            let plan = pod.shell(name, SERVER).mount(&empty, "/empty", false);
             plan.mount(&path, "/path", false).start()
         };
-        let (writer, reader) = (container("writer", false)?, container("reader", true)?);
+        let (writer, reader) = (container("writer")?, container("reader")?);
         writer.says("mkfifo /empty/fifo /path/fifo")?;
-        for volume in ["/empty", "/path"] {
-            let read = format!("cat {volume}/fifo > /heard 2>&1 < /dev/null &");
-            assert_eq!(reader.exec(&read, 0)?.code, 0);
-            writer.says(&format!("echo {volume} > {volume}/fifo"))?;
-            assert_eq!(reader.says(&format!("until grep {volume} /heard; do :; done"))?, volume);
-        }
-        assert_eq!(reader.exec("touch /empty/new", 0)?.code, 1, "it is read-only there");
+        meet(&writer, &reader)?;
 
         // Who was there first may leave.
         writer.stop(10)?;
         writer.remove()?;
-        assert_eq!(reader.says("echo still > /path/file; cat /path/file")?, "still");
-        pod.remove()
+        let third = container("third")?;
+        meet(&third, &reader)?;
+        pod.remove()?;
+        ensure!(empty.join("fifo").exists() && path.join("fifo").exists(), "the volumes stay");
+        Ok(())
     })
+}
+
+fn meet(writer: &Container<'_>, reader: &Container<'_>) -> Result<()> {
+    for volume in ["/empty", "/path"] {
+        let read = format!("cat {volume}/fifo > /heard 2>&1 < /dev/null &");
+        assert_eq!(reader.exec(&read, 0)?.code, 0);
+        writer.says(&format!("echo {volume} > {volume}/fifo"))?;
+        assert_eq!(reader.says(&format!("until grep {volume} /heard; do :; done"))?, volume);
+    }
+    Ok(())
 }
 
 /// Puts a version of a ConfigMap in place, as the kubelet does: the directory is complete before a

@@ -141,13 +141,13 @@ pub(super) fn other_user(dir: &Path, namespace: NamespaceId) -> Option<(String, 
 /// Whatever is mounted below goes first: removing files must never reach through a mount into what
 /// belongs to somebody else.
 pub(super) fn remove_dir(dir: &Path) -> Result<(), FootprintError> {
-    mount::unmount_tree(dir)?;
+    unmount_all(dir)?;
     unless_gone(dir, fs::remove_dir_all(dir))
 }
 
 /// As [`remove_dir`] for everything in the sandbox's directory but its record.
 fn empty_but_record(dir: &Path) -> Result<(), FootprintError> {
-    mount::unmount_tree(dir)?;
+    unmount_all(dir)?;
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) => return unless_gone(dir, Err(error)),
@@ -162,6 +162,22 @@ fn empty_but_record(dir: &Path) -> Result<(), FootprintError> {
         result = result.and(unless_gone(&path, removed));
     }
     result
+}
+
+/// Detaches what is mounted at `dir` and everywhere below it; an error means that something still
+/// is, and nothing below may be removed.
+fn unmount_all(dir: &Path) -> Result<(), FootprintError> {
+    mount::unmount_tree(dir)?;
+    for below in mount::mounts_below(dir)? {
+        mount::unmount_tree(&below.mount_point)?;
+    }
+    match mount::mounts_below(dir)?.pop() {
+        None => Ok(()),
+        Some(left) => {
+            let (path, source) = (left.mount_point, io::ErrorKind::ResourceBusy.into());
+            Err(FootprintError::Io { action: "unmount", path, source })
+        }
+    }
 }
 
 fn unless_gone(path: &Path, removed: io::Result<()>) -> Result<(), FootprintError> {

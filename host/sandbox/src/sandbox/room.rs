@@ -30,7 +30,7 @@ pub(super) struct Room {
 }
 
 /// What a container had before a change.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Before {
     room: Room,
     /// `None` for one of which nothing was known.
@@ -64,13 +64,16 @@ pub(super) async fn change(
     resources: &LinuxResources,
     placement: Placement,
 ) -> Result<Before, SandboxError> {
-    let placement = place::change(shared, container, placement).await?;
+    // One that has ended, or stands for a pod, has no say.
+    let Some(placement) = place::change(shared, container, placement).await? else {
+        return Ok(Before::default());
+    };
     let cpus = match resources.cpu() {
         Some(cpu) => shared.vcpus.lock().await.updated(container, cpu),
         None => None,
     };
     let room = set(shared, container, Room { memory: new_limit(resources), cpus }).await;
-    Ok(Before { room, placement })
+    Ok(Before { room, placement: Some(placement) })
 }
 
 async fn set(shared: &Shared, container: &str, room: Room) -> Room {

@@ -7,10 +7,11 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use kata_linux::mount::{MountEntry, mounts_below};
 use rustix::fs::Stat;
 
 use super::BindKind;
-use crate::{HostBind, empty_dir};
+use crate::{HostBind, StorageError, empty_dir};
 
 /// What makes two mounts the same.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,13 +22,24 @@ pub(super) struct Key {
     device: u64,
     inode: u64,
     kind: BindKind,
+    /// Is no other's: it has what is mounted below its source now, and who comes later may find
+    /// something else there.
+    alone: bool,
 }
 
 impl Key {
     /// That of a mount whose source is what `stat` is of.
-    pub(super) fn of(bind: &HostBind, stat: &Stat) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be told what is mounted below the source.
+    pub(super) fn of(bind: &HostBind, stat: &Stat) -> Result<Self, StorageError> {
         let path = (!empty_dir::is_of_one(&bind.source)).then(|| bind.source.clone());
-        Self { path, device: stat.st_dev, inode: stat.st_ino, kind: BindKind::of(bind) }
+        let kind = BindKind::of(bind);
+        let is_snapshot = kind.recursive && !kind.follows_host;
+        let is_below = |entry: &MountEntry| entry.mount_point != bind.source;
+        let alone = is_snapshot && mounts_below(&bind.source)?.iter().any(is_below);
+        Ok(Self { path, device: stat.st_dev, inode: stat.st_ino, kind, alone })
     }
 }
 
@@ -51,7 +63,8 @@ impl Binds {
     /// The name of the bind with this key, which is the container's from now on, too; `None` if
     /// there is none yet.
     pub(super) fn join(&mut self, key: &Key, container: &str) -> Option<String> {
-        let bind = self.all.iter_mut().find(|bind| bind.key == *key)?;
+        let mut all = self.all.iter_mut().filter(|_| !key.alone);
+        let bind = all.find(|bind| bind.key == *key)?;
         bind.containers.insert(container.to_owned());
         Some(bind.number.to_string())
     }
