@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::diagnosis::{self, quote};
 use crate::network::SandboxNetwork;
 use crate::timing::record_guest;
-use crate::{BootError, BootStage, Footprint, Placement, SandboxPlan};
+use crate::{BootError, BootStage, Footprint, SandboxPlan};
 
 /// How long the death of a part may take to explain a broken channel, and the last output to be
 /// delivered after it.
@@ -81,8 +81,8 @@ async fn boot_parts(
     network: &mut Option<SandboxNetwork>,
     times: &Recorder,
 ) -> Result<Parts, BootError> {
-    if plan.placement != Placement::default() {
-        footprint.place(&plan.placement)?;
+    if !plan.placement.is_anywhere() {
+        footprint.cgroups().place(&plan.placement)?;
     }
     *network = SandboxNetwork::open(&plan.network, footprint).await?;
     if network.is_some() {

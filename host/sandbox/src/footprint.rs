@@ -94,7 +94,9 @@ pub(crate) struct Cgroups {
 }
 
 impl Cgroups {
-    /// As [`Footprint::place`].
+    /// Keeps everything that is in the cgroup to processors and memory nodes of the host; where
+    /// that is within the one of the sandbox's first container, what is in there, too. On an error
+    /// it is where it was.
     pub(crate) fn place(
         &self,
         Placement { processors, nodes }: &Placement,
@@ -144,14 +146,7 @@ impl Footprint {
         tokio::task::spawn_blocking(move || sweep::sweep_abandoned(&dir));
     }
 
-    /// Keeps everything that is in its cgroup to processors and memory nodes of the host; where
-    /// that is within the one of its first container, what is in there, too. On an error it is
-    /// where it was.
-    pub(crate) fn place(&self, placement: &Placement) -> Result<(), CgroupError> {
-        self.cgroups().place(placement)
-    }
-
-    /// The same, for somebody who does not wait for it.
+    /// Where everything of it is among the host's cgroups.
     pub(crate) fn cgroups(&self) -> Cgroups {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         Cgroups { own: self.cgroup.clone(), around: record.cgroups_around.clone() }

@@ -74,7 +74,7 @@ impl Placement {
         Ok(placement)
     }
 
-    fn is_anywhere(&self) -> bool {
+    pub(crate) fn is_anywhere(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -68,8 +68,11 @@ impl EmptyDir {
 
 /// Whether a mount's source is an emptyDir, or a part of one.
 pub(crate) fn is_of_one(source: &Path) -> bool {
+    is_whole(source) || volume_of_subpath(source).is_some_and(|volume| volume.is_dir())
+}
+
+fn is_whole(source: &Path) -> bool {
     source.parent().is_some_and(|parent| parent.ends_with(PLUGIN))
-        || volume_of_subpath(source).is_some_and(|volume| volume.is_dir())
 }
 
 /// The emptyDir of a mount, and the directory in it.
@@ -78,7 +81,7 @@ fn part(bind: &HostBind) -> Result<Option<(PathBuf, PathBuf)>, StorageError> {
     if !source.is_dir() {
         return Ok(None);
     }
-    if source.parent().is_some_and(|parent| parent.ends_with(PLUGIN)) {
+    if is_whole(source) {
         return Ok(Some((source.clone(), PathBuf::new())));
     }
     let Some(volume) = volume_of_subpath(source).filter(|volume| volume.is_dir()) else {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use kata_linux::mount::{MountEntry, mounts_below};
-use rustix::fs::Stat;
+use rustix::fs::{FileType, Stat};
 
 use super::BindKind;
 use crate::{HostBind, StorageError, empty_dir};
@@ -36,7 +36,9 @@ impl Key {
     pub(super) fn of(bind: &HostBind, stat: &Stat) -> Result<Self, StorageError> {
         let path = (!empty_dir::is_of_one(&bind.source)).then(|| bind.source.clone());
         let kind = BindKind::of(bind);
-        let is_snapshot = kind.recursive && !kind.follows_host;
+        // Nothing is below a file, which most of a pod's mounts are.
+        let is_dir = FileType::from_raw_mode(stat.st_mode).is_dir();
+        let is_snapshot = is_dir && kind.recursive && !kind.follows_host;
         let is_below = |entry: &MountEntry| entry.mount_point != bind.source;
         let alone = is_snapshot && mounts_below(&bind.source)?.iter().any(is_below);
         Ok(Self { path, device: stat.st_dev, inode: stat.st_ino, kind, alone })
