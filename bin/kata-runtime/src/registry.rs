@@ -167,6 +167,11 @@ impl Registry {
         Ok(self.root.join(SANDBOXES).join(id))
     }
 
+    /// Whether there is a sandbox with this id, or its first container is being made.
+    pub(crate) fn has_heard_of(&self, sandbox: &str) -> Result<bool> {
+        Ok(self.sandbox_dir(sandbox)?.exists() || self.dir(sandbox)?.exists())
+    }
+
     /// Takes an id for a new container, and its lock.
     pub(crate) fn reserve(&self, id: &str) -> Result<Locked> {
         let dir = self.dir(id)?;

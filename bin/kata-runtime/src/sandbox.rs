@@ -18,7 +18,7 @@ use kata_shim_api::ttrpc::Code;
 use kata_shim_api::{api, metadata};
 
 use crate::handover;
-use crate::registry::{Locked, Registry, write_whole};
+use crate::registry::{Container, Locked, Registry, Status, write_whole};
 
 /// Who the proxy is.
 const PROXY: &str = "proxy.json";
@@ -32,6 +32,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// As much of the proxy's log as an error quotes.
 const QUOTED: i64 = 1024;
 
+/// A container to be made, whose hooks this program runs.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) request: api::CreateTaskRequest,
+    /// The namespace that was made for it; `None` where its spec names one.
+    pub(crate) network_namespace: Option<String>,
+    /// The sandbox is its own, whatever its annotations name.
+    pub(crate) alone: bool,
+}
+
 /// A sandbox's directory, which exists.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
@@ -42,11 +52,11 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     /// Makes the directory of a new sandbox, and its socket, which only this user can reach. A dead
-    /// sandbox of the same id is removed first.
+    /// sandbox of the same id is removed first; what has ended in it can be deleted all the same.
     pub(crate) fn make(registry: &Registry, id: &str) -> Result<(Self, UnixListener)> {
         let dir = registry.sandbox_dir(id)?;
-        if has_containers(registry, id)? {
-            bail!("the sandbox {id} still has containers; delete them first");
+        if has(registry, id, |one| one.status() != Status::Stopped)? {
+            bail!("the sandbox {id} still has containers that run; end them first");
         }
         if let Some(_lock) = registry.lock_sandbox(id)? {
             clear(id, &dir)?;
@@ -83,13 +93,12 @@ impl Sandbox {
         write_whole(&self.dir.join(PROXY), &serde_json::to_vec(&identity)?)
     }
 
-    /// Lets the proxy see the root file system of one more container, which lies at `rootfs` for
-    /// this process.
-    pub(crate) fn show(&self, rootfs: &Path) -> Result<()> {
+    /// Lets the proxy see a directory of one more container's, which lies at `path` for this process.
+    pub(crate) fn show(&self, path: &Path) -> Result<()> {
         let namespace = proxy_of(&self.dir)
             .and_then(|proxy| mount_namespace(&proxy))
             .with_context(|| format!("the proxy of sandbox {} has ended", self.id))?;
-        handover::mount(rootfs, namespace.as_fd())
+        handover::mount(path, namespace.as_fd())
     }
 
     /// Asks the task service.
@@ -112,21 +121,13 @@ impl Sandbox {
     }
 
     /// Has a container made, and for the first one the VM.
-    pub(crate) fn create(
-        &self,
-        request: &api::CreateTaskRequest,
-        network_namespace: Option<&str>,
-    ) -> Result<()> {
-        self.call_create(request, network_namespace, None)
+    pub(crate) fn create(&self, asked: &Asked) -> Result<()> {
+        self.call_create(asked, None)
     }
 
     /// Whether [`Sandbox::create`] would refuse the container before it makes anything.
-    pub(crate) fn check(
-        &self,
-        request: &api::CreateTaskRequest,
-        network_namespace: Option<&str>,
-    ) -> Result<()> {
-        self.call_create(request, network_namespace, Some((metadata::CHECK_ONLY, "")))
+    pub(crate) fn check(&self, asked: &Asked) -> Result<()> {
+        self.call_create(asked, Some((metadata::CHECK_ONLY, "")))
     }
 
     /// Removes a process that nobody stands for ([`TaskSocket::remove`]).
@@ -134,16 +135,13 @@ impl Sandbox {
         self.socket.remove(container, exec);
     }
 
-    fn call_create(
-        &self,
-        request: &api::CreateTaskRequest,
-        network_namespace: Option<&str>,
-        more: Option<(&'static str, &str)>,
-    ) -> Result<()> {
+    fn call_create(&self, asked: &Asked, more: Option<(&'static str, &str)>) -> Result<()> {
         let mut along = vec![(metadata::HOOKS_ARE_RUN, "")];
-        along.extend(network_namespace.map(|path| (metadata::NETWORK_NAMESPACE, path)));
+        let netns = asked.network_namespace.as_deref();
+        along.extend(netns.map(|path| (metadata::NETWORK_NAMESPACE, path)));
+        along.extend(asked.alone.then_some((metadata::ALONE, "")));
         along.extend(more);
-        let answer = self.socket.call::<api::CreateTaskResponse>("Create", request, &along);
+        let answer = self.socket.call::<api::CreateTaskResponse>("Create", &asked.request, &along);
         match answer {
             Ok(_) => Ok(()),
             Err(error @ CallError::Lost(_)) => Err(anyhow!("{error}; {}", self.last_words())),
@@ -198,14 +196,15 @@ pub(crate) fn remove(registry: &Registry, id: &str, holder: Option<&Locked>) -> 
     let first = registry.dir(id)?;
     let is_taken = || first.exists() && holder.is_none_or(|holder| holder.dir() != first);
     let Some(_lock) = registry.lock_sandbox(id)? else { return Ok(()) };
-    if is_taken() || has_containers(registry, id)? {
+    if is_taken() || has(registry, id, |_| true)? {
         return Ok(());
     }
     clear(id, &dir)
 }
 
-fn has_containers(registry: &Registry, id: &str) -> Result<bool> {
-    Ok(registry.list()?.containers.iter().any(|one| one.sandbox == id))
+/// Whether there are such containers in a sandbox.
+fn has(registry: &Registry, id: &str, such: impl Fn(&Container) -> bool) -> Result<bool> {
+    Ok(registry.list()?.containers.iter().any(|one| one.sandbox == id && such(one)))
 }
 
 /// Waits for the proxy of a sandbox without containers to end, and takes away what a killed one has

@@ -1,6 +1,7 @@
 //! What is seen by whoever enters this process's mount namespace, as `podman cp` does with a
 //! container that runs: the container's root file system and the directories that it shares, never
-//! the host's.
+//! the host's. Where the container has a file system of the guest's, like a tmpfs, it is an empty
+//! directory that cannot be written: what is copied to there is refused, not lost.
 //!
 //! Only the thread that calls [`show`] goes there. It has to be the process's first, whose
 //! namespaces and root are the ones that `/proc/<pid>` tells; the others keep the host's view, in
@@ -26,12 +27,12 @@ pub(crate) fn show(mounts: &[Shown]) -> anyhow::Result<()> {
     let Some((root, others)) = mounts.split_first() else { return Ok(()) };
     mount::unshare_mount_namespace().context("cannot take a mount namespace of its own")?;
     let copies: Vec<DetachedMount> = others.iter().map(copy).collect::<anyhow::Result<_>>()?;
-    enter(copy(root)?, &root.source)?;
+    let original = root.source.as_ref().context("the root file system is the host's")?;
+    enter(copy(root)?, original)?;
     for (copy, shown) in copies.into_iter().zip(others) {
         // The root is the container's by now, so that a link in it leads nowhere else.
         if let Ok(target) = open(&shown.target) {
-            copy.attach(&target)
-                .with_context(|| format!("cannot show {}", shown.source.display()))?;
+            copy.attach(&target).with_context(|| cannot_show(shown))?;
         }
     }
     Ok(())
@@ -39,9 +40,11 @@ pub(crate) fn show(mounts: &[Shown]) -> anyhow::Result<()> {
 
 /// A copy of the mounts at the source, on which nothing is run and no device is one.
 fn copy(shown: &Shown) -> anyhow::Result<DetachedMount> {
-    let failed = || format!("cannot show {}", shown.source.display());
-    let source = open(&shown.source).with_context(failed)?;
-    let copy = DetachedMount::clone_of(&source, true).with_context(failed)?;
+    let copied = match &shown.source {
+        Some(source) => open(source).and_then(|source| DetachedMount::clone_of(&source, true)),
+        None => DetachedMount::empty_directory(),
+    };
+    let copied = copied.with_context(|| cannot_show(shown))?;
     let attributes = MountAttributes {
         readonly: shown.readonly,
         nosuid: true,
@@ -49,8 +52,12 @@ fn copy(shown: &Shown) -> anyhow::Result<DetachedMount> {
         noexec: true,
         propagation: Some(Propagation::Slave),
     };
-    copy.set(attributes).with_context(failed)?;
-    Ok(copy)
+    copied.set(attributes).with_context(|| cannot_show(shown))?;
+    Ok(copied)
+}
+
+fn cannot_show(shown: &Shown) -> String {
+    format!("cannot show {}", shown.source.as_ref().unwrap_or(&shown.target).display())
 }
 
 /// Makes `root` the root directory, and lets go of all other mounts. It has to be mounted somewhere

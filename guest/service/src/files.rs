@@ -1,4 +1,4 @@
-//! CopyFile: files that the host cannot share are written piece by piece.
+//! CopyFile: files that the host cannot share, or does not, are written piece by piece.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -13,23 +13,28 @@ use rustix::io::Errno;
 use crate::path::Place;
 use crate::status::{Tell, invalid};
 
-/// The only place that the host writes to.
+/// Where the host's files are. It writes here where nothing is mounted.
 pub(crate) const SHARED: &str = "/run/kata-containers/shared/containers";
+
+/// Where it writes files of single containers: each has a directory, which goes with it. That is
+/// this agent's own.
+const COPIES: &str = "/run/kata-containers/shared/copies";
 
 /// Largest file; the guest's memory holds it.
 const MAX_SIZE: i64 = 1 << 30;
 
-/// Writes one piece of a file, or makes a directory or a symbolic link, below the shared directory.
+/// Writes one piece of a file, or makes a directory or a symbolic link, below [`SHARED`] or
+/// [`COPIES`].
 /// The pieces go to a temporary file beside the target, which takes its name with the last one. A
 /// link takes its name in one step, too.
 ///
 /// A mode of 0, which has no file type, means that there is nothing any more: what is there is
 /// removed, with all below it. That is this agent's own; no other host asks for it.
 pub(crate) fn copy(request: &CopyFileRequest) -> ttrpc::Result<()> {
-    let relative = below_shared(&request.path)?;
+    let (top, relative) = below_top(&request.path)?;
     if request.file_mode == 0 {
-        let shared = Place::make_directory(Path::new(SHARED), 0o755).map_err(Tell::tell)?;
-        return remove_below(&shared, &relative).map_err(Tell::tell);
+        let top = Place::make_directory(Path::new(top), 0o755).map_err(Tell::tell)?;
+        return remove_below(&top, &relative).map_err(Tell::tell);
     }
     let kind = FileType::from_raw_mode(request.file_mode);
     if !matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink) {
@@ -39,8 +44,21 @@ pub(crate) fn copy(request: &CopyFileRequest) -> ttrpc::Result<()> {
         )));
     }
     check_piece(request)?;
-    let shared = Place::make_directory(Path::new(SHARED), 0o755).map_err(Tell::tell)?;
-    copy_below(&shared, &relative, kind, request).map_err(Tell::tell)
+    let top = Place::make_directory(Path::new(top), 0o755).map_err(Tell::tell)?;
+    copy_below(&top, &relative, kind, request).map_err(Tell::tell)
+}
+
+/// Removes what the host has copied for a container; nothing, if it has not.
+pub(crate) fn forget(container: &str) {
+    // No container's id is anything but a name.
+    let Ok((top, relative)) = below_top(&format!("{COPIES}/{container}")) else { return };
+    let removed = match Place::directory(Path::new(top)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        place => place.and_then(|top| remove_below(&top, &relative)),
+    };
+    if let Err(error) = removed {
+        tracing::warn!(container, %error, "the container's copies stay");
+    }
 }
 
 fn check_piece(request: &CopyFileRequest) -> ttrpc::Result<()> {
@@ -57,12 +75,17 @@ fn check_piece(request: &CopyFileRequest) -> ttrpc::Result<()> {
     )))
 }
 
-/// The path below [`SHARED`], without anything that leads out of it.
-fn below_shared(path: &str) -> ttrpc::Result<PathBuf> {
-    let outside = || invalid(format!("{path:?} is not a path below {SHARED}"));
-    let relative = Path::new(path).strip_prefix(SHARED).map_err(|_| outside())?;
+/// One of the two places, and the path below it, without anything that leads out of it.
+fn below_top(path: &str) -> ttrpc::Result<(&'static str, PathBuf)> {
+    let outside = || invalid(format!("{path:?} is not a path below {SHARED} or {COPIES}"));
+    let below = |top| Some((top, Path::new(path).strip_prefix(top).ok()?));
+    let (top, relative) = [SHARED, COPIES].into_iter().find_map(below).ok_or_else(outside)?;
     let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-    if plain && relative.file_name().is_some() { Ok(relative.to_owned()) } else { Err(outside()) }
+    if plain && relative.file_name().is_some() {
+        Ok((top, relative.to_owned()))
+    } else {
+        Err(outside())
+    }
 }
 
 fn copy_below(
@@ -157,9 +180,11 @@ fn remove(parent: &Place, name: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::mem::MaybeUninit;
     use std::os::unix::fs::{MetadataExt, symlink};
 
     use proptest::prelude::*;
+    use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
     use super::*;
 
@@ -238,6 +263,21 @@ mod tests {
         assert_eq!(fs::read_dir(base.path().join("c1")).unwrap().count(), 1);
     }
 
+    /// As programs do that load their configuration again.
+    #[test]
+    fn who_watches_is_told_when_a_link_takes_its_place() {
+        let (base, place) = shared();
+        fs::create_dir(base.path().join("c1")).unwrap();
+        let watch = inotify::init(CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&watch, base.path().join("c1"), WatchFlags::MOVED_TO).unwrap();
+        let link =
+            CopyFileRequest { file_mode: 0o120_777, data: b"..1".to_vec(), ..request(0, 0, b"") };
+        copy_below(&place, Path::new("c1/..data"), FileType::Symlink, &link).unwrap();
+        let mut buffer = [MaybeUninit::uninit(); 512];
+        let mut events = inotify::Reader::new(&watch, &mut buffer);
+        assert_eq!(events.next().unwrap().file_name(), Some(c"..data"));
+    }
+
     #[test]
     fn what_is_removed_is_gone_with_all_below_it_and_with_nothing_else() {
         let (base, place) = shared();
@@ -267,8 +307,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn below_shared_never_leaves(path in "(/run/kata-containers/shared/containers)?[a-z./]{0,40}") {
-            if let Ok(relative) = below_shared(&path) {
+        fn below_top_never_leaves(path in "(/run/kata-containers/shared/(containers|copies))?[a-z./]{0,40}") {
+            if let Ok((_, relative)) = below_top(&path) {
                 prop_assert!(relative.is_relative());
                 prop_assert!(!relative.components().any(|part| part == Component::ParentDir));
             }

@@ -19,7 +19,7 @@ use crate::agent::Agent;
 use crate::container::{Container, Ended, Phase};
 use crate::status::{Tell, invalid, not_found, refuse};
 use crate::storage;
-use crate::{devices, id};
+use crate::{devices, files, id};
 
 /// How long the processes of a container may take to die when the host does not say.
 const REMOVAL: Duration = Duration::from_secs(10);
@@ -40,7 +40,10 @@ impl Agent {
         let made = self.make_container(&id, request).await;
         let (made, result) = match made {
             Ok(container) => (Some(Arc::new(container)), Ok(())),
-            Err(error) => (None, Err(error)),
+            Err(error) => {
+                files::forget(&id);
+                (None, Err(error))
+            }
         };
         self.sandbox().settle(&id, made);
         result
@@ -238,6 +241,7 @@ impl Agent {
             }
         }
         create::remove(&container.id, &container.plan);
+        files::forget(&container.id);
         let mut sandbox = self.sandbox();
         sandbox.storages.release(&container.storages);
         sandbox.remove(&container.id);

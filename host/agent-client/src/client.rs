@@ -103,6 +103,13 @@ impl AgentClient {
         self.knows_additions.get_or_init(|| ());
     }
 
+    /// Whether the agent is known to have this project's additions to the protocol. Not before the
+    /// sandbox has been made.
+    #[must_use]
+    pub fn has_additions(&self) -> bool {
+        self.knows_additions.get().is_some()
+    }
+
     /// Refuses a process with a umask where the agent would not read it: the process would share
     /// its files with more than it says.
     pub(crate) fn check_umask(
@@ -111,7 +118,7 @@ impl AgentClient {
         process: &Process,
     ) -> Result<(), AgentError> {
         match process.user().umask() {
-            Some(mask) if self.knows_additions.get().is_none() => {
+            Some(mask) if !self.has_additions() => {
                 let message = format!(
                     "the guest's agent does not set a umask ({mask:03o} is asked for, process.user.umask); \
                      use the guest image of this version, or leave the umask at 022"
@@ -129,7 +136,7 @@ impl AgentClient {
         method: &'static str,
         resources: &LinuxResources,
     ) -> Result<(), AgentError> {
-        if self.knows_additions.get().is_some() {
+        if self.has_additions() {
             return Ok(());
         }
         // The first by name, for the same words every time.

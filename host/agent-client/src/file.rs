@@ -16,7 +16,7 @@ const S_IFLNK: u32 = 0o120_000;
 /// A file for the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GuestFile<'a> {
-    /// Its absolute path in the guest, below the shared directory.
+    /// Its absolute path in the guest: below the shared directory, or that of copies.
     pub path: &'a str,
     /// Its permission bits.
     pub mode: u32,

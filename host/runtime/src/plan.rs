@@ -155,6 +155,10 @@ pub(crate) fn container(
     let disk = disks::root(runtime, &role, &rootfs_mounts)?;
     let devices = disks::devices(runtime, &role, &spec)?;
     let mounts = kata_storage::plan_mounts(&spec, bundle)?;
+    if has_no_share(runtime) && !mounts.host_overlays.is_empty() {
+        let what = "a shared file system, which a mount of type overlay needs";
+        return Err(RuntimeError::Lacks { hypervisor: runtime.hypervisor().name(), what });
+    }
     let policy = GuestPolicy {
         drop_seccomp: runtime.config.runtime.disable_guest_seccomp,
         disks: disks::takes_devices(runtime, &role),
@@ -329,6 +333,10 @@ fn images(config: &HostConfig, id: &str) -> ImagePlan {
     let all = Path::new(IMAGES_DIR);
     let limit = u64::from(config.firecracker.rootfs_cache_size) << 20;
     ImagePlan { directory: all.join(id), cache: ImageCache::new(all.join(IMAGE_CACHE), limit) }
+}
+
+fn has_no_share(runtime: &Runtime) -> bool {
+    runtime.hypervisor().capabilities().shared_file_system == SharedFileSystem::None
 }
 
 /// Refuses what only a shared directory can do.

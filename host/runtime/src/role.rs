@@ -43,6 +43,9 @@ const QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
+/// What Podman puts into the annotations of all of its containers.
+const PODMAN: (&str, &str) = ("io.container.manager", "libpod");
+
 type Annotations = HashMap<String, String>;
 
 /// A container's place.
@@ -106,6 +109,20 @@ pub fn role_of(annotations: Option<&Annotations>) -> Result<ContainerRole, RoleE
         }
     }
     Ok(found.map_or(ContainerRole::Single, |(_, role)| role))
+}
+
+/// Takes out what the annotations say of a sandbox: the role is [`ContainerRole::Single`] then.
+pub fn make_single(annotations: &mut Annotations) {
+    for family in &FAMILIES {
+        annotations.remove(family.kind);
+        annotations.remove(family.sandbox);
+    }
+}
+
+/// Whether Podman has written the annotations, which uses CRI-O's keys.
+#[must_use]
+pub fn are_of_podman(annotations: Option<&Annotations>) -> bool {
+    annotations.and_then(|all| all.get(PODMAN.0)).is_some_and(|name| name == PODMAN.1)
 }
 
 fn families(annotations: Option<&Annotations>) -> impl Iterator<Item = &'static Family> {

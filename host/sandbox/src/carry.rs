@@ -168,17 +168,22 @@ impl Carrier {
         self.empty_dirs.lock().await
     }
 
-    /// Has a task end when [`Carrier::forget`] is called for the container.
+    /// Has a task end with [`Carrier::end_tasks`] for the container.
     pub(crate) fn keep(&self, container: &str, task: AbortHandle) {
         self.tasks().entry(container.to_owned()).or_default().push(task);
+    }
+
+    /// Ends the tasks that serve a container. One without any is fine.
+    pub(crate) fn end_tasks(&self, container: &str) {
+        for task in self.tasks().remove(container).unwrap_or_default() {
+            task.abort();
+        }
     }
 
     /// Takes the container's disks away from the VM, and its image away altogether, and ends the
     /// tasks that serve it. The guest must not use them any more. A container without any is fine.
     pub(crate) async fn forget(&self, vm: &dyn Vm, container: &str) {
-        for task in self.tasks().remove(container).unwrap_or_default() {
-            task.abort();
-        }
+        self.end_tasks(container);
         let _turn = self.devices.lock().await;
         for disk in self.take(container) {
             // A VM that is gone has no disks.

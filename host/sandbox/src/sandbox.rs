@@ -179,6 +179,9 @@ impl Sandbox {
                     Arc::clone(&self.shared),
                     key.container.clone(),
                 ));
+            } else {
+                self.shared.carrier.end_tasks(&key.container);
+                self.shared.remove_copies(&key.container).await;
             }
             self.shared.processes().forget(&key);
             room::leave(&self.shared, &key.container).await;
@@ -382,6 +385,8 @@ impl Sandbox {
         if empties_sandbox {
             self.stop("its last container was deleted").await;
         } else {
+            // Copies go with the container, and nobody is to make them anew.
+            self.shared.carrier.end_tasks(&key.container);
             let removed =
                 self.unless_gone(self.shared.agent.remove_container(&key.container)).await;
             if let Err(error) = removed {

@@ -1,4 +1,5 @@
-//! Files of the host that a guest gets as copies, because no directory can be shared with it.
+//! Files of the host that a guest gets as copies, because no directory can be shared with it, or
+//! because it is to be told of their changes.
 //!
 //! Copies are what they were when the container was made: nobody's changes are seen on the other
 //! side, except for those that are followed (`follow.rs`). They are kept in the guest's memory, and
@@ -16,6 +17,10 @@ use crate::{HostBind, StorageError};
 pub const MAX_COPIED_BYTES: u64 = 16 << 20;
 /// As [`MAX_COPIED_BYTES`].
 pub const MAX_COPIED_FILES: usize = 4096;
+
+/// Where the guest has copies for single containers: not in [`crate::GUEST_SHARE`], in which it can
+/// make nothing where a directory is shared with it. Only this project's agent knows it.
+pub const GUEST_COPIES: &str = "/run/kata-containers/shared/copies";
 
 /// What may still be copied for a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,7 @@
 //!   <kubelet>/pods/UID/volume-subpaths/NAME/CONTAINER/INDEX            a directory in it (`subPath`), bound here
 //! ```
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -64,6 +65,24 @@ impl EmptyDir {
         }
         Ok(())
     }
+}
+
+/// The annotations that tell the id of the container's pod.
+const POD_IDS: [&str; 2] = ["io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"];
+
+/// The id of the pod that a container is of, as its engine tells it; `None` if it does not.
+pub(crate) fn pod_of(annotations: Option<&HashMap<String, String>>) -> Option<&str> {
+    let annotations = annotations?;
+    POD_IDS.iter().find_map(|key| annotations.get(*key)).map(String::as_str)
+}
+
+/// Whether a mount's source is an emptyDir of this pod, or a part of one.
+pub(crate) fn is_of_pod(source: &Path, pod: &str) -> bool {
+    let volume = if is_whole(source) { Some(source.to_owned()) } else { volume_of_subpath(source) };
+    let own = Path::new("pods").join(pod).join(PLUGIN);
+    volume.is_some_and(|volume| {
+        volume.is_dir() && volume.parent().is_some_and(|parent| parent.ends_with(&own))
+    })
 }
 
 /// Whether a mount's source is an emptyDir, or a part of one.

@@ -14,16 +14,10 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kata_linux::descriptors::register;
 use rustix::fs::FileType;
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
-use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
 
 use crate::tree::Tree;
 use crate::{CopiedContent, CopiedFile, HostBind};
@@ -31,68 +25,100 @@ use crate::{CopiedContent, CopiedFile, HostBind};
 /// The link that leads to the files that count.
 const DATA: &str = "..data";
 
-/// How long an update may take until it is looked at. What comes later is looked at again.
+/// How often a directory is looked at. Not to be told of changes by the kernel (inotify(7)) saves
+/// root's other programs: it has 128 watchers for all of them, and a node has more pods than that.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// How long nothing has to change until an update is looked at. What comes later is looked at again.
 const REST: Duration = Duration::from_millis(500);
+
+/// After how many rests it is looked at although it changes.
+const RESTS: u32 = 10;
+
+/// The kubelet's directories of volumes that it updates, below a pod's (Kubernetes, pkg/volume, and
+/// `EscapeQualifiedName`).
+const PLUGINS: [&str; 4] = [
+    "volumes/kubernetes.io~configmap",
+    "volumes/kubernetes.io~secret",
+    "volumes/kubernetes.io~projected",
+    "volumes/kubernetes.io~downward-api",
+];
+
+/// Whether a mount's source is a volume that the kubelet updates, and nobody else writes to.
+#[must_use]
+pub fn is_kubelets(source: &Path) -> bool {
+    source.parent().is_some_and(|parent| PLUGINS.iter().any(|plugin| parent.ends_with(plugin)))
+}
 
 /// Notices when a directory is updated.
 #[derive(Debug)]
 pub struct Followed {
-    // No descriptor of the directory itself: that would keep its file system from being unmounted.
-    events: AsyncFd<OwnedFd>,
+    // No descriptor of the directory: that would keep its file system from being unmounted.
+    source: PathBuf,
+    /// As it was when it was looked at last.
+    state: State,
 }
 
-impl Followed {
-    /// Follows the mount's source from now on; `None` where it is not updated in the kubelet's way.
-    /// Has to be called in tokio's context.
-    pub fn begin(bind: &HostBind) -> io::Result<Option<Self>> {
-        let tree = Tree::at_resolved(&bind.source)?;
+/// What is another one after each step of an update: when something came into the directory or went
+/// from it, and the link.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    modified: (i64, u64),
+    link: (u64, Vec<u8>),
+}
+
+impl State {
+    /// `None` where it is no directory that is updated in the kubelet's way.
+    fn of(source: &Path) -> io::Result<Option<Self>> {
+        let tree = Tree::at_resolved(source)?;
         let top = tree.find(Path::new(""))?;
         if top.kind() != FileType::Directory {
             return Ok(None);
         }
-        match tree.find(Path::new(DATA)) {
-            Ok(link) if link.kind() == FileType::Symlink => {}
+        let link = match tree.find(Path::new(DATA)) {
+            Ok(link) if link.kind() == FileType::Symlink => link,
             Ok(_) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
-        }
-        let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let changes = WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::DELETE;
-        inotify::add_watch(&events, top.own_path(), changes)?;
-        Ok(Some(Self { events: register(events)? }))
-    }
-
-    /// Resolves soon after something has changed since the last call; with `false` once there is no
-    /// directory to follow any more.
-    pub async fn changed(&mut self) -> io::Result<bool> {
-        loop {
-            let mut ready = self.events.readable().await?;
-            if let Some(lives) = drain(self.events.get_ref())? {
-                if lives {
-                    tokio::time::sleep(REST).await;
-                    return Ok(drain(self.events.get_ref())?.unwrap_or(true));
-                }
-                return Ok(false);
-            }
-            ready.clear_ready();
-        }
+        };
+        let modified = (top.stat().st_mtime, top.stat().st_mtime_nsec);
+        Ok(Some(Self { modified, link: (link.stat().st_ino, link.target()?) }))
     }
 }
 
-/// Reads what there is to read. Whether the directory is still followed; `None` if there was
-/// nothing.
-fn drain(events: &OwnedFd) -> io::Result<Option<bool>> {
-    let mut buffer = [MaybeUninit::uninit(); 4096];
-    let mut reader = Reader::new(events, &mut buffer);
-    let mut lives = None;
-    loop {
-        match reader.next() {
-            Ok(event) => {
-                let ended = event.events().contains(ReadFlags::IGNORED);
-                lives = Some(lives.unwrap_or(true) && !ended);
+impl Followed {
+    /// Follows the mount's source from now on; `None` where it is not updated in the kubelet's way.
+    pub fn begin(bind: &HostBind) -> io::Result<Option<Self>> {
+        let source = bind.source.clone();
+        Ok(State::of(&source)?.map(|state| Self { source, state }))
+    }
+
+    /// Resolves soon after something has changed since the last call, when nothing changes any more;
+    /// with `false` once there is no directory to follow any more. Has to be awaited in tokio's
+    /// context. Nothing is missed if it is dropped before.
+    pub async fn changed(&mut self) -> io::Result<bool> {
+        while self.now()?.as_ref() == Some(&self.state) {
+            tokio::time::sleep(PERIOD).await;
+        }
+        let mut last = self.now()?;
+        for _ in 0..RESTS {
+            tokio::time::sleep(REST).await;
+            let now = self.now()?;
+            if now == last {
+                break;
             }
-            Err(Errno::AGAIN) => return Ok(lives),
-            Err(errno) => return Err(errno.into()),
+            last = now;
+        }
+        let Some(now) = last else { return Ok(false) };
+        self.state = now;
+        Ok(true)
+    }
+
+    /// `None` of a directory that is gone, or was emptied.
+    fn now(&self) -> io::Result<Option<State>> {
+        match State::of(&self.source) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            state => state,
         }
     }
 }
@@ -256,12 +282,31 @@ mod tests {
         write(directory, "..2", &["key"]);
         remove(directory, "..1", &[]);
         assert!(followed.changed().await.unwrap());
+        let unchanged = tokio::time::timeout(Duration::from_millis(50), followed.changed());
+        assert!(unchanged.await.is_err(), "nothing has changed since");
         fs::remove_dir_all(directory).unwrap();
         while followed.changed().await.unwrap() {}
     }
 
-    #[tokio::test]
-    async fn only_what_is_updated_in_this_way_is_followed() {
+    #[test]
+    fn volumes_that_others_may_write_to_are_not_the_kubelets() {
+        let pod = Path::new("/var/lib/kubelet/pods/1");
+        let is = |path: &str| is_kubelets(&pod.join(path));
+        assert!(is("volumes/kubernetes.io~configmap/config"));
+        assert!(is("volumes/kubernetes.io~projected/kube-api-access-x"));
+        for other in [
+            "volumes/kubernetes.io~empty-dir/data",
+            "volumes/kubernetes.io~nfs/data",
+            "volumes/kubernetes.io~configmap",
+            "volumes/kubernetes.io~configmap/config/..data",
+            "volume-subpaths/config/web/0",
+        ] {
+            assert!(!is(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_updated_in_this_way_is_followed() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();

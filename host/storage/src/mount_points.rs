@@ -126,7 +126,7 @@ mod tests {
         symlink("/etc", rootfs.path().join("link")).unwrap();
         let spec: Spec = serde_json::from_str(spec).unwrap();
         let spec_mounts = spec.mounts().clone().unwrap_or_default();
-        let mounts = GuestMounts { spec_mounts, host_binds: Vec::new(), shared_memory: Vec::new() };
+        let mounts = GuestMounts { spec_mounts, ..GuestMounts::default() };
         make_mount_points(rootfs.path(), &spec, &mounts).unwrap();
         rootfs
     }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
-use crate::StorageError;
 use crate::source::{SharedMemory, Source, look_at};
+use crate::{StorageError, empty_dir};
 
 /// File systems that the guest's kernel makes out of nothing.
 const GUEST_TYPES: [&str; 16] = [
@@ -33,8 +33,11 @@ const GUEST_TYPES: [&str; 16] = [
 const PROPAGATION: [&str; 8] =
     ["shared", "rshared", "slave", "rslave", "private", "rprivate", "unbindable", "runbindable"];
 
+/// What holds for a mount whatever its file system is.
+const FLAGS: [&str; 8] = ["ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec"];
+
 /// A spec's mounts, sorted.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct GuestMounts {
     /// All mounts in the spec's order, as the guest is to make them. Where a [`HostBind`] points,
     /// `source` is to be replaced by the guest's path of the shared file
@@ -42,6 +45,8 @@ pub struct GuestMounts {
     pub spec_mounts: Vec<Mount>,
     /// The mounts whose source is the host's to share.
     pub host_binds: Vec<HostBind>,
+    /// The mounts that the host makes of directories of its own, and shares.
+    pub host_overlays: Vec<HostOverlay>,
     /// What the guest has to have before it makes the mounts.
     pub shared_memory: Vec<SharedMemory>,
 }
@@ -55,7 +60,9 @@ pub struct HostBind {
     pub source: PathBuf,
     /// Where the container sees it. For messages: nothing on the host acts on it.
     pub destination: PathBuf,
-    /// Nothing can be changed through it, nor through any mount below it. Enforced on the host.
+    /// Nothing can be changed through it, nor through any mount below it. Enforced on the host. Not
+    /// so the pod's own emptyDir, to which another of its containers may write: both have the same,
+    /// and the guest keeps the one from writing that is only to read.
     pub readonly: bool,
     /// What is mounted below the source comes along.
     pub recursive: bool,
@@ -64,17 +71,29 @@ pub struct HostBind {
     pub follows_host: bool,
 }
 
+/// An overlay of directories of the host, as Podman asks for with `--volume a:b:O` and
+/// `--mount type=image`. No other container has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostOverlay {
+    /// Which of the spec's mounts it is, from 0.
+    pub index: usize,
+    /// What the host's kernel takes: the layers, and flags.
+    pub options: Vec<String>,
+}
+
 /// Sorts a spec's mounts. Relative sources are taken from `bundle`. Changes nothing; looks at the
 /// sources of bind mounts only.
 pub fn plan_mounts(spec: &Spec, bundle: &Path) -> Result<GuestMounts, StorageError> {
-    let mut plan =
-        GuestMounts { spec_mounts: Vec::new(), host_binds: Vec::new(), shared_memory: Vec::new() };
+    let mut plan = GuestMounts::default();
+    let pod = empty_dir::pod_of(spec.annotations().as_ref());
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         let options: &[String] = mount.options().as_deref().unwrap_or_default();
         refuse_id_mapping(mount, options)?;
         let is_bind = mount.typ().as_deref() == Some("bind") || has(options, &["bind", "rbind"]);
         if is_bind {
-            plan_bind(&mut plan, index, mount, options, bundle)?;
+            plan_bind(&mut plan, index, mount, options, bundle, pod)?;
+        } else if mount.typ().as_deref() == Some("overlay") {
+            plan_overlay(&mut plan, index, mount, options)?;
         } else {
             plan.spec_mounts.push(own_mount(mount, options)?);
         }
@@ -103,6 +122,7 @@ fn plan_bind(
     mount: &Mount,
     options: &[String],
     bundle: &Path,
+    pod: Option<&str>,
 ) -> Result<(), StorageError> {
     let Some(source) = mount.source() else {
         return Err(unsupported(mount, "it is a bind mount without a source"));
@@ -119,7 +139,8 @@ fn plan_bind(
     })?;
     match found {
         Source::Host(source) => {
-            let readonly = is_readonly(options);
+            let own = pod.is_some_and(|pod| empty_dir::is_of_pod(&source, pod));
+            let readonly = is_readonly(options) && !own;
             in_guest.set_source(None);
             plan.host_binds.push(HostBind {
                 index,
@@ -143,6 +164,43 @@ fn plan_bind(
     }
     plan.spec_mounts.push(in_guest);
     Ok(())
+}
+
+fn plan_overlay(
+    plan: &mut GuestMounts,
+    index: usize,
+    mount: &Mount,
+    options: &[String],
+) -> Result<(), StorageError> {
+    for layer in lower_layers(options) {
+        // What is not there, the kernel will say.
+        let found = look_at(layer, mount.destination()).unwrap_or(Source::Host(layer.to_owned()));
+        if !matches!(found, Source::Host(_)) {
+            let reason = format!(
+                "its layer {} is a face of the host's kernel, which a guest has itself",
+                layer.display()
+            );
+            return Err(unsupported(mount, &reason));
+        }
+    }
+    let options = guest_options(options);
+    let is_flag = |option: &&String| FLAGS.contains(&option.as_str());
+    let for_guest = options.iter().filter(is_flag).cloned();
+    let mut in_guest = mount.clone();
+    in_guest.set_typ(Some("bind".to_owned()));
+    in_guest.set_source(None);
+    in_guest.set_options(Some(["bind".to_owned()].into_iter().chain(for_guest).collect()));
+    plan.host_overlays.push(HostOverlay { index, options });
+    plan.spec_mounts.push(in_guest);
+    Ok(())
+}
+
+/// The directories that an overlay with these options shows, and does not change. None of a path
+/// with an escape in it.
+pub fn lower_layers(options: &[String]) -> impl Iterator<Item = &Path> {
+    let lower = options.iter().filter_map(|option| option.strip_prefix("lowerdir="));
+    let plain = lower.filter(|paths| !paths.contains('\\'));
+    plain.flat_map(|paths| paths.split(':').map(Path::new))
 }
 
 /// A mount that the guest makes by itself.

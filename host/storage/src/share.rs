@@ -5,7 +5,7 @@
 //!   <run_dir>/shared             the same, bound onto itself: read-only, what is served ("face")
 //!     <cid>/rootfs               a bind of the container's root file system
 //!     .mounts/<n>                a bind of a mount's source, a directory or a file, for all containers
-//!                                that mount it
+//!                                that mount it, or an overlay, for one
 //!     sandbox-mounts/<name>      a bind of a directory that the administrator gives to every sandbox
 //! ```
 //!
@@ -16,15 +16,15 @@ mod beneath;
 mod binds;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use kata_linux::mount::{DetachedMount, MountAttributes, Propagation, unmount_tree_at};
+use kata_linux::mount::{DetachedMount, MountAttributes, Propagation, mount, unmount_tree_at};
 use oci_spec::runtime::Mount;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
-use crate::{GuestMounts, HostBind, StorageError};
+use crate::{GuestMounts, HostBind, HostOverlay, StorageError};
 pub use beneath::check_container_id;
 use beneath::{
     SANDBOX_MOUNTS, entries, found, open_beneath, open_directory, open_source, remove_empty,
@@ -121,21 +121,67 @@ impl Share {
         let source = self.io("open", &bind.source, open_source(&bind.source))?;
         let stat = self.io("look at", &bind.source, fstat(&source))?;
         let key = Key::of(bind, &stat)?;
-        if let Some(name) = self.binds.join(&key, container) {
+        if let Some(name) = key.as_ref().and_then(|key| self.binds.join(key, container)) {
             return Ok(Path::new(GUEST_SHARE).join(MOUNTS).join(name));
         }
-        let name = self.binds.next_name();
-        let relative = Path::new(MOUNTS).join(&name);
-        self.make_directory(Path::new(MOUNTS))?;
+        let (name, relative) = self.next_place()?;
         self.make_place(bind, FileType::from_raw_mode(stat.st_mode), &relative)?;
         let bound = self.bind(&source, &relative, BindKind::of(bind));
-        if bound.is_err() {
+        self.keep(container, key, &name, bound)
+    }
+
+    /// Mounts an overlay for a container, shows it to the guest, and returns its path there. The
+    /// layers are where they are in this mount namespace, and stay the host's.
+    pub fn add_overlay(
+        &mut self,
+        container: &str,
+        overlay: &HostOverlay,
+    ) -> Result<PathBuf, StorageError> {
+        check_container_id(container)?;
+        let (name, relative) = self.next_place()?;
+        self.make_directory(&relative)?;
+        // The server needs none of this, as with a bind.
+        let forbidden = ["nosuid", "nodev", "noexec"].map(str::to_owned);
+        let options = [overlay.options.as_slice(), forbidden.as_slice()].concat();
+        let mounted = self
+            .io("open", &self.path.join(&relative), self.place(&relative))
+            .and_then(|place| {
+                let target = format!("/proc/self/fd/{}", place.as_raw_fd());
+                Ok(mount("overlay", Path::new(&target), "overlay", &options)?)
+            })
+            .map(|()| Path::new(GUEST_SHARE).join(&relative));
+        self.keep(container, None, &name, mounted)
+    }
+
+    /// A name that no mount has had, and its path in the share.
+    fn next_place(&mut self) -> Result<(String, PathBuf), StorageError> {
+        self.make_directory(Path::new(MOUNTS))?;
+        let name = self.binds.next_name();
+        let relative = Path::new(MOUNTS).join(&name);
+        Ok((name, relative))
+    }
+
+    /// Where something of the share is to be mounted on.
+    fn place(&self, relative: &Path) -> rustix::io::Result<OwnedFd> {
+        open_beneath(&self.face, relative, OFlags::empty())
+    }
+
+    /// Takes note of what was mounted under the name that was given last, or takes its place away
+    /// again.
+    fn keep(
+        &mut self,
+        container: &str,
+        key: Option<Key>,
+        name: &str,
+        mounted: Result<PathBuf, StorageError>,
+    ) -> Result<PathBuf, StorageError> {
+        if mounted.is_err() {
             // It was made a moment ago and is empty; the first of two errors is the one to tell.
-            let _ = self.remove_mount(&name);
+            let _ = self.remove_mount(name);
         } else {
             self.binds.add(key, container);
         }
-        bound
+        mounted
     }
 
     /// Makes something to mount a file of this kind on.
@@ -169,11 +215,16 @@ impl Share {
         plan: GuestMounts,
     ) -> Result<Vec<Mount>, StorageError> {
         let mut mounts = plan.spec_mounts;
-        for bind in &plan.host_binds {
-            let path = self.add_mount(container, bind)?;
-            if let Some(mount) = mounts.get_mut(bind.index) {
+        let mut point = |index: usize, path| {
+            if let Some(mount) = mounts.get_mut(index) {
                 mount.set_source(Some(path));
             }
+        };
+        for bind in &plan.host_binds {
+            point(bind.index, self.add_mount(container, bind)?);
+        }
+        for overlay in &plan.host_overlays {
+            point(overlay.index, self.add_overlay(container, overlay)?);
         }
         Ok(mounts)
     }
@@ -295,8 +346,7 @@ impl Share {
         let attach = || -> io::Result<()> {
             let tree = DetachedMount::clone_of(source, kind.recursive)?;
             tree.set(attributes)?;
-            let target = open_beneath(&self.face, relative, OFlags::empty())?;
-            tree.attach(&target).map(drop)
+            tree.attach(self.place(relative)?).map(drop)
         };
         let failed = |source| StorageError::Io {
             action: "bind a mount to",

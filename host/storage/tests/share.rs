@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use kata_linux::mount::{make_private, make_shared, mount, mounts_below, unshare_mount_namespace};
 use kata_storage::{
-    EmptyDir, GUEST_SHARE, HostBind, RootfsMount, Share, StorageError, mount_rootfs, plan_mounts,
+    EmptyDir, GUEST_SHARE, HostBind, HostOverlay, RootfsMount, Share, StorageError, mount_rootfs,
+    plan_mounts,
 };
 
 /// Runs `test` with a sandbox directory and a host directory on a tmpfs that only it can see;
@@ -146,6 +147,31 @@ fn what_is_mounted_below_a_source_is_each_containers_own() {
         let after = share.add_mount("c2", &stays).unwrap();
         assert!(!on_host(&share, &before).join("below/file").exists());
         assert!(on_host(&share, &after).join("below/file").exists());
+        share.remove().unwrap();
+    });
+}
+
+#[test]
+fn overlay_is_one_containers_and_leaves_its_layers() {
+    in_namespace(|run, host| {
+        for layer in ["lower", "upper", "work"] {
+            fs::create_dir(host.join(layer)).unwrap();
+        }
+        fs::write(host.join("lower/file"), "lower").unwrap();
+        let layer = |key: &str, name: &str| format!("{key}={}", host.join(name).display());
+        let layers = [("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")];
+        let options = layers.map(|(key, name)| layer(key, name)).to_vec();
+        let overlay = HostOverlay { index: 0, options };
+        let mut share = Share::create(run).unwrap();
+        let path = share.add_overlay("c1", &overlay).unwrap();
+        fs::write(on_host(&share, &path).join("file"), "changed").unwrap();
+        share.remove_container("c1").unwrap();
+        assert!(!on_host(&share, &path).exists());
+        assert_eq!(fs::read_to_string(host.join("lower/file")).unwrap(), "lower");
+        assert_eq!(fs::read_to_string(host.join("upper/file")).unwrap(), "changed");
+        let options = vec![layer("lowerdir", "none")];
+        let missing = share.add_overlay("c2", &HostOverlay { index: 0, options }).unwrap_err();
+        assert!(missing.to_string().starts_with("cannot mount overlay"), "{missing}");
         share.remove().unwrap();
     });
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use kata_host_runtime::{ContainerRole, FirstContainer, Runtime, RuntimeError, role_of};
+use kata_host_runtime::{
+    ContainerRole, FirstContainer, Runtime, RuntimeError, make_single, role_of,
+};
 use kata_sandbox::{
     ContainerPlan, Exit, ProcessKey, Recorder, RootfsMount, Sandbox, SandboxPlan, Stage,
 };
@@ -49,6 +51,8 @@ pub(crate) struct CreateOrder {
     pub(crate) network_namespace: Option<PathBuf>,
     /// The caller runs the hooks that belong to the host.
     pub(crate) hooks_are_run: bool,
+    /// The sandbox is the container's own, whatever its annotations say.
+    pub(crate) alone: bool,
 }
 
 /// What an order asks for.
@@ -71,6 +75,9 @@ impl Asked {
         }
         if order.hooks_are_run {
             forget_host_hooks(&mut spec);
+        }
+        if let Some(annotations) = spec.annotations_mut().as_mut().filter(|_| order.alone) {
+            make_single(annotations);
         }
         let options = RuntimeOptions::from_any(req.options.as_ref())
             .map_err(|error| Failure::invalid("options", &error))?;

@@ -36,6 +36,7 @@ fn order(context: &TtrpcContext, req: api::CreateTaskRequest) -> CreateOrder {
         req,
         network_namespace: netns.map(PathBuf::from),
         hooks_are_run: context.metadata.contains_key(metadata::HOOKS_ARE_RUN),
+        alone: context.metadata.contains_key(metadata::ALONE),
     }
 }
 

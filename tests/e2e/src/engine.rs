@@ -280,6 +280,19 @@ impl Engine {
         Ok(said.trim_end().to_owned())
     }
 
+    /// The exit code, and whether Podman was told that memory was wanting. The conmon that goes with
+    /// Podman 4 tells it by a file where Podman was started, in which Podman does not look: there
+    /// `inspect` says nothing under runc either.
+    pub fn how_it_ended(&self, container: &str) -> Result<String> {
+        let end = self.inspect(container, "{{.State.ExitCode}} {{.State.OOMKilled}}")?;
+        let file = self.file("oom");
+        if self.release()? >= 5 || !file.exists() {
+            return Ok(end);
+        }
+        fs::remove_file(file).context("cannot remove what conmon has left")?;
+        Ok(end.replace("false", "true"))
+    }
+
     /// Checks that the engine's statistics show a container's memory. Where they are those of the
     /// host's processes that is its VM's, and more than any process takes that stands for one.
     pub fn counts_memory(&self, container: &str) -> Result<()> {

@@ -1,7 +1,6 @@
 //! Podman, with kata-runtime from its containers.conf.
 
 use std::fs;
-use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
@@ -66,7 +65,7 @@ fn terminal_has_its_size_and_takes_input() -> Result<()> {
 #[test]
 fn container_is_seen_entered_paused_stopped_and_started_again() -> Result<()> {
     podman(|podman| {
-        podman.start("web", "--memory 200m --cpus 1 --pids-limit 100", SERVER)?;
+        podman.start("web", "--memory 200m --cpus 1 --pids-limit 100 --tmpfs /scratch", SERVER)?;
         podman.says("web", "up")?;
         assert_eq!(podman.shell("web", "echo inside; id -u")?, "inside\n0");
         let exec =
@@ -120,6 +119,11 @@ fn copies_both_ways(podman: &Engine, container: &str) -> Result<()> {
         podman.shell(container, "cat /root/file; echo from the guest > /root/file")?,
         "from the host"
     );
+    // Memory of the guest's is not reached, and nothing is lost beneath it.
+    if only_a_vm("a tmpfs that the host does not see") {
+        podman.call(&format!("cp {} {container}:/scratch/file", there.display()))?.failure()?;
+        podman.shell(container, "touch /scratch/of-guest")?;
+    }
     podman.succeed(&format!("cp {container}:/root/file {}", back.display()))?;
     assert_eq!(fs::read_to_string(back)?, "from the guest\n");
     Ok(())
@@ -177,43 +181,6 @@ fn container_is_in_two_networks() -> Result<()> {
 }
 
 #[test]
-fn pod_is_reached_on_loopback_only_and_asks_a_name_server_outside() -> Result<()> {
-    podman(|podman| {
-        // Neither the pod's network nor one that it has a route to but by its gateway.
-        let (outside, www) = (Ipv4Addr::new(192, 0, 2, 53), "www.example.org");
-        podman.on_host(&format!("ip address add {outside}/32 dev lo"))?.success()?;
-        let its_address = Ipv4Addr::new(203, 0, 113, 7);
-        let _world = podman.name_server(outside, www, its_address)?;
-        podman.succeed("network create --disable-dns outer")?;
-        let gateway = podman
-            .call_with([
-                "network",
-                "inspect",
-                "--format",
-                "{{(index .Subnets 0).Gateway}}",
-                "outer",
-            ])?
-            .success()?;
-        podman.succeed(&format!(
-            "pod create --name pod --network outer --dns {outside} --publish 127.0.0.1:8080:80"
-        ))?;
-        let serve = "while :; do echo from the pod | nc -l -p 80; done";
-        podman.start("web", "--pod pod", serve)?;
-        let host = "until busybox nc 127.0.0.1 8080 < /dev/null | grep from; do :; done";
-        assert_eq!(podman.on_host(host)?.success()?, "from the pod\n");
-        let others = format!("busybox nc {} 8080 < /dev/null", gateway.trim());
-        podman.on_host(&others)?.failure()?;
-        let asks = format!(
-            "nslookup {www} | tail -n +3 | grep Address:; nslookup nobody.example.org > /dev/null || echo nobody"
-        );
-        let told = podman.run("--rm --pod pod", &asks).output()?;
-        assert_eq!(told.text(), format!("Address: {its_address}\nnobody\n"), "{told}");
-        podman.succeed("pod rm --force --time 0 pod")?;
-        podman.succeed("network rm outer").map(drop)
-    })
-}
-
-#[test]
 fn limits_hold_in_the_guest() -> Result<()> {
     if !only_a_vm("a cgroup of the second version whatever the host has") {
         return Ok(());
@@ -227,53 +194,20 @@ fn limits_hold_in_the_guest() -> Result<()> {
         assert_eq!(said, "104857600\n50000 100000\n40\n39\n");
         let greedy = podman.run("--name greedy --network none --memory 64m", "exec tail /dev/zero");
         assert_eq!(greedy.output()?.code, 137);
-        assert_eq!(how_it_ended(podman, "greedy")?, "137 true");
+        assert_eq!(podman.how_it_ended("greedy")?, "137 true");
         podman.succeed("rm greedy")?;
         // One that outlives the greedy one among its processes was short of memory, too; one that
         // is killed by hand was not.
         let survivor =
             podman.run("--name greedy --network none --memory 64m", "tail /dev/zero; exit 7");
         assert_eq!(survivor.output()?.code, 7);
-        assert_eq!(how_it_ended(podman, "greedy")?, "7 true");
+        assert_eq!(podman.how_it_ended("greedy")?, "7 true");
         podman.succeed("rm greedy")?;
         podman.start("modest", "--network none --memory 64m", SERVER)?;
         podman.succeed("kill modest")?;
         podman.succeed("wait modest")?;
-        assert_eq!(how_it_ended(podman, "modest")?, "137 false");
+        assert_eq!(podman.how_it_ended("modest")?, "137 false");
         podman.succeed("rm modest").map(drop)
-    })
-}
-
-/// The exit code, and whether Podman was told that memory was wanting. The conmon that goes with
-/// Podman 4 tells it by a file where Podman was started, in which Podman does not look: there
-/// `inspect` says nothing under runc either.
-fn how_it_ended(podman: &Engine, container: &str) -> Result<String> {
-    let end = podman.inspect(container, "{{.State.ExitCode}} {{.State.OOMKilled}}")?;
-    let file = podman.file("oom");
-    if podman.release()? >= 5 || !file.exists() {
-        return Ok(end);
-    }
-    fs::remove_file(file).context("cannot remove what conmon has left")?;
-    Ok(end.replace("false", "true"))
-}
-
-#[test]
-fn member_of_a_pod_that_runs_out_of_memory_is_the_one_that_is_told() -> Result<()> {
-    if !only_a_vm("a guest that runs out of memory") {
-        return Ok(());
-    }
-    podman(|podman| {
-        podman.succeed("pod create --name pod")?;
-        podman.start("modest", "--pod pod", SERVER)?;
-        let greedy = podman.run("--name greedy --pod pod --memory 64m", "exec tail /dev/zero");
-        assert_eq!(greedy.output()?.code, 137);
-        assert_eq!(how_it_ended(podman, "greedy")?, "137 true");
-        assert_eq!(
-            podman.inspect("modest", "{{.State.Status}} {{.State.OOMKilled}}")?,
-            "running false"
-        );
-        assert_eq!(podman.shell("modest", "echo alive")?, "alive");
-        podman.succeed("pod rm --force --time 1 pod").map(drop)
     })
 }
 
@@ -352,25 +286,30 @@ fn namespaces_of_another_container_are_refused_in_one_sentence() -> Result<()> {
 }
 
 #[test]
-fn pod_is_one_vm_with_one_localhost() -> Result<()> {
+fn overlays_of_directories_and_images_are_mounted() -> Result<()> {
     podman(|podman| {
-        podman.succeed("pod create --name pod")?;
-        podman.start(
-            "server",
-            "--pod pod",
-            "echo over localhost | nc -l -p 7000; echo served; sleep 1000",
-        )?;
-        let client = podman.run(
-            "--rm --pod pod",
-            "until nc 127.0.0.1 7000; do :; done; cat /proc/sys/kernel/random/boot_id",
+        let lower = podman.file("lower");
+        fs::create_dir(&lower)?;
+        fs::write(lower.join("file"), "of the host\n")?;
+        let flags = format!(
+            "--network none --volume {}:/over:O --mount type=image,source=localhost/busybox,destination=/image,rw=true",
+            lower.display()
         );
-        let said = client.output()?.success()?;
-        let boot = podman.shell("server", "cat /proc/sys/kernel/random/boot_id")?;
-        assert_eq!(said, format!("over localhost\n{boot}\n"));
-        podman.says("server", "served")?;
-        let pods = podman.succeed("pod ps --format {{.Status}}")?;
-        assert_eq!(pods, "Running");
-        podman.succeed("pod rm --force --time 1 pod").map(drop)
+        let script = "cat /over/file; echo changed > /over/file; cat /over/file; \
+            touch /image/new && ls /image/srv/of-user";
+        let said = podman.run(&format!("--rm {flags}"), script).output()?.success()?;
+        assert_eq!(said, "of the host\nchanged\n/image/srv/of-user\n");
+        assert_eq!(fs::read_to_string(lower.join("file"))?, "of the host\n");
+        let readonly = "--mount type=image,source=localhost/busybox,destination=/image";
+        let said = podman
+            .run(
+                &format!("--rm --network none {readonly}"),
+                "touch /image/new || ls /image/srv/of-user",
+            )
+            .output()?
+            .success()?;
+        assert_eq!(said, "/image/srv/of-user\n");
+        Ok(())
     })
 }
 

@@ -10,7 +10,7 @@ use kata_e2e::{GuestKernel, Installation};
 use tempfile::TempDir;
 
 use crate::filter::{Filter, name};
-use crate::selections::{Choice, TABLE};
+use crate::selections::{Choice, TABLE, inabilities};
 use crate::tests_of::TestBinary;
 
 /// What a round's tests run with.
@@ -221,6 +221,9 @@ impl Round {
         self.files(all).map(move |(name, tests)| {
             let binary = binaries.iter().find(|binary| binary.name == name);
             let path = binary.map_or(Path::new(name), |binary| &binary.path).display();
+            let left_out = inabilities(name, self.hypervisor).map(|one| one.test);
+            let left_out = left_out.flat_map(|test| ["--skip", test]);
+            let tests: Vec<_> = left_out.chain(tests.iter().copied()).collect();
             let tests = tests.join(" ");
             let environment = self.environment(patience);
             (name, format!("{environment} '{path}' --test-threads={threads} {tests}"))
@@ -325,5 +328,17 @@ mod tests {
         let (_, kill) = commands.iter().find(|(name, _)| *name == "kill").unwrap();
         assert!(kill.contains("KATA_E2E_CONFIG='") && kill.contains("'/t/kill-1'"), "{kill}");
         assert!(kill.ends_with("vmm_is_killed_while_busy vmm_is_killed_while_it_boots"), "{kill}");
+    }
+
+    #[test]
+    fn what_a_hypervisor_cannot_do_is_left_out_of_everything() {
+        let rounds = Rounds::with_programs_of(None).unwrap();
+        let hooks = |round: &Round| {
+            let mut commands = round.commands(&[], true, 1, 1);
+            commands.find(|(name, _)| *name == "hooks").map(|(_, command)| command)
+        };
+        let skips: Vec<_> = rounds.iter().filter_map(hooks).collect();
+        assert!(!skips[0].contains("--skip"), "QEMU can: {skips:?}");
+        assert!(skips[1].ends_with("--skip network_of_a_hook_is_the_containers"), "{skips:?}");
     }
 }

@@ -25,6 +25,44 @@ pub(crate) enum Choice {
 
 use Choice::{ByHand, Never, Only, Whole};
 
+/// A test of what a hypervisor cannot do. It is left out whatever is asked for.
+#[derive(Debug)]
+pub(crate) struct Inability {
+    /// The test target's name.
+    pub(crate) file: &'static str,
+    /// The test's whole name.
+    pub(crate) test: &'static str,
+    /// Whose virtual machines cannot.
+    pub(crate) hypervisors: &'static [Hypervisor],
+    /// Why not.
+    pub(crate) why: &'static str,
+}
+
+/// All of them.
+pub(crate) const INABILITIES: &[Inability] = &[
+    Inability {
+        file: "hooks",
+        test: "network_of_a_hook_is_the_containers",
+        hypervisors: &[Hypervisor::Krun, Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: "they take no network interface after they have booted",
+    },
+    Inability {
+        file: "ends",
+        test: "guest_that_halts_is_told",
+        hypervisors: &[Hypervisor::Krun],
+        why: "only its silence tells that a guest has halted, after five minutes",
+    },
+];
+
+/// The tests of a file that are left out with a hypervisor.
+pub(crate) fn inabilities(
+    file: &str,
+    hypervisor: Hypervisor,
+) -> impl Iterator<Item = &'static Inability> {
+    let of_file = INABILITIES.iter().filter(move |one| one.file == file);
+    of_file.filter(move |one| one.hypervisors.contains(&hypervisor))
+}
+
 /// One test file.
 #[derive(Debug)]
 pub(crate) struct Row {
@@ -269,6 +307,7 @@ pub(crate) const TABLE: &[Row] = &[
         ),
     ),
     engine("podman", Only(&["container_is_seen_entered_paused_stopped_and_started_again"], ABOVE)),
+    engine("podman_pods", ByHand(ABOVE)),
     // The machine's init is systemd.
     engine("systemd", Whole),
     // What is above the hypervisor.

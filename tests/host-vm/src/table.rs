@@ -1,7 +1,7 @@
 //! The page of docs/reference that says which tests run with which hypervisor.
 
 use crate::rounds::Hypervisor;
-use crate::selections::{Choice, TABLE};
+use crate::selections::{Choice, INABILITIES, Inability, TABLE};
 
 const HEAD: &str = "\
 # Tests and hypervisors
@@ -45,6 +45,11 @@ pub fn table() -> String {
     page.push('\n');
     for (note, number) in notes.iter().zip(1..) {
         page += &format!("{number}. {note}\n");
+    }
+    page += "\nTests of what a hypervisor cannot do are left out in any case:\n\n";
+    for Inability { file, test, hypervisors, why } in INABILITIES {
+        let names: Vec<_> = hypervisors.iter().map(ToString::to_string).collect();
+        page += &format!("- `{test}` (`{file}`) with {}: {why}.\n", names.join(", "));
     }
     page
 }
@@ -131,6 +136,11 @@ mod tests {
                     let found = functions.iter().any(|line| line.contains(test));
                     assert!(found, "{} has no test {test}", row.file);
                 }
+            }
+            for one in INABILITIES.iter().filter(|one| one.file == row.file) {
+                let name = format!("fn {}()", one.test);
+                let found = functions.iter().any(|line| line.contains(&name));
+                assert!(found, "{} has no test {}", row.file, one.test);
             }
         }
     }

@@ -46,6 +46,12 @@ impl<'a> PodPlan<'a> {
         Self { node, config }.pid_namespace(NamespaceMode::CONTAINER)
     }
 
+    /// What the kubelet's directory of the pod is named by.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        self.config.metadata.as_ref().map_or("", |metadata| &metadata.uid)
+    }
+
     /// With this DNS server, and this domain to look in.
     pub fn dns(mut self, server: &str, domain: &str) -> Self {
         let (servers, searches) = (vec![server.to_owned()], vec![domain.to_owned()]);

@@ -184,7 +184,8 @@ fn exchange(mut connection: &TcpStream, sent: &[u8]) -> Result<Vec<u8>> {
 fn volumes_of_kubernetes_are_followed() -> Result<()> {
     node(|node| {
         let volumes = node.containerd().directory().join("volumes");
-        let (config, empty) = (volumes.join("config"), volumes.join("empty"));
+        let (config, empty) =
+            (volumes.join("kubernetes.io~configmap/config"), volumes.join("empty"));
         fs::create_dir_all(&empty)?;
         publish(&config, "..1", "first")?;
 
@@ -197,6 +198,9 @@ fn volumes_of_kubernetes_are_followed() -> Result<()> {
         let writer = pod.shell("writer", SERVER).mount(&empty, "/shared", false).start()?;
 
         assert_eq!(reader.says("cat /etc/config/key")?, "first");
+        // Of files on the share nobody in the guest would be told that they have changed.
+        let mount = reader.says("grep ' /etc/config ' /proc/mounts")?;
+        ensure!(!mount.contains("virtiofs"), "it is the host's: {mount}");
         publish(&config, "..2", "second")?;
         assert_eq!(reader.says("until grep second /etc/config/key; do :; done")?, "second");
         assert_eq!(reader.exec("echo no > /etc/config/key", 0)?.code, 1, "it is read-only");
@@ -212,18 +216,21 @@ fn volumes_of_kubernetes_are_followed() -> Result<()> {
 #[test]
 fn containers_of_a_pod_meet_in_its_volumes() -> Result<()> {
     node(|node| {
-        let pods = node.containerd().directory().join("pods/1/volumes");
-        let (empty, path) = (pods.join("kubernetes.io~empty-dir/data"), pods.join("path"));
+        let plan = node.pod("meeting");
+        let volumes = node.containerd().directory().join("pods").join(plan.uid()).join("volumes");
+        let (empty, path) = (volumes.join("kubernetes.io~empty-dir/data"), volumes.join("path"));
         fs::create_dir_all(&empty)?;
         fs::create_dir_all(&path)?;
-        let pod = node.pod("meeting").start()?;
+        let pod = plan.start()?;
         let container = |name: &'static str| {
-            let plan = pod.shell(name, SERVER).mount(&empty, "/empty", false);
+            let reads = name == "reader";
+            let plan = pod.shell(name, SERVER).mount(&empty, "/empty", reads);
             plan.mount(&path, "/path", false).start()
         };
         let (writer, reader) = (container("writer")?, container("reader")?);
         writer.says("mkfifo /empty/fifo /path/fifo")?;
         meet(&writer, &reader)?;
+        assert_eq!(reader.exec("touch /empty/file", 0)?.code, 1, "it is read-only");
 
         // Who was there first may leave.
         writer.stop(10)?;

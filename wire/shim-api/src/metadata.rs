@@ -19,6 +19,9 @@ pub const NETWORK_NAMESPACE: &str = "kata-network-namespace";
 /// With `Create`: the caller runs those of the spec's hooks that belong to the host.
 pub const HOOKS_ARE_RUN: &str = "kata-hooks-are-run";
 
+/// With `Create`: the container is alone in its sandbox, whatever its annotations name.
+pub const ALONE: &str = "kata-alone";
+
 /// With `Create`: nothing is made, it is only told whether what the spec asks for would be refused.
 /// For a caller who runs hooks before.
 pub const CHECK_ONLY: &str = "kata-check-only";

@@ -91,11 +91,12 @@ pub enum NetworkNamespace {
 /// A directory or file of the host that whoever enters kata-shim's mount namespace sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
-    /// Where it is on the host; absolute.
-    pub source: PathBuf,
+    /// Where it is on the host; absolute. `None` of a directory that is the guest's alone: an empty
+    /// one is seen, so that nothing is written to where the container would not find it.
+    pub source: Option<PathBuf>,
     /// Where it is for the container; absolute.
     pub target: PathBuf,
-    /// Whether it cannot be written to there.
+    /// Whether it cannot be written to there. Nothing can without a source.
     pub readonly: bool,
 }
 
@@ -157,10 +158,11 @@ impl Order {
             add("--cgroup", self.cgroup.clone().into());
         }
         for shown in &self.mounts {
-            add(
-                if shown.readonly { "--show-readonly" } else { "--show" },
-                shown.source.clone().into(),
-            );
+            let Some(source) = &shown.source else {
+                add("--hide", shown.target.clone().into());
+                continue;
+            };
+            add(if shown.readonly { "--show-readonly" } else { "--show" }, source.clone().into());
             add("--at", shown.target.clone().into());
         }
         if let Some(record) = &self.record {
@@ -203,10 +205,14 @@ impl Order {
                 Some("--netns") => order.network = NetworkNamespace::At(value.into()),
                 Some("--cgroup") => order.cgroup = text()?,
                 Some(show @ ("--show" | "--show-readonly")) => order.mounts.push(Shown {
-                    source: value.into(),
+                    source: Some(value.into()),
                     target: PathBuf::from("/"),
                     readonly: show == "--show-readonly",
                 }),
+                Some("--hide") => {
+                    let target = value.into();
+                    order.mounts.push(Shown { source: None, target, readonly: true });
+                }
                 Some("--at") => order.mounts.last_mut().ok_or_else(shown)?.target = value.into(),
                 Some("--record") => order.record = Some(value.into()),
                 Some("--proxy") => order.proxy = Some(value.into()),
@@ -236,8 +242,9 @@ mod tests {
             network: NetworkNamespace::At("/proc/7/ns/net".into()),
             cgroup: "a.slice:b:c".to_owned(),
             mounts: vec![
-                Shown { source: "/b/rootfs".into(), target: "/".into(), readonly: true },
-                Shown { source: "/srv".into(), target: "/data".into(), readonly: false },
+                Shown { source: Some("/b/rootfs".into()), target: "/".into(), readonly: true },
+                Shown { source: Some("/srv".into()), target: "/data".into(), readonly: false },
+                Shown { source: None, target: "/tmp".into(), readonly: true },
             ],
             record: Some("/run/s/x.json".into()),
             proxy: Some("/usr/libexec/p".into()),

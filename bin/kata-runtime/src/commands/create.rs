@@ -1,5 +1,7 @@
 //! `create`: from a bundle to a container that waits to be started.
 
+mod podman;
+
 use std::fs::File;
 use std::path::Path;
 use std::process::Child;
@@ -19,7 +21,7 @@ use crate::bundle::Bundle;
 use crate::cli::CreateArgs;
 use crate::launch::{Fifos, StandIn, program};
 use crate::registry::{Container, Locked, Stage, write_whole};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Asked, Sandbox};
 use crate::terminal;
 
 pub(super) fn run(host: &Host, args: &CreateArgs) -> Result<()> {
@@ -41,9 +43,12 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
             "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {cgroup:?} instead"
         );
     }
-    let sandbox = bundle.sandbox(&args.id)?;
+    let named = bundle.sandbox(&args.id)?;
+    let alone = named != args.id && podman::is_alone(host, &bundle, &named)?;
+    let sandbox = if alone { args.id.clone() } else { named };
     let locked = host.registry.reserve(&args.id)?;
-    let made = Creation { host, args, bundle, terminal, detached }.carry_out(&locked, &sandbox);
+    let creation = Creation { host, args, bundle, terminal, detached, alone };
+    let made = creation.carry_out(&locked, &sandbox);
     if made.is_err() {
         let made_for_it = sandbox == args.id;
         take_back(host, locked, (&sandbox, made_for_it), &cgroup);
@@ -71,17 +76,20 @@ struct Creation<'a> {
     bundle: Bundle,
     terminal: Terminal,
     detached: bool,
+    /// In a sandbox of its own, although its annotations name another.
+    alone: bool,
 }
 
 impl Creation<'_> {
     fn carry_out(&self, locked: &Locked, sandbox: &str) -> Result<Child> {
         let Self { host, args, bundle, .. } = self;
         let (sandbox, listener) = if sandbox == args.id {
+            podman::end_members(host, bundle, sandbox)?;
             let (sandbox, listener) = Sandbox::make(&host.registry, sandbox)?;
             (sandbox, Some(listener))
         } else {
             let sandbox = Sandbox::join(&host.registry, sandbox, &args.id)?;
-            sandbox.show(&bundle.rootfs())?;
+            bundle.layers().iter().try_for_each(|layer| sandbox.show(layer))?;
             (sandbox, None)
         };
         let mut fifos = Fifos::make(locked.dir(), "", self.terminal != Terminal::None)?;
@@ -99,15 +107,16 @@ impl Creation<'_> {
             NetworkNamespace::New => Some(format!("/proc/{}/ns/net", stand_in.identity.pid)),
             NetworkNamespace::Callers | NetworkNamespace::At(_) => None,
         };
-        let request = self.request(&fifos);
+        let asked =
+            Asked { request: self.request(&fifos), network_namespace: netns, alone: self.alone };
         if hooks.has_any_before() {
             // What would be refused after them is refused before.
-            sandbox.check(&request, netns.as_deref())?;
+            sandbox.check(&asked)?;
         }
         let mut container = self.container(&sandbox, stand_in.identity, &hooks)?;
         locked.save(&container)?;
         hooks.run_before(&hook_state(&container, "creating", stand_in.identity.pid))?;
-        sandbox.create(&request, netns.as_deref())?;
+        sandbox.create(&asked)?;
         container.stage = Stage::Created;
         let pid = stand_in.identity.pid;
         let made = locked.save(&container).and_then(|()| self.tell_pid(pid));

@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | root file system in a directory | in it | packed into an image, for a disk |
 //! | root file system on a block device | a disk | a disk |
-//! | mounts of the host's files | in it | copies, which follow what Kubernetes updates |
+//! | mounts of the host's files | in it | copies |
+//! | what Kubernetes updates | copies that follow | copies that follow |
 //! | emptyDirs of Kubernetes | in it | directories of the guest's, one for the whole pod |
 
 use std::path::PathBuf;
@@ -12,8 +13,8 @@ use std::sync::Arc;
 
 use kata_agent_client::{FileContent, GuestDevice, GuestFile, GuestStorage};
 use kata_storage::{
-    Copied, CopiedContent, CopiedFile, CopyBudget, EmptyDir, Followed, HostBind, Share,
-    StorageError,
+    Copied, CopiedContent, CopiedFile, CopyBudget, EmptyDir, Followed, GUEST_COPIES, HostBind,
+    Share, StorageError,
 };
 use oci_spec::runtime::Mount;
 
@@ -24,6 +25,9 @@ use crate::{ContainerPlan, DiskDevice, SandboxError};
 
 /// The mode of directories that are made on the way to a copy.
 const DIRECTORY_MODE: u32 = 0o755;
+
+/// How often what is updated is read until it is of one version.
+const TRIES: usize = 3;
 
 /// A mount's copies.
 struct Copies<'a> {
@@ -56,9 +60,7 @@ impl Shared {
         };
         let mounts = match copies {
             Some(copies) => self.copy_mounts(plan, copies).await?,
-            None => {
-                self.with_share(|share| Ok(share.add_mounts(&plan.id, plan.mounts.clone())?))?
-            }
+            None => self.share_mounts(plan).await?,
         };
         let in_spec = plan.spec.root_mut().as_mut().ok_or(SandboxError::Incomplete("root"))?;
         in_spec.set_path(root);
@@ -85,6 +87,54 @@ impl Shared {
         Ok(found)
     }
 
+    /// Shares what is mounted, and returns the mounts as the guest is to make them. What is updated
+    /// is copied: only of changes of its own files does the guest's kernel tell who waits for them
+    /// (inotify(7)).
+    async fn share_mounts(
+        self: &Arc<Self>,
+        plan: &ContainerPlan,
+    ) -> Result<Vec<Mount>, SandboxError> {
+        let mut mounts = plan.mounts.clone();
+        let mut budget = CopyBudget::default();
+        let mut copied = Vec::new();
+        // Another agent has no place for copies.
+        let has_place = self.agent.has_additions();
+        let is_updated = |bind: &&HostBind| {
+            has_place && bind.readonly && kata_storage::is_kubelets(&bind.source)
+        };
+        for bind in plan.mounts.host_binds.iter().filter(is_updated) {
+            let Some((files, followed)) = read_updated(bind, &mut budget) else { continue };
+            let place = self.place_of_copy(&plan.id, bind);
+            match self.copy_all(&place, &files).await {
+                Ok(()) => {}
+                // An older agent, or too little memory: sharing does.
+                Err(SandboxError::Agent(error)) => {
+                    tracing::warn!("{} is shared, and not copied: {error}", bind.source.display());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            self.keep_updated(&plan.id, bind, &place, &files, followed);
+            copied.push((bind.index, place));
+        }
+        let is_copied = |bind: &HostBind| copied.iter().any(|(index, _)| *index == bind.index);
+        mounts.host_binds.retain(|bind| !is_copied(bind));
+        let mut mounts = self.with_share(|share| Ok(share.add_mounts(&plan.id, mounts)?))?;
+        for (index, place) in copied {
+            point(&mut mounts, index, place);
+        }
+        Ok(mounts)
+    }
+
+    /// Where a container's mount is copied to.
+    fn place_of_copy(&self, container: &str, bind: &HostBind) -> String {
+        if self.agent.has_additions() {
+            format!("{GUEST_COPIES}/{container}/{}", bind.index)
+        } else {
+            guest_place(container, &format!("mounts/{}", bind.index))
+        }
+    }
+
     /// Copies what is mounted, and returns the mounts as the guest is to make them.
     async fn copy_mounts(
         self: &Arc<Self>,
@@ -96,22 +146,44 @@ impl Shared {
             let place = match empty_dir {
                 Some(empty_dir) => self.make_empty_dir(bind, empty_dir, &files).await?,
                 None => {
-                    let place = guest_place(&plan.id, &format!("mounts/{}", bind.index));
+                    let place = self.place_of_copy(&plan.id, bind);
                     self.copy_all(&place, &files).await?;
                     place
                 }
             };
             if let Some(followed) = followed {
-                let copied = Copied::of(&files);
-                let mirror = Mirror { bind: bind.clone(), place: place.clone(), copied };
-                let task = tokio::spawn(updates::follow(Arc::clone(self), followed, mirror));
-                self.carrier.keep(&plan.id, task.abort_handle());
+                self.keep_updated(&plan.id, bind, &place, &files, followed);
             }
-            if let Some(mount) = mounts.get_mut(bind.index) {
-                mount.set_source(Some(place.into()));
-            }
+            point(&mut mounts, bind.index, place);
         }
         Ok(mounts)
+    }
+
+    /// Has a copy follow its source until the container has ended.
+    fn keep_updated(
+        self: &Arc<Self>,
+        container: &str,
+        bind: &HostBind,
+        place: &str,
+        files: &[CopiedFile],
+        followed: Followed,
+    ) {
+        let copied = Copied::of(files);
+        let mirror = Mirror { bind: bind.clone(), place: place.to_owned(), copied };
+        let task = tokio::spawn(updates::follow(Arc::clone(self), followed, mirror));
+        self.carrier.keep(container, task.abort_handle());
+    }
+
+    /// Removes what was copied for a container that was not made. One that was made takes its copies
+    /// with it.
+    pub(super) async fn remove_copies(&self, container: &str) {
+        if !self.agent.has_additions() {
+            return;
+        }
+        let place = format!("{GUEST_COPIES}/{container}");
+        if let Err(error) = self.remove_copy(&place, "").await {
+            tracing::debug!("sandbox {}: copies stay in the guest: {error}", self.id);
+        }
     }
 
     /// Makes an emptyDir in the guest, with what the host's has in it, unless it is there. Returns
@@ -176,15 +248,51 @@ fn below(place: &str, path: &str) -> String {
     if path.is_empty() { place.to_owned() } else { format!("{place}/{path}") }
 }
 
+/// Has a mount be of what the guest has at `place`.
+fn point(mounts: &mut [Mount], index: usize, place: String) {
+    if let Some(mount) = mounts.get_mut(index) {
+        mount.set_source(Some(place.into()));
+    }
+}
+
+/// Reads what the kubelet updates, all of one version; `None` where that does not succeed, or is
+/// beyond the budget.
+fn read_updated(bind: &HostBind, budget: &mut CopyBudget) -> Option<(Vec<CopiedFile>, Followed)> {
+    let read = || -> Result<_, StorageError> {
+        // It is followed before it is read, so that nothing that comes in between is missed.
+        let Some(followed) = follow(bind)? else { return Ok(None) };
+        let mut left = *budget;
+        let files = left.read(bind)?;
+        let is_whole = Copied::of(&files).update(&files).is_some();
+        Ok(is_whole.then_some((files, followed, left)))
+    };
+    for _ in 0..TRIES {
+        match read() {
+            Ok(Some((files, followed, left))) => {
+                *budget = left;
+                return Some((files, followed));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!("{error}"),
+        }
+    }
+    tracing::warn!("{} is shared, and who waits for its changes not told", bind.source.display());
+    None
+}
+
+fn follow(bind: &HostBind) -> Result<Option<Followed>, StorageError> {
+    Followed::begin(bind).map_err(|source| StorageError::Io {
+        action: "follow the changes of",
+        path: bind.source.clone(),
+        source,
+    })
+}
+
 fn copies(binds: &[HostBind]) -> Result<Vec<Copies<'_>>, SandboxError> {
     let mut budget = CopyBudget::default();
     let read = |bind| {
         // It is followed before it is read, so that nothing that comes in between is missed.
-        let followed = Followed::begin(bind).map_err(|source| StorageError::Io {
-            action: "follow the changes of",
-            path: bind.source.clone(),
-            source,
-        })?;
+        let followed = follow(bind)?;
         let empty_dir = EmptyDir::of(bind)?;
         Ok(Copies { bind, empty_dir, files: budget.read(bind)?, followed })
     };

@@ -1,6 +1,5 @@
 //! Copies that follow what Kubernetes updates: ConfigMaps, Secrets, tokens, the downward API.
-//!
-//! Where a directory is shared, the guest sees the updates by itself.
+//! Also where a directory is shared: the guest would see the updates, but nobody would be told.
 
 use std::sync::Arc;
 use std::time::Duration;

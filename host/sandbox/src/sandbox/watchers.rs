@@ -162,6 +162,7 @@ async fn end_container(shared: &Arc<Shared>, key: &ProcessKey, delivery: Deliver
         return shared.take_down("its only container has ended", true).await;
     }
     // A pod's initializing containers are kept, ended, as long as the pod.
+    shared.carrier.end_tasks(&key.container);
     room::leave(shared, &key.container).await;
 }
 

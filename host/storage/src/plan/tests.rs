@@ -129,9 +129,52 @@ fn what_a_vm_cannot_have_is_refused() {
         ("/data", "ext4", "/dev/sda1", "ro"),
         ("/data", "nfs", "server:/export", "ro"),
         ("/data", "bind", "/", "rbind,ridmap"),
-        ("/data", "overlay", "overlay", "lowerdir=/a:/b"),
     ] {
         let error = plan(&[mount]).unwrap_err().to_string();
         assert!(error.starts_with("mount at /data cannot be made in a VM: "), "{error}");
     }
+}
+
+#[test]
+fn overlays_are_the_hosts_to_mount() {
+    let told = "lowerdir=/a,upperdir=/b,workdir=/c,private,ro,nosuid";
+    let plan = plan(&[("/data", "overlay", "/merge", told)]).unwrap();
+    let [in_guest] = &plan.spec_mounts[..] else { panic!("{plan:?}") };
+    assert_eq!((in_guest.typ().as_deref(), in_guest.source()), (Some("bind"), &None));
+    assert_eq!(options(in_guest), ["bind", "ro", "nosuid"]);
+    let options = ["lowerdir=/a", "upperdir=/b", "workdir=/c", "ro", "nosuid"].map(str::to_owned);
+    assert_eq!(plan.host_overlays, [HostOverlay { index: 0, options: options.to_vec() }]);
+    let of_kernel = ("/data", "overlay", "/merge", "lowerdir=/srv:/proc/sys");
+    assert!(
+        plan_mounts(&spec(&[of_kernel]), Path::new("/"))
+            .unwrap_err()
+            .to_string()
+            .contains("/proc/sys")
+    );
+}
+
+#[test]
+fn empty_dir_of_the_own_pod_alone_is_one_for_who_reads_and_who_writes() {
+    let kubelet = tempfile::tempdir().unwrap();
+    let kubelet = kubelet.path().canonicalize().unwrap();
+    let volume = |pod: &str| {
+        let volume = kubelet.join("pods").join(pod).join("volumes/kubernetes.io~empty-dir/data");
+        std::fs::create_dir_all(&volume).unwrap();
+        volume.display().to_string()
+    };
+    let (own, other) = (volume("1"), volume("11"));
+    let mut spec = spec(&[
+        ("/own", "bind", &own, "rbind,rprivate,ro"),
+        ("/rw", "bind", &own, "rbind,rprivate,rw"),
+        ("/other", "bind", &other, "rbind,rprivate,ro"),
+    ]);
+    let readonly = |spec: &Spec| {
+        let plan = plan_mounts(spec, Path::new("/")).unwrap();
+        assert_eq!(options(&plan.spec_mounts[0]), ["rbind", "ro"], "the guest's container reads");
+        plan.host_binds.iter().map(|bind| bind.readonly).collect::<Vec<_>>()
+    };
+    assert_eq!(readonly(&spec), [true, false, true], "nobody tells the pod");
+    let pod = ("io.kubernetes.cri.sandbox-uid".to_owned(), "1".to_owned());
+    spec.set_annotations(Some([pod].into()));
+    assert_eq!(readonly(&spec), [false, false, true]);
 }

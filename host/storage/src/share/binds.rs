@@ -22,33 +22,34 @@ pub(super) struct Key {
     device: u64,
     inode: u64,
     kind: BindKind,
-    /// Is no other's: it has what is mounted below its source now, and who comes later may find
-    /// something else there.
-    alone: bool,
 }
 
 impl Key {
-    /// That of a mount whose source is what `stat` is of.
+    /// That of a mount whose source is what `stat` is of; `None` if it is no other's: it has what is
+    /// mounted below its source now, and who comes later may find something else there.
     ///
     /// # Errors
     ///
     /// When it cannot be told what is mounted below the source.
-    pub(super) fn of(bind: &HostBind, stat: &Stat) -> Result<Self, StorageError> {
+    pub(super) fn of(bind: &HostBind, stat: &Stat) -> Result<Option<Self>, StorageError> {
         let path = (!empty_dir::is_of_one(&bind.source)).then(|| bind.source.clone());
         let kind = BindKind::of(bind);
         // Nothing is below a file, which most of a pod's mounts are.
         let is_dir = FileType::from_raw_mode(stat.st_mode).is_dir();
         let is_snapshot = is_dir && kind.recursive && !kind.follows_host;
         let is_below = |entry: &MountEntry| entry.mount_point != bind.source;
-        let alone = is_snapshot && mounts_below(&bind.source)?.iter().any(is_below);
-        Ok(Self { path, device: stat.st_dev, inode: stat.st_ino, kind, alone })
+        if is_snapshot && mounts_below(&bind.source)?.iter().any(is_below) {
+            return Ok(None);
+        }
+        Ok(Some(Self { path, device: stat.st_dev, inode: stat.st_ino, kind }))
     }
 }
 
 /// One of them.
 #[derive(Debug)]
 struct Bind {
-    key: Key,
+    /// `None` for one that is a single container's.
+    key: Option<Key>,
     /// Its name in the share.
     number: u64,
     containers: BTreeSet<String>,
@@ -65,8 +66,7 @@ impl Binds {
     /// The name of the bind with this key, which is the container's from now on, too; `None` if
     /// there is none yet.
     pub(super) fn join(&mut self, key: &Key, container: &str) -> Option<String> {
-        let mut all = self.all.iter_mut().filter(|_| !key.alone);
-        let bind = all.find(|bind| bind.key == *key)?;
+        let bind = self.all.iter_mut().find(|bind| bind.key.as_ref() == Some(key))?;
         bind.containers.insert(container.to_owned());
         Some(bind.number.to_string())
     }
@@ -77,8 +77,9 @@ impl Binds {
         self.next.to_string()
     }
 
-    /// Takes note of a bind under the name that was given last.
-    pub(super) fn add(&mut self, key: Key, container: &str) {
+    /// Takes note of a bind under the name that was given last. Without a key no other container
+    /// joins it.
+    pub(super) fn add(&mut self, key: Option<Key>, container: &str) {
         let containers = BTreeSet::from([container.to_owned()]);
         self.all.push(Bind { key, number: self.next, containers });
     }

@@ -7,7 +7,10 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsmount, fsopen, move_mount, open_tree,
+};
 
 /// Whether mounts made below a mount appear in its copies, and theirs in it (mount_namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,14 @@ impl DetachedMount {
             | OpenTreeFlags::AT_EMPTY_PATH;
         flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
         Ok(Self { root: open_tree(source, c"", flags)? })
+    }
+
+    /// An empty directory, of a file system of its own.
+    pub fn empty_directory() -> io::Result<Self> {
+        let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(tmpfs.as_fd())?;
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        Ok(Self { root: fsmount(tmpfs.as_fd(), flags, MountAttrFlags::empty())? })
     }
 
     /// Changes the attributes of every mount in the tree, all or none.
