@@ -12,14 +12,19 @@ const WANTED: u64 = 1 << 20;
 /// The bound of what any process may ask for (proc_sys_fs(5)).
 const NR_OPEN: &str = "/proc/sys/fs/nr_open";
 
+/// What systemd raises that to, and hosts have therefore: as much as a specification may ask for.
+const BOUND: &str = "1073741816";
+
 /// Raises the agent's limit, soft and hard, from the 1024 and 4096 that the kernel gives to its
 /// first process. Containers inherit it as they inherit their engine's elsewhere, unless their
-/// specification has one of its own.
+/// specification has one of its own, which may be higher.
 ///
 /// # Errors
 ///
 /// Fails without `CAP_SYS_RESOURCE`; the limit is then as before.
 pub fn raise_limit() -> io::Result<()> {
+    // Without it, a specification that asks for more than the kernel's own bound is refused.
+    let _ = fs::write(NR_OPEN, BOUND);
     let limit = limit(fs::read_to_string(NR_OPEN).ok().as_deref());
     setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) })?;
     Ok(())

@@ -174,13 +174,13 @@ impl Sandbox {
             no_room => no_room,
         };
         if let Err(error) = made {
+            self.shared.carrier.end_tasks(&key.container);
             if let SandboxError::Agent(AgentError::Deadline { .. }) = error {
                 tokio::spawn(watchers::remove_late(
                     Arc::clone(&self.shared),
                     key.container.clone(),
                 ));
             } else {
-                self.shared.carrier.end_tasks(&key.container);
                 self.shared.remove_copies(&key.container).await;
             }
             self.shared.processes().forget(&key);

@@ -67,13 +67,16 @@ impl EmptyDir {
     }
 }
 
-/// The annotations that tell the id of the container's pod.
+/// Where containerd and CRI-O tell the id of the container's pod. Each sets one of them on its own; the
+/// other may be the pod's author speaking.
 const POD_IDS: [&str; 2] = ["io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"];
 
-/// The id of the pod that a container is of, as its engine tells it; `None` if it does not.
+/// The id of the pod that a container is of, as its engine tells it; `None` if it does not, or if
+/// somebody else tells another.
 pub(crate) fn pod_of(annotations: Option<&HashMap<String, String>>) -> Option<&str> {
-    let annotations = annotations?;
-    POD_IDS.iter().find_map(|key| annotations.get(*key)).map(String::as_str)
+    let mut told = POD_IDS.iter().filter_map(|key| annotations?.get(*key)).map(String::as_str);
+    let pod = told.next()?;
+    told.all(|other| other == pod).then_some(pod)
 }
 
 /// Whether a mount's source is an emptyDir of this pod, or a part of one.

@@ -144,6 +144,19 @@ impl Copied {
         Self(files.iter().map(|file| (file.path.clone(), fingerprint(file))).collect())
     }
 
+    /// The guest has this file, too, or another one at its path.
+    pub fn add(&mut self, file: &CopiedFile) {
+        self.0.insert(file.path.clone(), fingerprint(file));
+    }
+
+    /// The guest has nothing any more at this path and below it.
+    pub fn remove(&mut self, path: &str) {
+        let is_below = |other: &str| {
+            other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.0.retain(|other, _| !is_below(other));
+    }
+
     /// What makes `files` of what the guest has. `None` if they were read in the midst of a change,
     /// which then will be noticed, too.
     #[must_use]
@@ -247,6 +260,25 @@ mod tests {
         paths[1..3].sort_unstable();
         assert_eq!(paths, ["..2", "..2/both", "..2/new", "..data", "new"]);
         assert_eq!(gone, ["..1", "old"]);
+    }
+
+    #[test]
+    fn what_came_by_half_goes_with_the_next_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        write(directory, "..1", &["key"]);
+        let mut copied = Copied::of(&read(directory));
+        write(directory, "..2", &["key"]);
+        for file in read(directory).iter().filter(|file| file.path.starts_with("..2")) {
+            copied.add(file);
+        }
+        write(directory, "..3", &["key"]);
+        remove(directory, "..1", &[]);
+        remove(directory, "..2", &[]);
+        let files = read(directory);
+        assert_eq!(copied.update(&files).unwrap().gone, ["..1", "..2"]);
+        copied.remove("..1");
+        assert_eq!(copied.update(&files).unwrap().gone, ["..2"]);
     }
 
     #[test]

@@ -172,6 +172,16 @@ fn plan_overlay(
     mount: &Mount,
     options: &[String],
 ) -> Result<(), StorageError> {
+    let is_odd = |option: &&String| {
+        (option.starts_with("lowerdir=") && option.contains('\\'))
+            || ["lowerdir+=", "datadir+="].iter().any(|key| option.starts_with(key))
+    };
+    if let Some(odd) = options.iter().find(is_odd) {
+        let reason = format!(
+            "its layers are told in a way that is not understood (`{odd}`); name them in one `lowerdir`, without an escape"
+        );
+        return Err(unsupported(mount, &reason));
+    }
     for layer in lower_layers(options) {
         // What is not there, the kernel will say.
         let found = look_at(layer, mount.destination()).unwrap_or(Source::Host(layer.to_owned()));

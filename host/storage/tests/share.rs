@@ -177,6 +177,21 @@ fn overlay_is_one_containers_and_leaves_its_layers() {
 }
 
 #[test]
+fn huge_pages_of_the_host_are_refused() {
+    in_namespace(|_, host| {
+        mount("hugetlbfs", host, "hugetlbfs", &[]).unwrap();
+        let source = host.display();
+        let spec = format!(
+            r#"{{"ociVersion":"1.0.2","mounts":[{{"destination":"/m","type":"bind","source":"{source}"}}]}}"#
+        );
+        let spec = serde_json::from_str(&spec).unwrap();
+        let error = plan_mounts(&spec, Path::new("/")).unwrap_err().to_string();
+        assert!(error.contains("on the hugetlbfs file system"), "{error}");
+        kata_linux::mount::unmount_tree(host).unwrap();
+    });
+}
+
+#[test]
 fn nothing_but_the_binds_can_be_written() {
     in_namespace(|run, host| {
         let share = Share::create(run).unwrap();

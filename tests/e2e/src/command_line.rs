@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::client::{self, Client, Input, Output};
+use crate::configuration::file_under_test;
 use crate::deadline::Deadline;
 use crate::image::Image;
 use crate::leaks::{Before, Traces};
@@ -68,9 +69,10 @@ impl Drop for Broom<'_> {
 }
 
 impl CommandLine {
-    /// Runs `test`, and checks that no process, mount, cgroup or state is left.
+    /// Runs `test` with the configuration that `KATA_E2E_CONFIG` names, else the installed one, and
+    /// checks that no process, mount, cgroup or state is left.
     pub fn scenario(runtime: Runtime, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
-        Self::run(Caller::Runtime(runtime), None, test)
+        Self::run(Caller::Runtime(runtime), file_under_test().as_deref(), test)
     }
 
     /// The same with Kata, which reads this configuration file.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 /// The variable that names the configuration under test.
-pub(crate) const VARIABLE: &str = "KATA_E2E_CONFIG";
+const VARIABLE: &str = "KATA_E2E_CONFIG";
 
 /// The configuration under test with further lines, in a directory that goes when this is dropped.
 #[derive(Debug)]
@@ -42,8 +42,13 @@ pub fn hypervisor_under_test() -> Result<String> {
     Ok(chosen.map_or("qemu", |name| name.trim_matches('"')).to_owned())
 }
 
+/// The file of the configuration under test; `None` for the installed one.
+pub(crate) fn file_under_test() -> Option<PathBuf> {
+    std::env::var_os(VARIABLE).map(PathBuf::from)
+}
+
 fn under_test() -> Result<String> {
-    match std::env::var_os(VARIABLE) {
+    match file_under_test() {
         Some(file) => {
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
         }

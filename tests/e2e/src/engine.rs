@@ -25,6 +25,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::client::{self, Client, Input, Output};
+use crate::configuration::file_under_test;
 use crate::deadline::Deadline;
 use crate::image::Image;
 use crate::leaks::{EngineTraces, Machine};
@@ -47,13 +48,13 @@ const IMAGE: &str = "localhost/busybox";
 /// Runs `test` with a Podman of its own, and checks that nothing is left. What the test left on
 /// purpose is an error, too.
 pub fn podman(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
-    scenario(Kind::Podman, Cgroups::Plain, runtime_configuration().as_deref(), test)
+    scenario(Kind::Podman, Cgroups::Plain, file_under_test().as_deref(), test)
 }
 
 /// Runs `test` with a Docker daemon of its own, and checks that nothing is left. What the test left
 /// on purpose is an error, too.
 pub fn docker(test: impl FnOnce(&Engine) -> Result<()>) -> Result<()> {
-    scenario(Kind::Docker, Cgroups::Plain, runtime_configuration().as_deref(), test)
+    scenario(Kind::Docker, Cgroups::Plain, file_under_test().as_deref(), test)
 }
 
 /// As [`podman`], with systemd for its cgroups. Left out, and said so, where systemd is not the
@@ -78,7 +79,7 @@ pub fn docker_with_shim(
     if !docker::knows_shims()? {
         return Ok(());
     }
-    let file = configuration.map(Path::to_owned).or_else(runtime_configuration);
+    let file = configuration.map(Path::to_owned).or_else(file_under_test);
     scenario(Kind::DockerWithShim, Cgroups::Plain, file.as_deref(), test)
 }
 
@@ -99,7 +100,7 @@ fn with_systemd(kind: Kind, test: impl FnOnce(&Engine) -> Result<()>) -> Result<
         eprintln!("left out, for systemd is not this machine's init: cgroups of systemd's");
         return Ok(());
     }
-    scenario(kind, Cgroups::Systemd, runtime_configuration().as_deref(), test)
+    scenario(kind, Cgroups::Systemd, file_under_test().as_deref(), test)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -484,11 +485,6 @@ fn bytes(shown: &str) -> Option<f64> {
     let power =
         ["B", "K", "M", "G"].iter().position(|&one| unit.to_uppercase().starts_with(one))?;
     Some(number.parse::<f64>().ok()? * base.powi(power.try_into().ok()?))
-}
-
-/// The file that `KATA_E2E_CONFIG` names.
-fn runtime_configuration() -> Option<PathBuf> {
-    std::env::var_os("KATA_E2E_CONFIG").map(PathBuf::from)
 }
 
 /// One `run`: what it is told before it starts.

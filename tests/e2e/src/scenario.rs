@@ -44,8 +44,8 @@ impl Scenario {
     /// The machine's containerd, and the configuration that `KATA_E2E_CONFIG` names, else the
     /// installed one.
     pub fn new() -> Self {
-        match std::env::var_os(configuration::VARIABLE) {
-            Some(file) => Self::unconfigured().configuration(Path::new(&file)),
+        match configuration::file_under_test() {
+            Some(file) => Self::unconfigured().configuration(&file),
             None => Self::unconfigured(),
         }
     }

@@ -186,12 +186,13 @@ fn limits_hold_in_the_guest() -> Result<()> {
         return Ok(());
     }
     podman(|podman| {
-        let flags = "--network none --memory 100m --cpus 0.5 --pids-limit 40";
-        let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; \
+        let flags =
+            "--network none --memory 100m --cpus 0.5 --pids-limit 40 --ulimit nofile=2000000";
+        let script = "ulimit -n; cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; \
             (i=0; while [ $i -lt 60 ]; do sleep 1000 & i=$((i + 1)); done) 2> /dev/null; cat pids.current";
         // Of forty one has ended then: the inner shell, which could not start the next.
         let said = podman.run(&format!("--rm {flags}"), script).output()?.success()?;
-        assert_eq!(said, "104857600\n50000 100000\n40\n39\n");
+        assert_eq!(said, "2000000\n104857600\n50000 100000\n40\n39\n");
         let greedy = podman.run("--name greedy --network none --memory 64m", "exec tail /dev/zero");
         assert_eq!(greedy.output()?.code, 137);
         assert_eq!(podman.how_it_ended("greedy")?, "137 true");

@@ -41,7 +41,7 @@ fn containers_of_a_pod_without_infra_are_alone() -> Result<()> {
         podman.succeed("network create net")?;
         podman.succeed("pod create --infra=false --name pod")?;
         podman.start("web", "--pod pod --network net", SERVER)?;
-        let pings = format!("ping -c 1 -w 10 web > /dev/null && {BOOT}");
+        let pings = format!("until ping -c 1 -w 10 web > /dev/null 2>&1; do :; done; {BOOT}");
         let flags = "--rm --pod pod --network net --cap-add NET_RAW";
         let other = podman.run(flags, &pings).output()?.success()?;
         if only_a_vm("a kernel of its own") {

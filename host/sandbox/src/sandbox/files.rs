@@ -11,7 +11,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kata_agent_client::{FileContent, GuestDevice, GuestFile, GuestStorage};
+use kata_agent_client::{AgentError, FileContent, GuestDevice, GuestFile, GuestStorage};
 use kata_storage::{
     Copied, CopiedContent, CopiedFile, CopyBudget, EmptyDir, Followed, GUEST_COPIES, HostBind,
     Share, StorageError,
@@ -107,9 +107,13 @@ impl Shared {
             let place = self.place_of_copy(&plan.id, bind);
             match self.copy_all(&place, &files).await {
                 Ok(()) => {}
+                // One that does not answer will not do so by and by.
+                Err(error @ SandboxError::Agent(AgentError::Deadline { .. })) => return Err(error),
                 // An older agent, or too little memory: sharing does.
                 Err(SandboxError::Agent(error)) => {
                     tracing::warn!("{} is shared, and not copied: {error}", bind.source.display());
+                    // What it has of it goes with the container in any case.
+                    let _ = self.remove_copy(&place, "").await;
                     continue;
                 }
                 Err(error) => return Err(error),

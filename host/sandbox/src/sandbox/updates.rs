@@ -1,10 +1,11 @@
 //! Copies that follow what Kubernetes updates: ConfigMaps, Secrets, tokens, the downward API.
 //! Also where a directory is shared: the guest would see the updates, but nobody would be told.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kata_storage::{Copied, CopyBudget, Followed, HostBind};
+use kata_storage::{Copied, CopyBudget, Followed, HostBind, StorageError};
 
 use super::Shared;
 use crate::SandboxError;
@@ -33,16 +34,27 @@ pub(super) async fn follow(shared: Arc<Shared>, mut followed: Followed, mut mirr
         match changed {
             Ok(true) => {}
             Ok(false) => return tracing::debug!("{at} is gone, and its copies stay as they are"),
-            Err(error) => return tracing::error!("{at} cannot be followed any more: {error}"),
+            // Such as that this process has too many files open.
+            Err(error) => {
+                tracing::warn!("{at} cannot be looked at: {error}");
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
         }
         while let Err(error) = update(&shared, &mut mirror).await {
             let to = mirror.bind.destination.display();
             tracing::warn!("sandbox {}: an update of {to} has not arrived: {error}", shared.id);
             match error {
-                SandboxError::Agent(_) => tokio::time::sleep(AGAIN).await,
                 SandboxError::Gone { .. } => return,
                 // The guest keeps what it has until there is something that it can have.
-                _ => break,
+                SandboxError::Storage(StorageError::Unsupported { .. }) => break,
+                // Something has gone, or all, which is seen next.
+                SandboxError::Storage(StorageError::Io { source, .. })
+                    if source.kind() == ErrorKind::NotFound =>
+                {
+                    break;
+                }
+                _ => tokio::time::sleep(AGAIN).await,
             }
         }
     }
@@ -54,13 +66,17 @@ async fn update(shared: &Shared, mirror: &mut Mirror) -> Result<(), SandboxError
     let files = CopyBudget::default().read(bind)?;
     // Another change is on its way.
     let Some(update) = copied.update(&files) else { return Ok(()) };
-    for file in &update.copies {
+    for file in update.copies {
         shared.copy(place, file).await?;
+        copied.add(file);
     }
-    *copied = Copied::of(&files);
     for path in &update.gone {
-        if let Err(error) = shared.remove_copy(place, path).await {
-            tracing::warn!("sandbox {}: {path} stays in the guest: {error}", shared.id);
+        match shared.remove_copy(place, path).await {
+            Ok(()) => copied.remove(path),
+            // It is tried again with the next update.
+            Err(error) => {
+                tracing::warn!("sandbox {}: {path} stays in the guest: {error}", shared.id);
+            }
         }
     }
     Ok(())

@@ -189,6 +189,8 @@ pub(super) async fn remove_late(shared: Arc<Shared>, container: String) {
     if let Err(error) = shared.unless_gone(shared.agent.remove_container(&container)).await {
         tracing::debug!("container {container}, which was made too late: {error}");
     }
+    // If it was asked for: what was copied for it before was not.
+    shared.remove_copies(&container).await;
 }
 
 #[cfg(test)]

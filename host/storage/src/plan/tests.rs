@@ -175,6 +175,9 @@ fn empty_dir_of_the_own_pod_alone_is_one_for_who_reads_and_who_writes() {
     };
     assert_eq!(readonly(&spec), [true, false, true], "nobody tells the pod");
     let pod = ("io.kubernetes.cri.sandbox-uid".to_owned(), "1".to_owned());
-    spec.set_annotations(Some([pod].into()));
+    spec.set_annotations(Some([pod.clone()].into()));
     assert_eq!(readonly(&spec), [false, false, true]);
+    let label = ("io.kubernetes.pod.uid".to_owned(), "11".to_owned());
+    spec.set_annotations(Some([pod, label].into()));
+    assert_eq!(readonly(&spec), [true, false, true], "one of them is not the engine's");
 }
