@@ -140,15 +140,16 @@ impl StandIn {
     }
 
     /// Tells it that its process exists, and waits until it stands for that and shows the
-    /// container's file system. It lives on by itself from now on, and is to be waited for by
-    /// whoever wants its status.
+    /// container's file system, or nothing where that is hidden. It lives on by itself from now on,
+    /// and is to be waited for by whoever wants its status.
     ///
     /// # Errors
     ///
     /// Fails when it has been killed meanwhile: the process is nobody's then.
-    pub(crate) fn go(mut self) -> Result<Child> {
+    pub(crate) fn go(mut self, is_hidden: bool) -> Result<Child> {
         if let Some(mut control) = self.control.take() {
-            control.write_all(b"go\n").context("kata-shim has gone away")?;
+            let word = if is_hidden { stand_in::GO_HIDDEN } else { stand_in::GO };
+            writeln!(control, "{word}").context("kata-shim has gone away")?;
             let mut answer = String::new();
             control.read_to_string(&mut answer).context("kata-shim has gone away")?;
             match answer.trim_end() {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use kata_linux::identity::ProcessIdentity;
 use kata_shim_api::blocking::{CallError, TaskSocket};
 use kata_shim_api::protobuf::Message;
-use kata_shim_api::stand_in::SOCKET;
+use kata_shim_api::stand_in::{self, SOCKET};
 use kata_shim_api::ttrpc::Code;
 use kata_shim_api::{api, metadata};
 
@@ -93,7 +93,8 @@ impl Sandbox {
         write_whole(&self.dir.join(PROXY), &serde_json::to_vec(&identity)?)
     }
 
-    /// Lets the proxy see a directory of one more container's, which lies at `path` for this process.
+    /// Lets the proxy see a directory of one more container's, which lies at `path` for this
+    /// process.
     pub(crate) fn show(&self, path: &Path) -> Result<()> {
         let namespace = proxy_of(&self.dir)
             .and_then(|proxy| mount_namespace(&proxy))
@@ -120,14 +121,15 @@ impl Sandbox {
         self.socket.call(method, request, along)
     }
 
-    /// Has a container made, and for the first one the VM.
-    pub(crate) fn create(&self, asked: &Asked) -> Result<()> {
-        self.call_create(asked, None)
+    /// Has a container made, and for the first one the VM. Returns whether its files are hidden
+    /// ([`stand_in::is_hidden`]).
+    pub(crate) fn create(&self, asked: &Asked) -> Result<bool> {
+        Ok(stand_in::is_hidden(&self.call_create(asked, None)?))
     }
 
     /// Whether [`Sandbox::create`] would refuse the container before it makes anything.
     pub(crate) fn check(&self, asked: &Asked) -> Result<()> {
-        self.call_create(asked, Some((metadata::CHECK_ONLY, "")))
+        self.call_create(asked, Some((metadata::CHECK_ONLY, ""))).map(drop)
     }
 
     /// Removes a process that nobody stands for ([`TaskSocket::remove`]).
@@ -135,7 +137,11 @@ impl Sandbox {
         self.socket.remove(container, exec);
     }
 
-    fn call_create(&self, asked: &Asked, more: Option<(&'static str, &str)>) -> Result<()> {
+    fn call_create(
+        &self,
+        asked: &Asked,
+        more: Option<(&'static str, &str)>,
+    ) -> Result<api::CreateTaskResponse> {
         let mut along = vec![(metadata::HOOKS_ARE_RUN, "")];
         let netns = asked.network_namespace.as_deref();
         along.extend(netns.map(|path| (metadata::NETWORK_NAMESPACE, path)));
@@ -143,7 +149,7 @@ impl Sandbox {
         along.extend(more);
         let answer = self.socket.call::<api::CreateTaskResponse>("Create", &asked.request, &along);
         match answer {
-            Ok(_) => Ok(()),
+            Ok(answer) => Ok(answer),
             Err(error @ CallError::Lost(_)) => Err(anyhow!("{error}; {}", self.last_words())),
             Err(error) => Err(plain(error)),
         }

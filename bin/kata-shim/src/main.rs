@@ -22,7 +22,7 @@ use std::thread;
 use anyhow::{Context, anyhow};
 use kata_linux::cgroup::HostCgroup;
 use kata_linux::descriptors;
-use kata_shim_api::stand_in::{self, Order};
+use kata_shim_api::stand_in::{self, Order, Shown};
 
 use preparation::Prepared;
 
@@ -69,11 +69,15 @@ fn run() -> anyhow::Result<u8> {
     let ready = writeln!(control, "ready {}", prepared.proxy);
     let mut answer = String::new();
     let told = ready.and_then(|()| BufReader::new(&control).read_line(&mut answer));
-    if told.is_err() || answer != "go\n" {
-        take_back(&order, &prepared);
-        return Ok(1);
-    }
-    stand(order, prepared, control)
+    let mounts = match answer.strip_suffix('\n') {
+        Some(stand_in::GO) if told.is_ok() => order.mounts.clone(),
+        Some(stand_in::GO_HIDDEN) if told.is_ok() => view::hidden(&order.mounts),
+        _ => {
+            take_back(&order, &prepared);
+            return Ok(1);
+        }
+    };
+    stand(order, prepared, &mounts, control)
 }
 
 /// Removes what may have been made for nobody.
@@ -90,9 +94,13 @@ fn take_back(order: &Order, prepared: &Prepared) {
 
 /// The work is done by a thread with the host's view, while this one, by which the process is
 /// known, has the container's.
-fn stand(order: Order, prepared: Prepared, mut control: UnixStream) -> anyhow::Result<u8> {
+fn stand(
+    order: Order,
+    prepared: Prepared,
+    mounts: &[Shown],
+    mut control: UnixStream,
+) -> anyhow::Result<u8> {
     let (shown, is_shown) = mpsc::channel();
-    let mounts = order.mounts.clone();
     // Before kata-runtime returns: whoever kills this process then is to end the guest's, too.
     let question = match session::stand_for(&order, &prepared) {
         Ok(question) => question,
@@ -111,7 +119,7 @@ fn stand(order: Order, prepared: Prepared, mut control: UnixStream) -> anyhow::R
             1
         });
     let worker = worker.context("cannot start a thread")?;
-    let view = view::show(&mounts);
+    let view = view::show(mounts);
     let _ = match &view {
         Ok(()) => writeln!(control, "{}", stand_in::STANDING),
         Err(error) => writeln!(control, "error {}", one_line(error)),

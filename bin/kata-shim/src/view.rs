@@ -15,6 +15,16 @@ use kata_linux::mount::{self, DetachedMount, MountAttributes, Propagation};
 use kata_shim_api::stand_in::Shown;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+/// A directory that every host has.
+const ANYWHERE: &str = "/proc";
+
+/// What is shown of a container whose files are not on the host: what is copied to there would
+/// never come to the guest.
+pub(crate) fn hidden(mounts: &[Shown]) -> Vec<Shown> {
+    let root = mounts.first().map(|root| Shown { source: None, readonly: true, ..root.clone() });
+    root.into_iter().collect()
+}
+
 /// Moves the calling thread into a mount namespace with nothing but `mounts`, of which the first is
 /// the root; without any it stays where it is. A mount whose target the container does not have is
 /// left out.
@@ -27,8 +37,7 @@ pub(crate) fn show(mounts: &[Shown]) -> anyhow::Result<()> {
     let Some((root, others)) = mounts.split_first() else { return Ok(()) };
     mount::unshare_mount_namespace().context("cannot take a mount namespace of its own")?;
     let copies: Vec<DetachedMount> = others.iter().map(copy).collect::<anyhow::Result<_>>()?;
-    let original = root.source.as_ref().context("the root file system is the host's")?;
-    enter(copy(root)?, original)?;
+    enter(copy(root)?, root.source.as_deref().unwrap_or(Path::new(ANYWHERE)))?;
     for (copy, shown) in copies.into_iter().zip(others) {
         // The root is the container's by now, so that a link in it leads nowhere else.
         if let Ok(target) = open(&shown.target) {
@@ -61,7 +70,7 @@ fn cannot_show(shown: &Shown) -> String {
 }
 
 /// Makes `root` the root directory, and lets go of all other mounts. It has to be mounted somewhere
-/// for that: on its original.
+/// for that: on its original, if it has one.
 fn enter(root: DetachedMount, original: &Path) -> anyhow::Result<()> {
     let root = root.attach(open(original)?).context("cannot mount the root file system")?;
     rustix::process::fchdir(root.as_fd()).context("cannot change to the root file system")?;

@@ -25,6 +25,6 @@ pub use features::features;
 pub use guest_spec::{SpecError, process_for_guest, resources_for_guest};
 pub use kata_hypervisor::{Finding, Outcome};
 pub use plan::{RUN_DIR, run_dir_of};
-pub use role::{ContainerRole, RoleError, are_of_podman, make_single, role_of};
+pub use role::{ContainerRole, RoleError, are_of_cri_o, are_of_podman, make_single, role_of};
 pub use runtime::{FirstContainer, Runtime, RuntimeError};
 pub use template::TemplateError;

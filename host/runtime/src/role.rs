@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use kata_linux::identifier::{self, IdentifierError};
+use serde::Deserialize;
 use thiserror::Error;
 
 /// The annotation keys of an engine.
@@ -24,13 +25,15 @@ const CONTAINERD: Family = Family {
     sandbox: "io.kubernetes.cri.sandbox-id",
 };
 
+const CRI_O: Family = Family {
+    engine: "CRI-O",
+    kind: "io.kubernetes.cri-o.ContainerType",
+    sandbox: "io.kubernetes.cri-o.SandboxID",
+};
+
 const FAMILIES: [Family; 3] = [
     CONTAINERD,
-    Family {
-        engine: "CRI-O",
-        kind: "io.kubernetes.cri-o.ContainerType",
-        sandbox: "io.kubernetes.cri-o.SandboxID",
-    },
+    CRI_O,
     Family {
         engine: "dockershim",
         kind: "io.kubernetes.docker.type",
@@ -42,6 +45,11 @@ const FAMILIES: [Family; 3] = [
 const QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// CRI-O's annotation for the resources of a whole pod, the sum of its containers', as CRI's
+/// `LinuxContainerResources` in JSON: its older name and its newer one (CRI-O, pkg/annotations).
+const CRI_O_RESOURCES: [&str; 2] =
+    ["io.kubernetes.cri-o.PodLinuxResources", "pod-linux-resources.crio.io"];
 
 /// What Podman puts into the annotations of all of its containers.
 const PODMAN: (&str, &str) = ("io.container.manager", "libpod");
@@ -125,6 +133,12 @@ pub fn are_of_podman(annotations: Option<&Annotations>) -> bool {
     annotations.and_then(|all| all.get(PODMAN.0)).is_some_and(|name| name == PODMAN.1)
 }
 
+/// Whether CRI-O has written the annotations.
+#[must_use]
+pub fn are_of_cri_o(annotations: Option<&Annotations>) -> bool {
+    families(annotations).any(|family| *family == CRI_O) && !are_of_podman(annotations)
+}
+
 fn families(annotations: Option<&Annotations>) -> impl Iterator<Item = &'static Family> {
     let has = move |key: &str| annotations.is_some_and(|all| all.contains_key(key));
     FAMILIES.iter().filter(move |family| has(family.kind) || has(family.sandbox))
@@ -155,17 +169,46 @@ pub(crate) struct PodLimits {
     pub(crate) memory: Option<i64>,
 }
 
+/// As CRI's messages are written in JSON. 0 is none.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct CriResources {
+    cpu_period: i64,
+    cpu_quota: i64,
+    memory_limit_in_bytes: i64,
+}
+
 impl PodLimits {
-    /// containerd's, where it is containerd that speaks.
+    /// containerd's or CRI-O's, where it alone speaks.
     pub(crate) fn of(annotations: Option<&Annotations>) -> Self {
-        if families(annotations).any(|family| *family != CONTAINERD) {
-            return Self::default();
+        let mut speaking = families(annotations);
+        match (speaking.next(), speaking.next()) {
+            (None, _) | (Some(&CONTAINERD), None) => Self::of_containerd(annotations),
+            (Some(&CRI_O), None) => Self::of_cri_o(annotations),
+            _ => Self::default(),
         }
+    }
+
+    fn of_containerd(annotations: Option<&Annotations>) -> Self {
         let number = |key: &str| annotations?.get(key)?.parse::<i64>().ok();
         Self {
             quota: number(QUOTA),
             period: number(PERIOD).and_then(|period| u64::try_from(period).ok()),
             memory: number(MEMORY),
+        }
+    }
+
+    /// CRI-O sets one of the names. The other one may be the pod's author speaking: then neither
+    /// counts.
+    fn of_cri_o(annotations: Option<&Annotations>) -> Self {
+        let mut told = CRI_O_RESOURCES.iter().filter_map(|key| annotations?.get(*key));
+        let (Some(text), None) = (told.next(), told.next()) else { return Self::default() };
+        let told: CriResources = serde_json::from_str(text).unwrap_or_default();
+        let positive = |number: i64| Some(number).filter(|number| *number > 0);
+        Self {
+            quota: positive(told.cpu_quota),
+            period: positive(told.cpu_period).and_then(|period| u64::try_from(period).ok()),
+            memory: positive(told.memory_limit_in_bytes),
         }
     }
 }
@@ -175,7 +218,7 @@ mod tests {
     use super::*;
 
     const CRI: (&str, &str) = ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id");
-    const CRI_O: (&str, &str) =
+    const CRIO: (&str, &str) =
         ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID");
 
     fn annotations(pairs: &[(&str, &str)]) -> Annotations {
@@ -192,7 +235,7 @@ mod tests {
         let member = |id: &str| Ok(ContainerRole::PodMember(id.to_owned()));
         assert_eq!(role(&[(CRI.0, "container"), (CRI.1, "p1")]), member("p1"));
         assert_eq!(role(&[(CRI.1, "p1")]), member("p1"));
-        assert_eq!(role(&[(CRI_O.0, "container"), (CRI_O.1, "p2")]), member("p2"));
+        assert_eq!(role(&[(CRIO.0, "container"), (CRIO.1, "p2")]), member("p2"));
         assert_eq!(role(&[("other", "container")]), Ok(ContainerRole::Single));
         assert_eq!(role_of(None), Ok(ContainerRole::Single));
     }
@@ -206,7 +249,7 @@ mod tests {
     #[test]
     fn a_sandbox_that_would_leave_its_directory_is_refused_with_its_key() {
         for id in ["/etc", "..", "../x", ".x", "a/b", "a\0b"] {
-            for key in [CRI.1, CRI_O.1, "io.kubernetes.sandbox.id"] {
+            for key in [CRI.1, CRIO.1, "io.kubernetes.sandbox.id"] {
                 let error = role(&[(key, id)]).unwrap_err().to_string();
                 assert!(
                     error.starts_with(&format!("annotation {key}: the sandbox id ")),
@@ -218,7 +261,7 @@ mod tests {
 
     #[test]
     fn kind_and_sandbox_come_from_one_engine_and_two_must_agree() {
-        let crio = [(CRI_O.0, "container"), (CRI_O.1, "p2")];
+        let crio = [(CRIO.0, "container"), (CRIO.1, "p2")];
         let with = |more: &[(&str, &str)]| role(&[&crio, more].concat());
         let member = Ok(ContainerRole::PodMember("p2".to_owned()));
         assert_eq!(with(&[(CRI.0, "container"), (CRI.1, "p2")]), member);
@@ -235,8 +278,43 @@ mod tests {
         let told =
             PodLimits { quota: Some(200_000), period: Some(100_000), memory: Some(1_048_576) };
         assert_eq!(of(&[(CRI.0, "sandbox")]), told);
-        assert_eq!(of(&[(CRI_O.0, "sandbox")]), PodLimits::default());
-        assert_eq!(of(&[(CRI_O.0, "sandbox"), (CRI.0, "sandbox")]), PodLimits::default());
+        assert_eq!(of(&[(CRIO.0, "sandbox")]), PodLimits::default());
+        assert_eq!(of(&[(CRIO.0, "sandbox"), (CRI.0, "sandbox")]), PodLimits::default());
         assert_eq!(PodLimits::of(None), PodLimits::default());
+    }
+
+    #[test]
+    fn a_pods_size_is_cri_os_to_tell_under_one_name() {
+        let size = r#"{"cpu_period":100000,"cpu_quota":200000,"cpu_shares":2048,"memory_limit_in_bytes":1048576}"#;
+        let [older, newer] = CRI_O_RESOURCES;
+        let of = |pairs: &[(&str, &str)]| {
+            PodLimits::of(Some(&annotations(&[&[(CRIO.0, "sandbox")], pairs].concat())))
+        };
+        let told =
+            PodLimits { quota: Some(200_000), period: Some(100_000), memory: Some(1_048_576) };
+        assert_eq!(of(&[(older, size)]), told);
+        assert_eq!(of(&[(newer, size)]), told);
+        for nothing in [&[(older, size), (newer, size)][..], &[(older, "null")], &[(older, "{}")]] {
+            assert_eq!(of(nothing), PodLimits::default(), "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn annotations_tell_cri_o_from_podman() {
+        let of = |pairs: &[(&str, &str)]| {
+            let all = annotations(pairs);
+            (are_of_cri_o(Some(&all)), are_of_podman(Some(&all)))
+        };
+        assert_eq!(of(&[(CRIO.0, "container")]), (true, false));
+        assert_eq!(of(&[(CRIO.0, "container"), PODMAN]), (false, true));
+        assert_eq!(of(&[(CRI.0, "container")]), (false, false));
+    }
+
+    #[test]
+    fn without_what_they_say_of_a_sandbox_annotations_are_a_single_containers() {
+        let mut all = annotations(&[(CRIO.0, "container"), (CRIO.1, "p"), PODMAN]);
+        make_single(&mut all);
+        assert_eq!(role_of(Some(&all)), Ok(ContainerRole::Single));
+        assert!(are_of_podman(Some(&all)));
     }
 }

@@ -149,6 +149,12 @@ impl Sandbox {
         self.shared.vm.pid()
     }
 
+    /// Whether the host's directories are shared with the guest; else it has copies of them.
+    #[must_use]
+    pub fn shares_files(&self) -> bool {
+        self.shared.carrier.images().is_none()
+    }
+
     /// Whether no container is left in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -67,8 +67,8 @@ impl EmptyDir {
     }
 }
 
-/// Where containerd and CRI-O tell the id of the container's pod. Each sets one of them on its own; the
-/// other may be the pod's author speaking.
+/// Where containerd and CRI-O tell the id of the container's pod. Each sets one of them on its own;
+/// the other may be the pod's author speaking.
 const POD_IDS: [&str; 2] = ["io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"];
 
 /// The id of the pod that a container is of, as its engine tells it; `None` if it does not, or if

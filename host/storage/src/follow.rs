@@ -29,7 +29,8 @@ const DATA: &str = "..data";
 /// root's other programs: it has 128 watchers for all of them, and a node has more pods than that.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// How long nothing has to change until an update is looked at. What comes later is looked at again.
+/// How long nothing has to change until an update is looked at. What comes later is looked at
+/// again.
 const REST: Duration = Duration::from_millis(500);
 
 /// After how many rests it is looked at although it changes.
@@ -93,9 +94,9 @@ impl Followed {
         Ok(State::of(&source)?.map(|state| Self { source, state }))
     }
 
-    /// Resolves soon after something has changed since the last call, when nothing changes any more;
-    /// with `false` once there is no directory to follow any more. Has to be awaited in tokio's
-    /// context. Nothing is missed if it is dropped before.
+    /// Resolves soon after something has changed since the last call, when nothing changes any
+    /// more; with `false` once there is no directory to follow any more. Has to be awaited in
+    /// tokio's context. Nothing is missed if it is dropped before.
     pub async fn changed(&mut self) -> io::Result<bool> {
         while self.now()?.as_ref() == Some(&self.state) {
             tokio::time::sleep(PERIOD).await;

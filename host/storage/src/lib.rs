@@ -10,8 +10,8 @@
 //! Where the VMM has no shared file system, the root file system becomes an image for a disk
 //! ([`pack()`]), which may be kept for the next container ([`ImageCache`]), and the binds become
 //! copies ([`CopyBudget`]). A pod's containers have one copy of an emptyDir together
-//! ([`EmptyDir`]). What Kubernetes updates is a copy in any case, and follows ([`Followed`]): over a
-//! share nobody is told of changes (inotify(7)).
+//! ([`EmptyDir`]). What Kubernetes updates is a copy in any case, and follows ([`Followed`]): over
+//! a share nobody is told of changes (inotify(7)).
 //!
 //! All mounts live in the mount namespace of the calling process, which must be a private one
 //! ([`kata_linux::mount::unshare_mount_namespace`]): they vanish with the last process in it,

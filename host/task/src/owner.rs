@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kata_host_runtime::{
-    ContainerRole, FirstContainer, Runtime, RuntimeError, make_single, role_of,
+    ContainerRole, FirstContainer, Runtime, RuntimeError, are_of_cri_o, make_single, role_of,
 };
 use kata_sandbox::{
     ContainerPlan, Exit, ProcessKey, Recorder, RootfsMount, Sandbox, SandboxPlan, Stage,
@@ -182,6 +182,7 @@ impl Owner {
     async fn make(&self, order: CreateOrder) -> Result<u32, Failure> {
         self.times.stamp(Stage::CreateAsked);
         let asked = Asked::of(&order)?;
+        let is_by_hand = order.hooks_are_run;
         let req = order.req;
         let key = ProcessKey::init(&req.id);
         let record = Record {
@@ -214,6 +215,10 @@ impl Owner {
                 hooks.deleted(&self.view).await;
             }
             return Err(error);
+        }
+        // Where conmon is between, that writes it.
+        if !is_by_hand && are_of_cri_o(asked.spec.annotations().as_ref()) {
+            self.events.tell_by_file(&req.id, &asked.bundle);
         }
         self.records().insert(key, record);
         self.events.created(&req, sandbox.pid());

@@ -84,7 +84,11 @@ impl Task for TaskService {
         let made = Creation::begin(Arc::clone(&self.owner), order(context, req)).finish().await?;
         let pid =
             made.inspect_err(|failure| tracing::error!("cannot create the container: {failure}"))?;
-        Ok(api::CreateTaskResponse { pid, ..Default::default() })
+        let mut answer = api::CreateTaskResponse { pid, ..Default::default() };
+        if !self.owner.sandbox()?.shares_files() {
+            stand_in::set_hidden(&mut answer);
+        }
+        Ok(answer)
     }
 
     async fn start(&self, _: &TtrpcContext, req: api::StartRequest) -> Answer<api::StartResponse> {

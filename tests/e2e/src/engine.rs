@@ -281,9 +281,9 @@ impl Engine {
         Ok(said.trim_end().to_owned())
     }
 
-    /// The exit code, and whether Podman was told that memory was wanting. The conmon that goes with
-    /// Podman 4 tells it by a file where Podman was started, in which Podman does not look: there
-    /// `inspect` says nothing under runc either.
+    /// The exit code, and whether Podman was told that memory was wanting. The conmon that goes
+    /// with Podman 4 tells it by a file where Podman was started, in which Podman does not look:
+    /// there `inspect` says nothing under runc either.
     pub fn how_it_ended(&self, container: &str) -> Result<String> {
         let end = self.inspect(container, "{{.State.ExitCode}} {{.State.OOMKilled}}")?;
         let file = self.file("oom");

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Container, Containerd, Input, Part, Runtime, only_a_vm, parts_of, scenario};
+use kata_e2e::{
+    CommandLine, Container, Containerd, Input, Part, Runtime, only_a_vm, parts_of, scenario,
+};
 
 /// A shell without a prompt and without line editing.
 const READS_COMMANDS: &str =
@@ -299,6 +301,31 @@ fn events_come_in_order() -> Result<()> {
             "/tasks/exit",
         ];
         assert_eq!(topics, expected);
+        Ok(())
+    })
+}
+
+/// CRI-O looks for it, which is not here: these are its annotations.
+#[test]
+fn memory_that_was_wanting_is_told_to_cri_o_by_a_file() -> Result<()> {
+    if !only_a_vm("a file that the shim writes") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let greedy = |kind: &str| -> Result<bool> {
+            let run = containerd.shell("exec tail /dev/zero").option("--memory-limit", "67108864");
+            let run = run.option("--annotation", &format!("{kind}=container"));
+            let container = run.start()?;
+            CommandLine::until(|| Ok(container.status()?.as_deref() == Some("STOPPED")))?;
+            let state = containerd.directory().join("state/io.containerd.runtime.v2.task");
+            let bundle = state.join(containerd.namespace()).join(container.id());
+            ensure!(bundle.join("config.json").exists(), "no bundle at {}", bundle.display());
+            let told = bundle.join("oom").exists();
+            container.delete()?;
+            Ok(told)
+        };
+        ensure!(greedy("io.kubernetes.cri-o.ContainerType")?, "there is no file");
+        ensure!(!greedy("io.kubernetes.cri.container-type")?, "nobody looks for the file");
         Ok(())
     })
 }

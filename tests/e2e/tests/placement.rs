@@ -18,7 +18,7 @@ fn may_run_on(pid: u32) -> Result<Vec<String>> {
     of_each.collect()
 }
 
-/// The first processor that there is here, and the last one.
+/// The first processor that there is here, and the last one, which may be the same.
 fn two_processors() -> Result<[String; 2]> {
     let lists = may_run_on(std::process::id())?;
     let list = lists.first().context("no thread")?;
@@ -27,12 +27,22 @@ fn two_processors() -> Result<[String; 2]> {
     Ok([end(list.split(numbers).next()), end(list.rsplit(numbers).next())])
 }
 
-/// Whether being kept to one of them makes a difference.
-fn are_two([first, last]: &[String; 2]) -> bool {
-    if first == last {
-        println!("skipped: a container that is kept to a processor needs a machine with two");
-    }
-    first != last
+/// What the process's cgroup names, of whichever version. On a machine with one processor that
+/// alone tells a process that is kept to it.
+fn is_named_by_cgroup(pid: u32, processor: &str) -> Result<bool> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let paths = text.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let hierarchy = match controllers {
+            "" => "/sys/fs/cgroup",
+            "cpuset" => "/sys/fs/cgroup/cpuset",
+            _ => return None,
+        };
+        Some(format!("{hierarchy}{path}/cpuset.cpus"))
+    });
+    let lists = paths.filter_map(|path| fs::read_to_string(path).ok());
+    Ok(lists.map(|list| list.trim().to_owned()).any(|list| list == processor))
 }
 
 /// What stands for the container, and its VM, where it has one.
@@ -41,21 +51,19 @@ fn runs_on_nothing_but(host: &CommandLine, processor: &str) -> Result<()> {
     if Runtime::under_test() == Runtime::Kata {
         pids.push(host.await_part(Part::Vmm)?.pid);
     }
-    for pid in pids {
+    for &pid in &pids {
         let lists = may_run_on(pid)?;
         let all = !lists.is_empty() && lists.iter().all(|list| list == processor);
         ensure!(all, "{pid}: {lists:?}, not {processor}");
     }
+    let is_named = pids.last().map(|pid| is_named_by_cgroup(*pid, processor)).transpose()?;
+    ensure!(is_named == Some(true), "{pids:?}: no cgroup names {processor}");
     Ok(())
 }
 
 #[test]
 fn container_is_where_its_processors_are() -> Result<()> {
-    let processors = two_processors()?;
-    if !are_two(&processors) {
-        return Ok(());
-    }
-    let [first, last] = processors;
+    let [first, last] = two_processors()?;
     CommandLine::scenario(Runtime::under_test(), |host| {
         let id = host.id("c");
         let named = json!({ "cpus": last, "mems": "0" });

@@ -50,7 +50,13 @@ pub(crate) const INABILITIES: &[Inability] = &[
         file: "ends",
         test: "guest_that_halts_is_told",
         hypervisors: &[Hypervisor::Krun],
-        why: "only its silence tells that a guest has halted, after five minutes",
+        why: SILENCE,
+    },
+    Inability {
+        file: "ends",
+        test: "guest_that_powers_off_is_told",
+        hypervisors: &[Hypervisor::Krun],
+        why: SILENCE,
     },
 ];
 
@@ -93,6 +99,7 @@ const NO_IMAGE: &str = "this hypervisor boots no image";
 const NO_GUEST: &str = "the hypervisor makes no difference to it";
 const CONTAINERD: &str = "it changes containerd's release, not the hypervisor";
 const SOAK: &str = "`make soak` runs it, with QEMU";
+const SILENCE: &str = "its end is told by its silence alone, which takes five minutes";
 /// Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see
 /// `Machine::choose` in host/qemu.
 const MICROVM: &str = "a microvm may hang where KVM is nested";

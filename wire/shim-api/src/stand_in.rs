@@ -8,7 +8,7 @@
 //!   kata-shim                                          kata-runtime
 //!     in cgroup, network namespace, session; proxy started
 //!     ── ready PROXY-PID | error SENTENCE ──────────▶  hooks, Create (or Exec, Start)
-//!     ◀─────────────────────────── go ───────────────  state, pid file
+//!     ◀────────────────────── go | go hidden ────────  state, pid file
 //!     stands for the process, shows its file system    (end of file instead of `go`: it has come to nothing)
 //!     ── standing | error SENTENCE ─────────────────▶
 //!     copies, forwards, waits
@@ -21,7 +21,7 @@ use std::path::PathBuf;
 
 use protobuf::UnknownValueRef;
 
-use crate::api::WaitResponse;
+use crate::api::{CreateTaskResponse, WaitResponse};
 
 /// The connection to kata-runtime.
 pub const CONTROL: i32 = 3;
@@ -34,6 +34,12 @@ pub const STDERR: i32 = 6;
 /// The proxy's listening socket, when the proxy is to be started.
 pub const LISTENER: i32 = 7;
 
+/// What kata-runtime says when the process exists.
+pub const GO: &str = "go";
+
+/// The same of a container whose files are not on the host: nothing of it is to be shown.
+pub const GO_HIDDEN: &str = "go hidden";
+
 /// What kata-shim says when its end would be the process's end.
 pub const STANDING: &str = "standing";
 
@@ -43,6 +49,22 @@ pub const SOCKET: &str = "proxy.sock";
 /// A field of the answer to `Wait` that only a stand-in or a watcher gets: how often it was told
 /// that the guest's kernel has killed processes of the container for want of memory.
 const OUT_OF_MEMORY: u32 = 20001;
+
+/// A field of the answer to `Create`, 1 where the guest has copies of the container's files, and
+/// changes none on the host.
+const HIDDEN: u32 = 20001;
+
+/// Has the answer say that the container's files are not on the host.
+pub fn set_hidden(answer: &mut CreateTaskResponse) {
+    answer.special_fields.mut_unknown_fields().add_varint(HIDDEN, 1);
+}
+
+/// Whether the answer says that the container's files are not on the host.
+#[must_use]
+pub fn is_hidden(answer: &CreateTaskResponse) -> bool {
+    let told = answer.special_fields.unknown_fields().get(HIDDEN);
+    matches!(told, Some(UnknownValueRef::Varint(1)))
+}
 
 /// Has an answer say that memory was wanting, and `times` how often that was told.
 pub fn set_out_of_memory(answer: &mut WaitResponse, times: u64) {
@@ -256,6 +278,15 @@ mod tests {
         for order in [plain, full, new] {
             assert_eq!(Order::parse(order.to_args()), Ok(order));
         }
+    }
+
+    #[test]
+    fn answer_says_beside_the_pid_that_files_are_hidden() {
+        let mut answer = CreateTaskResponse { pid: 7, ..Default::default() };
+        assert!(!is_hidden(&answer));
+        set_hidden(&mut answer);
+        let bytes = answer.write_to_bytes().unwrap();
+        assert!(is_hidden(&CreateTaskResponse::parse_from_bytes(&bytes).unwrap()));
     }
 
     #[test]

@@ -116,11 +116,11 @@ impl Creation<'_> {
         let mut container = self.container(&sandbox, stand_in.identity, &hooks)?;
         locked.save(&container)?;
         hooks.run_before(&hook_state(&container, "creating", stand_in.identity.pid))?;
-        sandbox.create(&asked)?;
+        let is_hidden = sandbox.create(&asked)?;
         container.stage = Stage::Created;
         let pid = stand_in.identity.pid;
         let made = locked.save(&container).and_then(|()| self.tell_pid(pid));
-        let stands = made.and_then(|()| stand_in.go());
+        let stands = made.and_then(|()| stand_in.go(is_hidden));
         if stands.is_err() {
             // The stand-in does the same when it is told that it is not wanted, but it may have
             // been killed.

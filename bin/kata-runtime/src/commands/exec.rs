@@ -111,7 +111,7 @@ impl Execution<'_> {
 
     /// Leaves the process to its stand-in.
     fn hand_over(&self, stand_in: StandIn) -> Result<Child> {
-        self.or_take_back(stand_in.go())
+        self.or_take_back(stand_in.go(false))
     }
 
     /// Takes the process back if this has failed. Its stand-in does that, too, when it is told that

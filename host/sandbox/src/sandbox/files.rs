@@ -178,8 +178,8 @@ impl Shared {
         self.carrier.keep(container, task.abort_handle());
     }
 
-    /// Removes what was copied for a container that was not made. One that was made takes its copies
-    /// with it.
+    /// Removes what was copied for a container that was not made. One that was made takes its
+    /// copies with it.
     pub(super) async fn remove_copies(&self, container: &str) {
         if !self.agent.has_additions() {
             return;

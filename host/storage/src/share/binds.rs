@@ -25,8 +25,8 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// That of a mount whose source is what `stat` is of; `None` if it is no other's: it has what is
-    /// mounted below its source now, and who comes later may find something else there.
+    /// That of a mount whose source is what `stat` is of; `None` if it is no other's: it has what
+    /// is mounted below its source now, and who comes later may find something else there.
     ///
     /// # Errors
     ///

@@ -1,7 +1,9 @@
 //! Which event each thing that happens to a process is to containerd.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kata_sandbox::{EventSink, Exit, ProcessKey, SandboxEvent};
@@ -23,11 +25,32 @@ pub(crate) struct TaskEvents {
     pid: AtomicU32,
     /// How often each container that is not deleted has been told to be out of memory.
     out_of_memory: watch::Sender<HashMap<String, u64>>,
+    /// The files that say so to an engine that looks for them.
+    // A mutex and not a channel: a look-up that is never held over an await.
+    files: Mutex<HashMap<String, PathBuf>>,
 }
+
+/// The file in a container's bundle that tells CRI-O that memory was wanting (CRI-O,
+/// internal/oci/runtime_vm.go). Its conmon writes it for other kinds of runtimes.
+const OUT_OF_MEMORY: &str = "oom";
 
 impl TaskEvents {
     pub(crate) fn new(publisher: Publisher) -> Self {
-        Self { publisher, pid: AtomicU32::new(0), out_of_memory: watch::Sender::default() }
+        Self {
+            publisher,
+            pid: AtomicU32::new(0),
+            out_of_memory: watch::Sender::default(),
+            files: Mutex::default(),
+        }
+    }
+
+    /// Has the container's engine find a file in the bundle once memory was wanting.
+    pub(crate) fn tell_by_file(&self, container: &str, bundle: &Path) {
+        self.files().insert(container.to_owned(), bundle.join(OUT_OF_MEMORY));
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<String, PathBuf>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Resolves when the container has been told to be out of memory more than `known` times, with
@@ -79,6 +102,7 @@ impl TaskEvents {
             self.out_of_memory.send_modify(|all| {
                 all.remove(&key.container);
             });
+            self.files().remove(&key.container);
         }
         self.publisher.publish(&TaskDelete {
             container_id: key.container.clone(),
@@ -145,6 +169,11 @@ impl EventSink for TaskEvents {
             SandboxEvent::Started { process } => self.started(process),
             SandboxEvent::Exited { process, exit } => self.exited(process, exit),
             SandboxEvent::OutOfMemory { container } => {
+                if let Some(file) = self.files().get(&container)
+                    && let Err(error) = std::fs::File::create(file)
+                {
+                    tracing::warn!("cannot write {}: {error}", file.display());
+                }
                 self.out_of_memory
                     .send_modify(|all| *all.entry(container.clone()).or_default() += 1);
                 self.publisher

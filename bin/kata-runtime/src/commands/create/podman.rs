@@ -27,8 +27,8 @@ pub(super) fn is_alone(host: &Host, bundle: &Bundle, sandbox: &str) -> Result<bo
 }
 
 /// Ends the containers of a sandbox that is about to be made anew. `podman pod restart` stops and
-/// starts one container after the other, the infra container first, which is the VM here: the others
-/// find themselves ended when it is their turn.
+/// starts one container after the other, the infra container first, which is the VM here: the
+/// others find themselves ended when it is their turn.
 pub(super) fn end_members(host: &Host, bundle: &Bundle, sandbox: &str) -> Result<()> {
     if !are_of_podman(bundle.spec.annotations().as_ref()) {
         return Ok(());
