@@ -80,3 +80,20 @@ fn enter(root: DetachedMount, original: &Path) -> anyhow::Result<()> {
 fn open(path: &Path) -> std::io::Result<OwnedFd> {
     Ok(openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_an_empty_root_is_left_of_what_is_hidden() {
+        let shown = |source: &str, target: &str| Shown {
+            source: Some(source.into()),
+            target: target.into(),
+            readonly: false,
+        };
+        let root = Shown { source: None, target: "/".into(), readonly: true };
+        assert_eq!(hidden(&[shown("/b/rootfs", "/"), shown("/srv", "/data")]), [root]);
+        assert_eq!(hidden(&[]), []);
+    }
+}

@@ -158,6 +158,25 @@ impl Copied {
         self.0.retain(|other, _| !is_below(other));
     }
 
+    /// Directories of an update that the guest has, but does not see yet, for the link has not come
+    /// with it.
+    #[must_use]
+    pub fn beside_the_version_before(&self, update: &Update<'_>) -> Vec<String> {
+        let is_link = |file: &&CopiedFile| file.path == DATA;
+        let Some(link) = update.copies.iter().copied().find(is_link) else { return Vec::new() };
+        if self.0.get(DATA) == Some(&fingerprint(link)) {
+            return Vec::new();
+        }
+        let is_here = |file: &&&CopiedFile| self.0.contains_key(&file.path);
+        let is_top = |file: &&&CopiedFile| {
+            file.content == CopiedContent::Directory
+                && !file.path.is_empty()
+                && !file.path.contains('/')
+        };
+        let new = update.copies.iter().filter(is_top).filter(is_here);
+        new.map(|file| file.path.clone()).collect()
+    }
+
     /// What makes `files` of what the guest has. `None` if they were read in the midst of a change,
     /// which then will be noticed, too.
     #[must_use]
@@ -280,6 +299,25 @@ mod tests {
         assert_eq!(copied.update(&files).unwrap().gone, ["..1", "..2"]);
         copied.remove("..1");
         assert_eq!(copied.update(&files).unwrap().gone, ["..2"]);
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_the_next_try_is_the_new_version_until_it_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        write(directory, "..1", &["key"]);
+        let mut copied = Copied::of(&read(directory));
+        write(directory, "..2", &["key"]);
+        remove(directory, "..1", &[]);
+        let files = read(directory);
+        let before = copied.clone();
+        let update = before.update(&files).unwrap();
+        assert!(copied.beside_the_version_before(&update).is_empty(), "nothing has come");
+        for file in &update.copies {
+            copied.add(file);
+            let wanted: &[&str] = if file.path.starts_with("..2") { &["..2"] } else { &[] };
+            assert_eq!(copied.beside_the_version_before(&update), wanted, "{}", file.path);
+        }
     }
 
     #[test]

@@ -175,6 +175,7 @@ fn plan_overlay(
     let is_odd = |option: &&String| {
         (option.starts_with("lowerdir=") && option.contains('\\'))
             || ["lowerdir+=", "datadir+="].iter().any(|key| option.starts_with(key))
+            || [",lowerdir", ",datadir"].iter().any(|key| option.contains(key))
     };
     if let Some(odd) = options.iter().find(is_odd) {
         let reason = format!(

@@ -4,7 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    CommandLine, Deadline, Engine, Input, Installation, Part, SERVER, only_a_vm, podman,
+    CommandLine, Deadline, Engine, Input, Installation, Part, SERVER, hypervisor_under_test,
+    only_a_vm, podman,
 };
 use rustix::process::Signal;
 
@@ -114,6 +115,11 @@ fn container_is_seen_entered_paused_stopped_and_started_again() -> Result<()> {
 fn copies_both_ways(podman: &Engine, container: &str) -> Result<()> {
     let (there, back) = (podman.file("there"), podman.file("back"));
     fs::write(&there, "from the host\n")?;
+    if hypervisor_under_test()? == "firecracker" {
+        // Its guest has copies: nothing is lost where the container would not find it.
+        let copied = podman.call(&format!("cp {} {container}:/root/file", there.display()))?;
+        return copied.failure().map(drop);
+    }
     podman.succeed(&format!("cp {} {container}:/root/file", there.display()))?;
     assert_eq!(
         podman.shell(container, "cat /root/file; echo from the guest > /root/file")?,

@@ -318,7 +318,16 @@ pub(crate) const TABLE: &[Row] = &[
     // The machine's init is systemd.
     engine("systemd", Whole),
     // What is above the hypervisor.
-    each("command_line", ByHand(ABOVE)),
+    row(
+        "command_line",
+        [
+            ByHand(ABOVE),
+            ByHand(ABOVE),
+            ByHand(ABOVE),
+            Only(&["who_looks_into_the_pid"], ABOVE),
+            ByHand(ABOVE),
+        ],
+    ),
     each("kill_by_hand", ByHand(ABOVE)),
     each("output_by_hand", ByHand(ABOVE)),
     each("processes_by_hand", ByHand(ABOVE)),

@@ -37,7 +37,9 @@ pub(super) async fn follow(shared: Arc<Shared>, mut followed: Followed, mut mirr
             // Such as that this process has too many files open.
             Err(error) => {
                 tracing::warn!("{at} cannot be looked at: {error}");
-                tokio::time::sleep(AGAIN).await;
+                if is_gone_before(&shared, AGAIN).await {
+                    return;
+                }
                 continue;
             }
         }
@@ -54,10 +56,16 @@ pub(super) async fn follow(shared: Arc<Shared>, mut followed: Followed, mut mirr
                 {
                     break;
                 }
-                _ => tokio::time::sleep(AGAIN).await,
+                _ if is_gone_before(&shared, AGAIN).await => return,
+                _ => {}
             }
         }
     }
+}
+
+/// Waits. Whether the sandbox has gone meanwhile.
+async fn is_gone_before(shared: &Shared, pause: Duration) -> bool {
+    tokio::time::timeout(pause, shared.until_gone()).await.is_ok()
 }
 
 /// Makes the guest's copies what the mount's source is.
@@ -66,8 +74,16 @@ async fn update(shared: &Shared, mirror: &mut Mirror) -> Result<(), SandboxError
     let files = CopyBudget::default().read(bind)?;
     // Another change is on its way.
     let Some(update) = copied.update(&files) else { return Ok(()) };
-    for file in update.copies {
-        shared.copy(place, file).await?;
+    for file in &update.copies {
+        if let Err(error) = shared.copy(place, file).await {
+            // What came by half would be in the way of the next try, if it is memory that is short.
+            for path in copied.beside_the_version_before(&update) {
+                if shared.remove_copy(place, &path).await.is_ok() {
+                    copied.remove(&path);
+                }
+            }
+            return Err(error);
+        }
         copied.add(file);
     }
     for path in &update.gone {

@@ -189,8 +189,10 @@ pub(super) async fn remove_late(shared: Arc<Shared>, container: String) {
     if let Err(error) = shared.unless_gone(shared.agent.remove_container(&container)).await {
         tracing::debug!("container {container}, which was made too late: {error}");
     }
-    // If it was asked for: what was copied for it before was not.
-    shared.remove_copies(&container).await;
+    // If it was asked for: what was copied for it before was not. Unless there is another one.
+    if shared.processes().subscribe(&ProcessKey::init(&container)).is_err() {
+        shared.remove_copies(&container).await;
+    }
 }
 
 #[cfg(test)]

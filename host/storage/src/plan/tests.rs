@@ -144,13 +144,13 @@ fn overlays_are_the_hosts_to_mount() {
     assert_eq!(options(in_guest), ["bind", "ro", "nosuid"]);
     let options = ["lowerdir=/a", "upperdir=/b", "workdir=/c", "ro", "nosuid"].map(str::to_owned);
     assert_eq!(plan.host_overlays, [HostOverlay { index: 0, options: options.to_vec() }]);
+    for odd in [r"lowerdir=/a\:b", "lowerdir+=/a", "datadir+=/a"] {
+        let error = plan_mounts(&spec(&[("/data", "overlay", "/merge", odd)]), Path::new("/"));
+        assert!(error.unwrap_err().to_string().contains("not understood"), "{odd}");
+    }
     let of_kernel = ("/data", "overlay", "/merge", "lowerdir=/srv:/proc/sys");
-    assert!(
-        plan_mounts(&spec(&[of_kernel]), Path::new("/"))
-            .unwrap_err()
-            .to_string()
-            .contains("/proc/sys")
-    );
+    let error = plan_mounts(&spec(&[of_kernel]), Path::new("/")).unwrap_err();
+    assert!(error.to_string().contains("/proc/sys"), "{error}");
 }
 
 #[test]

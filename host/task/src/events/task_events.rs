@@ -13,6 +13,7 @@ use kata_shim_api::events::{
     TaskResumed, TaskStart,
 };
 use kata_shim_api::timestamp;
+use rustix::fs::{Mode, OFlags, open};
 use tokio::sync::watch;
 
 use super::Publisher;
@@ -169,10 +170,11 @@ impl EventSink for TaskEvents {
             SandboxEvent::Started { process } => self.started(process),
             SandboxEvent::Exited { process, exit } => self.exited(process, exit),
             SandboxEvent::OutOfMemory { container } => {
-                if let Some(file) = self.files().get(&container)
-                    && let Err(error) = std::fs::File::create(file)
+                let file = self.files().get(&container).cloned();
+                if let Some(file) = file
+                    && let Err(errno) = make_file(&file)
                 {
-                    tracing::warn!("cannot write {}: {error}", file.display());
+                    tracing::warn!("cannot write {}: {errno}", file.display());
                 }
                 self.out_of_memory
                     .send_modify(|all| *all.entry(container.clone()).or_default() += 1);
@@ -181,6 +183,12 @@ impl EventSink for TaskEvents {
             }
         }
     }
+}
+
+/// Makes an empty file, or finds one. No link is followed, and nobody waited for.
+fn make_file(path: &Path) -> rustix::io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR).map(drop)
 }
 
 #[cfg(test)]
