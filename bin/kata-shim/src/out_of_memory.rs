@@ -49,15 +49,23 @@ struct Files {
     /// What keeps the group from being swapped out instead, which kernels without swapping do not
     /// have.
     swapping: &'static str,
+    /// What takes as many bytes from the group as are written, as far as nobody needs them; not in
+    /// every kernel.
+    reclaim: Option<&'static str>,
 }
 
-const V2: Files =
-    Files { usage: "memory.current", limit: "memory.max", swapping: "memory.swap.max" };
+const V2: Files = Files {
+    usage: "memory.current",
+    limit: "memory.max",
+    swapping: "memory.swap.max",
+    reclaim: Some("memory.reclaim"),
+};
 
 const V1: Files = Files {
     usage: "memory.usage_in_bytes",
     limit: "memory.limit_in_bytes",
     swapping: "memory.swappiness",
+    reclaim: None,
 };
 
 /// The directory of a group that has a memory controller.
@@ -138,10 +146,15 @@ pub(crate) fn run_out_in(dir: &Path) -> anyhow::Result<()> {
     fs::write("/proc/self/oom_score_adj", "1000").context("cannot ask to be taken first")?;
     group.write("cgroup.procs", "0").context("cannot enter the cgroup")?;
     let _ = group.write(group.files.swapping, "0");
+    // The caches of what the VMM has read would make room, bit by bit, which takes seconds on a
+    // slow machine. That not all can go is told as an error.
+    if let (Some(file), Ok(used)) = (group.files.reclaim, group.read(group.files.usage)) {
+        let _ = group.write(file, &used);
+    }
     let used: u64 = group.read(group.files.usage)?.parse().context("the usage is no number")?;
     let limit = used.saturating_add(HEADROOM);
     group.write(group.files.limit, &limit.to_string()).context("cannot limit the cgroup")?;
-    // Caches of the group make room for it first, but it cannot have more than all of the group.
+    // Caches that are left make room for it first, but it cannot have more than all of the group.
     let mouthfuls = usize::try_from(limit)? / MOUTHFUL + 1;
     let mut taken = Vec::with_capacity(mouthfuls);
     for _ in 0..mouthfuls {

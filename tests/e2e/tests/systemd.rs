@@ -28,7 +28,13 @@ fn dockers_container_is_in_the_scope_that_systemd_would_give_it() -> Result<()> 
     docker_with_systemd(|docker| {
         docker.start("web", "--network none --memory 200m --cpus 0.5", SERVER)?;
         let id = docker.inspect("web", "{{.Id}}")?;
-        lives(docker, &format!("system.slice/docker-{id}.scope"), "{{.MemUsage}} {{.PIDs}}")
+        lives(docker, &format!("system.slice/docker-{id}.scope"), "{{.MemUsage}} {{.PIDs}}")?;
+        // Also where it takes long to touch all the memory that a scope has in its caches.
+        let greedy = docker.run("--name greedy --network none --memory 64m", "exec tail /dev/zero");
+        assert_eq!(greedy.output()?.code, 137);
+        let end = docker.inspect("greedy", "{{.State.ExitCode}} {{.State.OOMKilled}}")?;
+        assert_eq!(end, "137 true");
+        docker.succeed("rm greedy").map(drop)
     })
 }
 
