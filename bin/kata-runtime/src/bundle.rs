@@ -44,12 +44,15 @@ impl Bundle {
         path.map(|path| path.display().to_string()).unwrap_or_default()
     }
 
+    fn namespaces(&self) -> impl Iterator<Item = &LinuxNamespace> {
+        let linux = self.spec.linux().as_ref();
+        linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten()
+    }
+
     /// Where the container is on the network. That the host's own cannot be is said by whoever
     /// plans the VM.
     pub(crate) fn network(&self) -> NetworkNamespace {
-        let linux = self.spec.linux().as_ref();
-        let all = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
-        match all.into_iter().find(|one| one.typ() == LinuxNamespaceType::Network) {
+        match self.namespaces().find(|one| one.typ() == LinuxNamespaceType::Network) {
             None => NetworkNamespace::Callers,
             Some(one) => match one.path() {
                 None => NetworkNamespace::New,
@@ -68,14 +71,12 @@ impl Bundle {
     /// Whether the container is to be in namespaces of another's: named by a path, and that of the
     /// network by a process, for an engine may have made it for this one alone.
     pub(crate) fn joins_another(&self) -> bool {
-        let linux = self.spec.linux().as_ref();
-        let all = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
         let is_joined = |one: &LinuxNamespace| match (one.typ(), one.path()) {
             (_, None) => false,
             (LinuxNamespaceType::Network, Some(path)) => path.starts_with("/proc"),
             (_, Some(_)) => true,
         };
-        all.into_iter().any(is_joined)
+        self.namespaces().any(is_joined)
     }
 
     pub(crate) fn annotations(&self) -> BTreeMap<String, String> {

@@ -48,7 +48,7 @@ pub use image_cache::{ImageCache, ImageOrigin};
 pub use image_key::ImageKey;
 pub use mount_points::{check_mount_points, make_mount_points};
 pub use pack::{IMAGE_TYPE, pack};
-pub use plan::{GuestMounts, HostBind, HostOverlay, lower_layers, plan_mounts};
+pub use plan::{GuestMounts, HostBind, HostOverlay, lower_layers, plan_mounts, point};
 pub use rootfs::{RootfsMount, mount_rootfs};
 pub use server::{FileServer, FileServerSpec};
 pub use share::{GUEST_SHARE, SHARED, Share, check_container_id};

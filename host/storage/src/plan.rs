@@ -101,6 +101,13 @@ pub fn plan_mounts(spec: &Spec, bundle: &Path) -> Result<GuestMounts, StorageErr
     Ok(plan)
 }
 
+/// Has the mount with this number be of what the guest has at `path`.
+pub fn point(mounts: &mut [Mount], index: usize, path: PathBuf) {
+    if let Some(mount) = mounts.get_mut(index) {
+        mount.set_source(Some(path));
+    }
+}
+
 fn refuse_id_mapping(mount: &Mount, options: &[String]) -> Result<(), StorageError> {
     let is_mapped =
         |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list| !list.is_empty());

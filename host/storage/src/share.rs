@@ -24,7 +24,7 @@ use oci_spec::runtime::Mount;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
-use crate::{GuestMounts, HostBind, HostOverlay, StorageError};
+use crate::{GuestMounts, HostBind, HostOverlay, StorageError, point};
 pub use beneath::check_container_id;
 use beneath::{
     SANDBOX_MOUNTS, entries, found, open_beneath, open_directory, open_source, remove_empty,
@@ -215,16 +215,11 @@ impl Share {
         plan: GuestMounts,
     ) -> Result<Vec<Mount>, StorageError> {
         let mut mounts = plan.spec_mounts;
-        let mut point = |index: usize, path| {
-            if let Some(mount) = mounts.get_mut(index) {
-                mount.set_source(Some(path));
-            }
-        };
         for bind in &plan.host_binds {
-            point(bind.index, self.add_mount(container, bind)?);
+            point(&mut mounts, bind.index, self.add_mount(container, bind)?);
         }
         for overlay in &plan.host_overlays {
-            point(overlay.index, self.add_overlay(container, overlay)?);
+            point(&mut mounts, overlay.index, self.add_overlay(container, overlay)?);
         }
         Ok(mounts)
     }

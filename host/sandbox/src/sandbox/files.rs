@@ -14,7 +14,7 @@ use std::sync::Arc;
 use kata_agent_client::{AgentError, FileContent, GuestDevice, GuestFile, GuestStorage};
 use kata_storage::{
     Copied, CopiedContent, CopiedFile, CopyBudget, EmptyDir, Followed, GUEST_COPIES, HostBind,
-    Share, StorageError,
+    Share, StorageError, point,
 };
 use oci_spec::runtime::Mount;
 
@@ -125,7 +125,7 @@ impl Shared {
         mounts.host_binds.retain(|bind| !is_copied(bind));
         let mut mounts = self.with_share(|share| Ok(share.add_mounts(&plan.id, mounts)?))?;
         for (index, place) in copied {
-            point(&mut mounts, index, place);
+            point(&mut mounts, index, place.into());
         }
         Ok(mounts)
     }
@@ -158,7 +158,7 @@ impl Shared {
             if let Some(followed) = followed {
                 self.keep_updated(&plan.id, bind, &place, &files, followed);
             }
-            point(&mut mounts, bind.index, place);
+            point(&mut mounts, bind.index, place.into());
         }
         Ok(mounts)
     }
@@ -250,13 +250,6 @@ impl Shared {
 
 fn below(place: &str, path: &str) -> String {
     if path.is_empty() { place.to_owned() } else { format!("{place}/{path}") }
-}
-
-/// Has a mount be of what the guest has at `place`.
-fn point(mounts: &mut [Mount], index: usize, place: String) {
-    if let Some(mount) = mounts.get_mut(index) {
-        mount.set_source(Some(place.into()));
-    }
 }
 
 /// Reads what the kubelet updates, all of one version; `None` where that does not succeed, or is
