@@ -94,10 +94,10 @@ fn is_refused<T>(answer: &Result<T, i32>) -> bool {
 #[test]
 fn names_with_slashes_and_dots_stay_inside() {
     in_namespace(async |directory| {
-        let host = Host::start(directory);
+        let mut host = Host::start(directory);
         host.share.add_rootfs("c1", &host.files, false).unwrap();
         let mut guest = host.guest();
-        let rootfs = guest.walk("c1/rootfs").unwrap();
+        let rootfs = guest.walk(".mounts/1").unwrap();
         let canary = host.canary.display().to_string();
         let above = format!("{}{canary}", "../".repeat(20));
         for node in [ROOT, rootfs] {
@@ -131,16 +131,15 @@ fn guest_can_change_nothing_of_the_share_itself() {
         let mut host = Host::start(directory);
         host.share.add_rootfs("c1", &host.files, false).unwrap();
         let mut guest = host.guest();
-        let container = guest.walk("c1").unwrap();
-        for node in [ROOT, container] {
+        let mounts = guest.walk(".mounts").unwrap();
+        for node in [ROOT, mounts] {
             let link = [c_string("c2"), c_string("/etc")].concat();
             assert_eq!(guest.request(opcode::SYMLINK, node, &link), Err(EROFS));
         }
-        let rename =
-            [container.to_le_bytes().to_vec(), c_string("rootfs"), c_string("other")].concat();
-        assert!(guest.request(opcode::RENAME, container, &rename).is_err());
+        let rename = [mounts.to_le_bytes().to_vec(), c_string("1"), c_string("other")].concat();
+        assert!(guest.request(opcode::RENAME, mounts, &rename).is_err());
         // Inside of the root file system everything is allowed.
-        let rootfs = guest.walk("c1/rootfs").unwrap();
+        let rootfs = guest.walk(".mounts/1").unwrap();
         guest
             .request(opcode::SYMLINK, rootfs, &[c_string("link"), c_string("/etc")].concat())
             .unwrap();
@@ -182,11 +181,11 @@ fn binds_made_later_appear_and_vanish() {
         let mut host = Host::start(directory);
         fs::write(host.files.join("file"), "").unwrap();
         let mut guest = host.guest();
-        assert_eq!(guest.walk("c1"), Err(ENOENT));
+        assert_eq!(guest.walk(".mounts/1"), Err(ENOENT));
         host.share.add_rootfs("c1", &host.files, false).unwrap();
-        guest.walk("c1/rootfs/file").unwrap();
+        guest.walk(".mounts/1/file").unwrap();
         host.share.remove_container("c1").unwrap();
-        assert_eq!(guest.walk("c1"), Err(ENOENT));
+        assert_eq!(guest.walk(".mounts/1"), Err(ENOENT));
         host.stop().await;
     });
 }

@@ -68,16 +68,18 @@ impl Storages {
         Ok(added)
     }
 
-    /// Has what a container mounts of the share mounted here, too, once for all containers, and
-    /// yields where, for [`Storages::release`].
+    /// Has what a container has of the share, its root file system and what it mounts, mounted here,
+    /// too, once for all containers, and yields where, for [`Storages::release`].
     ///
     /// Where the host's side of a share has a mount, the guest's kernel makes one as soon as
     /// somebody steps onto it, with a file system of its own for each mount namespace in which that
     /// happens. Sockets, fifos and locks of one are not those of the other. A container's namespace
-    /// is a copy of this one, and finds what is here.
+    /// is a copy of this one, and finds what is here. Once such a mount is gone from all of them, the
+    /// host's side closes whatever it had opened in it.
     pub(crate) fn step_onto(&mut self, spec: &Spec) -> Vec<PathBuf> {
+        let root = spec.root().iter().map(|root| root.path().clone());
         let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().clone());
-        let shared: Vec<_> = sources.filter(|source| is_hosts_mount(source)).collect();
+        let shared: Vec<_> = root.chain(sources).filter(|path| is_hosts_mount(path)).collect();
         for source in &shared {
             // What is not there, whoever mounts it will tell.
             let _ = statx(CWD, source, AtFlags::empty(), StatxFlags::TYPE);

@@ -1,7 +1,7 @@
 //! What a container sees of the host's files, as plain data and mounts.
 //!
 //! ```text
-//!   containerd's rootfs mounts ──mount_rootfs──▶ <bundle>/rootfs ──Share::add_rootfs──▶ <shared>/<cid>/rootfs ─┐
+//!   containerd's rootfs mounts ──mount_rootfs──▶ <bundle>/rootfs ──Share::add_rootfs──▶ <shared>/.mounts/<n> ──┐
 //!   OCI spec ──plan_mounts──▶ GuestMounts ──┬─ host_binds, host_overlays ──▶ Share ──▶ <shared>/.mounts/<n> ──┤
 //!                                           └─ everything else: made by the guest itself                      ▼
 //!                                                                   FileServer: <shared> read-only, jailed ──▶ VM

@@ -3,14 +3,18 @@
 //! ```text
 //!   <run_dir>/shared             made here, only seen by the host ("backing")
 //!   <run_dir>/shared             the same, bound onto itself: read-only, what is served ("face")
-//!     <cid>/rootfs               a bind of the container's root file system
-//!     .mounts/<n>                a bind of a mount's source, a directory or a file, for all containers
-//!                                that mount it, or an overlay, for one
+//!     .mounts/<n>                a bind of a container's root file system; one of a mount's source, a
+//!                                directory or a file, for all containers that mount it; or an
+//!                                overlay, for one
 //!     sandbox-mounts/<name>      a bind of a directory that the administrator gives to every sandbox
 //! ```
 //!
 //! The guest can change what is inside of the binds, but none of the directories that lead to them.
 //! The host makes those through the backing directory, and mounts on them through the face.
+//!
+//! No name is given twice. For some seconds the guest's kernel takes a name for what it was when it
+//! last asked, so that who had the name of one that is gone would be led to that: a container of a
+//! pod that is made again at once, to the root file system that it had before.
 
 mod beneath;
 mod binds;
@@ -26,9 +30,7 @@ use rustix::io::Errno;
 
 use crate::{GuestMounts, HostBind, HostOverlay, StorageError, point};
 pub use beneath::check_container_id;
-use beneath::{
-    SANDBOX_MOUNTS, entries, found, open_beneath, open_directory, open_source, remove_empty,
-};
+use beneath::{SANDBOX_MOUNTS, entries, open_beneath, open_directory, open_source, remove_empty};
 use binds::{Binds, Key};
 
 /// Where the agent mounts the share in the guest.
@@ -36,8 +38,6 @@ pub const GUEST_SHARE: &str = "/run/kata-containers/shared/containers";
 
 /// The name of the directory that is served, in the sandbox's own.
 pub const SHARED: &str = "shared";
-const ROOTFS: &str = "rootfs";
-/// No container can have it as its id.
 const MOUNTS: &str = ".mounts";
 
 /// One sandbox's share. All its mounts are in the mount namespace of the thread that created it.
@@ -98,17 +98,18 @@ impl Share {
     ///
     /// With `readonly`, not even mount points can be created in it.
     pub fn add_rootfs(
-        &self,
+        &mut self,
         container: &str,
         rootfs: &Path,
         readonly: bool,
     ) -> Result<PathBuf, StorageError> {
         check_container_id(container)?;
         let source = self.io("open", rootfs, open_source(rootfs))?;
-        let relative = Path::new(container).join(ROOTFS);
-        self.make_directory(Path::new(container))?;
+        let (name, relative) = self.next_place()?;
         self.make_directory(&relative)?;
-        self.bind(&source, &relative, BindKind { readonly, recursive: true, follows_host: false })
+        let kind = BindKind { readonly, recursive: true, follows_host: false };
+        let bound = self.bind(&source, &relative, kind);
+        self.keep(container, None, &name, bound)
     }
 
     /// Shows a directory or a single file of the host to the guest and returns its path there,
@@ -255,24 +256,7 @@ impl Share {
         for name in self.binds.leave(container) {
             result = result.and(self.remove_mount(&name));
         }
-        result.and(self.remove_root(container))
-    }
-
-    fn remove_root(&self, container: &str) -> Result<(), StorageError> {
-        let path = self.path.join(container);
-        let Some(face) = self.io(
-            "open",
-            &path,
-            found(open_beneath(&self.face, Path::new(container), OFlags::DIRECTORY)),
-        )?
-        else {
-            return Ok(());
-        };
-        let backing = self.io("open", &path, open_directory(&self.backing, container))?;
-        unmount_tree_at(&face, ROOTFS)?;
-        let removed = found(unlinkat(&backing, ROOTFS, AtFlags::REMOVEDIR));
-        let removed = removed.and_then(|_| unlinkat(&self.backing, container, AtFlags::REMOVEDIR));
-        self.io("remove", &path, removed)
+        result
     }
 
     /// Only empty directories and files are ever removed, and only where no mount can be seen, so
@@ -298,14 +282,8 @@ impl Share {
     fn take_away(&mut self) -> Result<(), StorageError> {
         self.removed = true;
         let all = self.io("list", &self.path, entries(&self.backing))?;
-        let is_own = |name: &String| [SANDBOX_MOUNTS, MOUNTS].contains(&name.as_str());
-        let (own, containers): (Vec<_>, Vec<_>) = all.into_iter().partition(is_own);
-        // A container's binds are in one of the others.
         let mut result = Ok(());
-        for container in &containers {
-            result = result.and(self.remove_container(container));
-        }
-        for directory in &own {
+        for directory in &all {
             result = result.and(self.remove_all_from(directory));
         }
         result?;
@@ -317,9 +295,11 @@ impl Share {
     fn remove_all_from(&self, directory: &str) -> Result<(), StorageError> {
         let path = self.path.join(directory);
         let backing = self.io("open", &path, open_directory(&self.backing, directory))?;
+        let mut result = Ok(());
         for name in self.io("list", &path, entries(&backing))? {
-            self.remove_from(directory, &name)?;
+            result = result.and(self.remove_from(directory, &name));
         }
+        result?;
         self.io("remove", &path, unlinkat(&self.backing, directory, AtFlags::REMOVEDIR))
     }
 

@@ -72,8 +72,8 @@ fn rootfs_and_mounts_have_their_places_and_vanish() {
         let rootfs = share.add_rootfs("c1", &host.join("rootfs"), false).unwrap();
         let file = share.add_mount("c1", &host_bind(7, &host.join("hosts"))).unwrap();
         let dir = share.add_mount("c1", &host_bind(8, host)).unwrap();
-        assert_eq!(rootfs, Path::new(GUEST_SHARE).join("c1/rootfs"));
-        assert_eq!(file, Path::new(GUEST_SHARE).join(".mounts/1"));
+        assert_eq!(rootfs, Path::new(GUEST_SHARE).join(".mounts/1"));
+        assert_eq!(file, Path::new(GUEST_SHARE).join(".mounts/2"));
         assert!(on_host(&share, &rootfs).join("bin").is_dir());
         assert_eq!(fs::read_to_string(on_host(&share, &file)).unwrap(), "127.0.0.1");
         fs::write(on_host(&share, &dir).join("written"), "").unwrap();
@@ -81,8 +81,23 @@ fn rootfs_and_mounts_have_their_places_and_vanish() {
 
         share.remove_container("c1").unwrap();
         share.remove_container("c1").unwrap();
-        assert!(!share.path().join("c1").exists());
+        for guest_path in [&rootfs, &file, &dir] {
+            assert!(!on_host(&share, guest_path).exists(), "{}", guest_path.display());
+        }
         assert!(host.join("rootfs/bin").is_dir() && host.join("hosts").exists(), "sources stay");
+        share.remove().unwrap();
+    });
+}
+
+/// A restarted member of a pod is made in the seconds for which the guest's kernel believes in the
+/// names that it knows.
+#[test]
+fn container_that_is_made_again_has_another_name_for_its_root() {
+    in_namespace(|run, host| {
+        let mut share = Share::create(run).unwrap();
+        let first = share.add_rootfs("c1", host, false).unwrap();
+        share.remove_container("c1").unwrap();
+        assert_ne!(share.add_rootfs("c1", host, false).unwrap(), first);
         share.remove().unwrap();
     });
 }
@@ -194,12 +209,13 @@ fn huge_pages_of_the_host_are_refused() {
 #[test]
 fn nothing_but_the_binds_can_be_written() {
     in_namespace(|run, host| {
-        let share = Share::create(run).unwrap();
+        let mut share = Share::create(run).unwrap();
         let rootfs = share.add_rootfs("c1", host, false).unwrap();
         let dir = share.path();
         assert!(is_readonly(fs::create_dir(dir.join("c2"))));
-        assert!(is_readonly(symlink("/etc", dir.join(".mounts"))));
-        assert!(is_readonly(fs::rename(dir.join("c1"), dir.join("c3"))));
+        assert!(is_readonly(symlink("/etc", dir.join("sandbox-mounts"))));
+        assert!(is_readonly(symlink("/etc", dir.join(".mounts/2"))));
+        assert!(is_readonly(fs::rename(dir.join(".mounts"), dir.join("c3"))));
         fs::write(on_host(&share, &rootfs).join("file"), "").unwrap();
     });
 }
@@ -253,7 +269,7 @@ fn server_that_left_the_namespace_sees_later_binds_come_and_go() {
             scope.spawn(move || {
                 unshare_mount_namespace().unwrap();
                 for () in from_test {
-                    let file = path.join("c1/rootfs/file");
+                    let file = path.join(".mounts/1/file");
                     to_test.send(file.exists()).unwrap();
                 }
             });
@@ -283,7 +299,8 @@ fn devices_and_bad_ids_are_refused_and_links_in_a_source_stay_inside() {
             assert!(matches!(share.add_rootfs(id, host, false), Err(StorageError::Id(_))));
             assert!(matches!(share.remove_container(id), Err(StorageError::Id(_))));
         }
-        let root = on_host(&share, &share.add_rootfs("c2", host, false).unwrap());
+        let root = share.add_rootfs("c2", host, false).unwrap();
+        let root = on_host(&share, &root);
         assert!(fs::symlink_metadata(root.join("escape")).unwrap().is_symlink());
         share.remove().unwrap();
         assert!(Path::new("/etc/passwd").exists());

@@ -297,7 +297,7 @@ fn copies(binds: &[HostBind]) -> Result<Vec<Copies<'_>>, SandboxError> {
 }
 
 /// Puts the container's root file system where the guest finds it, and tells where.
-fn share_root(share: &Share, plan: &ContainerPlan) -> Result<PathBuf, SandboxError> {
+fn share_root(share: &mut Share, plan: &ContainerPlan) -> Result<PathBuf, SandboxError> {
     if !plan.rootfs_mounts.is_empty() {
         kata_storage::mount_rootfs(&plan.rootfs_mounts, &plan.rootfs)?;
     }

@@ -37,15 +37,6 @@ pub(super) fn open_beneath(face: &OwnedFd, relative: &Path, flags: OFlags) -> Re
     openat2(face, relative, flags, Mode::empty(), resolve)
 }
 
-/// Something that need not be there.
-pub(super) fn found<T>(result: Result<T>) -> Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
 /// Removes a file, or a directory with nothing in it.
 pub(super) fn remove_empty(parent: &OwnedFd, name: &str) -> Result<()> {
     match unlinkat(parent, name, AtFlags::empty()) {
