@@ -1,6 +1,7 @@
 //! Storages: what the host wants mounted in the guest, for the sandbox or for one container.
 
 mod drivers;
+mod name;
 mod options;
 
 use std::collections::HashMap;
@@ -141,6 +142,7 @@ fn is_hosts_mount(path: &Path) -> bool {
 /// Local storages are plain directories, which unmounting refuses; they stay until the guest ends.
 fn unmount(mount_point: &Path) {
     let unmounted = if is_hosts_mount(mount_point) {
+        name::forget(mount_point.to_owned());
         // Also a file. Nothing in the guest can change what leads to it.
         rustix::mount::unmount(mount_point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
     } else {
