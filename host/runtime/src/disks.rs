@@ -11,7 +11,7 @@ use kata_storage::{BlockRoot, RootfsMount};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 use rustix::fs::makedev;
 
-use crate::{ContainerRole, Runtime, RuntimeError, SpecError};
+use crate::{ContainerRole, Runtime, RuntimeError, SpecError, devices as spec_devices};
 
 /// The disk with the root file system of a container that is alone.
 const ROOT_DISK: &str = "root";
@@ -104,10 +104,10 @@ pub(crate) fn devices(
     if !takes_devices(runtime, role) {
         return Ok(Vec::new());
     }
-    let linux = spec.linux().as_ref();
-    let devices = linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten();
-    let blocks = devices.filter(|device| device.typ() == LinuxDeviceType::B).enumerate();
+    let asked_for = spec.linux().as_ref().map(spec_devices::asked_for).unwrap_or_default();
+    let blocks = asked_for.iter().filter(|device| device.typ() == LinuxDeviceType::B);
     blocks
+        .enumerate()
         .map(|(number, device)| {
             let is_alone = *role == ContainerRole::Single;
             Ok(DiskDevice {

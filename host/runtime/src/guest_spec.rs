@@ -1,8 +1,8 @@
 //! The OCI spec as the guest is to see it: what belongs to the host is taken out, what cannot be
 //! kept is refused.
 //!
-//! Pure: the only things it looks at are the spec and, for mounts, what kind of file a source is
-//! (through `kata-storage`).
+//! Pure: the only things it looks at are the spec and, for mounts and devices, what kind of file
+//! the host has (through `kata-storage` and `devices`).
 
 mod limits;
 
@@ -13,25 +13,9 @@ use oci_spec::runtime::{
 };
 use thiserror::Error;
 
-use crate::ContainerRole;
+use crate::{ContainerRole, devices};
 
 pub use limits::resources_for_guest;
-
-/// Device nodes of which every guest has its own.
-const GUEST_DEVICES: [&str; 12] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/console",
-    "/dev/ptmx",
-    "/dev/fuse",
-    "/dev/kmsg",
-    "/dev/loop-control",
-    "/dev/net/tun",
-];
 
 const USUAL_UMASK: u32 = 0o022;
 
@@ -253,10 +237,9 @@ fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
 /// `disks`.
 fn guest_devices(linux: &mut Linux, disks: bool) -> Result<(), SpecError> {
     let is_guests = |device: &LinuxDevice| {
-        (disks && device.typ() == LinuxDeviceType::B)
-            || GUEST_DEVICES.iter().any(|known| device.path().as_os_str() == *known)
+        (disks && device.typ() == LinuxDeviceType::B) || devices::is_guests(device)
     };
-    let devices = linux.devices().clone().unwrap_or_default();
+    let devices = devices::asked_for(linux);
     if let Some(foreign) = devices.iter().find(|device| !is_guests(device)) {
         let path = foreign.path().clone();
         let is_block = foreign.typ() == LinuxDeviceType::B;

@@ -7,6 +7,7 @@
 
 mod auto;
 mod check;
+mod devices;
 mod disks;
 mod driver;
 mod environment;

@@ -37,6 +37,9 @@ fn run_is_like_any_other_run() -> Result<()> {
         );
         assert!(output.error_text().contains("Read-only file system"), "{output}");
         podman.succeed("volume rm data")?;
+        let script = "mount -t tmpfs none /srv && echo mounted; ls -l /dev | grep '^b'";
+        let privileged = podman.run("--rm --privileged --network none", script).output()?;
+        assert_eq!(privileged.text(), "mounted\n", "{privileged}");
         let text = podman.call("run --rm --network none localhost/busybox /srv/of-user")?;
         assert_eq!(text.code, 126, "{text}");
         let missing = podman.call("run --rm --network none localhost/busybox no-such")?;
@@ -341,6 +344,43 @@ fn image_is_built_in_a_vm() -> Result<()> {
         Ok(())
     })
 }
+
+/// What whoever builds and tests with containers in containers asks for (`docker:dind`): a bridge,
+/// packet filters, an overlay, cgroups to divide.
+#[test]
+fn docker_runs_in_a_privileged_container() -> Result<()> {
+    if !only_a_vm("a container that has a machine of its own") {
+        return Ok(());
+    }
+    podman(|podman| {
+        let script = podman.file("script");
+        fs::write(&script, DOCKER_IN_A_CONTAINER)?;
+        let volume = format!("{}:/srv", podman.file("").display());
+        let flags = ["--rm", "--privileged", "--memory", "1g", "--network", "none"];
+        let run = ["run"].into_iter().chain(flags).chain(["--volume", &volume]);
+        let said = podman.call_with(run.chain(["--rootfs", "/:O", "sh", "/srv/script"]))?;
+        assert_eq!(said.text(), "overlay2\ncontainer 52428800\n", "{said}");
+        Ok(())
+    })
+}
+
+/// The machine's root directory is the container's, so that it has Docker. Which cgroup the first
+/// process is in, and that only others can be divided, is with version 2 Docker's own image's care.
+const DOCKER_IN_A_CONTAINER: &str = r#"
+cd /sys/fs/cgroup && mkdir first
+while read -r pid; do echo "$pid" > first/cgroup.procs; done < cgroup.procs
+sed 's/^/+/; s/ / +/g' cgroup.controllers > cgroup.subtree_control
+mkdir -p /var/lib/docker && mount -t tmpfs none /var/lib/docker && mount -t tmpfs none /run
+mkfifo /run/log && dockerd > /run/log 2>&1 &
+until [ -p /run/log ]; do :; done
+exec 3< /run/log
+while read -r line <&3; do case $line in *"API listen"*) break;; *) echo "$line" >&2;; esac; done
+cat <&3 > /run/rest &
+docker info --format '{{.Driver}}'
+mkdir /run/image && cp "$(command -v busybox)" /run/image/ && tar -C /run/image -c . | docker import - image > /run/id
+docker run --rm --memory 50m --publish 8080:80 image /busybox sh -c \
+    'echo container $(/busybox cat /sys/fs/cgroup/memory.max)'
+"#;
 
 #[test]
 fn health_is_checked_and_failures_are_started_again() -> Result<()> {

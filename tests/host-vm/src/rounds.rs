@@ -31,7 +31,7 @@ pub enum Hypervisor {
 }
 
 impl Hypervisor {
-    /// All of them, in the order of their rounds.
+    /// All of them, in the order in which tables have them.
     pub(crate) const ALL: [Self; 6] = [
         Self::Qemu,
         Self::Krun,
@@ -94,10 +94,11 @@ impl Rounds {
         let directory = directory()?;
         let configured =
             |file: &str, name: &str, lines: &str| configured(&directory, file, name, lines);
+        // What takes longest is first, so that no machine stands idle while another one ends.
         let mut rounds = vec![
+            Round::new(Hypervisor::Chosen, configured("auto", "auto", "")?),
             Round::new(Hypervisor::Qemu, configured("qemu", "qemu", "")?),
             Round::new(Hypervisor::Krun, configured("krun", "krun", "")?),
-            Round::new(Hypervisor::Chosen, configured("auto", "auto", "")?),
         ];
         let find = |program| find(program, search_path);
         match find("cloud-hypervisor") {

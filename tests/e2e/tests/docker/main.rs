@@ -52,6 +52,10 @@ fn runs(docker: &Engine) -> Result<()> {
     assert_eq!(output.text(), "CapBnd:\t0000000000000000\n/data:\nnew\n\n/tmp:\nnew\n", "{output}");
     docker.succeed("volume rm data")?;
 
+    let script = "mount -t tmpfs none /srv && echo mounted; ls -l /dev | grep '^b'";
+    let privileged = docker.run("--rm --privileged --network none", script).output()?;
+    assert_eq!(privileged.text(), "mounted\n", "{privileged}");
+
     let mut terminal = docker
         .run(
             "--rm --interactive --tty --network none",
