@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, ValueEnum};
 use log::LevelFilter;
 use virtiofsd::passthrough::CachePolicy;
+use virtiofsd::passthrough::xattrmap::XattrMap;
 
 /// How the server is shut in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -101,6 +102,11 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) xattr: bool,
 
+    /// How the names of the guest's extended attributes are the host's, in virtiofsd's rules; the
+    /// guest has them then, too
+    #[arg(long, value_name = "RULES", value_parser = parse_xattrmap)]
+    pub(crate) xattrmap: Option<XattrMap>,
+
     /// Let the guest cache what it writes
     #[arg(long)]
     pub(crate) writeback: bool,
@@ -134,6 +140,10 @@ impl Options {
     pub(crate) fn announces_submounts(&self) -> bool {
         !self.no_announce_submounts
     }
+}
+
+fn parse_xattrmap(text: &str) -> Result<XattrMap, String> {
+    XattrMap::try_from(text).map_err(|error| error.to_string())
 }
 
 /// Virtio 1.2 §5.11.4: the tag has room for 36 bytes.
@@ -225,6 +235,17 @@ mod tests {
         assert_eq!(options.shared_dir, Path::new("/srv"));
         assert!(options.xattr && matches!(options.cache, CachePolicy::Never));
         assert_eq!(options.log_level, LevelFilter::Error);
+    }
+
+    #[test]
+    fn rules_for_names_of_attributes_are_read() {
+        let with = |rules: &str| {
+            let map = format!("--xattrmap={rules}");
+            Options::try_parse_from(["kata-virtiofsd", "--fd=3", "--shared-dir=/a", &map])
+        };
+        let rules = with(":prefix:all:trusted.:user.virtiofs.: :ok:all:::").unwrap();
+        assert!(rules.xattrmap.is_some() && !rules.xattr);
+        assert!(with(":prefix:nobody:").is_err());
     }
 
     #[test]

@@ -87,7 +87,8 @@ fn configure(options: &Options, view: View, guest_fd_limit: u64) -> Config {
         announce_submounts: options.announces_submounts(),
         // Attributes that must not be cached are not worth sending along.
         readdirplus: !options.no_readdirplus && !timeout.is_zero(),
-        xattr: options.xattr,
+        xattr: options.xattr || options.xattrmap.is_some(),
+        xattrmap: options.xattrmap.clone(),
         writeback: options.writeback,
         allow_direct_io: options.allow_direct_io,
         guest_fd_limit,

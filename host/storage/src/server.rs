@@ -128,6 +128,10 @@ fn others(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
     arguments
 }
 
+/// What only a host's root may set, which the server is not, is kept under another name: an overlay
+/// that the guest makes on shared files (Docker in a container) has its marks in such attributes.
+const ATTRIBUTES: &str = ":prefix:all:trusted.:user.virtiofs.: :ok:all:::";
+
 fn ours(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
     let mut shared_dir = OsString::from("--shared-dir=");
     shared_dir.push(&spec.shared_dir);
@@ -137,6 +141,7 @@ fn ours(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
         format!("--cache={}", spec.cache).into(),
         // Images carry file capabilities in them.
         "--xattr".into(),
+        format!("--xattrmap={ATTRIBUTES}").into(),
         format!("--log-level={}", if spec.debug { "debug" } else { "warn" }).into(),
     ]
 }

@@ -357,10 +357,11 @@ fn docker_runs_in_a_privileged_container() -> Result<()> {
         fs::write(&script, DOCKER_IN_A_CONTAINER)?;
         let volume = format!("{}:/srv", podman.file("").display());
         let flags = ["--rm", "--privileged", "--memory", "1g", "--network", "none"];
-        let run = ["run"].into_iter().chain(flags).chain(["--volume", &volume]);
+        let volumes = ["--volume", &volume, "--volume", "layers:/var/lib/docker"];
+        let run = ["run"].into_iter().chain(flags).chain(volumes);
         let said = podman.call_with(run.chain(["--rootfs", "/:O", "sh", "/srv/script"]))?;
         assert_eq!(said.text(), "overlay2\ncontainer 52428800\n", "{said}");
-        Ok(())
+        podman.succeed("volume rm layers").map(drop)
     })
 }
 
@@ -370,7 +371,7 @@ const DOCKER_IN_A_CONTAINER: &str = r#"
 cd /sys/fs/cgroup && mkdir first
 while read -r pid; do echo "$pid" > first/cgroup.procs; done < cgroup.procs
 sed 's/^/+/; s/ / +/g' cgroup.controllers > cgroup.subtree_control
-mkdir -p /var/lib/docker && mount -t tmpfs none /var/lib/docker && mount -t tmpfs none /run
+mount -t tmpfs none /run
 mkfifo /run/log && dockerd > /run/log 2>&1 &
 until [ -p /run/log ]; do :; done
 exec 3< /run/log
