@@ -20,7 +20,8 @@ pub struct SharedNamespaces {
     pub ipc: Option<PathBuf>,
     /// Host name.
     pub uts: Option<PathBuf>,
-    /// Process ids: those of the sandbox's first container.
+    /// Process ids: those of the sandbox's first container, or of another one
+    /// ([`PidNamespace::path`]).
     pub pid: Option<PathBuf>,
 }
 
@@ -43,7 +44,7 @@ pub enum NamespaceError {
         source: io::Error,
     },
     /// The process whose namespace was to be shared has ended.
-    #[error("the process whose pid namespace the sandbox shares has ended")]
+    #[error("the process whose pid namespace is to be shared has ended")]
     Ended,
 }
 
@@ -82,11 +83,7 @@ impl SharedNamespaces {
     ///
     /// Fails when the process has ended.
     pub fn share_pid(&mut self, process: &Process) -> Result<(), NamespaceError> {
-        let link = format!("/proc/{}/ns/pid", process.pid());
-        let namespace = std::fs::File::open(link).map_err(|_| NamespaceError::Ended)?;
-        // Only if the process is still there was the id its own when the link was opened.
-        process.signal(0).map_err(|_| NamespaceError::Ended)?;
-        self.pid = Some(pin(&namespace.into(), "pid")?);
+        self.pid = Some(pin(&PidNamespace::of(process)?.0, "pid")?);
         Ok(())
     }
 
@@ -96,6 +93,31 @@ impl SharedNamespaces {
             let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+/// The pid namespace of a process, which lives at least as long as this.
+#[derive(Debug)]
+pub struct PidNamespace(OwnedFd);
+
+impl PidNamespace {
+    /// That of `process`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the process has ended.
+    pub fn of(process: &Process) -> Result<Self, NamespaceError> {
+        let link = format!("/proc/{}/ns/pid", process.pid());
+        let namespace = std::fs::File::open(link).map_err(|_| NamespaceError::Ended)?;
+        // Only if the process is still there was the id its own when the link was opened.
+        process.signal(0).map_err(|_| NamespaceError::Ended)?;
+        Ok(Self(namespace.into()))
+    }
+
+    /// Where this process and its children find it, until it is dropped.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }
 }
 

@@ -58,13 +58,13 @@ impl Agent {
         let mut spec = spec_from_wire(wire).map_err(Tell::tell)?;
         devices::settle(&mut spec, &request.devices).await?;
         storage::await_disks(&request.storages).await?;
-        let (plan, storages) = {
+        let (plan, joined, storages) = {
             let mut sandbox = self.sandbox();
-            let namespaces = sandbox.namespaces_for(request.sandbox_pidns)?;
-            let plan = Plan::new(spec, id, &namespaces).map_err(Tell::tell)?;
+            let joined = sandbox.namespaces_for(request.sandbox_pidns)?;
+            let plan = Plan::new(spec, id, &joined.namespaces).map_err(Tell::tell)?;
             let mut storages = sandbox.storages.add(&request.storages)?;
             storages.extend(sandbox.storages.step_onto(&plan.spec));
-            (plan, storages)
+            (plan, joined, storages)
         };
         let init = match self.make_init(id, &plan).await {
             Ok(init) => init,
@@ -74,7 +74,7 @@ impl Agent {
             }
         };
         self.keep_pid_namespace(&init);
-        let container = Container::new(id, plan, init, storages);
+        let container = Container::new(id, plan, joined.pids, init, storages);
         kill_with_init(&container);
         Ok(container)
     }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kata_guest_container::namespaces::SharedNamespaces;
+use kata_guest_container::namespaces::{PidNamespace, SharedNamespaces};
 
-use crate::container::Container;
-use crate::status::{invalid, not_found, refuse};
+use crate::container::{Container, Pids};
+use crate::status::{Tell, invalid, not_found, refuse};
 use crate::storage::Storages;
 
 /// The state behind the service. It is changed only between awaits.
@@ -25,6 +25,15 @@ pub(crate) struct Sandbox {
     pub(crate) own_storages: Vec<PathBuf>,
     /// By id; `None` while one is being made.
     containers: HashMap<String, Option<Arc<Container>>>,
+}
+
+/// What a container that is about to be made has together with others.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub(crate) namespaces: SharedNamespaces,
+    pub(crate) pids: Pids,
+    /// The paths above lead to it for as long as it is kept.
+    _target: Option<PidNamespace>,
 }
 
 impl Sandbox {
@@ -70,22 +79,45 @@ impl Sandbox {
         self.containers.remove(id);
     }
 
-    /// The namespaces for one more container, which shares process ids with the first one if it or
-    /// the sandbox wants that. The first one has its own.
+    /// What one more container joins.
     ///
     /// # Errors
     ///
-    /// FAILED_PRECONDITION when the first container's have gone with it.
-    pub(crate) fn namespaces_for(&self, shares_pids: bool) -> ttrpc::Result<SharedNamespaces> {
+    /// FAILED_PRECONDITION when whose process ids it is to share has ended, or when any of several
+    /// containers could be meant.
+    pub(crate) fn namespaces_for(&self, shares_pids: bool) -> ttrpc::Result<Joined> {
         let mut namespaces = self.namespaces.clone();
         let is_first = !self.containers.values().any(Option::is_some);
-        if !shares_pids && !self.shares_pids {
-            namespaces.pid = None;
-        } else if namespaces.pid.is_none() && !is_first {
-            let text = "the container is to share process ids with the sandbox's first one, which has ended";
-            return Err(refuse(ttrpc::Code::FAILED_PRECONDITION, text));
+        let fenced = self.with_own_pids();
+        let joins = shares_pids || self.shares_pids;
+        let pids = if self.shares_pids {
+            Pids::Sandbox
+        } else {
+            Pids::of_next(joins, is_first, fenced.len())?
+        };
+        let mut target = None;
+        match pids {
+            _ if !joins => namespaces.pid = None,
+            Pids::Another => {
+                let namespace = PidNamespace::of(&fenced[0].init).map_err(Tell::tell)?;
+                namespaces.pid = Some(namespace.path());
+                target = Some(namespace);
+            }
+            Pids::Own | Pids::Sandbox if namespaces.pid.is_none() && !is_first => {
+                let text = "the container is to share process ids with the sandbox's first one, which has ended";
+                return Err(refuse(ttrpc::Code::FAILED_PRECONDITION, text));
+            }
+            Pids::Own | Pids::Sandbox => {}
         }
-        Ok(namespaces)
+        Ok(Joined { namespaces, pids, _target: target })
+    }
+
+    /// The running containers that see their own process ids only, but for the first one.
+    fn with_own_pids(&self) -> Vec<&Arc<Container>> {
+        let is_own = |container: &&Arc<Container>| {
+            container.pids == Pids::Own && container.init.status().is_none()
+        };
+        self.containers.values().flatten().filter(is_own).collect()
     }
 
     /// Every container that has been made.
@@ -111,12 +143,14 @@ mod tests {
     #[test]
     fn process_ids_are_shared_only_on_demand() {
         let mut sandbox = Sandbox::default();
-        assert_eq!(sandbox.namespaces_for(true).unwrap().pid, None, "the first has its own");
+        let joined =
+            |sandbox: &Sandbox, shares| sandbox.namespaces_for(shares).unwrap().namespaces.pid;
+        assert_eq!(joined(&sandbox, true), None, "the first has its own");
         let pid = PathBuf::from("/run/pid");
         sandbox.namespaces.pid = Some(pid.clone());
-        assert_eq!(sandbox.namespaces_for(true).unwrap().pid, Some(pid.clone()));
-        assert_eq!(sandbox.namespaces_for(false).unwrap().pid, None);
+        assert_eq!(joined(&sandbox, true), Some(pid.clone()));
+        assert_eq!(joined(&sandbox, false), None);
         sandbox.shares_pids = true;
-        assert_eq!(sandbox.namespaces_for(false).unwrap().pid, Some(pid));
+        assert_eq!(joined(&sandbox, false), Some(pid));
     }
 }

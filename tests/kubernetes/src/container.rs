@@ -9,8 +9,8 @@ use crate::messages::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStats, ContainerStatsRequest,
     ContainerStatsResponse, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse,
     CreateContainerRequest, CreateContainerResponse, Device, ExecSyncRequest, ExecSyncResponse,
-    ImageSpec, LinuxContainerResources, LinuxContainerSecurityContext, Mount, Nothing,
-    RemoveContainerRequest, StartContainerRequest, StopContainerRequest,
+    ImageSpec, LinuxContainerResources, LinuxContainerSecurityContext, Mount, NamespaceMode,
+    Nothing, RemoveContainerRequest, StartContainerRequest, StopContainerRequest,
     UpdateContainerResourcesRequest,
 };
 use crate::pod::Pod;
@@ -84,6 +84,15 @@ impl<'a> ContainerPlan<'a> {
     pub fn security(mut self, set: impl FnOnce(&mut LinuxContainerSecurityContext)) -> Self {
         set(self.config.linux.mut_or_insert_default().security_context.mut_or_insert_default());
         self
+    }
+
+    /// Which sees the processes of `target` (`kubectl debug --target`).
+    pub fn target(self, target: &Container<'_>) -> Self {
+        let id = target.id.clone();
+        self.security(|security| {
+            let options = security.namespace_options.mut_or_insert_default();
+            (options.pid, options.target_id) = (NamespaceMode::TARGET.into(), id);
+        })
     }
 
     /// Makes and starts it.

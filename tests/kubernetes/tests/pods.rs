@@ -455,6 +455,32 @@ fn processes_are_shared_where_the_pod_says_so() -> Result<()> {
     })
 }
 
+/// `kubectl debug --target`.
+#[test]
+fn container_that_is_to_look_into_another_sees_its_processes() -> Result<()> {
+    node(|node| {
+        let pod = node.pod("debugged").start()?;
+        let server = pod.shell("server", "echo of the server > /file; exec sleep 4321").start()?;
+        let debugger = pod.shell("debugger", SERVER).target(&server).start()?;
+        assert_eq!(debugger.says("cat /proc/1/root/file")?, "of the server");
+        let second = pod.shell("second", SERVER).target(&server).start()?;
+        second.says("ps -o args | grep -q 'sleep 432[1]'")?;
+        assert_eq!(server.exec("ps | wc -l", 30)?.code, 0);
+
+        let sidecar = pod.shell("sidecar", SERVER).start()?;
+        sidecar.says("! ps -o args | grep -q 'sleep 432[1]'")?;
+        let third = pod.shell("third", SERVER).target(&server).start();
+        if only_a_vm("one pid for all containers of a pod") {
+            let refusal = format!("{:#}", third.err().context("it cannot be told which")?);
+            ensure!(refusal.contains("which one is meant cannot be told"), "{refusal}");
+        }
+        server.stop(0)?;
+        assert_eq!(debugger.ends()?, 137);
+        ensure!(sidecar.is_running()?);
+        pod.remove()
+    })
+}
+
 #[test]
 fn probe_that_takes_too_long_is_ended() -> Result<()> {
     node(|node| {
