@@ -69,14 +69,14 @@ impl Storages {
         Ok(added)
     }
 
-    /// Has what a container has of the share, its root file system and what it mounts, mounted here,
-    /// too, once for all containers, and yields where, for [`Storages::release`].
+    /// Has what a container has of the share, its root file system and what it mounts, mounted
+    /// here, too, once for all containers, and yields where, for [`Storages::release`].
     ///
     /// Where the host's side of a share has a mount, the guest's kernel makes one as soon as
     /// somebody steps onto it, with a file system of its own for each mount namespace in which that
     /// happens. Sockets, fifos and locks of one are not those of the other. A container's namespace
-    /// is a copy of this one, and finds what is here. Once such a mount is gone from all of them, the
-    /// host's side closes whatever it had opened in it.
+    /// is a copy of this one, and finds what is here. Once such a mount is gone from all of them,
+    /// the host's side closes whatever it had opened in it.
     pub(crate) fn step_onto(&mut self, spec: &Spec) -> Vec<PathBuf> {
         let root = spec.root().iter().map(|root| root.path().clone());
         let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().clone());

@@ -47,6 +47,12 @@ pub(crate) const INABILITIES: &[Inability] = &[
         why: "they take no network interface after they have booted",
     },
     Inability {
+        file: "hooks",
+        test: "each_runs_where_and_when_the_specification_says",
+        hypervisors: &[Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: "the host sees nothing of what a container writes to its root file system",
+    },
+    Inability {
         file: "ends",
         test: "guest_that_halts_is_told",
         hypervisors: &[Hypervisor::Krun],
