@@ -13,9 +13,12 @@ use kata_linux::process::Exit;
 use kata_storage::{FileServer, FileServerSpec, HostBind, Share};
 use raw_guest::{ROOT, RawGuest, c_string, opcode};
 
+const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
 const EAGAIN: i32 = 11;
+const EEXIST: i32 = 17;
 const EROFS: i32 = 30;
+const ENODATA: i32 = 61;
 
 /// What a test has: a share that is served, and a directory of the host that is not.
 struct Host {
@@ -186,6 +189,41 @@ fn binds_made_later_appear_and_vanish() {
         guest.walk(".mounts/1/file").unwrap();
         host.share.remove_container("c1").unwrap();
         assert_eq!(guest.walk(".mounts/1"), Err(ENOENT));
+        host.stop().await;
+    });
+}
+
+/// By trying to make something under it an agent finds out whether a name stands for something,
+/// whatever its kernel has heard of it before.
+#[test]
+fn who_would_make_something_in_the_share_is_told_whether_it_is_there() {
+    in_namespace(async |directory| {
+        let mut host = Host::start(directory);
+        host.share.add_rootfs("c1", &host.files, false).unwrap();
+        let mut guest = host.guest();
+        let mounts = guest.walk(".mounts").unwrap();
+        let mut make = |name: &str| {
+            let numbers = [0o755_u32, 0].map(u32::to_le_bytes).concat();
+            guest.request(opcode::MKDIR, mounts, &[numbers, c_string(name)].concat()).unwrap_err()
+        };
+        assert_eq!((make("1"), make("2")), (EEXIST, EROFS));
+        host.stop().await;
+    });
+}
+
+#[test]
+fn trusted_attributes_are_kept_under_a_name_that_nobody_in_the_guest_can_use() {
+    in_namespace(async |directory| {
+        let mut host = Host::start(directory);
+        fs::write(host.files.join("file"), "").unwrap();
+        host.share.add_rootfs("c1", &host.files, false).unwrap();
+        let mut guest = host.guest();
+        let file = guest.walk(".mounts/1/file").unwrap();
+        let mut remove =
+            |name: &str| guest.request(opcode::REMOVEXATTR, file, &c_string(name)).unwrap_err();
+        assert_eq!(remove("user.virtiofs.trusted.overlay.opaque"), EPERM);
+        assert_eq!(remove("trusted.overlay.opaque"), remove("user.other"));
+        assert_eq!(remove("trusted.overlay.opaque"), ENODATA);
         host.stop().await;
     });
 }

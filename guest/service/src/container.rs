@@ -7,8 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kata_guest_container::process::Process;
 use kata_guest_container::spec::Plan;
 
-use crate::status::refuse;
-
 /// Where a container is in its life.
 ///
 /// ```text
@@ -42,34 +40,6 @@ pub(crate) enum Pids {
     Sandbox,
     /// Those of another container that has its own.
     Another,
-}
-
-impl Pids {
-    /// Those that the next container of a sandbox is to see, which wants its own or `shares` some.
-    /// `fenced` others that run, beside the first one, have their own.
-    ///
-    /// By the pid that an engine names the one that is meant with, it cannot be told from the
-    /// others of its pod: that is the VM's. Where others have their own, it is not the first one
-    /// (`kubectl debug --target`; otherwise all of a pod share the first one's).
-    ///
-    /// # Errors
-    ///
-    /// FAILED_PRECONDITION when any of several could be meant.
-    pub(crate) fn of_next(shares: bool, is_first: bool, fenced: usize) -> ttrpc::Result<Self> {
-        match (shares, fenced) {
-            _ if is_first => Ok(Self::Sandbox),
-            (false, _) => Ok(Self::Own),
-            (true, 0) => Ok(Self::Sandbox),
-            (true, 1) => Ok(Self::Another),
-            (true, _) => {
-                let text = format!(
-                    "the container is to share process ids with one of {fenced}, and which one is meant cannot be told in a VM; let all of the pod share \
-                     them (`shareProcessNamespace`), or name none"
-                );
-                Err(refuse(ttrpc::Code::FAILED_PRECONDITION, text))
-            }
-        }
-    }
 }
 
 /// How a process has ended.
@@ -205,22 +175,5 @@ impl Changing {
         if finished {
             self.execs.remove(exec_id);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn target_is_the_only_other_container_with_process_ids_of_its_own() {
-        let next = |shares, is_first, fenced| Pids::of_next(shares, is_first, fenced).ok();
-        for shares in [false, true] {
-            assert_eq!(next(shares, true, 0), Some(Pids::Sandbox));
-        }
-        assert_eq!(next(false, false, 3), Some(Pids::Own));
-        assert_eq!(next(true, false, 0), Some(Pids::Sandbox));
-        assert_eq!(next(true, false, 1), Some(Pids::Another));
-        assert_eq!(next(true, false, 2), None);
     }
 }

@@ -13,6 +13,7 @@ use kata_guest_container::create;
 use kata_guest_container::exec::{Target, exec};
 use kata_guest_container::process::Process;
 use kata_guest_container::spec::Plan;
+use oci_spec::runtime::Spec;
 use ttrpc::Code;
 
 use crate::agent::Agent;
@@ -26,6 +27,10 @@ const REMOVAL: Duration = Duration::from_secs(10);
 
 /// `SIGKILL` of signal(7).
 const SIGKILL: i32 = 9;
+
+/// Annotations with which containerd and CRI-O name the pod of a kubelet's container; Podman has
+/// CRI-O's, too, and its own name in another one.
+const POD_OF_KUBELET: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 
 impl Agent {
     /// Makes a container, whose init then waits.
@@ -60,7 +65,7 @@ impl Agent {
         storage::await_disks(&request.storages).await?;
         let (plan, joined, storages) = {
             let mut sandbox = self.sandbox();
-            let joined = sandbox.namespaces_for(request.sandbox_pidns)?;
+            let joined = sandbox.namespaces_for(request.sandbox_pidns, is_kubelets(&spec))?;
             let plan = Plan::new(spec, id, &joined.namespaces).map_err(Tell::tell)?;
             let mut storages = sandbox.storages.add(&request.storages)?;
             storages.extend(sandbox.storages.step_onto(&plan.spec));
@@ -352,5 +357,30 @@ fn refuse_named_user(user: Option<&StringUser>) -> ttrpc::Result<()> {
             Err(invalid("this agent resolves no user names: give the numbers in the specification"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Whether a kubelet has had the container made.
+fn is_kubelets(spec: &Spec) -> bool {
+    spec.annotations().as_ref().is_some_and(|all| {
+        let is_podmans = all.get("io.container.manager").is_some_and(|name| name == "libpod");
+        !is_podmans && POD_OF_KUBELET.iter().any(|key| all.contains_key(*key))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn podmans_containers_are_no_kubelets() {
+        let with = |annotations: &str| {
+            let spec = format!(r#"{{"ociVersion":"1.0.2","annotations":{{{annotations}}}}}"#);
+            is_kubelets(&serde_json::from_str(&spec).unwrap())
+        };
+        assert!(with(r#""io.kubernetes.cri.sandbox-id":"p""#));
+        assert!(with(r#""io.kubernetes.cri-o.SandboxID":"p""#));
+        assert!(!with(r#""io.kubernetes.cri-o.SandboxID":"p","io.container.manager":"libpod""#));
+        assert!(!with(r#""a":"b""#));
     }
 }

@@ -79,45 +79,66 @@ impl Sandbox {
         self.containers.remove(id);
     }
 
-    /// What one more container joins.
+    /// What one more container joins; `is_kubelets` if a kubelet's engine has it made.
+    ///
+    /// Who `shares_pids` sees those of the sandbox's first container, which has its own. In a pod
+    /// of a kubelet's either all do so, or each has its own and one is to look into another
+    /// (`kubectl debug --target`). That one is named by a pid, but of a pod's containers each has
+    /// the VM's; so it is clear only if there is no more than one.
     ///
     /// # Errors
     ///
     /// FAILED_PRECONDITION when whose process ids it is to share has ended, or when any of several
-    /// containers could be meant.
-    pub(crate) fn namespaces_for(&self, shares_pids: bool) -> ttrpc::Result<Joined> {
+    /// containers could be meant. If the one that is meant ends at this very moment and one other
+    /// is left, that is taken for it.
+    pub(crate) fn namespaces_for(
+        &self,
+        shares_pids: bool,
+        is_kubelets: bool,
+    ) -> ttrpc::Result<Joined> {
         let mut namespaces = self.namespaces.clone();
+        let of_first = namespaces.pid.take();
         let is_first = !self.containers.values().any(Option::is_some);
-        let fenced = self.with_own_pids();
-        let joins = shares_pids || self.shares_pids;
-        let pids = if self.shares_pids {
-            Pids::Sandbox
-        } else {
-            Pids::of_next(joins, is_first, fenced.len())?
-        };
-        let mut target = None;
-        match pids {
-            _ if !joins => namespaces.pid = None,
-            Pids::Another => {
-                let namespace = PidNamespace::of(&fenced[0].init).map_err(Tell::tell)?;
-                namespaces.pid = Some(namespace.path());
-                target = Some(namespace);
-            }
-            Pids::Own | Pids::Sandbox if namespaces.pid.is_none() && !is_first => {
-                let text = "the container is to share process ids with the sandbox's first one, which has ended";
-                return Err(refuse(ttrpc::Code::FAILED_PRECONDITION, text));
-            }
-            Pids::Own | Pids::Sandbox => {}
+        if !shares_pids && !self.shares_pids {
+            let pids = if is_first { Pids::Sandbox } else { Pids::Own };
+            return Ok(Joined { namespaces, pids, _target: None });
         }
-        Ok(Joined { namespaces, pids, _target: target })
+        let fenced =
+            if is_kubelets && !self.shares_pids { self.with_own_pids() } else { Vec::new() };
+        let runs = |container: &&&Arc<Container>| container.init.status().is_none();
+        let targets: Vec<_> = fenced.iter().filter(runs).collect();
+        match &targets[..] {
+            [] if !fenced.is_empty() => {
+                let text = "the container whose process ids it is to share has ended";
+                Err(refuse(ttrpc::Code::FAILED_PRECONDITION, text))
+            }
+            [] if of_first.is_none() && !is_first => {
+                let text = "the container is to share process ids with the sandbox's first one, which has ended";
+                Err(refuse(ttrpc::Code::FAILED_PRECONDITION, text))
+            }
+            [] => {
+                namespaces.pid = of_first;
+                Ok(Joined { namespaces, pids: Pids::Sandbox, _target: None })
+            }
+            [target] => {
+                let namespace = PidNamespace::of(&target.init).map_err(Tell::tell)?;
+                namespaces.pid = Some(namespace.path());
+                Ok(Joined { namespaces, pids: Pids::Another, _target: Some(namespace) })
+            }
+            several => Err(refuse(
+                ttrpc::Code::FAILED_PRECONDITION,
+                format!(
+                    "the container is to share the process ids of one of {} others of its pod, and in a VM it cannot be told of which one; set \
+                     `shareProcessNamespace` for the pod, or leave out `--target`",
+                    several.len()
+                ),
+            )),
+        }
     }
 
-    /// The running containers that see their own process ids only, but for the first one.
+    /// The containers that see their own process ids only, but for the first one.
     fn with_own_pids(&self) -> Vec<&Arc<Container>> {
-        let is_own = |container: &&Arc<Container>| {
-            container.pids == Pids::Own && container.init.status().is_none()
-        };
-        self.containers.values().flatten().filter(is_own).collect()
+        self.containers.values().flatten().filter(|one| one.pids == Pids::Own).collect()
     }
 
     /// Every container that has been made.
@@ -143,8 +164,9 @@ mod tests {
     #[test]
     fn process_ids_are_shared_only_on_demand() {
         let mut sandbox = Sandbox::default();
-        let joined =
-            |sandbox: &Sandbox, shares| sandbox.namespaces_for(shares).unwrap().namespaces.pid;
+        let joined = |sandbox: &Sandbox, shares| {
+            sandbox.namespaces_for(shares, true).unwrap().namespaces.pid
+        };
         assert_eq!(joined(&sandbox, true), None, "the first has its own");
         let pid = PathBuf::from("/run/pid");
         sandbox.namespaces.pid = Some(pid.clone());

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use kata_guest_container::create::CreateError;
 use kata_guest_container::exec::ExecError;
+use kata_guest_container::namespaces::NamespaceError;
 use kata_guest_container::process::SignalError;
 use ttrpc::{Code, get_status};
 
@@ -55,9 +56,17 @@ pub(crate) trait Tell: Error + Sized {
 impl Tell for CreateError {}
 impl Tell for std::io::Error {}
 impl Tell for kata_guest_container::cgroup::CgroupError {}
-impl Tell for kata_guest_container::namespaces::NamespaceError {}
 impl Tell for kata_guest_setup::hotplug::HotplugError {}
 impl Tell for kata_guest_setup::network::NetworkError {}
+
+impl Tell for NamespaceError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Ended => Code::FAILED_PRECONDITION,
+            Self::Fork(_) | Self::Make(_) | Self::Pin { .. } => Code::INTERNAL,
+        }
+    }
+}
 
 impl Tell for ExecError {
     fn code(&self) -> Code {

@@ -39,7 +39,8 @@ pub(crate) async fn await_disks(storages: &[Storage]) -> ttrpc::Result<()> {
     Ok(())
 }
 
-/// The share's directory of what containers mount (`Share` of host/storage).
+/// The share's directory of containers' root file systems and of what they mount (`Share` of
+/// host/storage).
 const MOUNTS: &str = ".mounts";
 
 /// What is mounted where, and for how many.
@@ -90,7 +91,8 @@ impl Storages {
     }
 
     /// Takes storages away, the last first, unless others use them too. Failures are logged: there
-    /// is nobody who could do better.
+    /// is nobody who could do better. What is the host's must be let go of within the agent's
+    /// runtime.
     pub(crate) fn release(&mut self, mount_points: &[PathBuf]) {
         for mount_point in mount_points.iter().rev() {
             match self.users.get_mut(mount_point) {

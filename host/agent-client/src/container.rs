@@ -22,7 +22,8 @@ pub struct GuestContainer {
     /// Disks that it uses itself, of which its specification has device nodes with the host's
     /// numbers.
     pub devices: Vec<GuestDevice>,
-    /// Whether it joins the sandbox's shared PID namespace.
+    /// Whether it joins the sandbox's shared PID namespace, or that of another container which
+    /// it is to look into: the agent finds out which.
     pub shared_pid_namespace: bool,
 }
 

@@ -11,7 +11,7 @@ use kata_storage::{BlockRoot, RootfsMount};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 use rustix::fs::makedev;
 
-use crate::{ContainerRole, Runtime, RuntimeError, SpecError, devices as spec_devices};
+use crate::{ContainerRole, Runtime, RuntimeError, SpecError, spec_devices};
 
 /// The disk with the root file system of a container that is alone.
 const ROOT_DISK: &str = "root";

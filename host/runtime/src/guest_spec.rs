@@ -2,7 +2,7 @@
 //! kept is refused.
 //!
 //! Pure: the only things it looks at are the spec and, for mounts and devices, what kind of file
-//! the host has (through `kata-storage` and `devices`).
+//! the host has (through `kata-storage` and `spec_devices`).
 
 mod limits;
 
@@ -13,7 +13,7 @@ use oci_spec::runtime::{
 };
 use thiserror::Error;
 
-use crate::{ContainerRole, devices};
+use crate::{ContainerRole, spec_devices};
 
 pub use limits::resources_for_guest;
 
@@ -237,9 +237,16 @@ fn guest_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
 /// `disks`.
 fn guest_devices(linux: &mut Linux, disks: bool) -> Result<(), SpecError> {
     let is_guests = |device: &LinuxDevice| {
-        (disks && device.typ() == LinuxDeviceType::B) || devices::is_guests(device)
+        (disks && device.typ() == LinuxDeviceType::B) || spec_devices::is_guests(device)
     };
-    let devices = devices::asked_for(linux);
+    let devices = spec_devices::asked_for(linux);
+    let left_out = linux.devices().iter().flatten().count() - devices.len();
+    if left_out > 0 {
+        tracing::info!(
+            left_out,
+            "a privileged container has the devices of its VM, not the host's"
+        );
+    }
     if let Some(foreign) = devices.iter().find(|device| !is_guests(device)) {
         let path = foreign.path().clone();
         let is_block = foreign.typ() == LinuxDeviceType::B;

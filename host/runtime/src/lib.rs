@@ -7,7 +7,6 @@
 
 mod auto;
 mod check;
-mod devices;
 mod disks;
 mod driver;
 mod environment;
@@ -17,6 +16,7 @@ mod plan;
 mod role;
 mod room;
 mod runtime;
+mod spec_devices;
 mod template;
 
 pub use check::check;

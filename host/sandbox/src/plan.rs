@@ -186,7 +186,8 @@ pub struct ContainerPlan {
     pub devices: Vec<DiskDevice>,
     /// Its other mounts, and the host's directories and files among them.
     pub mounts: GuestMounts,
-    /// Whether it joins the sandbox's process id namespace.
+    /// Whether it joins the sandbox's process id namespace, or that of another container which
+    /// it is to look into: the agent finds out which.
     pub shared_pid_namespace: bool,
     /// It stands for its pod and runs nothing that memory would have to be there for.
     pub stands_for_pod: bool,

@@ -43,7 +43,7 @@ pub enum StorageError {
     /// An id that is no safe file name.
     #[error(transparent)]
     Id(#[from] IdentifierError),
-    /// The name of what lies beside the containers' directories.
+    /// The name of a directory of the sandbox's, beside which the guest has those of containers.
     #[error(
         "no container can have the id `{0}`, which is a directory of the sandbox's; choose another"
     )]

@@ -130,7 +130,8 @@ fn others(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
 
 /// What only a host's root may set, which the server is not, is kept under another name: an overlay
 /// that the guest makes on shared files (Docker in a container) has its marks in such attributes.
-const ATTRIBUTES: &str = ":prefix:all:trusted.:user.virtiofs.: :ok:all:::";
+/// By that name nobody in the guest reaches them, who might not be its root (virtiofsd's `map`).
+const ATTRIBUTES: &str = ":map:trusted.:user.virtiofs.:";
 
 fn ours(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
     let mut shared_dir = OsString::from("--shared-dir=");
@@ -139,8 +140,7 @@ fn ours(spec: &FileServerSpec, fd: i32) -> Vec<OsString> {
         format!("--fd={fd}").into(),
         shared_dir,
         format!("--cache={}", spec.cache).into(),
-        // Images carry file capabilities in them.
-        "--xattr".into(),
+        // Images carry file capabilities in attributes.
         format!("--xattrmap={ATTRIBUTES}").into(),
         format!("--log-level={}", if spec.debug { "debug" } else { "warn" }).into(),
     ]

@@ -3,8 +3,8 @@
 //! ```text
 //!   <run_dir>/shared             made here, only seen by the host ("backing")
 //!   <run_dir>/shared             the same, bound onto itself: read-only, what is served ("face")
-//!     .mounts/<n>                a bind of a container's root file system; one of a mount's source, a
-//!                                directory or a file, for all containers that mount it; or an
+//!     .mounts/<n>                a bind of a container's root file system; or of a mount's source,
+//!                                a directory or a file, for all containers that mount it; or an
 //!                                overlay, for one
 //!     sandbox-mounts/<name>      a bind of a directory that the administrator gives to every sandbox
 //! ```

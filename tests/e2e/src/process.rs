@@ -1,5 +1,6 @@
 //! The processes of a fixture, found in /proc.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -138,32 +139,26 @@ impl Process {
         Ok(rows.map(|(_, path)| path.to_owned()).collect())
     }
 
-    /// The files that it has open of file systems that are not mounted where it is, from
-    /// /proc/PID/fdinfo and /proc/PID/mountinfo (proc(5)). What it has brought along from outside
-    /// of a jail is among them.
-    pub fn files_of_lost_mounts(&self) -> Result<Vec<PathBuf>> {
+    /// The mounts of which it has files open and which are not there where it is, by their numbers
+    /// in /proc/PID/fdinfo and /proc/PID/mountinfo (proc(5)). What it has brought along from
+    /// outside of a jail is on some of them.
+    pub fn lost_mounts(&self) -> Result<BTreeSet<u64>> {
         let process = PathBuf::from(format!("/proc/{}", self.pid));
         let table = fs::read_to_string(process.join("mountinfo"))
             .with_context(|| format!("process {} has ended", self.pid))?;
-        let mounts: Vec<&str> =
-            table.lines().filter_map(|line| line.split_whitespace().next()).collect();
-        let is_lost = |info: &str| {
-            let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
-            id.is_some_and(|id| !mounts.contains(&id))
-        };
-        let mut lost = Vec::new();
+        let number = |text: &str| text.trim().parse::<u64>().ok();
+        let there: BTreeSet<u64> =
+            table.lines().filter_map(|line| number(line.split_whitespace().next()?)).collect();
+        let mut used = BTreeSet::new();
         for entry in fs::read_dir(process.join("fd"))?.flatten() {
-            let info = process.join("fdinfo").join(entry.file_name());
             // It may be closed by now. What has no path is a pipe, a socket or an event.
-            if let (Ok(path), Ok(info)) = (fs::read_link(entry.path()), fs::read_to_string(info))
-                && path.is_absolute()
-                && !path.starts_with("/proc")
-                && is_lost(&info)
-            {
-                lost.push(path);
-            }
+            let is_file = fs::read_link(entry.path()).is_ok_and(|path| path.is_absolute());
+            let info = process.join("fdinfo").join(entry.file_name());
+            let info = fs::read_to_string(info).unwrap_or_default();
+            let mount = info.lines().find_map(|line| number(line.strip_prefix("mnt_id:")?));
+            used.extend(mount.filter(|_| is_file));
         }
-        Ok(lost)
+        Ok(used.difference(&there).copied().collect())
     }
 
     /// One line for an error.

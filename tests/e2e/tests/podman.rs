@@ -365,15 +365,16 @@ fn docker_runs_in_a_privileged_container() -> Result<()> {
     })
 }
 
-/// The machine's root directory is the container's, so that it has Docker. Which cgroup the first
-/// process is in, and that only others can be divided, is with version 2 Docker's own image's care.
+/// The machine's root directory is the container's, so that it has Docker and busybox. A cgroup of
+/// version 2 that has processes cannot be divided; Docker's own image moves its first process away,
+/// and so does this.
 const DOCKER_IN_A_CONTAINER: &str = r#"
 cd /sys/fs/cgroup && mkdir first
 while read -r pid; do echo "$pid" > first/cgroup.procs; done < cgroup.procs
 sed 's/^/+/; s/ / +/g' cgroup.controllers > cgroup.subtree_control
 mount -t tmpfs none /run
-mkfifo /run/log && dockerd > /run/log 2>&1 &
-until [ -p /run/log ]; do :; done
+mkfifo /run/log
+dockerd > /run/log 2>&1 &
 exec 3< /run/log
 while read -r line <&3; do case $line in *"API listen"*) break;; *) echo "$line" >&2;; esac; done
 cat <&3 > /run/rest &

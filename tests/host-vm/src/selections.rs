@@ -336,16 +336,7 @@ pub(crate) const TABLE: &[Row] = &[
     ),
     each("kill_by_hand", ByHand(ABOVE)),
     // What another server than kata-virtiofsd does with what comes and goes.
-    row(
-        "pods_by_hand",
-        [
-            ByHand(ABOVE),
-            Only(&["member_that_is_made_again"], TIME),
-            ByHand(ABOVE),
-            Never(COPIES),
-            Never(COPIES),
-        ],
-    ),
+    row("pods_by_hand", [ByHand(ABOVE), Whole, ByHand(ABOVE), Never(COPIES), Never(COPIES)]),
     each("output_by_hand", ByHand(ABOVE)),
     each("processes_by_hand", ByHand(ABOVE)),
     each("hooks", ByHand(ABOVE)),

@@ -41,6 +41,7 @@ pub(crate) mod opcode {
     pub(crate) const MKDIR: u32 = 9;
     pub(crate) const UNLINK: u32 = 10;
     pub(crate) const RENAME: u32 = 12;
+    pub(crate) const REMOVEXATTR: u32 = 24;
     pub(crate) const INIT: u32 = 26;
     pub(crate) const CREATE: u32 = 35;
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 use rustix::fs::{Mode, mkdir};
 use rustix::io::Errno;
 
-/// The host takes next to no time for it. Together they are two minutes, after which it will not
-/// come to that any more, or not before the sandbox ends.
+/// How long it waits before each look. The host takes next to no time for it; two minutes later it
+/// will not come to that any more, or not before the sandbox ends.
 const LOOKS: [Duration; 7] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
@@ -25,7 +25,8 @@ const LOOKS: [Duration; 7] = [
     Duration::from_secs(64),
 ];
 
-/// Has the kernel forget the name of something that the host is about to take away.
+/// Has the kernel forget the name of something that the host is about to take away. To be called
+/// within the agent's runtime.
 pub(super) fn forget(path: PathBuf) {
     tokio::spawn(async move {
         for wait in LOOKS {

@@ -12,8 +12,8 @@ use crate::StorageError;
 /// Upstream's name, which guest hooks and images rely on. No container can have it as its id.
 pub(super) const SANDBOX_MOUNTS: &str = "sandbox-mounts";
 
-/// Accepts `id` if a container can have it: ids become file names, and one name among them is
-/// taken.
+/// Accepts `id` if a container can have it: ids become names of the guest's directories in the
+/// share's place, and one of them is taken.
 pub fn check_container_id(id: &str) -> std::result::Result<(), StorageError> {
     identifier::check("container id", id)?;
     if id == SANDBOX_MOUNTS { Err(StorageError::TakenId(id.to_owned())) } else { Ok(()) }
