@@ -13,7 +13,7 @@ use kata_guest_container::create;
 use kata_guest_container::exec::{Target, exec};
 use kata_guest_container::process::Process;
 use kata_guest_container::spec::Plan;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use ttrpc::Code;
 
 use crate::agent::Agent;
@@ -61,6 +61,9 @@ impl Agent {
     ) -> ttrpc::Result<Container> {
         let wire = request.OCI.into_option().ok_or_else(|| invalid("the request has no OCI"))?;
         let mut spec = spec_from_wire(wire).map_err(Tell::tell)?;
+        if !request.guest_pidns {
+            fence_pids(&mut spec);
+        }
         devices::settle(&mut spec, &request.devices).await?;
         storage::await_disks(&request.storages).await?;
         let (plan, joined, storages) = {
@@ -357,6 +360,19 @@ fn refuse_named_user(user: Option<&StringUser>) -> ttrpc::Result<()> {
             Err(invalid("this agent resolves no user names: give the numbers in the specification"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Gives a container that has no pid namespace one of its own. Kata's runtime takes the entry out
+/// and leaves it to the agent.
+fn fence_pids(spec: &mut Spec) {
+    let Some(linux) = spec.linux_mut() else { return };
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    if !namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::Pid) {
+        let mut own = LinuxNamespace::default();
+        own.set_typ(LinuxNamespaceType::Pid);
+        namespaces.push(own);
+        linux.set_namespaces(Some(namespaces));
     }
 }
 

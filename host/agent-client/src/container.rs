@@ -1,7 +1,7 @@
 //! Containers.
 
 use kata_agent_api::{agent, convert};
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 
 use crate::client::request;
 use crate::sandbox::storage_message;
@@ -16,6 +16,7 @@ pub struct GuestContainer {
     /// Names the container, and its init process.
     pub id: String,
     /// Its configuration with the guest's paths. What only the host is to know must be gone.
+    /// Without a PID namespace it sees the guest's processes, with an agent of this project.
     pub spec: Spec,
     /// What to mount for it, in this order.
     pub storages: Vec<GuestStorage>,
@@ -61,6 +62,7 @@ impl AgentClient {
             OCI: Some(convert::spec_to_wire(&container.spec)?).into(),
             devices: container.devices.iter().map(device_message).collect(),
             sandbox_pidns: container.shared_pid_namespace,
+            guest_pidns: !has_pid_namespace(&container.spec),
             ..Default::default()
         };
         request!(self, agent.create_container, "CreateContainer", message).map(drop)
@@ -123,6 +125,11 @@ impl AgentClient {
 }
 
 /// A path is what the host knows of the guest's, anything else is an address in the driver's terms.
+fn has_pid_namespace(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|one| one.typ() == LinuxNamespaceType::Pid)
+}
+
 fn device_message(device: &GuestDevice) -> agent::Device {
     let (id, vm_path) = match device.address.starts_with('/') {
         true => (String::new(), device.address.clone()),

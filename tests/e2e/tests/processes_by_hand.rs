@@ -49,6 +49,23 @@ fn signal_to_an_exec_in_the_foreground_is_its_processs() -> Result<()> {
     })
 }
 
+/// As with `--pid host`.
+#[test]
+fn container_without_process_ids_of_its_own_sees_the_guests() -> Result<()> {
+    if !only_a_vm("processes of a guest") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        let others = ["ipc", "uts", "mount", "network"].map(|kind| json!({ "type": kind }));
+        let bundle = host.bundle("c", IDLE, |spec| spec.set("/linux/namespaces", json!(others)))?;
+        host.create("c", &bundle)?;
+        host.succeed(&["start", &host.id("c")])?;
+        let of_kernel = host.succeed(&["exec", &host.id("c"), "cat", "/proc/2/comm"])?;
+        assert_eq!(of_kernel, "kthreadd\n");
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
 /// CRI-O and go-runc give them like this.
 #[test]
 fn limits_are_read_from_standard_input() -> Result<()> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use kata_agent_api::agent::*;
 use kata_guest_tests::*;
+use oci_spec::runtime::LinuxNamespaceType;
 use serde_json::json;
 
 #[test]
@@ -14,6 +15,7 @@ fn containers_run_and_tell_how_they_ended() -> Result<()> {
         environment(guest).await.context("environment")?;
         open_files(guest).await.context("open files")?;
         command_errors(guest).await.context("command errors")?;
+        process_ids(guest).await.context("process ids")?;
         exec(guest).await.context("exec")?;
         terminal(guest).await.context("terminal")?;
         seccomp(guest).await.context("seccomp")
@@ -259,6 +261,26 @@ async fn streams(guest: &Guest) -> Result<()> {
     ensure!(output.text() == "started\n" && output.status == 0);
     ensure!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     Ok(())
+}
+
+/// Kata's runtime takes the namespace out of the specification, and expects the agent to make one.
+async fn process_ids(guest: &Guest) -> Result<()> {
+    guest
+        .create_with("pids", |spec| {
+            let mut process = sh("echo $$");
+            process["capabilities"] = capabilities();
+            spec.set_process(serde_json::from_value(process).ok());
+            let mut linux = spec.linux().clone().unwrap_or_default();
+            let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+            namespaces.retain(|one| one.typ() != LinuxNamespaceType::Pid);
+            linux.set_namespaces(Some(namespaces));
+            spec.set_linux(Some(linux));
+        })
+        .await?;
+    guest.start("pids").await?;
+    let output = guest.output("pids", "pids").await?;
+    ensure!(output.text() == "1\n", "it is process {}", output.text());
+    guest.remove("pids").await
 }
 
 async fn seccomp(guest: &Guest) -> Result<()> {
