@@ -17,7 +17,7 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use ttrpc::Code;
 
 use crate::agent::Agent;
-use crate::container::{Container, Ended, Phase};
+use crate::container::{Container, Ended, Phase, Pids};
 use crate::status::{Tell, invalid, not_found, refuse};
 use crate::storage;
 use crate::{devices, files, id};
@@ -28,9 +28,10 @@ const REMOVAL: Duration = Duration::from_secs(10);
 /// `SIGKILL` of signal(7).
 const SIGKILL: i32 = 9;
 
-/// Annotations with which containerd and CRI-O name the pod of a kubelet's container; Podman has
-/// CRI-O's, too, and its own name in another one.
-const POD_OF_KUBELET: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
+/// Annotations with which containerd and CRI-O name a kubelet's container; Podman may have CRI-O's,
+/// too, and has its own name in another one.
+const NAME_BY_KUBELET: [&str; 2] =
+    ["io.kubernetes.cri.container-name", "io.kubernetes.cri-o.ContainerName"];
 
 impl Agent {
     /// Makes a container, whose init then waits.
@@ -82,7 +83,9 @@ impl Agent {
             }
         };
         self.keep_pid_namespace(&init);
-        let container = Container::new(id, plan, joined.pids, init, storages);
+        // Who sees the guest's has none of its own that another container could be let look into.
+        let pids = if request.guest_pidns { Pids::Sandbox } else { joined.pids };
+        let container = Container::new(id, plan, pids, init, storages);
         kill_with_init(&container);
         Ok(container)
     }
@@ -380,7 +383,7 @@ fn fence_pids(spec: &mut Spec) {
 fn is_kubelets(spec: &Spec) -> bool {
     spec.annotations().as_ref().is_some_and(|all| {
         let is_podmans = all.get("io.container.manager").is_some_and(|name| name == "libpod");
-        !is_podmans && POD_OF_KUBELET.iter().any(|key| all.contains_key(*key))
+        !is_podmans && NAME_BY_KUBELET.iter().any(|key| all.contains_key(*key))
     })
 }
 
@@ -394,9 +397,11 @@ mod tests {
             let spec = format!(r#"{{"ociVersion":"1.0.2","annotations":{{{annotations}}}}}"#);
             is_kubelets(&serde_json::from_str(&spec).unwrap())
         };
-        assert!(with(r#""io.kubernetes.cri.sandbox-id":"p""#));
-        assert!(with(r#""io.kubernetes.cri-o.SandboxID":"p""#));
-        assert!(!with(r#""io.kubernetes.cri-o.SandboxID":"p","io.container.manager":"libpod""#));
+        assert!(with(r#""io.kubernetes.cri.container-name":"c""#));
+        assert!(with(r#""io.kubernetes.cri-o.ContainerName":"c""#));
+        assert!(!with(
+            r#""io.kubernetes.cri-o.ContainerName":"c","io.container.manager":"libpod""#
+        ));
         assert!(!with(r#""a":"b""#));
     }
 }

@@ -124,12 +124,12 @@ impl AgentClient {
     }
 }
 
-/// A path is what the host knows of the guest's, anything else is an address in the driver's terms.
 fn has_pid_namespace(spec: &Spec) -> bool {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     namespaces.into_iter().flatten().any(|one| one.typ() == LinuxNamespaceType::Pid)
 }
 
+/// A path is what the host knows of the guest's, anything else is an address in the driver's terms.
 fn device_message(device: &GuestDevice) -> agent::Device {
     let (id, vm_path) = match device.address.starts_with('/') {
         true => (String::new(), device.address.clone()),

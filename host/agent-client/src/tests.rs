@@ -12,7 +12,7 @@ use kata_agent_api::health::{CheckRequest, HealthCheckResponse, health_check_res
 use kata_agent_api::health_ttrpc::{Health, create_health};
 use kata_agent_api::types;
 use oci_spec::runtime::{
-    LinuxBuilder, LinuxPersonality, LinuxResources, Process, SpecBuilder, UserBuilder,
+    Linux, LinuxBuilder, LinuxPersonality, LinuxResources, Process, SpecBuilder, UserBuilder,
 };
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
@@ -150,7 +150,14 @@ async fn a_container_is_created() {
     let request = guest.created.recv().await.unwrap();
     assert_eq!((request.container_id.as_str(), request.exec_id.as_str()), ("c", "c"));
     assert_eq!(request.OCI.Hostname, "box");
-    assert!(request.sandbox_pidns);
+    assert!(request.sandbox_pidns && !request.guest_pidns);
+
+    let mut linux = Linux::default();
+    linux.set_namespaces(Some(Vec::new()));
+    let spec = SpecBuilder::default().linux(linux).build().unwrap();
+    let of_guest = GuestContainer { spec, ..container };
+    guest.client.create_container(&of_guest).await.unwrap();
+    assert!(guest.created.recv().await.unwrap().guest_pidns);
 }
 
 #[tokio::test]

@@ -50,12 +50,13 @@ fn without_host_devices(
     // Those that had come or gone, or had other numbers, when the engine made its list are nobody's
     // wish either: a number may be another disk's by now.
     let hosts: Vec<_> = all.iter().filter(|device| is_hosts(device)).collect();
+    let number = |device: &LinuxDevice| (device.typ(), device.major(), device.minor());
     let is_named = |device: &LinuxDevice| {
-        let same = |other: &&LinuxDevice| {
-            let number = |device: &LinuxDevice| (device.typ(), device.major(), device.minor());
-            other.path() != device.path() && number(other) == number(device)
-        };
-        !is_node(device.path()) && hosts.iter().any(same)
+        let is_twice =
+            |other: &&LinuxDevice| other.path() != device.path() && number(other) == number(device);
+        let hides_hosts =
+            |other: &&LinuxDevice| other.path() == device.path() && number(other) != number(device);
+        hosts.iter().any(is_twice) && (!is_node(device.path()) || hosts.iter().any(hides_hosts))
     };
     all.iter().filter(|device| is_guests(device) || is_named(device)).cloned().collect()
 }
@@ -119,7 +120,8 @@ mod tests {
         let linux = format!(r#"{{"devices":[{devices}],"resources":{{"devices":[{rules}]}}}}"#);
         let linux: Linux = serde_json::from_str(&linux).unwrap();
         let of_all = |device: &LinuxDevice| {
-            !["/dev/data", "/dev/lost"].contains(&device.path().to_str().unwrap())
+            let path = device.path().to_str().unwrap();
+            !["/dev/data", "/dev/lost"].contains(&path) && (path, device.minor()) != (DISK.0, 1)
         };
         let left = without_host_devices(&linux, of_all);
         left.iter().map(|device| device.path().display().to_string()).collect()
@@ -138,6 +140,9 @@ mod tests {
         for rules in rules {
             assert_eq!(left_of(&all, rules), ["/dev/null", "/dev/fuse", "/dev/data"], "{rules}");
         }
+        // By the path of another one of the host's, which it takes the place of.
+        let other = ("/dev/no-other", "b", 1);
+        assert_eq!(left_of(&[NULL, DISK, other, (DISK.0, "b", 1)], ALL), [NULL.0, DISK.0]);
         // The number is that of a device of another kind.
         assert_eq!(left_of(&[NULL, ("/dev/lost", "b", 3)], ALL), ["/dev/null"]);
     }
