@@ -273,7 +273,7 @@ mod tests {
         let rounds = Rounds::with_programs_of(None).unwrap();
         assert_eq!(
             rounds.iter().map(|round| round.hypervisor.to_string()).collect::<Vec<_>>(),
-            ["QEMU", "krun", "krun or QEMU"]
+            ["krun or QEMU", "QEMU", "krun"]
         );
         assert!(!rounds.binaries(true).contains(&"program"));
         let has_more = |name: &&'static str| !rounds.binaries(false).contains(name);
