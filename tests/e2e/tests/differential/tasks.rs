@@ -81,13 +81,12 @@ fn without_time(text: &str) -> String {
     text.lines().map(without).collect()
 }
 
-/// Process ids are not the same twice.
+/// Process ids are not the same twice, nor are they always as long, by which the columns are set.
 fn without_numbers(text: &str) -> String {
     let (head, rows) = text.split_once("\\n").unwrap_or((text, ""));
-    format!(
-        "{head}\\n{}",
-        rows.replace(|letter: char| letter.is_ascii_digit(), "").replace(' ', "")
-    )
+    let head: Vec<&str> = head.split_whitespace().collect();
+    let rows = rows.replace(|letter: char| letter.is_ascii_digit(), "").replace(' ', "");
+    format!("{}\\n{rows}", head.join(" "))
 }
 
 /// Which sections the metrics have, and which parts with a structure of their own these have.
