@@ -2,14 +2,12 @@
 //! devices that it uses as such.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use kata_hypervisor::{DiskSpec, Disks, LaterDisks};
 use kata_sandbox::{DiskDevice, DiskRoot};
 use kata_storage::{BlockRoot, RootfsMount};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
-use rustix::fs::makedev;
 
 use crate::{ContainerRole, Runtime, RuntimeError, SpecError, spec_devices};
 
@@ -124,18 +122,13 @@ pub(crate) fn devices(
 /// the container's.
 fn host_node(device: &LinuxDevice) -> Result<PathBuf, SpecError> {
     let (major, minor) = (device.major(), device.minor());
-    let number = || Some(makedev(u32::try_from(major).ok()?, u32::try_from(minor).ok()?));
     let event = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"));
     let name = event.ok().and_then(|event| {
         event.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(str::to_owned)
     });
     let node = name.map(|name| Path::new("/dev").join(name));
-    let is_it = |node: &PathBuf| {
-        let found = fs::symlink_metadata(node);
-        found.is_ok_and(|one| one.file_type().is_block_device() && Some(one.rdev()) == number())
-    };
     let missing = || SpecError::NoDevice { path: device.path().clone(), major, minor };
-    node.filter(is_it).ok_or_else(missing)
+    node.filter(|node| spec_devices::is_at(device, node)).ok_or_else(missing)
 }
 
 /// Whether a rule of the spec lets the container write to the device; without any rule for it

@@ -86,9 +86,14 @@ fn is_node(path: &Path) -> bool {
     })
 }
 
-/// Whether the host has this device by this path.
+/// Whether the host has this device by the path that the container is to have it by.
 fn is_hosts(device: &LinuxDevice) -> bool {
-    let Ok(node) = fs::symlink_metadata(device.path()) else { return false };
+    is_at(device, device.path())
+}
+
+/// Whether the host has this device at `path`.
+pub(crate) fn is_at(device: &LinuxDevice, path: &Path) -> bool {
+    let Ok(node) = fs::symlink_metadata(path) else { return false };
     let kind = node.file_type();
     let is_kind = match device.typ() {
         LinuxDeviceType::B => kind.is_block_device(),
