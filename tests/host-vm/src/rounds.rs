@@ -174,12 +174,18 @@ impl Rounds {
         names
     }
 
-    /// The files and directories beside the test binaries that a machine must have.
+    /// The files and directories beside the test binaries that a machine must have; `all` as for
+    /// [`Rounds::binaries`].
     #[must_use]
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub fn files(&self, all: bool) -> Vec<PathBuf> {
         let mut files =
             vec![Installation::under_test().prefix().to_owned(), self.directory.path().to_owned()];
         files.push(GuestKernel::Small.vmlinux());
+        if all {
+            let of = |kernel: GuestKernel| [kernel.vmlinux(), kernel.vmlinuz(), kernel.initrd()];
+            let guests = [GuestKernel::Small, GuestKernel::Distribution].map(of);
+            files.extend(guests.into_iter().flatten().filter(|file| file.exists()));
+        }
         files.extend(self.iter().flat_map(|round| round.programs.clone()));
         files.sort();
         files.dedup();
@@ -307,7 +313,7 @@ mod tests {
         fs::write(&jailer, "").unwrap();
         let rounds = rounds();
         assert_eq!(names(&rounds), ["Firecracker", "Firecracker's jailer"]);
-        let files = rounds.files();
+        let files = rounds.files(false);
         assert!(files.contains(&vmm) && files.contains(&jailer), "{files:?}");
         let of = |round: &Round| fs::read_to_string(&round.configuration).unwrap();
         let text = of(rounds.iter().last().unwrap());
@@ -320,7 +326,7 @@ mod tests {
         let program = directory.path().join("cloud-hypervisor");
         fs::write(&program, "").unwrap();
         let rounds = Rounds::with_programs_of(Some(directory.path().as_os_str())).unwrap();
-        assert!(rounds.files().contains(&program));
+        assert!(rounds.files(false).contains(&program));
         let round = rounds.iter().last().unwrap();
         let text = fs::read_to_string(&round.configuration).unwrap();
         assert!(text.contains(&format!("path = \"{}\"", program.display())), "{text}");

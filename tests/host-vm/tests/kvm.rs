@@ -57,7 +57,7 @@ fn here(rounds: &Rounds, binaries: &[TestBinary]) -> Result<bool> {
 
 fn in_host_vm(rounds: &Rounds, binaries: &[TestBinary]) -> Result<bool> {
     let mut paths: Vec<PathBuf> = binaries.iter().map(|binary| binary.path.clone()).collect();
-    paths.extend(rounds.files());
+    paths.extend(rounds.files(all()));
     let jobs = rounds.iter().flat_map(|round| {
         let commands = round.commands(binaries, all(), SLOWNESS, 1);
         commands.map(|(name, command)| Job {
