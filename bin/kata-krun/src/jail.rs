@@ -3,13 +3,17 @@
 //!
 //! ```text
 //!   /                   tmpfs, read-only
-//!     dev/{kvm,null,urandom}
-//!     proc              of this PID namespace: the VMM alone
+//!     dev/{kvm,null,urandom}        nobody's to change, as all devices here
+//!     proc              of this PID namespace: the VMM alone, read-only
 //!     boot/{kernel,initrd,image}    read-only, as far as there are such
 //!     disk/N            in the order of the options
 //!     share/N           what the guest may mount; mounts that the host makes below it later appear here too
 //!     vsock             where the sockets for the guest's ports are made
 //! ```
+//!
+//! libkrun's file server takes the names that a guest asks for as they are, `..` and `/` in them
+//! too, and opens whatever is there. So a guest reaches all of this, and these walls are what there
+//! is between it and the host: no more may be writable here than what is the guest's own.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -134,8 +138,10 @@ impl Root {
             .context("cannot mount a root directory of its own")?;
         let root = Self { at: directory.to_owned(), sockets };
         let proc = root.make_directory("/proc")?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        rustix::mount::mount(c"proc", &proc, c"proc", flags, None::<&std::ffi::CStr>)
+        // Its user is root outside, too, and needs no capability to write to the kernel's settings.
+        let flags =
+            MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount(c"proc", &proc, c"proc", flags, c"subset=pid")
             .context("cannot mount its own /proc")?;
         Ok(root)
     }
@@ -144,7 +150,9 @@ impl Root {
     fn add_file(&self, source: &Path, path: &str, access: Access) -> anyhow::Result<PathBuf> {
         let is_device = matches!(access, Access::Device);
         let attributes = MountAttributes {
-            readonly: matches!(access, Access::Read),
+            // A device can be written to all the same. But its node is the host's, with its owner
+            // and mode.
+            readonly: !matches!(access, Access::Write),
             nosuid: true,
             nodev: !is_device,
             noexec: true,

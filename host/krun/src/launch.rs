@@ -4,10 +4,12 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use kata_hypervisor::{HypervisorError, VmExit, VmSpec, Vmm, pipe_from_vmm};
 use kata_linux::jail::{Jail, Network, Resource};
+use kata_linux::mount;
 use kata_linux::process::{Child, Exit, Spawn};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -19,6 +21,11 @@ use crate::{KrunSettings, NAME};
 
 /// The directory for the guest's ports, in the sandbox's own.
 const VSOCK_DIR: &str = "vsock";
+
+/// Of the file system for them. A VMM that was taken over can make sockets there, and is not to
+/// fill the host's.
+const VSOCK_OPTIONS: [&str; 5] =
+    ["nosuid", "nodev", "noexec", "mode=0700", "size=64k,nr_inodes=64"];
 
 /// Starts the VMM. If this fails, or is dropped, nothing is left: the child dies with its handle.
 pub(crate) async fn launch(
@@ -34,7 +41,8 @@ pub(crate) async fn launch(
         return Err(HypervisorError::Setup { what: "krun", source });
     }
     let vsock_dir = spec.run_dir.join(VSOCK_DIR);
-    let sockets = fresh_directory(&vsock_dir).map_err(setup("the directory for vsock ports"))?;
+    let (sockets, mounted) =
+        SocketsMount::at(&vsock_dir).map_err(setup("the directory for vsock ports"))?;
     // The namespace of its processes is the one wall that it cannot put up without a second
     // process. And a namespace that others may know by its process is not for it to leave.
     let network = match &spec.network_namespace {
@@ -65,19 +73,37 @@ pub(crate) async fn launch(
 
     let vmm = Vmm::new(Arc::clone(&child), console_output);
     vmm.within(spec.vmm_deadline, &program, greet(&program, &child, ready_output)).await?;
+    // The VMM has taken it along, and we have it open.
+    drop(mounted);
     let dialer = Dialer::new(sockets, settings.ports.clone(), settings.dial_again, child);
     let disks = spec.disks.iter().map(|disk| disk.id.clone()).collect();
     Ok(KrunVm { vmm, dialer, disks })
 }
 
-/// Empty, for nobody else, and open.
-fn fresh_directory(path: &std::path::Path) -> io::Result<OwnedFd> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+/// A small file system for sockets, as long as it has a place where a VMM finds it.
+struct SocketsMount<'a>(&'a Path);
+
+impl<'a> SocketsMount<'a> {
+    /// Empty, for nobody else, and open.
+    fn at(path: &'a Path) -> io::Result<(OwnedFd, Self)> {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        DirBuilder::new().mode(0o700).create(path)?;
+        let options = VSOCK_OPTIONS.map(str::to_owned);
+        mount::mount("tmpfs", path, "tmpfs", &options).map_err(io::Error::other)?;
+        let mounted = Self(path);
+        Ok((File::open(path)?.into(), mounted))
     }
-    DirBuilder::new().mode(0o700).create(path)?;
-    Ok(File::open(path)?.into())
+}
+
+impl Drop for SocketsMount<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = mount::unmount_tree(self.0) {
+            tracing::warn!("the directory for vsock ports stays mounted: {error}");
+        }
+    }
 }
 
 /// Waits for the VMM's first word, or for its last.

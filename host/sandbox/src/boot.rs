@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use kata_agent_client::AgentClient;
 use kata_channel::AGENT_PORT;
-use kata_hypervisor::{Hypervisor, HypervisorError, Vm, VmExit, VmSpec};
+use kata_hypervisor::{Hypervisor, HypervisorError, ShareSource, Vm, VmExit, VmSpec};
 use kata_log::chain;
 use kata_storage::{FileServer, Share};
 use kata_timeline::{Recorder, Stage};
@@ -145,7 +145,10 @@ async fn start(
 
 /// The shared directory with what everything in the guest may see.
 fn share(plan: &SandboxPlan) -> Result<Share, BootError> {
-    let share = Share::create(&plan.vm.run_dir)?;
+    let mut share = Share::create(&plan.vm.run_dir)?;
+    if plan.vm.shares.iter().any(|share| matches!(share.source, ShareSource::Directory(_))) {
+        share = share.for_trusting_server();
+    }
     for mount in &plan.sandbox_mounts {
         share.add_sandbox_mount(&mount.source, mount.readonly)?;
     }

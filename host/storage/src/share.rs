@@ -52,6 +52,8 @@ pub struct Share {
     /// The root of its read-only bind, with all of the mounts.
     face: OwnedFd,
     binds: Binds,
+    /// Whether what the host mounts below a source later may appear.
+    follows_host: bool,
     removed: bool,
 }
 
@@ -83,8 +85,18 @@ impl Share {
             backing,
             face,
             binds: Binds::default(),
+            follows_host: true,
             removed: false,
         })
+    }
+
+    /// The same, for a server that opens whatever a guest asks for. Such a guest must not see what
+    /// the host mounts below a source later: it would come as the host has mounted it, with devices
+    /// that can be used.
+    #[must_use]
+    pub fn for_trusting_server(mut self) -> Self {
+        self.follows_host = false;
+        self
     }
 
     /// The directory to serve.
@@ -309,7 +321,8 @@ impl Share {
         relative: &Path,
         kind: BindKind,
     ) -> Result<PathBuf, StorageError> {
-        let propagation = if kind.follows_host { Propagation::Slave } else { Propagation::Private };
+        let follows = kind.follows_host && self.follows_host;
+        let propagation = if follows { Propagation::Slave } else { Propagation::Private };
         let attributes = MountAttributes {
             readonly: kind.readonly,
             // The server needs none of this, whatever becomes of it.

@@ -151,6 +151,22 @@ fn share_that_is_in_use_is_removed_and_its_sources_stay() {
 }
 
 #[test]
+fn trusting_server_gets_nothing_that_the_host_mounts_later() {
+    in_namespace(|run, host| {
+        mount("tmpfs", host, "tmpfs", &[]).unwrap();
+        make_shared(host, false).unwrap();
+        fs::create_dir(host.join("below")).unwrap();
+        let mut share = Share::create(run).unwrap().for_trusting_server();
+        let path = share.add_mount("c1", &host_bind(0, host)).unwrap();
+        mount("tmpfs", &host.join("below"), "tmpfs", &[]).unwrap();
+        fs::write(host.join("below/file"), "").unwrap();
+        assert!(!on_host(&share, &path).join("below/file").exists());
+        assert_eq!(share.add_mount("c2", &host_bind(0, host)).unwrap(), path);
+        share.remove().unwrap();
+    });
+}
+
+#[test]
 fn what_is_mounted_below_a_source_is_each_containers_own() {
     in_namespace(|run, host| {
         fs::create_dir(host.join("below")).unwrap();

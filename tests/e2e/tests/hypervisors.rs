@@ -118,12 +118,25 @@ fn krun_serves_files_from_behind_its_walls() -> Result<()> {
                 ensure!(status.contains(line), "{line:?} is not in: {status}");
             }
         }
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", vmm.pid))?;
+        let writable: Vec<_> = mounts.lines().filter_map(writable_mount).collect();
+        ensure!(
+            writable.iter().all(|at| at.starts_with("/share/") || *at == "/vsock"),
+            "more can be changed than the guest's own: {mounts}"
+        );
         for kind in ["mnt", "net", "ipc", "uts", "pid"] {
             let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}"));
             ensure!(namespace("self")? != namespace(&vmm.pid.to_string())?, "it has the host's {kind}");
         }
         container.remove()
     })
+}
+
+/// Where a line of /proc/PID/mountinfo (proc_pid_mountinfo(5)) says that files can be changed.
+fn writable_mount(line: &str) -> Option<&str> {
+    let mut fields = line.split(' ').skip(4);
+    let (at, options) = (fields.next()?, fields.next()?);
+    options.split(',').all(|option| option != "ro").then_some(at)
 }
 
 /// Each of these is another request of FUSE's.
