@@ -111,7 +111,7 @@ pub(crate) struct RootfsCommand {
     /// Write a configuration drop-in that names the image, its file system and its root hash
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// A hypervisor that the drop-in is for (can be repeated) [default: all that boot images]
+    /// A hypervisor that the drop-in is for (can be repeated) [default: all]
     #[arg(long = "hypervisor", value_name = "NAME", value_enum, requires = "config")]
     pub(crate) hypervisors: Vec<Hypervisor>,
     /// The file to write
@@ -135,6 +135,7 @@ pub(crate) enum FirstProcess {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Hypervisor {
     Clh,
+    Firecracker,
     Krun,
     Qemu,
 }
@@ -144,6 +145,7 @@ impl Hypervisor {
     pub(crate) fn section(self) -> &'static str {
         match self {
             Self::Clh => "clh",
+            Self::Firecracker => "firecracker",
             Self::Krun => "krun",
             Self::Qemu => "qemu",
         }

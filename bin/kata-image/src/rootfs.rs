@@ -96,7 +96,7 @@ mod tests {
         let text =
             drop_in(image, FileSystem::Erofs, &verity, Hypervisor::value_variants()).unwrap();
         let config = HostConfig::parse(&text, Path::new("x.toml"), Path::new("/usr")).unwrap();
-        for vm in [&config.clh.vm, &config.krun.vm, &config.qemu.vm] {
+        for vm in [&config.clh.vm, &config.firecracker.vm, &config.krun.vm, &config.qemu.vm] {
             assert!(matches!(vm.root(), Root::Image(found) if found == image), "{vm:?}");
             assert!(vm.kernel_verity_params.is_some(), "{vm:?}");
         }

@@ -50,7 +50,22 @@ impl HostConfig {
         for (name, text) in &ours {
             config.annotate(self, name, text)?;
         }
+        config.check_agreement(&ours)?;
         Ok(config)
+    }
+
+    /// Refuses annotations that the file's keys, or others of them, do not go with.
+    fn check_agreement(&self, annotations: &[(&String, &String)]) -> Result<(), ConfigError> {
+        let Some((section, key, problem)) = self.contradictions().next() else { return Ok(()) };
+        let is_meant = |name: &str| {
+            let entry = name.rsplit('.').next().unwrap_or(name);
+            entry == key || problem.contains(&format!("`{entry}`"))
+        };
+        let meant = annotations.iter().find(|(name, _)| is_meant(name)).or(annotations.last());
+        let name = meant.map(|(name, _)| (*name).clone()).unwrap_or_default();
+        let problem =
+            format!("leads to what is not possible: `hypervisor.{section}.{key}` {problem}");
+        Err(ConfigError::AnnotationInvalid { name, problem })
     }
 
     /// Applies one annotation; `base` says what is allowed.

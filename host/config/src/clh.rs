@@ -55,7 +55,7 @@ const OFF: &[OffKey] = &[
     off("virtio_fs_is_dax"),
     number("virtio_fs_queue_size", &[1024]),
     // Block devices.
-    text("block_device_driver", &["virtio-blk-pci"]),
+    text("block_device_driver", &["virtio-blk", "virtio-blk-pci"]),
     off("block_device_cache_set"),
     off("block_device_cache_direct"),
     off("block_device_cache_noflush"),

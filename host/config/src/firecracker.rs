@@ -11,8 +11,7 @@ use crate::setting::choice;
 
 section! {
     /// The virtual machine and the Firecracker that runs it. It needs KVM, and has no shared file
-    /// system: containers get their root file systems as disks, and files of the host as copies. It
-    /// takes no rootfs images.
+    /// system: containers get their root file systems as disks, and files of the host as copies.
     pub struct Firecracker = "hypervisor.firecracker", off OFF, off_tables &[], prefix prefix, shared {
         /// What every hypervisor has.
         vm: VmSettings = VmSettings::defaults(prefix);
@@ -57,12 +56,7 @@ choice! {
 /// What upstream's section has and this version lacks.
 const OFF: &[OffKey] = &[
     // Boot assets.
-    text("image", &[""])
-        .instead("boot from `initrd` and set `image = \"\"`, for the two exclude each other"),
-    text("rootfs_type", &["ext4", "xfs", "erofs"]),
     text("vm_rootfs_driver", &["virtio-blk-mmio"]),
-    text("kernel_verity_params", &[""]),
-    text("image_drivers", &[""]),
     empty_list("guest_extension_images"),
     any_list("valid_hypervisor_paths"),
     any_list("valid_jailer_paths"),

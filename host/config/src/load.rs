@@ -87,15 +87,22 @@ impl HostConfig {
         Ok(config)
     }
 
-    /// Refuses keys of which each is right, but not all together.
-    fn check_combination(&self, root: &Table) -> Result<(), ConfigError> {
-        let sections = [
+    /// Keys of which each is right, but not all together: section, key, and a sentence.
+    pub(crate) fn contradictions(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+        let of_vm = [
             ("clh", self.clh.vm.contradiction()),
+            ("firecracker", self.firecracker.vm.contradiction()),
             ("krun", self.krun.vm.contradiction()),
             ("qemu", self.qemu.vm.contradiction().or_else(|| self.qemu.contradiction())),
         ];
-        for (name, contradiction) in sections {
-            let Some((key, problem)) = contradiction else { continue };
+        of_vm.into_iter().filter_map(|(name, found)| found.map(|(key, why)| (name, key, why)))
+    }
+
+    /// Refuses keys of which each is right, but not all together.
+    fn check_combination(&self, root: &Table) -> Result<(), ConfigError> {
+        if let Some((name, key, problem)) = self.contradictions().next() {
             let section = match root.get("hypervisor").map(|entry| &entry.value) {
                 Some(Value::Table(hypervisors)) => find(hypervisors, name, key),
                 _ => None,

@@ -38,8 +38,9 @@ section! {
         static_sandbox_resource_mgmt: bool = true;
         /// Directories of the host that every guest finds under
         /// /run/kata-containers/shared/containers/sandbox-mounts, each "PATH", "PATH:ro" or
-        /// "PATH:rw"; read-only unless it says "rw".
-        sandbox_bind_mounts: Vec<BindMount> = Vec::new();
+        /// "PATH:rw"; read-only unless it says "rw". Each goes by the last part of its path, of
+        /// which there may be no two alike.
+        sandbox_bind_mounts: Vec<BindMount> = Vec::new(), check have_places;
         /// How a VFIO device appears in a container, "guest-kernel" or "vfio". This version passes
         /// none.
         vfio_mode: VfioMode = VfioMode::GuestKernel;
@@ -118,3 +119,24 @@ const OFF: &[OffKey] = &[
     either("disable_guest_empty_dir"),
     any_text("kubelet_root_dir"),
 ];
+
+/// Each directory is found under its last name.
+fn have_places(mounts: &Vec<BindMount>) -> Result<(), String> {
+    let mut names = Vec::new();
+    for BindMount { source, .. } in mounts {
+        let name = source.file_name().ok_or_else(|| {
+            format!(
+                "names {}, which has no name; name a directory or file below it",
+                source.display()
+            )
+        })?;
+        if names.contains(&name) {
+            return Err(format!(
+                "has two paths that end in {}, under which only one can be found; rename one of them, or bind it elsewhere",
+                name.display()
+            ));
+        }
+        names.push(name);
+    }
+    Ok(())
+}

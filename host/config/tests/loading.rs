@@ -78,6 +78,18 @@ fn upstreams_file_loads_as_it_is() {
 }
 
 #[test]
+fn upstreams_files_for_the_other_hypervisors_load_as_they_are() {
+    let image = Path::new("/opt/kata/share/kata-containers/kata-containers.img");
+    let clh = parse(include_str!("upstream-clh.toml")).unwrap();
+    assert_eq!(clh.runtime.hypervisor_name, HypervisorName::CloudHypervisor);
+    assert_eq!(clh.vm().root(), Root::Image(image));
+    let firecracker = parse(include_str!("upstream-firecracker.toml")).unwrap();
+    assert_eq!(firecracker.runtime.hypervisor_name, HypervisorName::Firecracker);
+    assert_eq!(firecracker.vm().root(), Root::Image(image));
+    assert_eq!(firecracker.firecracker.jailer_path, Some("/opt/kata/bin/jailer".into()));
+}
+
+#[test]
 fn what_krun_would_lose_asks_for_qemu() {
     let asks = |key| {
         let config = parse(&format!("[hypervisor.qemu]\n{key}\n")).unwrap();
@@ -221,10 +233,9 @@ fn what_an_image_is_checked_with_needs_an_image() {
 
 #[test]
 fn key_of_every_hypervisor_is_refused_by_the_one_that_lacks_its_feature() {
-    let error = refused("[hypervisor.firecracker]\nimage = \"/i\"\n");
-    assert!(error.starts_with("f.toml:2: ") && error.contains("boot from `initrd`"), "{error}");
-    let config = parse("[hypervisor.firecracker]\nimage = \"\"\nrootfs_type = \"xfs\"\n").unwrap();
-    assert_eq!(config.firecracker.vm.image, None);
+    let error = refused("[hypervisor.firecracker]\nenable_hugepages = true\n");
+    assert!(error.starts_with("f.toml:2: ") && error.contains("not supported"), "{error}");
+    assert!(parse("[hypervisor.firecracker]\nenable_hugepages = false\n").is_ok());
 }
 
 #[test]
@@ -247,6 +258,32 @@ fn values_out_of_range_are_refused() {
         let error = refused(&format!("[hypervisor.qemu]\n{line}\n"));
         assert!(error.starts_with("f.toml:2: ") && error.contains(words), "{line}: {error}");
     }
+}
+
+#[test]
+fn bind_mounts_of_all_sandboxes_have_names_of_their_own() {
+    let of = |mounts: &str| parse(&format!("[runtime]\nsandbox_bind_mounts = [{mounts}]\n"));
+    assert!(of(r#""/a/data", "/b/other:rw""#).is_ok());
+    for (mounts, words) in
+        [(r#""/a/data", "/b/data:rw""#, "two paths that end in data"), (r#""/""#, "has no name")]
+    {
+        let error = of(mounts).unwrap_err();
+        assert!(error.starts_with("f.toml:2: ") && error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn annotation_that_does_not_go_with_the_file_is_refused() {
+    let text = "[hypervisor.qemu]\nreclaim_guest_freed_memory = true\nenable_annotations = [\"enable_hugepages\"]\n";
+    let config = parse(text).unwrap();
+    let annotated = |value: &str| {
+        let name = "io.katacontainers.config.hypervisor.enable_hugepages";
+        config.with_annotations(&[(name.to_owned(), value.to_owned())].into())
+    };
+    assert!(annotated("false").is_ok());
+    let error = annotated("true").unwrap_err().to_string();
+    assert!(error.contains("enable_hugepages leads to"), "{error}");
+    assert!(error.contains("`hypervisor.qemu.reclaim_guest_freed_memory`"), "{error}");
 }
 
 #[test]

@@ -18,6 +18,9 @@ pub(crate) struct Place {
     disk: Option<String>,
 }
 
+/// What the API calls the disk that the guest boots from.
+pub(crate) const IMAGE: &str = "image";
+
 /// All places, in the order in which the guest counts them.
 #[derive(Debug)]
 pub(crate) struct Disks {
@@ -26,8 +29,15 @@ pub(crate) struct Disks {
 }
 
 impl Disks {
-    /// The spec's disks, then the places for others.
+    /// The image that the guest boots from, if it does; the spec's disks, then the places for
+    /// others.
     pub(crate) fn of(spec: &VmSpec) -> Self {
+        let image = spec.root.image().map(|_| Place {
+            drive: IMAGE.to_owned(),
+            readonly: true,
+            later: false,
+            disk: None,
+        });
         let now = spec.disks.iter().map(|disk| (disk.readonly, Some(disk.id.clone())));
         let later = [(true, spec.later_disks.readonly), (false, spec.later_disks.writable)];
         let later = later.into_iter().flat_map(|(readonly, count)| vec![(readonly, None); count]);
@@ -37,7 +47,7 @@ impl Disks {
             later: disk.is_none(),
             disk,
         });
-        Self { places: Mutex::new(places.collect()) }
+        Self { places: Mutex::new(image.into_iter().chain(places).collect()) }
     }
 
     /// Every place's name, and whether it is read-only.
@@ -105,7 +115,7 @@ mod tests {
     use kata_hypervisor::LaterDisks;
 
     use super::*;
-    use crate::machine::tests::spec;
+    use crate::machine::tests::{image, spec};
 
     fn disk(id: &str, readonly: bool) -> DiskSpec {
         DiskSpec { id: id.into(), path: "/disk".into(), readonly }
@@ -133,6 +143,19 @@ mod tests {
         disks.give_back("one");
         assert_eq!((disks.taken_by("one"), disks.find("one")), (None, None));
         assert_eq!(disks.take(&disk("two", true)).unwrap().0, "disk1");
+    }
+
+    #[test]
+    fn image_is_the_first_and_nobodys() {
+        let mut spec = VmSpec { disks: vec![disk("root", false)], ..spec() };
+        spec.root = image();
+        spec.later_disks.readonly = 1;
+        let disks = Disks::of(&spec);
+        let drives: Vec<_> = disks.drives().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(drives, [IMAGE, "disk0", "disk1"]);
+        assert_eq!(disks.find("root").unwrap().address, "/dev/vdb");
+        assert_eq!(disks.take(&disk("one", true)).unwrap().1.address, "/dev/vdc");
+        assert!(disks.take(&disk("two", true)).is_err());
     }
 
     #[test]

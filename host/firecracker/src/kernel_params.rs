@@ -20,8 +20,12 @@ const MACHINE: &[&str] = &[
     "pci=off",
 ];
 
+/// The guest's name for the disk of an image, which is its first.
+const IMAGE_DISK: &str = "vda";
+
 /// The kernel's command line.
 pub(crate) fn command_line(spec: &VmSpec) -> String {
-    let extra = spec.kernel_params.iter().map(String::as_str);
+    let root = spec.root.kernel_params(IMAGE_DISK);
+    let extra = root.iter().chain(&spec.kernel_params).map(String::as_str);
     kernel_command_line(MACHINE.iter().copied(), spec.debug, extra)
 }

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use kata_hypervisor::{
@@ -18,11 +17,11 @@ use tokio::net::UnixStream;
 
 use crate::api::{ActionType, ApiError, Client, EntropyDevice};
 use crate::cell::Cell;
-use crate::disks::Disks;
+use crate::disks::{self, Disks};
 use crate::fifo::{Fifo, log_into, watch_metrics};
 use crate::machine::{Machine, Seen};
 use crate::vm::FirecrackerVm;
-use crate::{FirecrackerSettings, NO_RESUME, OLDEST, machine, socket};
+use crate::{FirecrackerSettings, NO_RESUME, OLDEST, socket};
 
 /// Names in the VMM's directory.
 const API: &str = "api";
@@ -51,11 +50,10 @@ pub(crate) async fn launch(
 ) -> Result<FirecrackerVm, HypervisorError> {
     let setup = |what| move |source| HypervisorError::Setup { what, source };
     let program = settings.program.display().to_string();
-    let initrd = machine::initrd(spec)?;
     need_kvm()?;
     let (console_output, stdout) = pipe_from_vmm().map_err(setup("the console"))?;
     let (cell, mut spawn) = cell(settings, spec).map_err(setup("a place for the VMM"))?;
-    let seen = admit(&cell, &mut spawn, spec, initrd).map_err(setup("the VMM's files"))?;
+    let seen = admit(&cell, &mut spawn, spec).map_err(setup("the VMM's files"))?;
     let disks = Disks::of(spec);
     let machine = Machine::of(spec, settings, disks.drives(), &seen)?;
     for name in [API, VSOCK] {
@@ -189,8 +187,11 @@ fn cell(settings: &FirecrackerSettings, spec: &VmSpec) -> io::Result<(Cell, Spaw
 }
 
 /// Lets the VMM see all the files that its machine is made of.
-fn admit(cell: &Cell, spawn: &mut Spawn, spec: &VmSpec, initrd: &Path) -> io::Result<Seen> {
+fn admit(cell: &Cell, spawn: &mut Spawn, spec: &VmSpec) -> io::Result<Seen> {
     let mut disks = Vec::new();
+    if let Some(image) = spec.root.image() {
+        disks.push(cell.admit(&image.file, disks::IMAGE)?);
+    }
     for (number, disk) in spec.disks.iter().enumerate() {
         disks.push(match writable_file(disk)? {
             // It belongs to somebody else than the VMM's user.
@@ -207,7 +208,7 @@ fn admit(cell: &Cell, spawn: &mut Spawn, spec: &VmSpec, initrd: &Path) -> io::Re
     }
     Ok(Seen {
         kernel: cell.admit(&spec.kernel, "kernel")?,
-        initrd: cell.admit(initrd, "initrd")?,
+        initrd: spec.root.initrd().map(|initrd| cell.admit(initrd, "initrd")).transpose()?,
         disks,
         placeholder: cell.placeholder(),
         vsock: cell.seen(VSOCK),

@@ -74,7 +74,7 @@ impl Hypervisor for Firecracker {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             emulation: false,
-            image: false,
+            image: true,
             shared_file_system: SharedFileSystem::None,
             disks: Disks::Later,
             max_vcpus: MAX_VCPUS,

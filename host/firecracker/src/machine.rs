@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kata_hypervisor::{GuestRoot, HypervisorError, NicSpec, Tap, VmSpec};
+use kata_hypervisor::{HypervisorError, NicSpec, Tap, VmSpec};
 
 use crate::api::{BootSource, Drive, MachineConfiguration, NetworkInterface, Vsock};
 use crate::{FirecrackerSettings, NAME, kernel_params};
@@ -14,8 +14,8 @@ const CID: u32 = 3;
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
-    /// The disks of the boot.
+    pub(crate) initrd: Option<PathBuf>,
+    /// The image that the guest boots from, if it does, and the disks of the boot.
     pub(crate) disks: Vec<PathBuf>,
     /// What is in place of disks that come later.
     pub(crate) placeholder: PathBuf,
@@ -45,7 +45,6 @@ impl Machine {
         spec.refuse_hot_plug(NAME)?;
         spec.refuse_more_memory(NAME)?;
         spec.refuse_more_vcpus(NAME)?;
-        initrd(spec)?;
         let lacks = |what| HypervisorError::Unsupported { driver: NAME, what };
         if !spec.shares.is_empty() {
             return Err(lacks("shared directories"));
@@ -54,6 +53,7 @@ impl Machine {
         let drive = |(number, (drive_id, is_read_only))| Drive {
             drive_id,
             path_on_host: file(seen, number).to_owned(),
+            // The kernel is told of an image as with any other driver: by its partition.
             is_root_device: false,
             is_read_only,
             rate_limiter: settings.disk.if_any(),
@@ -62,23 +62,13 @@ impl Machine {
             config: MachineConfiguration { vcpu_count: spec.vcpus, mem_size_mib: spec.memory_mib },
             boot_source: BootSource {
                 kernel_image_path: seen.kernel.clone(),
-                initrd_path: Some(seen.initrd.clone()),
+                initrd_path: seen.initrd.clone(),
                 boot_args: kernel_params::command_line(spec),
             },
             drives: drives.into_iter().enumerate().map(drive).collect(),
             nics: nics.collect::<Result<_, _>>()?,
             vsock: Vsock { guest_cid: CID, uds_path: seen.vsock.clone() },
         })
-    }
-}
-
-/// The initial ramdisk that the agent is in.
-pub(crate) fn initrd(spec: &VmSpec) -> Result<&Path, HypervisorError> {
-    match &spec.root {
-        GuestRoot::Initrd(initrd) => Ok(initrd),
-        GuestRoot::Image(_) => {
-            Err(HypervisorError::Unsupported { driver: NAME, what: "a rootfs image" })
-        }
     }
 }
 
@@ -104,7 +94,7 @@ fn network_interface(
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use kata_hypervisor::{DiskSpec, LaterDisks};
+    use kata_hypervisor::{DiskSpec, GuestImage, GuestRoot, LaterDisks};
 
     use super::*;
     use crate::api::{RateLimiter, TokenBucket};
@@ -123,10 +113,19 @@ pub(crate) mod tests {
         }
     }
 
+    pub(crate) fn image() -> GuestRoot {
+        GuestRoot::Image(GuestImage {
+            file: "/share/image".into(),
+            file_system: "erofs".into(),
+            verity: None,
+            drivers: None,
+        })
+    }
+
     fn seen() -> Seen {
         Seen {
             kernel: "/kernel".into(),
-            initrd: "/initrd".into(),
+            initrd: Some("/initrd".into()),
             disks: vec!["/rootfs".into()],
             placeholder: "/nothing".into(),
             vsock: "/run/vsock".into(),
@@ -171,13 +170,19 @@ pub(crate) mod tests {
         };
         let text = refused(VmSpec { hot_plug: true, ..spec() });
         assert!(text.contains("network"), "{text}");
-        let image = kata_hypervisor::GuestImage {
-            file: "/image".into(),
-            file_system: "erofs".into(),
-            verity: None,
-            drivers: None,
-        };
-        let text = refused(VmSpec { root: GuestRoot::Image(image), ..spec() });
-        assert!(text.contains("rootfs image"), "{text}");
+    }
+
+    #[test]
+    fn image_is_the_first_disk_and_the_root() {
+        let spec = VmSpec { root: image(), ..spec() };
+        let seen = Seen { initrd: None, disks: vec!["/files/image".into()], ..seen() };
+        let drives = Disks::of(&spec).drives();
+        let machine = Machine::of(&spec, &FirecrackerSettings::default(), drives, &seen).unwrap();
+        let [drive] = &machine.drives[..] else { panic!("{:?}", machine.drives) };
+        assert_eq!(drive.path_on_host, Path::new("/files/image"));
+        assert!(drive.is_read_only);
+        assert_eq!(machine.boot_source.initrd_path, None);
+        let line = &machine.boot_source.boot_args;
+        assert!(line.contains(" ro root=/dev/vda1 "), "{line}");
     }
 }
