@@ -4,6 +4,8 @@
 //! libcontainer does not know it. So the process that makes the container does that part, in a
 //! mount namespace that only it and the container's init have: it mounts the tmpfs, fills it, and
 //! hands libcontainer a bind of it. It goes with that namespace.
+//!
+//! It does so with a tmpfs, too, that the working directory is to be made in.
 
 use std::fs;
 use std::io;
@@ -17,6 +19,8 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
+use crate::cwd;
+
 /// The option; it means nothing to the kernel.
 const OPTION: &str = "tmpcopyup";
 
@@ -24,30 +28,37 @@ const OPTION: &str = "tmpcopyup";
 /// is not to exhaust the stack.
 const DEPTH: usize = 64;
 
-/// Does what the option says for every mount that has it. Returns the mounts for libcontainer, or
-/// `None` if none had it. To be called in the process that makes the container, which has one
-/// thread.
-pub(crate) fn carry_out(rootfs: &Path, mounts: &[Mount]) -> io::Result<Option<Vec<Mount>>> {
-    if !mounts.iter().any(has_option) {
+/// Does what the option says for every mount that has it, and makes what `cwd` is below. Returns
+/// the mounts for libcontainer, or `None` if they stay as they are. To be called in the process that
+/// makes the container, which has one thread.
+pub(crate) fn carry_out(
+    rootfs: &Path,
+    mounts: &[Mount],
+    cwd: &Path,
+) -> io::Result<Option<Vec<Mount>>> {
+    let has_cwd = |mount: &Mount| is_tmpfs(mount) && cwd::is_below(cwd, mount.destination());
+    if !mounts.iter().any(|mount| has_option(mount) || has_cwd(mount)) {
         return Ok(None);
     }
     let mut is_private = false;
     let mut changed = Vec::with_capacity(mounts.len());
     for mount in mounts {
-        if !has_option(mount) {
+        let (copies, has_cwd) = (has_option(mount), has_cwd(mount));
+        if !copies && !has_cwd {
             changed.push(mount.clone());
             continue;
         }
         let options: Vec<_> = options(mount).filter(|option| *option != OPTION).collect();
         let mut plain = mount.clone();
         plain.set_options(Some(options.iter().map(|option| (*option).to_owned()).collect()));
-        if let Some(original) = original(rootfs, mount.destination())? {
+        let original = original(rootfs, mount.destination())?;
+        if let Some((original, _)) = original.filter(|(_, is_empty)| has_cwd || !is_empty) {
             if !is_private {
                 unshare(CloneFlags::CLONE_NEWNS)?;
                 mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
                 is_private = true;
             }
-            let place = fill(&original, &options)?;
+            let place = fill(&original, &options, copies)?;
             let flags = options.iter().filter(|option| !is_data(option));
             plain.set_typ(Some("bind".to_owned()));
             plain.set_source(Some(place));
@@ -60,8 +71,12 @@ pub(crate) fn carry_out(rootfs: &Path, mounts: &[Mount]) -> io::Result<Option<Ve
     Ok(Some(changed))
 }
 
+fn is_tmpfs(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("tmpfs")
+}
+
 fn has_option(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("tmpfs") && options(mount).any(|option| option == OPTION)
+    is_tmpfs(mount) && options(mount).any(|option| option == OPTION)
 }
 
 fn options(mount: &Mount) -> impl Iterator<Item = &str> {
@@ -73,9 +88,9 @@ fn is_data(option: &str) -> bool {
     option.contains('=')
 }
 
-/// The image's directory in the mount's place, unless it is missing or empty. No link leads out of
-/// the image.
-fn original(rootfs: &Path, destination: &Path) -> io::Result<Option<OwnedFd>> {
+/// The image's directory in the mount's place, unless it is missing, and whether it is empty. No
+/// link leads out of the image.
+fn original(rootfs: &Path, destination: &Path) -> io::Result<Option<(OwnedFd, bool)>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, rootfs, flags, Mode::empty())?;
     match openat2(&root, destination, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
@@ -83,20 +98,23 @@ fn original(rootfs: &Path, destination: &Path) -> io::Result<Option<OwnedFd>> {
         Err(errno) => Err(errno.into()),
         Ok(directory) => {
             let is_empty = fs::read_dir(path_of(&directory))?.next().is_none();
-            Ok((!is_empty).then_some(directory))
+            Ok(Some((directory, is_empty)))
         }
     }
 }
 
-/// Mounts a tmpfs over the directory, copies into it what was there, and returns its path.
-fn fill(original: &OwnedFd, options: &[&str]) -> io::Result<PathBuf> {
+/// Mounts a tmpfs over the directory, copies into it what was there if it `copies`, and returns its
+/// path.
+fn fill(original: &OwnedFd, options: &[&str], copies: bool) -> io::Result<PathBuf> {
     let place = fs::read_link(path_of(original))?;
     let data =
         options.iter().filter(|option| is_data(option)).copied().collect::<Vec<_>>().join(",");
     let data = std::ffi::CString::new(data)?;
     mount("tmpfs", &place, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, data.as_c_str())?;
     // The descriptor still shows what is below the mount.
-    copy(&path_of(original), &place, DEPTH)?;
+    if copies {
+        copy(&path_of(original), &place, DEPTH)?;
+    }
     if !options.iter().any(|option| option.starts_with("mode=")) {
         attributes(&path_of(original), &place)?;
     }
@@ -162,7 +180,9 @@ mod tests {
     fn without_the_option_nothing_changes() {
         let rootfs = image();
         let mounts = [tmpfs("/run", &["nosuid"])];
-        assert_eq!(carry_out(rootfs.path(), &mounts).unwrap(), None);
+        for cwd in ["/", "/run", "/running"] {
+            assert_eq!(carry_out(rootfs.path(), &mounts, Path::new(cwd)).unwrap(), None);
+        }
     }
 
     #[test]
@@ -171,7 +191,7 @@ mod tests {
         symlink("/etc", rootfs.path().join("link")).unwrap();
         let destinations = ["/empty", "/missing", "/link"];
         let mounts = destinations.map(|at| tmpfs(at, &["nosuid", OPTION, "size=1m"]));
-        let changed = carry_out(rootfs.path(), &mounts).unwrap().unwrap();
+        let changed = carry_out(rootfs.path(), &mounts, Path::new("/")).unwrap().unwrap();
         assert_eq!(changed, destinations.map(|at| tmpfs(at, &["nosuid", "size=1m"])));
     }
 
@@ -188,7 +208,7 @@ mod tests {
         let inside = root.clone();
         let made = std::thread::spawn(move || {
             let mounts = [tmpfs("/run", &["rw", "nosuid", OPTION, "size=1m"])];
-            let changed = carry_out(&inside, &mounts).unwrap().unwrap();
+            let changed = carry_out(&inside, &mounts, Path::new("/")).unwrap().unwrap();
             let run = inside.join("run");
             fs::write(run.join("new"), "").unwrap();
             let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o7777;
@@ -203,5 +223,21 @@ mod tests {
         }]);
         assert_eq!(serde_json::to_value(changed).unwrap(), bind);
         assert!(!root.join("run/new").exists(), "the image itself was written to");
+    }
+
+    /// As above.
+    #[test]
+    fn working_directory_on_a_tmpfs_is_made_there() {
+        let rootfs = image();
+        let root = fs::canonicalize(rootfs.path()).unwrap();
+        let inside = root.clone();
+        let made = std::thread::spawn(move || {
+            let cwd = Path::new("/empty/src");
+            let changed = carry_out(&inside, &[tmpfs("/empty", &[])], cwd).unwrap().unwrap();
+            cwd::prepare(&inside, &changed, cwd).unwrap();
+            inside.join("empty/src").is_dir()
+        });
+        assert!(made.join().unwrap());
+        assert!(!root.join("empty/src").exists(), "the image itself was written to");
     }
 }

@@ -6,11 +6,12 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ use crate::process::Spawned;
 use crate::report::FirstError;
 use crate::spec::Plan;
 use crate::stdio::{ProcessEnds, Stdio};
-use crate::{console, copy_up, cwd};
+use crate::{console, copy_up, cwd, links};
 
 /// Where bundles are: `<this>/<id>/config.json`.
 pub const BUNDLES: &str = "/run/kata-containers";
@@ -75,6 +76,10 @@ pub enum CreateError {
     Start(#[source] io::Error),
 }
 
+/// How long what there is of a container that could not be made may take to die: less than the host
+/// waits for the answer, which says why.
+const DYING: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     /// An error that libcontainer has logged.
@@ -104,7 +109,7 @@ pub async fn create<E: Future>(
     if created.is_err() {
         // Whatever there is of it must not run on; the first error is the one to tell.
         let _ = plan.cgroup.kill();
-        let _ = plan.cgroup.emptied().await;
+        let _ = tokio::time::timeout(DYING, plan.cgroup.emptied()).await;
         remove(id, plan);
     }
     created
@@ -216,13 +221,18 @@ impl Maker<'_> {
             let rootfs = self.plan.rootfs.display();
             return Err(format!("the container's root file system {rootfs} is not in the guest"));
         }
-        let mounts = self.plan.spec.mounts().as_deref().unwrap_or_default();
         let process = self.plan.spec.process().as_ref();
         let process = process.ok_or("the container's specification has no process")?;
+        let changed = self.copy_up(process.cwd());
+        let changed =
+            changed.map_err(|error| format!("cannot fill a tmpfs from the image: {error}"))?;
+        let mounts = self.plan.spec.mounts().as_deref().unwrap_or_default();
+        let mounts = changed.as_deref().unwrap_or(mounts);
         cwd::prepare(&self.plan.rootfs, mounts, process.cwd()).map_err(|error| {
             format!("cannot make working directory {}: {error}", process.cwd().display())
         })?;
-        self.copy_up().map_err(|error| format!("cannot fill a tmpfs from the image: {error}"))?;
+        links::prepare(&self.plan.rootfs, mounts)
+            .map_err(|error| format!("cannot make a mount point: {error}"))?;
         let container = self.build().map_err(|error| innermost(&error))?;
         // Init is this process's child, so it cannot have been reaped yet.
         let pid = container.pid().map_or(0, |pid| pid.as_raw());
@@ -236,13 +246,16 @@ impl Maker<'_> {
         Ok((pid, pidfd))
     }
 
-    /// In the child, whose mounts may differ from the agent's afterwards.
-    fn copy_up(&self) -> io::Result<()> {
+    /// In the child, whose mounts may differ from the agent's afterwards; how, if they do.
+    fn copy_up(&self, cwd: &Path) -> io::Result<Option<Vec<Mount>>> {
         let mounts = self.plan.spec.mounts().as_deref().unwrap_or_default();
-        let Some(changed) = copy_up::carry_out(&self.plan.rootfs, mounts)? else { return Ok(()) };
-        let mut spec = self.plan.spec.clone();
-        spec.set_mounts(Some(changed));
-        write_config(self.bundle, &spec)
+        let changed = copy_up::carry_out(&self.plan.rootfs, mounts, cwd)?;
+        if let Some(changed) = &changed {
+            let mut spec = self.plan.spec.clone();
+            spec.set_mounts(Some(changed.clone()));
+            write_config(self.bundle, &spec)?;
+        }
+        Ok(changed)
     }
 
     fn build(&self) -> Result<libcontainer::container::Container, LibcontainerError> {

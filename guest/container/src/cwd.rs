@@ -9,7 +9,8 @@ use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Makes `cwd` below `rootfs`, or below the source of the bind mount that will cover it. No link in
+/// Makes `cwd` below `rootfs`, or below the source of the bind mount that will cover it, which a
+/// tmpfs in the image has become one of. No link in
 /// there leads out of it. What cannot be made (on a read-only file system, or below a file system
 /// that is yet to be mounted) is left: changing into it will say what is wrong.
 pub(crate) fn prepare(rootfs: &Path, mounts: &[Mount], cwd: &Path) -> io::Result<()> {
@@ -33,14 +34,20 @@ pub(crate) fn prepare(rootfs: &Path, mounts: &[Mount], cwd: &Path) -> io::Result
     }
 }
 
-fn is_bind(mount: &Mount) -> bool {
+/// Whether `cwd` is below `directory`, and not the same.
+pub(crate) fn is_below(cwd: &Path, directory: &Path) -> bool {
+    let (cwd, directory) = (normalized(cwd), normalized(directory));
+    cwd != directory && cwd.starts_with(directory)
+}
+
+pub(crate) fn is_bind(mount: &Mount) -> bool {
     let options = mount.options().iter().flatten();
     mount.typ().as_deref() == Some("bind")
         || options.into_iter().any(|option| option == "bind" || option == "rbind")
 }
 
 /// Without `.` and `..`, from the root: `/../a/./b` is `/a/b`.
-fn normalized(path: &Path) -> PathBuf {
+pub(crate) fn normalized(path: &Path) -> PathBuf {
     let mut result = PathBuf::from("/");
     for component in path.components() {
         match component {
@@ -52,7 +59,8 @@ fn normalized(path: &Path) -> PathBuf {
     result
 }
 
-fn make(base: &Path, relative: &Path) -> rustix::io::Result<()> {
+/// Makes the directories of `relative` below `base` that are missing. No link leads out of `base`.
+pub(crate) fn make(base: &Path, relative: &Path) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, base, flags, Mode::empty())?;
     let open = |path: &Path| -> rustix::io::Result<OwnedFd> {

@@ -54,8 +54,9 @@ impl Command {
     pub(crate) fn execute(&self) -> io::Error {
         let path = self.path();
         let mut environment = self.environment.clone();
-        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        environment.default_home(&passwd, self.uid);
+        // A name in another encoding is nothing against the others.
+        let passwd = std::fs::read("/etc/passwd").unwrap_or_default();
+        environment.default_home(&String::from_utf8_lossy(&passwd), self.uid);
 
         let Ok(file) = CString::new(path.as_os_str().as_bytes()) else {
             return io::ErrorKind::InvalidInput.into();

@@ -31,6 +31,7 @@ pub mod environment;
 pub mod exec;
 mod executor;
 pub mod fork;
+mod links;
 pub mod namespaces;
 pub mod process;
 mod report;

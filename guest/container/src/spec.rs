@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Process,
-    Spec,
+    Capabilities, LinuxCapabilities, LinuxNamespaceType, LinuxResources, LinuxSeccomp,
+    LinuxSeccompAction, Mount, Process, Spec,
 };
 use rustix::thread::ThreadNameSpaceType;
 
@@ -40,7 +40,21 @@ pub enum SpecError {
     /// A device rule is malformed.
     #[error(transparent)]
     DeviceRule(#[from] DeviceRuleError),
+    /// The devices of a container are made in a tmpfs.
+    #[error(
+        "something else than a tmpfs is mounted at /dev, in which a container's devices could not be made; mount it elsewhere (a privileged \
+         container has the devices of its VM without it)"
+    )]
+    MountedDev,
+    /// Init could not wait for its start.
+    #[error(
+        "the seccomp profile does not allow {0}, which a container's init needs until it is started; allow it"
+    )]
+    Seccomp(&'static str),
 }
+
+/// What init calls behind the container's filter: to say that it is ready, and to be told to start.
+const NEEDED_CALLS: [&str; 2] = ["sendmsg", "accept4"];
 
 /// A container's specification, taken apart.
 #[derive(Debug)]
@@ -95,6 +109,7 @@ impl Plan {
         if !rootfs.is_absolute() {
             return Err(SpecError::RelativeRoot(rootfs));
         }
+        refuse_mounted_dev(&spec)?;
         let mut process = spec.process().clone().ok_or(SpecError::Missing("process"))?;
         let environment = check_process(&process)?;
         let args = process.args().clone().unwrap_or_default();
@@ -116,6 +131,9 @@ impl Plan {
         if joined {
             // The sandbox's own name stands.
             spec.set_hostname(None).set_domainname(None);
+        }
+        if let Some(call) = linux.seccomp().as_ref().and_then(forbidden_call) {
+            return Err(SpecError::Seccomp(call));
         }
         let inherited = Inherited {
             namespaces: namespaces_to_join(&linux),
@@ -146,6 +164,34 @@ impl Plan {
         let pids = linux.and_then(|linux| namespace(linux, LinuxNamespaceType::Pid));
         pids.is_some_and(|path| path.is_some())
     }
+}
+
+fn refuse_mounted_dev(spec: &Spec) -> Result<(), SpecError> {
+    let at_dev =
+        |mount: &&Mount| mount.destination().components().eq(Path::new("/dev").components());
+    let mount = spec.mounts().iter().flatten().find(at_dev);
+    match mount {
+        Some(mount) if mount.typ().as_deref() != Some("tmpfs") => Err(SpecError::MountedDev),
+        _ => Ok(()),
+    }
+}
+
+/// A call that init needs and that the profile forbids. One that it allows for some arguments only
+/// counts as allowed.
+fn forbidden_call(profile: &LinuxSeccomp) -> Option<&'static str> {
+    let allows = |action| {
+        use LinuxSeccompAction::{ScmpActAllow, ScmpActLog, ScmpActNotify, ScmpActTrace};
+        matches!(action, ScmpActAllow | ScmpActLog | ScmpActNotify | ScmpActTrace)
+    };
+    let rules = profile.syscalls().iter().flatten();
+    NEEDED_CALLS.into_iter().find(|call| {
+        let mut of_call = rules.clone().filter(|rule| rule.names().iter().any(|name| name == call));
+        if allows(profile.default_action()) {
+            of_call.any(|rule| !allows(rule.action()) && rule.args().is_none())
+        } else {
+            !of_call.any(|rule| allows(rule.action()))
+        }
+    })
 }
 
 /// What every process has to have.
@@ -292,6 +338,37 @@ mod tests {
         assert!(namespace(linux, LinuxNamespaceType::Network).is_none());
         assert!(!plan.inherited.namespaces.contains(ThreadNameSpaceType::NETWORK));
         assert!(plan.inherited.namespaces.contains(ThreadNameSpaceType::PROCESS_ID));
+    }
+
+    #[test]
+    fn profile_that_would_stop_init_before_its_command_is_refused() {
+        let refusal =
+            |profile: serde_json::Value| forbidden_call(&serde_json::from_value(profile).unwrap());
+        let allows = |names: &[&str]| {
+            json!({"defaultAction": "SCMP_ACT_ERRNO",
+                "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}]})
+        };
+        assert_eq!(refusal(allows(&["read", "sendmsg", "accept4"])), None);
+        assert_eq!(refusal(allows(&["read", "sendmsg"])), Some("accept4"));
+        assert_eq!(refusal(allows(&["accept4"])), Some("sendmsg"));
+        let denies = |call: &str| {
+            json!({"defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": [call], "action": "SCMP_ACT_ERRNO"}]})
+        };
+        assert_eq!((refusal(denies("mkdir")), refusal(denies("sendmsg"))), (None, Some("sendmsg")));
+    }
+
+    #[test]
+    fn only_a_tmpfs_may_be_mounted_at_dev() {
+        let with = |kind: &str| {
+            let mount = json!([{"destination": "/dev/", "type": kind, "source": "x"}]);
+            let mut spec = spec(&json!({}));
+            spec.set_mounts(serde_json::from_value(mount).unwrap());
+            Plan::new(spec, "c1", &SharedNamespaces::default())
+        };
+        assert!(with("tmpfs").is_ok());
+        let refusal = with("bind").unwrap_err().to_string();
+        assert!(refusal.contains("mounted at /dev"), "{refusal}");
     }
 
     #[test]

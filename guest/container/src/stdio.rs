@@ -1,11 +1,13 @@
 //! The agent's ends of a process's standard streams: pipes, or a terminal's master.
 //!
 //! Output is never lost: what a process wrote before it ended is read to the end. A background
-//! process that has inherited a stream and keeps it open would delay that end for ever, so after
-//! the process has ended, half a second of silence counts as the end too.
+//! process that has inherited a stream and keeps it open would delay that end for ever. So after
+//! the process has ended, a stream ends at the latest when it was silent for half a second in all,
+//! or when more has come than there can have been.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,11 +16,19 @@ use rustix::fs::{Gid, Uid};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use rustix::termios::Winsize;
+use tokio::time::{Instant, timeout};
 
 use crate::descriptor::Descriptor;
 
-/// How long a stream that somebody keeps open may be silent after its process has ended.
+/// How long a stream that somebody keeps open may be silent after its process has ended, in all.
 const DRAIN: Duration = Duration::from_millis(500);
+
+/// How much may come then beyond what is seen to be there: what is on its way through a terminal
+/// (the limit of its buffers, drivers/tty/tty_buffer.c), and a background process's first words.
+const ON_ITS_WAY: usize = 64 << 10;
+
+/// The time between two looks at a terminal that no process has open while its own one lives.
+const REOPENED: Duration = Duration::from_millis(100);
 
 /// What can be read from a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,11 +65,20 @@ pub struct ProcessEnds {
 struct Stream {
     descriptor: Arc<Descriptor>,
     ended: AtomicBool,
+    /// `None` while its process lives. Locked for a look or a change.
+    rest: Mutex<Option<Rest>>,
+}
+
+/// What is still waited for after a stream's process has ended.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    bytes: usize,
+    silence: Duration,
 }
 
 impl Stream {
     fn new(descriptor: Arc<Descriptor>) -> Self {
-        Self { descriptor, ended: AtomicBool::new(false) }
+        Self { descriptor, ended: AtomicBool::new(false), rest: Mutex::default() }
     }
 
     /// What is there, at most `limit` bytes; empty at the end.
@@ -75,31 +94,84 @@ impl Stream {
     }
 
     async fn read_on(&self, limit: usize, ended: impl Future<Output = ()>) -> io::Result<Vec<u8>> {
-        tokio::select! {
-            biased;
-            data = self.available(limit) => return data,
-            () = ended => {}
+        let mut ended = pin!(ended);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut ended => return self.read_rest(limit).await,
+                data = self.available(limit) => match data {
+                    Err(error) if is_hung_up(&error) => {}
+                    data => return data,
+                },
+            }
+            // A process may close its terminal and open it again.
+            if timeout(REOPENED, &mut ended).await.is_ok() {
+                return self.read_rest(limit).await;
+            }
         }
-        let rest = tokio::time::timeout(DRAIN, self.available(limit)).await;
-        rest.unwrap_or(Ok(Vec::new()))
+    }
+
+    /// As [`Stream::read`], after the process has ended.
+    async fn read_rest(&self, limit: usize) -> io::Result<Vec<u8>> {
+        let rest = self.change_rest(|_| {});
+        if rest.bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let limit = limit.min(rest.bytes);
+        let before = Instant::now();
+        let data = match timeout(rest.silence, self.available(limit)).await {
+            // On a busy machine silence says little of a terminal: what it holds comes in pieces,
+            // each brought by a thread of the kernel's that has to run first. To read waits for it.
+            Err(_elapsed) => take(self.descriptor.as_fd(), limit).or_else(nothing_now),
+            Ok(data) => data,
+        };
+        let data = data.or_else(nothing_more)?;
+        self.change_rest(|rest| {
+            rest.bytes = rest.bytes.saturating_sub(data.len());
+            rest.silence = rest.silence.saturating_sub(before.elapsed());
+        });
+        Ok(data)
+    }
+
+    /// Changes what is still waited for, and tells it.
+    fn change_rest(&self, change: impl FnOnce(&mut Rest)) -> Rest {
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = rest.get_or_insert_with(|| {
+            let there = rustix::io::ioctl_fionread(self.descriptor.as_fd()).unwrap_or(0);
+            let there = usize::try_from(there).unwrap_or(usize::MAX);
+            Rest { bytes: there.saturating_add(ON_ITS_WAY), silence: DRAIN }
+        });
+        change(rest);
+        *rest
     }
 
     async fn available(&self, limit: usize) -> io::Result<Vec<u8>> {
-        let read = self.descriptor.read_with(|fd| {
-            // As much as is there, so that a small output does not cost a large buffer.
-            let there = rustix::io::ioctl_fionread(fd).unwrap_or(4096);
-            let size = usize::try_from(there).unwrap_or(limit).clamp(1, limit.max(1));
-            let mut data = vec![0; size];
-            let length = rustix::io::read(fd, &mut data)?;
-            data.truncate(length);
-            Ok(data)
-        });
-        match read.await {
-            // A terminal's master says this when no process has the terminal open any more.
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(Vec::new()),
-            result => result,
-        }
+        self.descriptor.read_with(|fd| take(fd, limit)).await
     }
+}
+
+/// Reads as much as is there, at most `limit` bytes, so that a small output does not cost a large
+/// buffer.
+fn take(fd: BorrowedFd<'_>, limit: usize) -> io::Result<Vec<u8>> {
+    let there = rustix::io::ioctl_fionread(fd).unwrap_or(4096);
+    let size = usize::try_from(there).unwrap_or(limit).clamp(1, limit.max(1));
+    let mut data = vec![0; size];
+    let length = rustix::io::read(fd, &mut data)?;
+    data.truncate(length);
+    Ok(data)
+}
+
+/// A terminal's master says this when no process has the terminal open.
+fn is_hung_up(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EIO)
+}
+
+fn nothing_more(error: io::Error) -> io::Result<Vec<u8>> {
+    if is_hung_up(&error) { Ok(Vec::new()) } else { Err(error) }
+}
+
+fn nothing_now(error: io::Error) -> io::Result<Vec<u8>> {
+    if error.kind() == io::ErrorKind::WouldBlock { Ok(Vec::new()) } else { Err(error) }
 }
 
 impl Stdio {
@@ -238,6 +310,56 @@ mod tests {
         // The end is final, so that a stream's reader and its exit event cannot disagree.
         rustix::io::write(&ends.stderr, b"late").unwrap();
         assert_eq!(stdio.read(Output::Stderr, 10, ready(())).await.unwrap(), b"");
+    }
+
+    #[tokio::test]
+    async fn background_process_that_goes_on_writing_delays_the_end_not_for_long() {
+        // As fast as it can, and slower than half a second of silence would take.
+        for pause in [Duration::ZERO, Duration::from_millis(20)] {
+            let (stdio, ends) = Stdio::pipes(uid(), None).unwrap();
+            rustix::io::write(&ends.stdout, &[b'x'; 10_000]).unwrap();
+            let writer = std::thread::spawn(move || {
+                // Until nobody reads any more.
+                while rustix::io::write(&ends.stdout, b"again\n").is_ok() {
+                    std::thread::sleep(pause);
+                }
+            });
+            let mut all = Vec::new();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                let data = stdio.read(Output::Stdout, 4096, ready(())).await.unwrap();
+                if data.is_empty() {
+                    break;
+                }
+                all.extend(data);
+                assert!(Instant::now() < deadline, "no end after {} bytes", all.len());
+            }
+            assert!(all.starts_with(&[b'x'; 10_000]), "something was lost");
+            drop(stdio);
+            writer.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn terminal_that_is_opened_again_goes_on() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        let open = |master: &OwnedFd| ioctl_tiocgptpeer(master, flags).unwrap();
+        drop(open(&master));
+        let peer = master.try_clone().unwrap();
+        let stdio = Stdio::terminal(master, uid()).unwrap();
+        let read = stdio.read(Output::Stdout, 100, pending());
+        let late = async {
+            tokio::time::sleep(3 * REOPENED / 2).await;
+            let slave = open(&peer);
+            rustix::io::write(&slave, b"late").unwrap();
+            slave
+        };
+        let (data, slave) = tokio::join!(read, late);
+        assert_eq!(data.unwrap(), b"late");
+        drop(slave);
+        assert_eq!(stdio.read(Output::Stdout, 100, ready(())).await.unwrap(), b"");
     }
 
     #[tokio::test]

@@ -1,13 +1,13 @@
 //! The agent: what all requests share.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kata_guest_setup::boot::Clocks;
 use kata_guest_setup::reaper::Reaper;
 use tokio::sync::{mpsc, watch};
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, lock};
 use crate::shell;
 
 /// Out-of-memory events that wait for the host; more are not remembered.
@@ -32,12 +32,12 @@ pub struct Settings {
 ///
 /// The sandbox sits behind a mutex, not in a task of its own, because the server runs every request
 /// as a task and most look at it once. It is never held across an await, and the agent has one
-/// thread, so it is never contended.
+/// thread, so it is never contended. Who waits for longer than a request shares it.
 #[derive(Debug)]
 pub struct Agent {
     pub(crate) settings: Settings,
     pub(crate) reaper: Reaper,
-    sandbox: Mutex<Sandbox>,
+    sandbox: Arc<Mutex<Sandbox>>,
     pub(crate) oom_sender: mpsc::Sender<String>,
     /// Asynchronous, for it is held while the host waits for an event.
     pub(crate) oom_events: tokio::sync::Mutex<mpsc::Receiver<String>>,
@@ -59,7 +59,7 @@ impl Agent {
         Ok(Self {
             settings,
             reaper,
-            sandbox: Mutex::default(),
+            sandbox: Arc::default(),
             oom_sender,
             oom_events: tokio::sync::Mutex::new(oom_events),
             destroyed: watch::Sender::new(false),
@@ -78,7 +78,12 @@ impl Agent {
     }
 
     pub(crate) fn sandbox(&self) -> MutexGuard<'_, Sandbox> {
-        self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sandbox)
+    }
+
+    /// As above, for a task.
+    pub(crate) fn shared_sandbox(&self) -> Arc<Mutex<Sandbox>> {
+        Arc::clone(&self.sandbox)
     }
 
     /// The status that child `pid` ends with, as a shell puts it.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kata_guest_container::process::Process;
 use kata_guest_container::spec::Plan;
+use tokio::task::AbortHandle;
 
 /// Where a container is in its life.
 ///
@@ -70,6 +71,22 @@ struct Changing {
     phase: Phase,
     /// By exec id; `None` while one is being made.
     execs: HashMap<String, Option<Exec>>,
+    /// Whether a task waits for its last process to die, to take it away then.
+    mourned: bool,
+    /// What listens for the out-of-memory killer, if anything does.
+    oom_watch: Option<OomTask>,
+}
+
+/// A task that ends with this value. It would not end by itself: the guest's kernel tells nobody
+/// that a cgroup's files are gone. And each has one of the few inotify instances that a user may
+/// have (`fs.inotify.max_user_instances`), the containers' root among them.
+#[derive(Debug)]
+pub(crate) struct OomTask(pub(crate) AbortHandle);
+
+impl Drop for OomTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 #[derive(Debug)]
@@ -87,7 +104,12 @@ impl Container {
         init: Process,
         storages: Vec<PathBuf>,
     ) -> Self {
-        let changing = Changing { phase: Phase::Created, execs: HashMap::new() };
+        let changing = Changing {
+            phase: Phase::Created,
+            execs: HashMap::new(),
+            mourned: false,
+            oom_watch: None,
+        };
         Self {
             id: id.to_owned(),
             plan,
@@ -161,6 +183,16 @@ impl Container {
     /// Notes that a stream of this process may have ended.
     pub(crate) fn read_to_end(&self, exec_id: &str) {
         self.lock().forget_finished(exec_id);
+    }
+
+    /// Notes that a task waits for its last process to die; false if one does already.
+    pub(crate) fn mourn(&self) -> bool {
+        !std::mem::replace(&mut self.lock().mourned, true)
+    }
+
+    /// Keeps what listens for the out-of-memory killer; `None` ends it.
+    pub(crate) fn set_oom_watch(&self, watch: Option<OomTask>) {
+        self.lock().oom_watch = watch;
     }
 
     fn lock(&self) -> MutexGuard<'_, Changing> {

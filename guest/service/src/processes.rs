@@ -1,7 +1,7 @@
 //! Containers and their processes, from the making to the end.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -17,13 +17,17 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use ttrpc::Code;
 
 use crate::agent::Agent;
-use crate::container::{Container, Ended, Phase, Pids};
+use crate::container::{Container, Ended, OomTask, Phase, Pids};
+use crate::sandbox::{Sandbox, lock};
 use crate::status::{Tell, invalid, not_found, refuse};
 use crate::storage;
 use crate::{devices, files, id};
 
 /// How long the processes of a container may take to die when the host does not say.
 const REMOVAL: Duration = Duration::from_secs(10);
+
+/// The time between two looks at a container that dies late, where its end cannot be watched.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// `SIGKILL` of signal(7).
 const SIGKILL: i32 = 9;
@@ -119,23 +123,27 @@ impl Agent {
             let text = format!("container {id:?} has been started already, or is paused");
             return Err(refuse(Code::FAILED_PRECONDITION, text));
         }
-        self.watch_oom(&container);
-        create::start(id).map_err(Tell::tell)?;
+        container.set_oom_watch(self.watch_oom(&container));
+        if let Err(error) = create::start(id) {
+            container.set_oom_watch(None);
+            return Err(error.tell());
+        }
         container.set_phase(Phase::Running);
         Ok(())
     }
 
-    fn watch_oom(&self, container: &Container) {
+    fn watch_oom(&self, container: &Container) -> Option<OomTask> {
         // Without a memory controller there is nothing to hear of.
-        let Ok(mut watch) = container.plan.cgroup.watch_oom() else { return };
+        let mut watch = container.plan.cgroup.watch_oom().ok()?;
         let (id, events) = (container.id.clone(), self.oom_sender.clone());
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             while watch.killed().await.is_ok() {
                 tracing::info!(container = id, "the out-of-memory killer was here");
                 // A host that does not listen must not fill the guest's memory.
                 let _ = events.try_send(id.clone());
             }
         });
+        Some(OomTask(task.abort_handle()))
     }
 
     /// Runs another process in a running container.
@@ -239,23 +247,24 @@ impl Agent {
         self.take_away(&container, patience).await
     }
 
-    async fn take_away(&self, container: &Container, patience: Duration) -> ttrpc::Result<()> {
+    /// Processes that do not die in time, for they wait for a disk or a file server, hold up the
+    /// request no longer. The container is taken away when they have died.
+    async fn take_away(&self, container: &Arc<Container>, patience: Duration) -> ttrpc::Result<()> {
         let cgroup = &container.plan.cgroup;
         cgroup.kill().map_err(Tell::tell)?;
         match tokio::time::timeout(patience, cgroup.emptied()).await {
             Ok(emptied) => emptied.map_err(Tell::tell)?,
             Err(_elapsed) => {
+                if container.mourn() {
+                    tokio::spawn(clear_when_dead(self.shared_sandbox(), Arc::clone(container)));
+                }
                 let id = &container.id;
                 let text =
                     format!("processes of container {id:?} are still alive after {patience:?}");
                 return Err(refuse(Code::DEADLINE_EXCEEDED, text));
             }
         }
-        create::remove(&container.id, &container.plan);
-        files::forget(&container.id);
-        let mut sandbox = self.sandbox();
-        sandbox.storages.release(&container.storages);
-        sandbox.remove(&container.id);
+        clear(&mut self.sandbox(), container);
         Ok(())
     }
 
@@ -313,6 +322,27 @@ impl Agent {
             not_found(format!("there is no process {exec_id:?} in container {id:?}"))
         })
     }
+}
+
+/// Takes away what a container without processes has, unless that has been done.
+fn clear(sandbox: &mut Sandbox, container: &Arc<Container>) {
+    if sandbox.remove(container) {
+        container.set_oom_watch(None);
+        create::remove(&container.id, &container.plan);
+        files::forget(&container.id);
+        sandbox.storages.release(&container.storages);
+    }
+}
+
+/// As above, as soon as it has no processes.
+async fn clear_when_dead(sandbox: Arc<Mutex<Sandbox>>, container: Arc<Container>) {
+    // It cannot be watched where inotify has run out.
+    while let Err(error) = container.plan.cgroup.emptied().await {
+        tracing::debug!(container = container.id, error = &error as &dyn std::error::Error);
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    tracing::info!(container = container.id, "its last process has died late");
+    clear(&mut lock(&sandbox), &container);
 }
 
 /// With its pid namespace a container's processes end when its init does. In one that it shares

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kata_guest_container::namespaces::{PidNamespace, SharedNamespaces};
 
@@ -25,6 +25,8 @@ pub(crate) struct Sandbox {
     pub(crate) own_storages: Vec<PathBuf>,
     /// By id; `None` while one is being made.
     containers: HashMap<String, Option<Arc<Container>>>,
+    /// Whether there has been a container with process ids of its own, but for the first one.
+    had_own_pids: bool,
 }
 
 /// What a container that is about to be made has together with others.
@@ -34,6 +36,11 @@ pub(crate) struct Joined {
     pub(crate) pids: Pids,
     /// The paths above lead to it for as long as it is kept.
     _target: Option<PidNamespace>,
+}
+
+/// The sandbox, whoever had it before.
+pub(crate) fn lock(sandbox: &Mutex<Sandbox>) -> MutexGuard<'_, Sandbox> {
+    sandbox.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sandbox {
@@ -69,14 +76,22 @@ impl Sandbox {
     /// Fills or gives back what [`Sandbox::reserve`] took.
     pub(crate) fn settle(&mut self, id: &str, container: Option<Arc<Container>>) {
         match container {
-            Some(container) => drop(self.containers.insert(id.to_owned(), Some(container))),
+            Some(container) => {
+                self.had_own_pids |= container.pids == Pids::Own;
+                self.containers.insert(id.to_owned(), Some(container));
+            }
             None => drop(self.containers.remove(id)),
         }
     }
 
-    /// Forgets a container.
-    pub(crate) fn remove(&mut self, id: &str) {
-        self.containers.remove(id);
+    /// Forgets a container; false if that has been done already, even if another one has its id.
+    pub(crate) fn remove(&mut self, container: &Arc<Container>) -> bool {
+        let known = self.containers.get(&container.id).and_then(Option::as_ref);
+        let is_known = known.is_some_and(|known| Arc::ptr_eq(known, container));
+        if is_known {
+            self.containers.remove(&container.id);
+        }
+        is_known
     }
 
     /// What one more container joins; `is_kubelets` if a kubelet's engine has it made.
@@ -103,12 +118,10 @@ impl Sandbox {
             let pids = if is_first { Pids::Sandbox } else { Pids::Own };
             return Ok(Joined { namespaces, pids, _target: None });
         }
-        let fenced =
-            if is_kubelets && !self.shares_pids { self.with_own_pids() } else { Vec::new() };
-        let runs = |container: &&&Arc<Container>| container.init.status().is_none();
-        let targets: Vec<_> = fenced.iter().filter(runs).collect();
+        let looks_into_another = is_kubelets && !self.shares_pids && self.had_own_pids;
+        let targets = if looks_into_another { self.running_with_own_pids() } else { Vec::new() };
         match &targets[..] {
-            [] if !fenced.is_empty() => {
+            [] if looks_into_another => {
                 let text = "the container whose process ids it is to share has ended";
                 Err(refuse(ttrpc::Code::FAILED_PRECONDITION, text))
             }
@@ -136,9 +149,10 @@ impl Sandbox {
         }
     }
 
-    /// The containers that see their own process ids only, but for the first one.
-    fn with_own_pids(&self) -> Vec<&Arc<Container>> {
-        self.containers.values().flatten().filter(|one| one.pids == Pids::Own).collect()
+    /// The containers that see their own process ids only and have not ended, but for the first one.
+    fn running_with_own_pids(&self) -> Vec<&Arc<Container>> {
+        let runs = |one: &&Arc<Container>| one.pids == Pids::Own && one.init.status().is_none();
+        self.containers.values().flatten().filter(runs).collect()
     }
 
     /// Every container that has been made.
@@ -174,5 +188,19 @@ mod tests {
         assert_eq!(joined(&sandbox, false), None);
         sandbox.shares_pids = true;
         assert_eq!(joined(&sandbox, false), Some(pid));
+    }
+
+    #[test]
+    fn who_is_to_look_into_a_container_that_is_gone_sees_no_other() {
+        let mut sandbox = Sandbox { had_own_pids: true, ..Sandbox::default() };
+        sandbox.namespaces.pid = Some(PathBuf::from("/run/pid"));
+        let refusal = sandbox.namespaces_for(true, true).unwrap_err().to_string();
+        assert!(refusal.contains("has ended"), "{refusal}");
+        let joined = |sandbox: &Sandbox, kubelets| {
+            sandbox.namespaces_for(true, kubelets).unwrap().namespaces.pid
+        };
+        assert_eq!(joined(&sandbox, false), sandbox.namespaces.pid, "Podman's may mean the pod's");
+        sandbox.shares_pids = true;
+        assert_eq!(joined(&sandbox, true), sandbox.namespaces.pid);
     }
 }

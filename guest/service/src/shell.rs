@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use futures::FutureExt;
 use kata_channel::ChannelStream;
 use kata_guest_container::fork;
 use kata_guest_container::stdio::{Output, Stdio};
@@ -42,14 +43,16 @@ pub(crate) async fn serve(
 ) -> io::Result<()> {
     let (master, slave) = terminal()?;
     let stdio = Stdio::terminal(master, 0)?;
-    let _hold = reaper.hold();
+    let hold = reaper.hold();
     let child = spawn(&slave)?;
-    let ended = reaper.claim(child);
+    let ended = reaper.claim(child).map(drop).shared();
+    // Held on, it would keep the statuses of all that nobody claims, as long as the shell lives.
+    drop(hold);
     drop(slave);
     let (mut from_host, mut to_host) = tokio::io::split(stream);
     let output = async {
         loop {
-            let data = stdio.read(Output::Stdout, 32 << 10, std::future::pending()).await?;
+            let data = stdio.read(Output::Stdout, 32 << 10, ended.clone()).await?;
             if data.is_empty() {
                 return io::Result::Ok(());
             }
@@ -89,7 +92,7 @@ pub(crate) async fn serve(
         result = resizing => result,
         // What it has said last is still on its way. Whoever else holds the terminal open is not
         // waited for.
-        _ = ended => timeout(LAST_WORDS, output).await.unwrap_or(Ok(())),
+        () = ended.clone() => timeout(LAST_WORDS, output).await.unwrap_or(Ok(())),
     }
 }
 

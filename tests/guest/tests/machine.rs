@@ -216,6 +216,13 @@ async fn debug_console(guest: &Guest) -> Result<()> {
     shell.write_all(wait).await?;
     shell.flush().await?;
     read_until(&mut shell, "now 33 99").await?;
+    // Of these a user may have 128, so that a container is not to leave one.
+    for id in ["watched", "unwatched"] {
+        guest.run(id, sh("true")).await?;
+    }
+    shell.write_all(b"echo of inotify: $(ls -l /proc/1/fd | grep -c inotify) instances\n").await?;
+    shell.flush().await?;
+    read_until(&mut shell, "of inotify: 0 instances").await?;
     Ok(())
 }
 

@@ -31,7 +31,7 @@ impl Watch {
         }
     }
 
-    /// Returns when the file has changed, or has been removed.
+    /// Returns when the file has changed. Of its removal only newer kernels tell.
     async fn changed(&self) -> Result<(), CgroupError> {
         // What the events say does not matter: there is one file, and it is read anew.
         let drain = |fd: std::os::fd::BorrowedFd<'_>| {
@@ -54,7 +54,8 @@ pub struct OomWatch {
 }
 
 impl OomWatch {
-    /// Returns when another process has been killed. An error is the end: the group is gone.
+    /// Returns when another process has been killed. An error is the end: the group is gone, which
+    /// may go unnoticed.
     ///
     /// # Errors
     ///
