@@ -46,10 +46,7 @@ impl Foreground {
             while let Ok(Some(info)) = self.0.read_signal() {
                 let number = i32::try_from(info.ssi_signo).unwrap_or_default();
                 // That it has ended meanwhile is seen in a moment.
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid.as_raw_nonzero().get()),
-                    Signal::try_from(number).ok(),
-                );
+                let _ = kata_linux::pidfd::send_signal(&pidfd, number);
             }
             if ended {
                 let status = stand_in.wait().context("cannot wait for kata-shim")?;

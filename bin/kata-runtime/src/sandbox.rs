@@ -194,6 +194,16 @@ pub(crate) fn has_ended(error: &CallError) -> bool {
     }
 }
 
+/// Whether the guest has not answered in time, so that nobody knows what it has done.
+pub(crate) fn is_late(error: &CallError) -> bool {
+    matches!(error, CallError::Refused { code: Code::DEADLINE_EXCEEDED, .. })
+}
+
+/// Whether what it was about is in a state in which this cannot be done.
+pub(crate) fn is_refused(error: &CallError) -> bool {
+    matches!(error, CallError::Refused { code: Code::FAILED_PRECONDITION, .. })
+}
+
 /// Removes a sandbox whose containers are all gone. One that still has containers is left alone,
 /// also one whose first is being made or removed by another than `holder`, which has that id taken,
 /// and so is one that is not there.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::sync::mpsc::SyncSender;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
@@ -12,8 +13,14 @@ use rustix::io::Errno;
 const CHUNK: usize = 64 << 10;
 
 /// Copies everything until the proxy closes the fifo. What nobody takes is read all the same, so
-/// that the process is not held up.
-pub(crate) fn copy(mut fifo: File, target: &impl AsFd) {
+/// that the process is not held up; `refused` is called the first time. Each piece is told to
+/// `delivered`, unless the last one was not looked at yet.
+pub(crate) fn copy(
+    mut fifo: File,
+    target: &impl AsFd,
+    delivered: &SyncSender<()>,
+    refused: impl Fn(),
+) {
     // Nobody may have opened the other end yet, and to read would be to see the end. Poll knows the
     // difference (pipe(7)).
     await_readiness(&fifo, PollFlags::IN);
@@ -23,7 +30,14 @@ pub(crate) fn copy(mut fifo: File, target: &impl AsFd) {
     loop {
         match fifo.read(&mut chunk) {
             Ok(0) => return,
-            Ok(length) => is_taken = is_taken && write_all(target, &chunk[..length]),
+            Ok(length) if is_taken => {
+                is_taken = write_all(target, &chunk[..length]);
+                if !is_taken {
+                    refused();
+                }
+                let _ = delivered.try_send(());
+            }
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,
         }

@@ -5,8 +5,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
+use std::time::Duration;
 
+use kata_linux::cgroup::{HostCgroup, Membership};
 use kata_shim_api::blocking::{CallError, Question, TaskSocket};
 use kata_shim_api::stand_in::{Order, Terminal};
 use kata_shim_api::{api, metadata, stand_in};
@@ -21,6 +24,12 @@ use crate::signals::{Heard, Signals};
 
 /// As much as is copied at once: what a fifo holds by default.
 const CHUNK: usize = 64 << 10;
+
+/// SIGPIPE.
+const SIGPIPE: u32 = 13;
+
+/// How long the output of an added process that was killed may wait for somebody who takes it.
+const KILLEDS_READER: Duration = Duration::from_secs(10);
 
 /// All that a thread of this program needs besides its chunk, which is on the heap.
 const STACK: usize = 64 << 10;
@@ -114,20 +123,22 @@ pub(crate) fn stand(order: &Order, prepared: Prepared, question: Question) -> u8
         let process = Arc::clone(&process);
         start("input", move || input(fifo, &process, has_terminal));
     }
-    let outputs = [
-        streams.stdout.map(|fifo| start("stdout", move || output::copy(fifo, &io::stdout()))),
-        streams.stderr.map(|fifo| start("stderr", move || output::copy(fifo, &io::stderr()))),
-    ];
+    let delivered = deliver(streams.stdout, streams.stderr, &process);
     let end = end_of(question);
-    for thread in outputs.into_iter().flatten().flatten() {
-        // A thread that panicked has delivered what it could.
-        let _ = thread.join();
+    let is_added = !order.exec.is_empty();
+    if is_added {
+        // Its container's removal, which may come before its output is taken, is not to find it
+        // there.
+        leave(before.as_ref(), cgroup.as_ref());
     }
-    if let Some(cgroup) = cgroup.filter(|_| end.out_of_memory) {
+    // Who added a process to a container may hold its output up for as long as it likes, but not,
+    // when that was killed, the container's removal.
+    wait_for_delivery(&delivered, (is_added && end.status == KILLED).then_some(KILLEDS_READER));
+    if let Some(cgroup) = cgroup.as_ref().filter(|_| end.out_of_memory) {
         // Without it the engine lacks a word, and there is nobody else to tell.
-        let _ = out_of_memory::tell_in(&cgroup);
+        let _ = out_of_memory::tell_in(cgroup);
     }
-    if let Some(before) = before {
+    if let Some(before) = before.filter(|_| !is_added) {
         // The sandbox's end removes the cgroup, which has to be empty.
         let _ = before.restore();
     }
@@ -136,6 +147,41 @@ pub(crate) fn stand(order: &Order, prepared: Prepared, question: Question) -> u8
     }
     process.socket.remove(&process.container, &process.exec);
     end.status.to_le_bytes()[0]
+}
+
+/// Copies the process's output. The receiver hears of pieces, and ends when all is delivered. A
+/// process whose output is refused is told so as by a pipe that nobody reads; an init without a
+/// handler for it, which no signal ends but SIGKILL, goes on.
+fn deliver(stdout: Option<File>, stderr: Option<File>, process: &Arc<Process>) -> Receiver<()> {
+    let (delivered, receiver) = sync_channel(1);
+    if let Some(fifo) = stdout {
+        let (process, delivered) = (Arc::clone(process), delivered.clone());
+        let refused = move || process.kill(SIGPIPE);
+        start("stdout", move || output::copy(fifo, &io::stdout(), &delivered, refused));
+    }
+    if let Some(fifo) = stderr {
+        let process = Arc::clone(process);
+        let refused = move || process.kill(SIGPIPE);
+        start("stderr", move || output::copy(fifo, &io::stderr(), &delivered, refused));
+    }
+    receiver
+}
+
+/// Waits until all is delivered, or for `patience` in vain.
+fn wait_for_delivery(delivered: &Receiver<()>, patience: Option<Duration>) {
+    match patience {
+        Some(patience) => while delivered.recv_timeout(patience).is_ok() {},
+        None => while delivered.recv().is_ok() {},
+    }
+}
+
+/// Leaves the container's cgroup, and removes it if nobody else is in it: then the container has
+/// ended, and its removal may have been in vain.
+fn leave(before: Option<&Membership>, cgroup: Option<&HostCgroup>) {
+    let _ = before.map(Membership::restore);
+    if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.processes().is_empty()) {
+        let _ = cgroup.remove();
+    }
 }
 
 fn forward(mut signals: Signals, process: Arc<Process>, has_terminal: bool) {

@@ -182,8 +182,11 @@ impl Footprint {
     }
 
     /// Makes a directory (mode 0700) for images of root file systems. One that is there is a dead
-    /// sandbox's, and emptied.
+    /// sandbox's, and emptied. Those beside it go that a crash of the host has left.
     pub fn make_images(&self, dir: &Path) -> Result<(), FootprintError> {
+        if let (Some(all), Some(sandboxes)) = (dir.parent(), self.dir.parent()) {
+            sweep::sweep_images(all, sandboxes);
+        }
         self.write(|record| record.images = Some(dir.to_owned()))?;
         sweep::remove_dir(dir)?;
         let failed = |source| FootprintError::Io { action: "create", path: dir.to_owned(), source };

@@ -298,7 +298,9 @@ impl Sandbox {
     }
 
     /// Sends a signal to one process, or with `all` to every process of the container. SIGKILL to a
-    /// guest that answers nothing any more ends the sandbox.
+    /// guest that answers nothing any more ends the sandbox. A container that was sent it counts as
+    /// ended a minute later, whatever the guest says, and a sandbox is ended that has no other or
+    /// hangs on it.
     pub async fn kill(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<(), SandboxError> {
         let never_started = {
             let processes = self.shared.processes();
@@ -323,9 +325,15 @@ impl Sandbox {
                     late
                 }
             }
-            // A process is followed from its start; one that may end without a start, from here.
-            Ok(()) if never_started => {
-                tokio::spawn(watchers::watch_process(Arc::clone(&self.shared), key.clone()));
+            Ok(()) => {
+                if never_started {
+                    // A process is followed from its start; one that may end without a start, from
+                    // here.
+                    tokio::spawn(watchers::watch_process(Arc::clone(&self.shared), key.clone()));
+                }
+                if signal == SIGKILL && key.exec.is_none() {
+                    tokio::spawn(watchers::end_undying(Arc::clone(&self.shared), key.clone()));
+                }
                 Ok(())
             }
             sent => sent,
@@ -395,10 +403,15 @@ impl Sandbox {
             self.shared.carrier.end_tasks(&key.container);
             let removed =
                 self.unless_gone(self.shared.agent.remove_container(&key.container)).await;
+            // Its processes may still use what it has: that stays as long as the sandbox.
+            let is_in_use =
+                matches!(removed, Err(SandboxError::Agent(AgentError::Deadline { .. })));
             if let Err(error) = removed {
                 tracing::warn!("{key} is deleted although the guest could not remove it: {error}");
             }
-            self.shared.forget_storage(&key.container).await;
+            if !is_in_use {
+                self.shared.forget_storage(&key.container).await;
+            }
             room::leave(&self.shared, &key.container).await;
         }
         self.shared.processes().forget(key);

@@ -3,7 +3,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "tokio takes descriptors that belong to it for good only by an unsafe call"
+    reason = "tokio takes descriptors that belong to it for good, and rustix the numbers of real-time signals, only by an unsafe call"
 )]
 
 use std::io;
@@ -17,6 +17,24 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::process::Exit;
+
+/// Sends a signal to the process of a descriptor. `number` may also be that of a real-time signal,
+/// which [`Signal`] has no names for.
+///
+/// # Errors
+/// `InvalidInput` for what is no signal; else as pidfd_send_signal(2).
+pub fn send_signal(pidfd: impl AsFd, number: i32) -> io::Result<()> {
+    if !(1..=LAST_SIGNAL).contains(&number) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: it is the number of a signal. Those that the C library keeps for itself may be sent to
+    // others: they are only not to be handled or blocked here.
+    let signal = unsafe { Signal::from_raw_unchecked(number) };
+    Ok(pidfd_send_signal(pidfd, signal)?)
+}
+
+/// `SIGRTMAX` of the kernel (signal(7)).
+const LAST_SIGNAL: i32 = 64;
 
 /// One process, which keeps its identity here also after its end, when its id may belong to
 /// another.

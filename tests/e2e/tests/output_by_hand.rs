@@ -60,6 +60,41 @@ fn all_of_an_added_processs_output_arrives() -> Result<()> {
     })
 }
 
+/// As `kata-runtime exec c yes | head -1` does.
+#[test]
+fn process_whose_output_nobody_takes_any_more_ends() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        host.run_idle("c")?;
+        let (mut ours, theirs) = io::pipe().context("cannot make a pipe")?;
+        let mut exec = host.command(&["exec", &host.id("c"), "yes"]);
+        let mut child = exec.stdin(Stdio::null()).stdout(theirs).spawn()?;
+        drop(exec);
+        let mut line = [0; 2];
+        ours.read_exact(&mut line)?;
+        assert_eq!(&line, b"y\n");
+        drop(ours);
+        CommandLine::until(|| Ok(child.try_wait()?.is_some()))?;
+        assert_eq!(child.wait()?.code(), Some(128 + 13));
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+/// What a shell leaves behind may write for ever.
+#[test]
+fn added_process_ends_though_its_child_goes_on_writing() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        host.run_idle("c")?;
+        for pause in ["", "sleep 0.05;"] {
+            let script = format!("echo first; while :; do echo more; {pause} done & exit 7");
+            let args = ["exec", &host.id("c"), "sh", "-c", &script];
+            let output = host.attach(&args, Input::Nothing)?.wait()?;
+            assert_eq!(output.code, 7);
+            assert!(output.stdout.starts_with(b"first\n"), "{:?}", output.text());
+        }
+        host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
 /// Its pipe holds next to nothing, so that most of the output is still on its way when the process
 /// has ended.
 #[test]

@@ -36,6 +36,7 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
     if args.preserve_fds > 0 {
         bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
     }
+    warn_of_systemd(host);
     let cgroup = bundle.cgroup();
     if host.systemd_cgroup && !cgroup.is_empty() && cgroup.split(':').count() != 3 {
         // runc's words.
@@ -54,6 +55,19 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
         take_back(host, locked, (&sandbox, made_for_it), &cgroup);
     }
     made
+}
+
+/// What systemd gives to a service for its program, which would be the container's, cannot be given
+/// to it (sd_notify(3), sd_listen_fds(3)). Engines may have it in their environment by chance.
+fn warn_of_systemd(host: &Host) {
+    for (name, what) in [
+        ("NOTIFY_SOCKET", "so nothing in it tells systemd that the service is ready"),
+        ("LISTEN_FDS", "so the sockets of the service's socket units are not there"),
+    ] {
+        if std::env::var_os(name).is_some_and(|value| !value.is_empty()) {
+            host.report.warning(&format!("{name} does not reach into a VM, {what}"));
+        }
+    }
 }
 
 /// Removes what there is of a container that could not be made. The first error is the one to tell.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kata_linux::cgroup::HostCgroup;
-use kata_shim_api::api;
+use kata_shim_api::{api, metadata};
 
 use super::Host;
 use super::create::hook_state;
@@ -103,9 +103,10 @@ pub(super) fn end(host: &Host, container: &Container) -> Result<()> {
 /// Removes a container that has ended.
 pub(super) fn remove(host: &Host, locked: Locked, container: &Container) -> Result<()> {
     if let Ok(sandbox) = Sandbox::open(&host.registry, &container.sandbox) {
-        // Its stand-in has done that, unless it was killed.
+        // Its stand-in has done that, unless it was killed: then the container may still be ending.
         let request = api::DeleteRequest { id: container.id.clone(), ..Default::default() };
-        let _ = sandbox.call::<api::DeleteResponse>("Delete", &request);
+        let along = [(metadata::FORCE, "")];
+        let _ = sandbox.call_along::<api::DeleteResponse>("Delete", &request, &along);
     }
     let cgroup = HostCgroup::from_dirs(container.cgroups.clone());
     give_back(host, locked, Some(&container.sandbox), Some(cgroup), Some(container))

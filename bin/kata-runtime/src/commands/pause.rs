@@ -5,7 +5,7 @@ use kata_shim_api::api;
 
 use super::Host;
 use crate::registry::{Status, UNKNOWN};
-use crate::sandbox::{Sandbox, plain};
+use crate::sandbox::{Sandbox, is_late, is_refused, plain};
 
 pub(super) fn pause(host: &Host, id: &str) -> Result<()> {
     let locked = host.registry.lock(id)?.context(UNKNOWN)?;
@@ -15,10 +15,20 @@ pub(super) fn pause(host: &Host, id: &str) -> Result<()> {
         bail!("container not running");
     }
     let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
-    let request = api::PauseRequest { id: id.to_owned(), ..Default::default() };
-    sandbox.call::<api::Empty>("Pause", &request).map_err(plain)?;
+    // Before it is done: who is killed, or waits in vain, meanwhile leaves a container that can be
+    // resumed, frozen or not.
     container.paused = true;
-    locked.save(&container)
+    locked.save(&container)?;
+    let request = api::PauseRequest { id: id.to_owned(), ..Default::default() };
+    let paused = sandbox.call::<api::Empty>("Pause", &request);
+    if let Err(error) = paused {
+        if !is_late(&error) {
+            container.paused = false;
+            locked.save(&container)?;
+        }
+        return Err(plain(error));
+    }
+    Ok(())
 }
 
 pub(super) fn resume(host: &Host, id: &str) -> Result<()> {
@@ -29,7 +39,13 @@ pub(super) fn resume(host: &Host, id: &str) -> Result<()> {
     }
     let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
     let request = api::ResumeRequest { id: id.to_owned(), ..Default::default() };
-    sandbox.call::<api::Empty>("Resume", &request).map_err(plain)?;
+    match sandbox.call::<api::Empty>("Resume", &request) {
+        // It is not frozen: an earlier command was killed before it had frozen it, or after it had
+        // thawed it.
+        Ok(_) => {}
+        Err(error) if is_refused(&error) => {}
+        Err(error) => return Err(plain(error)),
+    }
     container.paused = false;
     locked.save(&container)
 }

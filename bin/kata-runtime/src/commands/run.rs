@@ -26,8 +26,11 @@ fn carry_out(host: &Host, args: &RunArgs) -> Result<u8> {
     start_or_delete(host, id)?;
     let status = foreground.wait(&mut stand_in);
     drop(raw);
-    if !args.keep {
-        delete::ended(host, id)?;
+    if !args.keep
+        && let Err(error) = delete::ended(host, id)
+    {
+        // How the process has ended is what the caller has to be told.
+        host.report.warning(&format!("{error:#}"));
     }
     status
 }

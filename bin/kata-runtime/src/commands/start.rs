@@ -27,10 +27,15 @@ pub(super) fn run(host: &Host, id: &str) -> Result<()> {
         // The network is what it is now: the start takes it over.
         host.report.note(|| no_network(&container));
     }
-    let request = api::StartRequest { id: id.to_owned(), ..Default::default() };
-    sandbox.call::<api::StartResponse>("Start", &request).map_err(plain)?;
+    // Before it is done: who is killed meanwhile leaves a container that may run.
     container.stage = Stage::Started;
     locked.save(&container)?;
+    let request = api::StartRequest { id: id.to_owned(), ..Default::default() };
+    if let Err(error) = sandbox.call::<api::StartResponse>("Start", &request) {
+        container.stage = Stage::Created;
+        locked.save(&container)?;
+        return Err(plain(error));
+    }
     let state = hook_state(&container, "running", container.stand_in.pid);
     let run = kata_hooks::run("poststart", &container.poststart, &state);
     if run.is_err()

@@ -4,15 +4,16 @@
 //! for the next sweep: that of the same sandbox, or of any that is made on this host
 //! ([`sweep_abandoned`]).
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kata_linux::cgroup::{EMPTIED, HostCgroup};
 use kata_linux::identity::ProcessIdentity;
 use kata_linux::mount;
 use kata_network::{Namespace, NamespaceId};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::FootprintError;
 use super::record::{Broom, NetworkRecord, RECORD, Record};
@@ -61,6 +62,30 @@ pub(super) fn sweep_abandoned(dir: &Path) {
         match sweep_held(&other, Duration::ZERO) {
             Ok(()) => tracing::info!("removed what was left at {}", other.display()),
             Err(error) => tracing::warn!("at {} something is left: {error}", other.display()),
+        }
+    }
+}
+
+/// Sweeps the images in `all` of sandboxes that have ended with the host: unlike their records in
+/// `sandboxes`, their images outlive a crash. None was touched since the host has booted.
+pub(super) fn sweep_images(all: &Path, sandboxes: &Path) {
+    let Ok(entries) = fs::read_dir(all) else { return };
+    let uptime = clock_gettime(ClockId::Boottime);
+    let uptime = Duration::try_from(uptime).unwrap_or(Duration::MAX);
+    let Some(boot) = SystemTime::now().checked_sub(uptime) else { return };
+    let is_old = |entry: &DirEntry| {
+        let touched = entry.metadata().and_then(|metadata| metadata.modified());
+        touched.is_ok_and(|touched| touched < boot)
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        // What begins with a dot is no sandbox's.
+        let is_sandboxes = !name.as_encoded_bytes().starts_with(b".");
+        if is_sandboxes && !sandboxes.join(&name).exists() && is_old(&entry) {
+            match remove_dir(&entry.path()) {
+                Ok(()) => tracing::info!("removed the images at {}", entry.path().display()),
+                Err(error) => tracing::warn!("images of another boot are left: {error}"),
+            }
         }
     }
 }
@@ -192,4 +217,30 @@ fn unless_gone(path: &Path, removed: io::Result<()>) -> Result<(), FootprintErro
 pub(super) fn in_locking(dir: &Path) -> impl FnOnce(io::Error) -> FootprintError {
     let path = dir.to_owned();
     move |source| FootprintError::Io { action: "lock", path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_another_boot_go_and_no_others() {
+        let place = tempfile::tempdir().unwrap();
+        let (all, sandboxes) = (place.path().join("images"), place.path().join("run"));
+        for (name, is_old) in [("dead", true), ("alive", true), ("new", false), (".cache", true)] {
+            let images = all.join(name);
+            fs::create_dir_all(&images).unwrap();
+            fs::write(images.join("1"), "").unwrap();
+            if is_old {
+                let directory = fs::File::open(&images).unwrap();
+                directory.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            }
+        }
+        fs::create_dir_all(sandboxes.join("alive")).unwrap();
+        sweep_images(&all, &sandboxes);
+        let mut left: Vec<_> =
+            fs::read_dir(&all).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".cache", "alive", "new"]);
+    }
 }

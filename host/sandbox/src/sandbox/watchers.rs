@@ -30,6 +30,9 @@ const OOM_QUESTIONS: Duration = Duration::from_millis(100);
 const LATE_TRIES: u32 = 10;
 const LATE_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a container may take to end that was killed.
+const DYING: Duration = Duration::from_secs(60);
+
 /// Notices the death of the VMM or of the file server, without either of which there is no sandbox.
 pub(super) async fn watch_parts(shared: Arc<Shared>) {
     let reason = tokio::select! {
@@ -164,6 +167,31 @@ async fn end_container(shared: &Arc<Shared>, key: &ProcessKey, delivery: Deliver
     // A pod's initializing containers are kept, ended, as long as the pod.
     shared.carrier.end_tasks(&key.container);
     room::leave(shared, &key.container).await;
+}
+
+/// Sees to it that a container ends that was killed. Its processes may wait for a disk or a file
+/// server that hangs, or the guest may not tell; nobody is to wait for that for ever.
+pub(super) async fn end_undying(shared: Arc<Shared>, key: ProcessKey) {
+    let Ok(mut exit) = shared.processes().subscribe(&key) else { return };
+    let ended = async { exit.wait_for(Option::is_some).await.map(drop) };
+    if tokio::time::timeout(DYING, ended).await.is_ok() {
+        return;
+    }
+    let alone = shared.single_container || shared.processes().ledger.len() == 1;
+    if alone || shared.id == key.container {
+        let reason = "a container was killed and did not end";
+        tracing::error!("sandbox {}: {reason}", shared.id);
+        return shared.take_down(reason, true).await;
+    }
+    tracing::error!("{key} was killed and has not ended; it counts as ended");
+    {
+        let mut processes = shared.processes();
+        let mut released = processes.ledger.exited(&key, Exit::killed());
+        released.extend(processes.ledger.kill_remaining(&key.container, Exit::killed()));
+        shared.publish(&mut processes, released);
+    }
+    shared.carrier.end_tasks(&key.container);
+    room::leave(&shared, &key.container).await;
 }
 
 /// Ends an exec that the guest may have started after nobody waited for that any more.
