@@ -1,5 +1,6 @@
 //! The kernel's settings: three files in sysfs (the kernel's documentation,
-//! admin-guide/mm/ksm.rst), and what was in them before.
+//! admin-guide/mm/ksm.rst), and what was in them before. While the kernel's advisor decides how much
+//! is searched (`advisor_mode`, since Linux 6.8), it lets nobody else do so.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -33,6 +34,7 @@ impl Ksm {
     /// Opens the files in `dir`. What a killed predecessor has written down at `record` is set
     /// again.
     pub(crate) fn open(dir: &Path, record: PathBuf) -> Result<Self> {
+        refuse_advisor(&dir.join(ADVISOR))?;
         let knob = |name| Knob::open(&dir.join(name));
         let mut ksm = Self {
             run: knob("run")?,
@@ -71,23 +73,49 @@ impl Ksm {
         let pages = scan.pages(anonymous_pages()?);
         tracing::debug!(?setting, pages, sleep_millisecs = scan.sleep_millisecs, "apply");
         self.run.set(STOP)?;
-        self.pages_to_scan.set(&pages.to_string())?;
-        self.sleep_millisecs.set(&scan.sleep_millisecs.to_string())?;
-        self.run.set(GO)
+        self.pages_to_scan
+            .set(&pages.to_string())
+            .and_then(|()| self.sleep_millisecs.set(&scan.sleep_millisecs.to_string()))
+            .and_then(|()| self.run.set(GO))
+            .inspect_err(|_| {
+                // Better with the settings that were found than not at all.
+                if let Err(error) = self.restore() {
+                    tracing::warn!("and the settings that were found are not back: {error:#}");
+                }
+            })
     }
 
     /// Sets everything as it was found.
     pub(crate) fn restore(&mut self) -> Result<()> {
-        self.run.set(STOP)?;
+        let mut restored = self.run.set(STOP);
         for knob in self.knobs() {
-            knob.set(&knob.original)?;
+            // Each of them, whatever became of the others: the last one starts the search again.
+            restored = restored.and(knob.set(&knob.original));
         }
+        restored?;
         match fs::remove_file(&self.record) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", self.record.display()))
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The file that says who decides how much is searched, and what it holds while nobody but root
+/// does.
+const ADVISOR: &str = "advisor_mode";
+const NO_ADVISOR: &str = "[none]";
+
+/// Refuses a kernel that adjusts the settings by itself.
+fn refuse_advisor(file: &Path) -> Result<()> {
+    match fs::read_to_string(file) {
+        Ok(modes) if !modes.contains(NO_ADVISOR) => bail!(
+            "the kernel adjusts KSM by itself ({} holds {:?}), and needs no throttler; write \"none\" to it, or disable this service",
+            file.display(),
+            modes.trim()
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -197,6 +225,17 @@ mod tests {
         Ksm::open(dir.path(), record.clone()).unwrap();
         assert_eq!(values(dir.path()), [1, 200, 30]);
         assert!(!record.exists());
+    }
+
+    #[test]
+    fn kernel_that_adjusts_ksm_by_itself_is_left_alone() {
+        let dir = kernel("1", "200", "30");
+        fs::write(dir.path().join(ADVISOR), "none [scan-time]\n").unwrap();
+        let error = Ksm::open(dir.path(), dir.path().join("record")).unwrap_err().to_string();
+        assert!(error.contains("needs no throttler"), "{error}");
+        assert_eq!(values(dir.path()), [1, 200, 30]);
+        fs::write(dir.path().join(ADVISOR), "[none] scan-time\n").unwrap();
+        Ksm::open(dir.path(), dir.path().join("record")).unwrap();
     }
 
     #[test]

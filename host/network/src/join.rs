@@ -94,9 +94,10 @@ pub fn leave_tap(nic: Nic, owner: u32) -> Result<String, NetworkError> {
 }
 
 /// The tap of an interface. The name is upstream's, with the interface's number, so that it can be
-/// found again.
+/// found again; a shorter one where that has more digits than an interface's name of 15 bytes has
+/// room for.
 pub(crate) fn tap_name(index: u32) -> String {
-    format!("tap{index}_kata")
+    if index < 10_000_000 { format!("tap{index}_kata") } else { format!("t{index}kata") }
 }
 
 async fn join_one(
