@@ -1,6 +1,6 @@
 //! The kernel's settings: three files in sysfs (the kernel's documentation,
-//! admin-guide/mm/ksm.rst), and what was in them before. While the kernel's advisor decides how much
-//! is searched (`advisor_mode`, since Linux 6.8), it lets nobody else do so.
+//! admin-guide/mm/ksm.rst), and what was in them before. While the kernel's advisor decides how
+//! much is searched (`advisor_mode`, since Linux 6.8), it lets nobody else do so.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 const CHUNK: usize = 64 << 10;
 
 /// Copies everything until the proxy closes the fifo. What nobody takes is read all the same, so
-/// that the process is not held up; `refused` is called the first time. Each piece is told to
-/// `delivered`, unless the last one was not looked at yet.
+/// that the process is not held up; `refused` is called once if its reader has gone. Each piece is
+/// told to `delivered`, unless the last one was not looked at yet.
 pub(crate) fn copy(
     mut fifo: File,
     target: &impl AsFd,
@@ -31,10 +31,12 @@ pub(crate) fn copy(
         match fifo.read(&mut chunk) {
             Ok(0) => return,
             Ok(length) if is_taken => {
-                is_taken = write_all(target, &chunk[..length]);
-                if !is_taken {
+                let written = write_all(target, &chunk[..length]);
+                // A full disk or a terminal that was hung up is no pipe that nobody reads.
+                if written == Err(Errno::PIPE) {
                     refused();
                 }
+                is_taken = written.is_ok();
                 let _ = delivered.try_send(());
             }
             Ok(_) => {}
@@ -44,19 +46,18 @@ pub(crate) fn copy(
     }
 }
 
-/// Whether all of it was taken.
-fn write_all(target: &impl AsFd, mut rest: &[u8]) -> bool {
+fn write_all(target: &impl AsFd, mut rest: &[u8]) -> rustix::io::Result<()> {
     while !rest.is_empty() {
         match rustix::io::write(target, rest) {
-            Ok(0) => return false,
+            Ok(0) => return Err(Errno::IO),
             Ok(length) => rest = &rest[length..],
             // The engine may have made its end non-blocking, which then holds for this one too.
             Err(Errno::AGAIN) => await_readiness(target, PollFlags::OUT),
             Err(Errno::INTR) => {}
-            Err(_) => return false,
+            Err(errno) => return Err(errno),
         }
     }
-    true
+    Ok(())
 }
 
 /// Waits until there is something to do with a descriptor, or it is broken.

@@ -29,14 +29,20 @@ const OPTION: &str = "tmpcopyup";
 const DEPTH: usize = 64;
 
 /// Does what the option says for every mount that has it, and makes what `cwd` is below. Returns
-/// the mounts for libcontainer, or `None` if they stay as they are. To be called in the process that
-/// makes the container, which has one thread.
+/// the mounts for libcontainer, or `None` if they stay as they are. To be called in the process
+/// that makes the container, which has one thread.
 pub(crate) fn carry_out(
     rootfs: &Path,
     mounts: &[Mount],
     cwd: &Path,
 ) -> io::Result<Option<Vec<Mount>>> {
-    let has_cwd = |mount: &Mount| is_tmpfs(mount) && cwd::is_below(cwd, mount.destination());
+    // Devices are made at /dev, which are none below a mount of ours.
+    let covers_cwd = cwd::covering(mounts, cwd).filter(|mount| {
+        is_tmpfs(mount)
+            && cwd::is_below(cwd, mount.destination())
+            && !cwd::is_same(mount.destination(), Path::new("/dev"))
+    });
+    let has_cwd = |mount: &Mount| covers_cwd.is_some_and(|one| std::ptr::eq(one, mount));
     if !mounts.iter().any(|mount| has_option(mount) || has_cwd(mount)) {
         return Ok(None);
     }
@@ -51,6 +57,9 @@ pub(crate) fn carry_out(
         let options: Vec<_> = options(mount).filter(|option| *option != OPTION).collect();
         let mut plain = mount.clone();
         plain.set_options(Some(options.iter().map(|option| (*option).to_owned()).collect()));
+        if has_cwd {
+            cwd::prepare(rootfs, &[], mount.destination())?;
+        }
         let original = original(rootfs, mount.destination())?;
         if let Some((original, _)) = original.filter(|(_, is_empty)| has_cwd || !is_empty) {
             if !is_private {
@@ -110,7 +119,8 @@ fn fill(original: &OwnedFd, options: &[&str], copies: bool) -> io::Result<PathBu
     let data =
         options.iter().filter(|option| is_data(option)).copied().collect::<Vec<_>>().join(",");
     let data = std::ffi::CString::new(data)?;
-    mount("tmpfs", &place, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, data.as_c_str())?;
+    let flags = if copies { MountFlags::NOSUID | MountFlags::NODEV } else { MountFlags::empty() };
+    mount("tmpfs", &place, "tmpfs", flags, data.as_c_str())?;
     // The descriptor still shows what is below the mount.
     if copies {
         copy(&path_of(original), &place, DEPTH)?;
@@ -183,6 +193,10 @@ mod tests {
         for cwd in ["/", "/run", "/running"] {
             assert_eq!(carry_out(rootfs.path(), &mounts, Path::new(cwd)).unwrap(), None);
         }
+        let mounts = [tmpfs("/dev", &["nosuid"]), tmpfs("/dev/shm", &[]), tmpfs("/run", &[])];
+        for cwd in ["/dev/shm", "/dev/pts"] {
+            assert_eq!(carry_out(rootfs.path(), &mounts, Path::new(cwd)).unwrap(), None);
+        }
     }
 
     #[test]
@@ -232,12 +246,17 @@ mod tests {
         let root = fs::canonicalize(rootfs.path()).unwrap();
         let inside = root.clone();
         let made = std::thread::spawn(move || {
-            let cwd = Path::new("/empty/src");
-            let changed = carry_out(&inside, &[tmpfs("/empty", &[])], cwd).unwrap().unwrap();
-            cwd::prepare(&inside, &changed, cwd).unwrap();
-            inside.join("empty/src").is_dir()
+            // The second is not in the image.
+            for (at, cwd) in [("/empty", "/empty/src"), ("/work/new", "/work/new/src")] {
+                let cwd = Path::new(cwd);
+                let changed = carry_out(&inside, &[tmpfs(at, &[])], cwd).unwrap().unwrap();
+                cwd::prepare(&inside, &changed, cwd).unwrap();
+            }
+            inside.join("empty/src").is_dir() && inside.join("work/new/src").is_dir()
         });
         assert!(made.join().unwrap());
-        assert!(!root.join("empty/src").exists(), "the image itself was written to");
+        for made in ["empty/src", "work/new/src"] {
+            assert!(!root.join(made).exists(), "the image itself was written to");
+        }
     }
 }

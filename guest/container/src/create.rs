@@ -94,7 +94,8 @@ enum Answer {
 /// `pipe_size` is for [`Stdio::pipes`].
 ///
 /// The caller must not let go of exit statuses meanwhile: init may have ended before its pid is
-/// known. On an error nothing of the container is left.
+/// known. On an error nothing of the container is left, but for processes that do not die within
+/// ten seconds, and their cgroup.
 ///
 /// # Errors
 ///

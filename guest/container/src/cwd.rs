@@ -14,11 +14,8 @@ use rustix::io::Errno;
 /// there leads out of it. What cannot be made (on a read-only file system, or below a file system
 /// that is yet to be mounted) is left: changing into it will say what is wrong.
 pub(crate) fn prepare(rootfs: &Path, mounts: &[Mount], cwd: &Path) -> io::Result<()> {
+    let covering = covering(mounts, cwd);
     let cwd = normalized(cwd);
-    let covering = mounts
-        .iter()
-        .filter(|mount| cwd.starts_with(normalized(mount.destination())))
-        .max_by_key(|mount| normalized(mount.destination()).components().count());
     let (base, relative) = match covering {
         None => (rootfs.to_owned(), cwd),
         Some(mount) if is_bind(mount) => {
@@ -32,6 +29,20 @@ pub(crate) fn prepare(rootfs: &Path, mounts: &[Mount], cwd: &Path) -> io::Result
         Err(Errno::ROFS | Errno::NOTDIR | Errno::ACCESS) | Ok(()) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The mount that `cwd` will be in, if it is one.
+pub(crate) fn covering<'a>(mounts: &'a [Mount], cwd: &Path) -> Option<&'a Mount> {
+    let cwd = normalized(cwd);
+    mounts
+        .iter()
+        .filter(|mount| cwd.starts_with(normalized(mount.destination())))
+        .max_by_key(|mount| normalized(mount.destination()).components().count())
+}
+
+/// Whether these are the same place.
+pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
+    normalized(one) == normalized(other)
 }
 
 /// Whether `cwd` is below `directory`, and not the same.

@@ -3,9 +3,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use tokio::io::unix::AsyncFd;
+
+/// The time between two looks at a terminal that was hung up once. It may be open again, but the
+/// runtime remembers the hang-up for good, and never waits for it any more.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// A pipe's end, a terminal's master or a socket, in non-blocking mode.
 #[derive(Debug)]
@@ -28,9 +33,11 @@ impl Descriptor {
     ) -> io::Result<T> {
         loop {
             let mut guard = self.0.readable().await?;
+            let hung_up = guard.ready().is_read_closed();
             match guard.try_io(|fd| read(fd.as_fd())) {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(result) => return result,
+                Err(_would_block) if hung_up => tokio::time::sleep(AGAIN).await,
                 Err(_would_block) => {}
             }
         }
@@ -40,10 +47,12 @@ impl Descriptor {
     pub(crate) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
             let mut guard = self.0.writable().await?;
+            let hung_up = guard.ready().is_write_closed();
             match guard.try_io(|fd| Ok(rustix::io::write(fd, data)?)) {
                 Ok(Ok(written)) => data = &data[written..],
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
+                Err(_would_block) if hung_up => tokio::time::sleep(AGAIN).await,
                 Err(_would_block) => {}
             }
         }

@@ -3,7 +3,7 @@
 //! Output is never lost: what a process wrote before it ended is read to the end. A background
 //! process that has inherited a stream and keeps it open would delay that end for ever. So after
 //! the process has ended, a stream ends at the latest when it was silent for half a second in all,
-//! or when more has come than there can have been.
+//! or when very much has come.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,9 +23,9 @@ use crate::descriptor::Descriptor;
 /// How long a stream that somebody keeps open may be silent after its process has ended, in all.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// How much may come then beyond what is seen to be there: what is on its way through a terminal
-/// (the limit of its buffers, drivers/tty/tty_buffer.c), and a background process's first words.
-const ON_ITS_WAY: usize = 64 << 10;
+/// How much may come then beyond what is seen to be there: far more than is on its way through a
+/// terminal, and than those write that finish the work of a process (`exec > >(sort)` of a shell).
+const MOST_AFTER: usize = 16 << 20;
 
 /// The time between two looks at a terminal that no process has open while its own one lives.
 const REOPENED: Duration = Duration::from_millis(100);
@@ -139,7 +139,7 @@ impl Stream {
         let rest = rest.get_or_insert_with(|| {
             let there = rustix::io::ioctl_fionread(self.descriptor.as_fd()).unwrap_or(0);
             let there = usize::try_from(there).unwrap_or(usize::MAX);
-            Rest { bytes: there.saturating_add(ON_ITS_WAY), silence: DRAIN }
+            Rest { bytes: there.saturating_add(MOST_AFTER), silence: DRAIN }
         });
         change(rest);
         *rest
@@ -358,6 +358,11 @@ mod tests {
         };
         let (data, slave) = tokio::join!(read, late);
         assert_eq!(data.unwrap(), b"late");
+        // It waits as if it had never been closed.
+        let silence = timeout(REOPENED, stdio.read(Output::Stdout, 100, pending())).await;
+        assert!(silence.is_err());
+        rustix::io::write(&slave, b"later").unwrap();
+        assert_eq!(stdio.read(Output::Stdout, 100, pending()).await.unwrap(), b"later");
         drop(slave);
         assert_eq!(stdio.read(Output::Stdout, 100, ready(())).await.unwrap(), b"");
     }

@@ -149,7 +149,8 @@ impl Sandbox {
         }
     }
 
-    /// The containers that see their own process ids only and have not ended, but for the first one.
+    /// The containers that see their own process ids only and have not ended, but for the first
+    /// one.
     fn running_with_own_pids(&self) -> Vec<&Arc<Container>> {
         let runs = |one: &&Arc<Container>| one.pids == Pids::Own && one.init.status().is_none();
         self.containers.values().flatten().filter(runs).collect()

@@ -8,7 +8,7 @@
 //!              settings ─┐
 //!                VmSpec ─┴─▶ arguments (pure) ──▶ kata-krun: jail, libkrun ── one byte ──▶ KrunVm
 //!                                                     │
-//!   run_dir/vsock/PORT ◀── listens once the guest's driver is up
+//!   vsock/PORT ◀── listens once the guest's driver is up; seen by those who hold the directory open
 //!   console ◀────────────────────────── pipe ─────────┘
 //! ```
 //!

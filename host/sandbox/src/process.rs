@@ -1,7 +1,7 @@
 //! The ledger with what belongs to each process on the host: its streams, who waits for its end,
 //! and what an exec needs until it is started.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use oci_spec::runtime::{BoxBuilder, Process};
@@ -35,6 +35,8 @@ pub(crate) struct Processes {
     pending: HashMap<ProcessKey, PendingExec>,
     /// Those whose stdin was closed before there were streams to close.
     close_early: Vec<ProcessKey>,
+    /// Those whose end the guest has told. Their exits may wait for a reader of their output.
+    told: HashSet<ProcessKey>,
 }
 
 impl Processes {
@@ -56,6 +58,17 @@ impl Processes {
         self.attached.retain(|one, _| stays(one));
         self.pending.retain(|one, _| stays(one));
         self.close_early.retain(stays);
+        self.told.retain(stays);
+    }
+
+    /// Notes that the guest has told a process's end.
+    pub(crate) fn note_end(&mut self, key: &ProcessKey) {
+        self.told.insert(key.clone());
+    }
+
+    /// Whether the guest has told a process's end.
+    pub(crate) fn is_end_told(&self, key: &ProcessKey) -> bool {
+        self.told.contains(key)
     }
 
     /// Keeps an exec until it is started.

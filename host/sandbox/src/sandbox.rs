@@ -12,6 +12,7 @@ mod take_down;
 mod updates;
 mod watchers;
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -67,6 +68,9 @@ struct Shared {
     /// `None` when it has been taken away, and where there is none.
     share: Mutex<Option<Share>>,
     carrier: Carrier,
+    /// Containers that were deleted although the guest still has them. What they have of the host
+    /// stays as long as the sandbox, and so their ids are taken.
+    undying: Mutex<HashSet<String>>,
     footprint: Footprint,
     timing: Arc<Timing>,
     /// Ports of the guest that people may reach.
@@ -120,6 +124,7 @@ impl Sandbox {
             file_server,
             share: Mutex::new(share),
             carrier: Carrier::new(plan.images),
+            undying: Mutex::default(),
             footprint,
             timing: Arc::new(timing),
             open_ports: plan.open_ports,
@@ -174,6 +179,9 @@ impl Sandbox {
 
     async fn set_up(&self, plan: ContainerPlan, stdio: Box<dyn Stdio>) -> Result<(), SandboxError> {
         let key = ProcessKey::init(&plan.id);
+        if self.shared.undying().contains(&key.container) {
+            return Err(Refusal::AlreadyExists(key).into());
+        }
         self.shared.processes().add(&key)?;
         let made = match room::make(&self.shared, &plan).await {
             Ok(()) => self.create_in_guest(plan).await,
@@ -409,7 +417,9 @@ impl Sandbox {
             if let Err(error) = removed {
                 tracing::warn!("{key} is deleted although the guest could not remove it: {error}");
             }
-            if !is_in_use {
+            if is_in_use {
+                self.shared.undying().insert(key.container.clone());
+            } else {
                 self.shared.forget_storage(&key.container).await;
             }
             room::leave(&self.shared, &key.container).await;
@@ -455,11 +465,17 @@ impl Sandbox {
     /// Freezes a running container. One of which it is not known whether it is frozen counts as if
     /// it were, so that it can be thawed.
     pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
-        self.shared.processes().ledger.may_pause(container)?;
-        let paused = self.unless_gone(self.shared.agent.pause_container(container)).await;
-        if matches!(paused, Ok(()) | Err(SandboxError::Agent(AgentError::Deadline { .. }))) {
-            self.shared.processes().ledger.set_paused(container, true);
+        {
+            let mut processes = self.shared.processes();
+            processes.ledger.may_pause(container)?;
+            // Already now, so that whoever wants it thawed before the guest answers is not told
+            // that it runs.
+            processes.ledger.set_paused(container, true);
         }
+        let paused = self.unless_gone(self.shared.agent.pause_container(container)).await;
+        let may_be =
+            matches!(paused, Ok(()) | Err(SandboxError::Agent(AgentError::Deadline { .. })));
+        self.shared.processes().ledger.set_paused(container, may_be);
         paused
     }
 

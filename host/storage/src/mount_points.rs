@@ -5,15 +5,20 @@
 //! the host does, before the guest sees anything of it. Every step is taken by the kernel inside of
 //! the root (openat2(2), RESOLVE_IN_ROOT): a link in an image leads nowhere else.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
 use rustix::io::Errno;
 
 use crate::{GuestMounts, StorageError};
+
+/// As many links in a row as the kernel follows (path_resolution(7)).
+const LINKS: u32 = 40;
 
 /// Makes what `rootfs` lacks: directories for all mounts, empty files for mounts of files, and the
 /// working directory. What lies below another mount is left to the guest, which makes that mount.
@@ -36,7 +41,7 @@ pub fn make_mount_points(
         if !covered.iter().any(|above| destination.starts_with(above)) {
             let is_file =
                 mounts.host_binds.iter().any(|bind| bind.index == index && bind.source.is_file());
-            make(&root, destination, is_file).map_err(|errno| failed(destination, errno))?;
+            make(&root, destination, is_file, LINKS).map_err(|errno| failed(destination, errno))?;
             covered.push(destination.clone());
         }
     }
@@ -44,7 +49,7 @@ pub fn make_mount_points(
     if covered.iter().any(|above| cwd.starts_with(above)) {
         return Ok(());
     }
-    make(&root, &cwd, false).map_err(|errno| failed(&cwd, errno))
+    make(&root, &cwd, false, LINKS).map_err(|errno| failed(&cwd, errno))
 }
 
 /// Refuses what no kernel mounts: a file on a directory, or a directory on a file. Said here, it
@@ -73,12 +78,29 @@ pub fn check_mount_points(rootfs: &Path, mounts: &GuestMounts) -> Result<(), Sto
     Ok(())
 }
 
-/// Makes one path below the root, unless it is there.
-fn make(root: &OwnedFd, path: &Path, is_file: bool) -> rustix::io::Result<()> {
+/// Where a link leads to, from the root.
+fn target_of(root: &OwnedFd, path: &Path) -> rustix::io::Result<PathBuf> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let link = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    let target = readlinkat(&link, "", Vec::new())?.into_bytes();
+    let from = Path::new("/").join(path.parent().unwrap_or(Path::new("")));
+    let mut found = PathBuf::from("/");
+    for part in from.join(Path::new(OsStr::from_bytes(&target))).components() {
+        match part {
+            Component::Normal(name) => found.push(name),
+            Component::ParentDir => drop(found.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Makes one path below the root, unless it is there; a file also behind that many links.
+fn make(root: &OwnedFd, path: &Path, is_file: bool, links: u32) -> rustix::io::Result<()> {
     if open(root, path).is_ok() {
         return Ok(());
     }
-    let components: Vec<&std::ffi::OsStr> = relative(path)
+    let components: Vec<&OsStr> = relative(path)
         .components()
         .filter_map(|part| if let Component::Normal(name) = part { Some(name) } else { None })
         .collect();
@@ -91,8 +113,11 @@ fn make(root: &OwnedFd, path: &Path, is_file: bool) -> rustix::io::Result<()> {
             let flags =
                 OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             return match openat(&parent, *name, flags, Mode::from_raw_mode(0o644)) {
-                // A link that leads nowhere: the guest finds the same, and says so.
-                Ok(_) | Err(Errno::EXIST) => Ok(()),
+                Ok(_) => Ok(()),
+                // A link that leads nowhere.
+                Err(Errno::EXIST) if links > 0 => {
+                    make(root, &target_of(root, path)?, true, links - 1)
+                }
                 Err(errno) => Err(errno),
             };
         }
@@ -133,6 +158,35 @@ mod tests {
         let mounts = GuestMounts { spec_mounts, ..GuestMounts::default() };
         make_mount_points(rootfs.path(), &spec, &mounts).unwrap();
         rootfs
+    }
+
+    #[test]
+    fn file_is_made_where_a_link_leads_that_leads_nowhere() {
+        let rootfs = tempfile::tempdir().unwrap();
+        fs::create_dir(rootfs.path().join("etc")).unwrap();
+        symlink("../run/resolve/stub", rootfs.path().join("etc/resolv.conf")).unwrap();
+        symlink("loop", rootfs.path().join("etc/loop")).unwrap();
+        let source = tempfile::NamedTempFile::new().unwrap();
+        let made = |destination: &str| {
+            let spec: Spec = serde_json::from_value(serde_json::json!({"ociVersion": "1.0.2",
+                "mounts": [{"destination": destination, "type": "bind"}]}))
+            .unwrap();
+            let bind = crate::HostBind {
+                index: 0,
+                source: source.path().to_owned(),
+                destination: destination.into(),
+                readonly: false,
+                recursive: true,
+                follows_host: false,
+            };
+            let spec_mounts = spec.mounts().clone().unwrap();
+            let mounts =
+                GuestMounts { spec_mounts, host_binds: vec![bind], ..GuestMounts::default() };
+            make_mount_points(rootfs.path(), &spec, &mounts)
+        };
+        made("/etc/resolv.conf").unwrap();
+        assert!(rootfs.path().join("run/resolve/stub").is_file());
+        assert!(made("/etc/loop").is_err());
     }
 
     #[test]

@@ -88,6 +88,7 @@ impl From<SandboxError> for Failure {
             SandboxError::Refused(Refusal::AlreadyExists(_)) => Code::ALREADY_EXISTS,
             SandboxError::Refused(Refusal::WrongState { .. }) => Code::FAILED_PRECONDITION,
             SandboxError::Agent(AgentError::Unimplemented { .. }) => Code::UNIMPLEMENTED,
+            SandboxError::Agent(AgentError::Deadline { .. }) => Code::DEADLINE_EXCEEDED,
             SandboxError::Gone { .. } => Code::ABORTED,
             _ => Code::UNKNOWN,
         };

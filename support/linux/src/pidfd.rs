@@ -27,8 +27,8 @@ pub fn send_signal(pidfd: impl AsFd, number: i32) -> io::Result<()> {
     if !(1..=LAST_SIGNAL).contains(&number) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: it is the number of a signal. Those that the C library keeps for itself may be sent to
-    // others: they are only not to be handled or blocked here.
+    // SAFETY: it is the number of a signal. Those that the C library keeps for itself may be sent
+    // to others: they are only not to be handled or blocked here.
     let signal = unsafe { Signal::from_raw_unchecked(number) };
     Ok(pidfd_send_signal(pidfd, signal)?)
 }

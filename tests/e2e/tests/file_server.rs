@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Containerd, Deadline, Part, Scenario, only_a_vm, parts_of};
+use kata_e2e::{Containerd, Deadline, Input, Part, Scenario, only_a_vm, parts_of};
 use rustix::process::Signal;
 
 /// Where distributions have one: QEMU's own up to its version 7, and the one written in Rust.
@@ -61,15 +61,20 @@ fn container_that_cannot_die_ends_with_its_sandbox() -> Result<()> {
     Scenario::new().run(|containerd| {
         let shared = containerd.directory().join("shared");
         fs::create_dir(&shared)?;
-        let script = "echo up; while :; do touch /shared/file; done";
-        let container = containerd.shell(script).bind(&shared, "/shared", "rbind:rw");
-        let (client, container) = container.attach_and_keep()?;
+        let script = "echo up; read line; touch /shared/file";
+        let run = containerd.shell(script).stdin(Input::Pipe);
+        let (mut client, container) = run.bind(&shared, "/shared", "rbind:rw").attach_and_keep()?;
         client.expect("up\n")?;
         let servers = parts_of(containerd.mark(), Part::FileServer)?;
         let [server] = servers.as_slice() else { anyhow::bail!("not one server: {servers:?}") };
         server.signal(Signal::STOP)?;
+        client.write("now\n")?;
+        let before = Instant::now();
+        // Until it is sure to wait, each signal has been on its way longer than the file.
+        container.kill("CONT")?;
         container.kill("KILL")?;
-        assert_eq!(client.wait_until(Deadline::after(Duration::from_secs(100)))?.code, 137);
+        assert_eq!(client.wait_until(Deadline::after(Duration::from_secs(150)))?.code, 137);
+        ensure!(before.elapsed() > Duration::from_secs(50), "it has died by itself");
         container.remove()
     })
 }

@@ -47,9 +47,10 @@ const MEMORY_MIB: u32 = 4096;
 const PROCESSOR: &str = "max,la57=off";
 
 /// A device whose driver is asked something once a second, so that no interrupt is the last one for
-/// long. When the machine leaves a guest, QEMU before 10.2 strikes one interrupt off the pending ones
-/// without a lock (`do_vmexit`), and with it one that comes in that instant. If that was the timer's,
-/// nothing happens until another one comes: such machines stood still until somebody typed.
+/// long. When the machine leaves a guest, QEMU before 10.2 strikes one interrupt off the pending
+/// ones without a lock (`do_vmexit`), and with it one that comes in that instant. If that was the
+/// timer's, nothing happens until another one comes: such machines stood still until somebody
+/// typed.
 const HEARTBEAT: &str = "virtio-balloon-pci,guest-stats-polling-interval=1";
 
 /// Room for translated code in MiB: throwing all of it away at once, when it is full, is when races

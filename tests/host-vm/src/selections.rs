@@ -64,6 +64,48 @@ pub(crate) const INABILITIES: &[Inability] = &[
         hypervisors: &[Hypervisor::Krun],
         why: SILENCE,
     },
+    Inability {
+        file: "assets",
+        test: "compressed_kernels_boot",
+        hypervisors: &[Hypervisor::Krun, Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: "they take uncompressed kernels only",
+    },
+    Inability {
+        file: "assets",
+        test: "distributions_kernel_boots_from_its_initrd",
+        hypervisors: &[Hypervisor::Krun, Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: NOT_ITS_KERNEL,
+    },
+    Inability {
+        file: "assets",
+        test: "distributions_kernel_boots_from_an_image_with_drivers",
+        hypervisors: &[Hypervisor::Krun, Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: NOT_ITS_KERNEL,
+    },
+    Inability {
+        file: "assets",
+        test: "small_kernel_boots_from_an_image",
+        hypervisors: &[Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: COPIES_FILES,
+    },
+    Inability {
+        file: "assets",
+        test: "small_kernel_boots_from_its_initrd",
+        hypervisors: &[Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: COPIES_FILES,
+    },
+    Inability {
+        file: "assets",
+        test: "image_with_systemd_runs_the_agent_as_a_service",
+        hypervisors: &[
+            Hypervisor::Qemu,
+            Hypervisor::Krun,
+            Hypervisor::CloudHypervisor,
+            Hypervisor::Firecracker,
+            Hypervisor::Jailer,
+        ],
+        why: "it fetches packages, and the machine has no network",
+    },
 ];
 
 /// The tests of a file that are left out with a hypervisor.
@@ -104,6 +146,9 @@ const COPIES: &str = "this hypervisor shares no files";
 const NO_GUEST: &str = "the hypervisor makes no difference to it";
 const CONTAINERD: &str = "it changes containerd's release, not the hypervisor";
 const SOAK: &str = "`make soak` runs it, with QEMU";
+const NOT_ITS_KERNEL: &str =
+    "they need drivers that a distribution's kernel has not, or not in the test's initial ramdisk";
+const COPIES_FILES: &str = "it also tests shared files, and they copy them";
 const SILENCE: &str = "its end is told by its silence alone, which takes five minutes";
 /// Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see
 /// `Machine::choose` in host/qemu.

@@ -34,9 +34,11 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
     let bundle = Bundle::load(&args.bundle)?;
     let terminal = terminal::kind(bundle.terminal(), detached, args.console_socket.is_some())?;
     if args.preserve_fds > 0 {
-        bail!("descriptors cannot be passed into a VM; run without --preserve-fds");
+        bail!(
+            "descriptors cannot be passed into a VM; run without --preserve-fds, and without the sockets of a systemd unit (LISTEN_FDS)"
+        );
     }
-    warn_of_systemd(host);
+    warn_of_systemd(host, &bundle);
     let cgroup = bundle.cgroup();
     if host.systemd_cgroup && !cgroup.is_empty() && cgroup.split(':').count() != 3 {
         // runc's words.
@@ -57,16 +59,16 @@ pub(super) fn create(host: &Host, args: &CreateArgs, detached: bool) -> Result<C
     made
 }
 
-/// What systemd gives to a service for its program, which would be the container's, cannot be given
-/// to it (sd_notify(3), sd_listen_fds(3)). Engines may have it in their environment by chance.
-fn warn_of_systemd(host: &Host) {
-    for (name, what) in [
-        ("NOTIFY_SOCKET", "so nothing in it tells systemd that the service is ready"),
-        ("LISTEN_FDS", "so the sockets of the service's socket units are not there"),
-    ] {
-        if std::env::var_os(name).is_some_and(|value| !value.is_empty()) {
-            host.report.warning(&format!("{name} does not reach into a VM, {what}"));
-        }
+/// Who is to tell systemd that a service is ready cannot do so from a VM (sd_notify(3)). systemd
+/// would wait, and end the service.
+fn warn_of_systemd(host: &Host, bundle: &Bundle) {
+    const NAME: &str = "NOTIFY_SOCKET=";
+    let env = bundle.spec.process().as_ref().and_then(|process| process.env().as_ref());
+    let in_spec = env.is_some_and(|env| env.iter().any(|one| one.starts_with(NAME)));
+    if in_spec || std::env::var_os(NAME.trim_end_matches('=')).is_some() {
+        host.report.warning(
+            "NOTIFY_SOCKET does not reach into a VM: nothing in it can tell systemd that the service is ready",
+        );
     }
 }
 

@@ -11,7 +11,9 @@ pub(super) fn pause(host: &Host, id: &str) -> Result<()> {
     let locked = host.registry.lock(id)?.context(UNKNOWN)?;
     let mut container = locked.load()?.context(UNKNOWN)?;
     // One that waits to be started can be frozen like one that runs, with runc, too.
-    if !matches!(container.status(), Status::Created | Status::Running) {
+    // It may only be thought to be frozen, where an earlier command was killed: the sandbox knows.
+    let seems_paused = container.status() == Status::Paused;
+    if !matches!(container.status(), Status::Created | Status::Running | Status::Paused) {
         bail!("container not running");
     }
     let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
@@ -22,7 +24,10 @@ pub(super) fn pause(host: &Host, id: &str) -> Result<()> {
     let request = api::PauseRequest { id: id.to_owned(), ..Default::default() };
     let paused = sandbox.call::<api::Empty>("Pause", &request);
     if let Err(error) = paused {
-        if !is_late(&error) {
+        if seems_paused && is_refused(&error) {
+            bail!("container not running");
+        }
+        if !seems_paused && !is_late(&error) {
             container.paused = false;
             locked.save(&container)?;
         }

@@ -10,20 +10,21 @@ use kata_shim_api::api;
 use super::create::hook_state;
 use super::{Host, delete};
 use crate::registry::{Container, Stage, Status, UNKNOWN};
-use crate::sandbox::{Sandbox, plain};
+use crate::sandbox::{Sandbox, is_refused, plain};
 
 pub(super) fn run(host: &Host, id: &str) -> Result<()> {
     let locked = host.registry.lock(id)?.context(UNKNOWN)?;
     let mut container = locked.load()?.context(UNKNOWN)?;
+    // It may only be thought to run, where an earlier command was killed: the sandbox knows.
+    let seems_to_run = container.status() == Status::Running;
     match container.status() {
-        Status::Created => {}
+        Status::Created | Status::Running => {}
         Status::Stopped => bail!("cannot start a container that has stopped"),
         Status::Creating => bail!("cannot start a container that is being created"),
-        Status::Running => bail!("cannot start an already running container"),
         Status::Paused => bail!("cannot start a container in the paused state"),
     }
     let sandbox = Sandbox::open(&host.registry, &container.sandbox)?;
-    if container.sandbox == container.id {
+    if container.sandbox == container.id && !seems_to_run {
         // The network is what it is now: the start takes it over.
         host.report.note(|| no_network(&container));
     }
@@ -32,8 +33,13 @@ pub(super) fn run(host: &Host, id: &str) -> Result<()> {
     locked.save(&container)?;
     let request = api::StartRequest { id: id.to_owned(), ..Default::default() };
     if let Err(error) = sandbox.call::<api::StartResponse>("Start", &request) {
-        container.stage = Stage::Created;
-        locked.save(&container)?;
+        if seems_to_run && is_refused(&error) {
+            bail!("cannot start an already running container");
+        }
+        if !seems_to_run {
+            container.stage = Stage::Created;
+            locked.save(&container)?;
+        }
         return Err(plain(error));
     }
     let state = hook_state(&container, "running", container.stand_in.pid);

@@ -1,5 +1,6 @@
 //! What every task of a sandbox asks of it.
 
+use std::collections::HashSet;
 use std::sync::{MutexGuard, PoisonError};
 
 use kata_agent_client::AgentError;
@@ -11,6 +12,10 @@ use crate::{Exit, ProcessKey, SandboxError, SandboxEvent, boot};
 impl Shared {
     pub(super) fn processes(&self) -> MutexGuard<'_, Processes> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn undying(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.undying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn with_share<T>(

@@ -121,7 +121,11 @@ pub(super) async fn watch_process(shared: Arc<Shared>, key: ProcessKey) {
             UNKNOWN_END
         }
     };
-    let attached = shared.processes().attached(&key);
+    let attached = {
+        let mut processes = shared.processes();
+        processes.note_end(&key);
+        processes.attached(&key)
+    };
     let delivery = match &attached {
         Some(stdio) => stdio.drained().await,
         None => Delivery::Whole,
@@ -174,10 +178,11 @@ async fn end_container(shared: &Arc<Shared>, key: &ProcessKey, delivery: Deliver
 pub(super) async fn end_undying(shared: Arc<Shared>, key: ProcessKey) {
     let Ok(mut exit) = shared.processes().subscribe(&key) else { return };
     let ended = async { exit.wait_for(Option::is_some).await.map(drop) };
-    if tokio::time::timeout(DYING, ended).await.is_ok() {
+    // Its output may take longer.
+    if tokio::time::timeout(DYING, ended).await.is_ok() || shared.processes().is_end_told(&key) {
         return;
     }
-    let alone = shared.single_container || shared.processes().ledger.len() == 1;
+    let alone = shared.processes().ledger.len() == 1;
     if alone || shared.id == key.container {
         let reason = "a container was killed and did not end";
         tracing::error!("sandbox {}: {reason}", shared.id);
