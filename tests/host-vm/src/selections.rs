@@ -38,6 +38,10 @@ pub(crate) struct Inability {
     pub(crate) why: &'static str,
 }
 
+/// Those that have no file server beside them.
+const WITHOUT_SERVER: &[Hypervisor] =
+    &[Hypervisor::Krun, Hypervisor::Firecracker, Hypervisor::Jailer];
+
 /// All of them.
 pub(crate) const INABILITIES: &[Inability] = &[
     Inability {
@@ -63,6 +67,30 @@ pub(crate) const INABILITIES: &[Inability] = &[
         test: "guest_that_powers_off_is_told",
         hypervisors: &[Hypervisor::Krun],
         why: SILENCE,
+    },
+    Inability {
+        file: "kill",
+        test: "file_server_is_killed_while_idle",
+        hypervisors: WITHOUT_SERVER,
+        why: NO_SERVER,
+    },
+    Inability {
+        file: "kill",
+        test: "file_server_is_killed_while_busy",
+        hypervisors: WITHOUT_SERVER,
+        why: NO_SERVER,
+    },
+    Inability {
+        file: "kill",
+        test: "file_server_is_killed_while_the_vmm_boots",
+        hypervisors: WITHOUT_SERVER,
+        why: NO_SERVER,
+    },
+    Inability {
+        file: "kill",
+        test: "file_server_is_killed_while_it_is_deleted",
+        hypervisors: WITHOUT_SERVER,
+        why: NO_SERVER,
     },
     Inability {
         file: "assets",
@@ -149,6 +177,7 @@ const SOAK: &str = "`make soak` runs it, with QEMU";
 const NOT_ITS_KERNEL: &str =
     "they need drivers that a distribution's kernel has not, or not in the test's initial ramdisk";
 const COPIES_FILES: &str = "it also tests shared files, and they copy them";
+const NO_SERVER: &str = "there is no file server beside them";
 const SILENCE: &str = "its end is told by its silence alone, which takes five minutes";
 /// Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see
 /// `Machine::choose` in host/qemu.
