@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -154,17 +154,22 @@ pub(crate) fn stand(order: &Order, prepared: Prepared, question: Question) -> u8
 /// handler for it, which no signal ends but SIGKILL, goes on.
 fn deliver(stdout: Option<File>, stderr: Option<File>, process: &Arc<Process>) -> Receiver<()> {
     let (delivered, receiver) = sync_channel(1);
-    if let Some(fifo) = stdout {
-        let (process, delivered) = (Arc::clone(process), delivered.clone());
-        let refused = move || process.kill(SIGPIPE);
-        start("stdout", move || output::copy(fifo, &io::stdout(), &delivered, refused));
-    }
-    if let Some(fifo) = stderr {
-        let process = Arc::clone(process);
-        let refused = move || process.kill(SIGPIPE);
-        start("stderr", move || output::copy(fifo, &io::stderr(), &delivered, refused));
-    }
+    deliver_one("stdout", stdout, io::stdout(), process, delivered.clone());
+    deliver_one("stderr", stderr, io::stderr(), process, delivered);
     receiver
+}
+
+fn deliver_one(
+    name: &str,
+    fifo: Option<File>,
+    target: impl AsFd + Send + 'static,
+    process: &Arc<Process>,
+    delivered: SyncSender<()>,
+) {
+    let Some(fifo) = fifo else { return };
+    let process = Arc::clone(process);
+    let refused = move || process.kill(SIGPIPE);
+    start(name, move || output::copy(fifo, &target, &delivered, refused));
 }
 
 /// Waits until all is delivered, or for `patience` in vain.

@@ -247,15 +247,15 @@ mod tests {
         let inside = root.clone();
         let made = std::thread::spawn(move || {
             // The second is not in the image.
-            for (at, cwd) in [("/empty", "/empty/src"), ("/work/new", "/work/new/src")] {
+            for (at, cwd) in [("/empty", "/empty/src"), ("/new/place", "/new/place/src")] {
                 let cwd = Path::new(cwd);
                 let changed = carry_out(&inside, &[tmpfs(at, &[])], cwd).unwrap().unwrap();
                 cwd::prepare(&inside, &changed, cwd).unwrap();
             }
-            inside.join("empty/src").is_dir() && inside.join("work/new/src").is_dir()
+            inside.join("empty/src").is_dir() && inside.join("new/place/src").is_dir()
         });
         assert!(made.join().unwrap());
-        for made in ["empty/src", "work/new/src"] {
+        for made in ["empty/src", "new/place/src"] {
             assert!(!root.join(made).exists(), "the image itself was written to");
         }
     }

@@ -70,7 +70,7 @@ fn container_that_cannot_die_ends_with_its_sandbox() -> Result<()> {
         server.signal(Signal::STOP)?;
         client.write("now\n")?;
         let before = Instant::now();
-        // Until it is sure to wait, each signal has been on its way longer than the file.
+        // One that does nothing goes the same way first: by its end the process waits.
         container.kill("CONT")?;
         container.kill("KILL")?;
         assert_eq!(client.wait_until(Deadline::after(Duration::from_secs(150)))?.code, 137);
