@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!   kata-shim                         victim (this program again), the first whom the killer takes
-//!     starts it ────────────────────▶ enters the group, limits it to a little more than it uses, touches memory
+//!     starts it ────────────────────▶ enters the group, touches memory, limits it to a little more than all others use
 //!     waits for its end                ✝ by the host's kernel: the watcher has its event
 //!     takes the limit away, leaves the group, exits
 //! ```
@@ -31,8 +31,8 @@ use kata_linux::identity::ProcessIdentity;
 /// What makes this program the victim; the group's directory follows.
 const FLAG: &str = "--run-out-of-memory-in";
 
-/// How much more than it uses the group may have meanwhile, in bytes, so that nobody else in it is
-/// held up.
+/// How much more than all others in it use the group may have meanwhile, in bytes, so that nobody
+/// else is held up.
 const HEADROOM: u64 = 16 << 20;
 
 /// How much the victim takes at a time, in bytes.
@@ -86,6 +86,16 @@ impl Group {
 
     fn write(&self, file: &str, text: &str) -> io::Result<()> {
         fs::write(self.dir.join(file), text)
+    }
+
+    /// What all in the group use, in bytes.
+    fn used(&self) -> anyhow::Result<u64> {
+        let text = self.read(self.files.usage).context("cannot read what the cgroup uses")?;
+        text.parse().context("what the cgroup uses is no number")
+    }
+
+    fn limit(&self, bytes: u64) -> anyhow::Result<()> {
+        self.write(self.files.limit, &bytes.to_string()).context("cannot limit the cgroup")
     }
 }
 
@@ -151,14 +161,19 @@ pub(crate) fn run_out_in(dir: &Path) -> anyhow::Result<()> {
     if let (Some(file), Ok(used)) = (group.files.reclaim, group.read(group.files.usage)) {
         let _ = group.write(file, &used);
     }
-    let used: u64 = group.read(group.files.usage)?.parse().context("the usage is no number")?;
-    let limit = used.saturating_add(HEADROOM);
-    group.write(group.files.limit, &limit.to_string()).context("cannot limit the cgroup")?;
+    let mut limit = group.used()?.saturating_add(HEADROOM);
+    group.limit(limit)?;
     // Caches that are left make room for it first, but it cannot have more than all of the group.
     let mouthfuls = usize::try_from(limit)? / MOUTHFUL + 1;
     let mut taken = Vec::with_capacity(mouthfuls);
     for _ in 0..mouthfuls {
         taken.push(vec![1_u8; MOUTHFUL]);
+        // A VM that ends meanwhile leaves room, which would take long to fill.
+        let own = u64::try_from(taken.len() * MOUTHFUL)?;
+        let lower = group.used()?.saturating_sub(own).saturating_add(HEADROOM);
+        if lower < limit && group.limit(lower).is_ok() {
+            limit = lower;
+        }
     }
     Ok(())
 }
