@@ -51,7 +51,7 @@ kernel_packages := $(distribution)/packages
 guest_files := vmlinux.container vmlinuz.container kata-containers-initrd.img
 image := $(guest)/kata-containers.img
 
-host_crates := containerd-shim-kata-v2 kata-krun kata-ksm-throttler kata-runtime kata-proxy kata-shim kata-virtiofsd kata-image xtask
+host_crates := containerd-shim-kata-v2 kata-krun kata-ksm-throttler kata-runtime kata-shim kata-virtiofsd kata-image xtask
 host_programs := $(addprefix $(release)/,$(host_crates))
 
 build_packages := gcc libc6-dev pkg-config libseccomp-dev libcap-ng-dev
@@ -161,7 +161,9 @@ hypervisor_fc := firecracker
 variant_files := $(foreach v,$(variants),bin/containerd-shim-kata-$(v)-v2 \
     share/defaults/kata-containers/configuration-$(v).toml)
 public_programs := containerd-shim-kata-v2 kata-image kata-runtime
-private_programs := kata-krun kata-proxy kata-shim kata-virtiofsd
+private_programs := kata-krun kata-shim kata-virtiofsd
+# The shim under another name (docs/adr/0028): one file, where the file system allows that.
+proxy := libexec/kata-containers/kata-proxy
 # How engines are told of Kata.
 examples := $(notdir $(wildcard docs/examples/*))
 ksm_units := kata-ksm-throttler.service kata-vc-throttler.service
@@ -169,7 +171,7 @@ ksm_units := kata-ksm-throttler.service kata-vc-throttler.service
 manual := share/man/man8/kata-runtime.8 share/man/man8/kata-runtime-*.8 share/man/man1/kata-image.1 share/man/man1/kata-image-*.1 \
     $(foreach program,kata-image kata-runtime,share/bash-completion/completions/$(program) \
     share/zsh/site-functions/_$(program) share/fish/vendor_completions.d/$(program).fish)
-installed := $(variant_files) $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-containers/,$(private_programs)) \
+installed := $(variant_files) $(addprefix bin/,$(public_programs)) $(addprefix libexec/kata-containers/,$(private_programs)) $(proxy) \
     $(addprefix share/kata-containers/,$(guest_files) $(notdir $(image))) $(config) \
     $(addprefix share/kata-containers/guest/,kata-agent kata-agent.service kata-containers.target) \
     $(addprefix libexec/kata-ksm-throttler/,kata-ksm-throttler trigger/virtcontainers/vc) \
@@ -184,6 +186,8 @@ built = $(host_programs) $(release)/vc $(agent) $(addprefix $(chosen)/,$(filter-
 define install-into
 @install -C -D -m 755 $(addprefix $(release)/,$(public_programs)) -t $(1)/bin
 @install -C -D -m 755 $(addprefix $(release)/,$(private_programs)) -t $(1)/libexec/kata-containers
+@shim=$(1)/bin/containerd-shim-kata-v2; \
+    [[ $(1)/$(proxy) -ef $$shim ]] || ln -f $$shim $(1)/$(proxy) 2>/dev/null || install -C -m 755 $$shim $(1)/$(proxy)
 @for file in $(guest_files); do \
     if [[ -e $(chosen)/$$file ]]; then \
         install -C -D -m 644 $(chosen)/$$file -t $(1)/share/kata-containers; \

@@ -4,6 +4,9 @@
 //! prints its address; `delete` cleans up when the server is dead; `-info` and `-v` describe it.
 //! The server is the same program, started by `start` with `-socket`.
 //!
+//! Called `kata-proxy`, it owns a sandbox without containerd (`proxy`; ADR 28 tells why that is no
+//! program of its own).
+//!
 //! Whatever containerd reads is all that is printed: one stray word on standard output or standard
 //! error would become part of an address.
 
@@ -11,15 +14,19 @@ mod bundle;
 mod delete;
 mod flags;
 mod info;
+mod proxy;
 mod server;
 mod server_process;
 mod socket;
 mod start;
 
-use std::io::Write;
+use std::env;
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use kata_task::Moment;
 
 use flags::{Action, Invocation};
@@ -30,29 +37,40 @@ const PROGRAM: &str = env!("CARGO_PKG_NAME");
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn main() -> ExitCode {
-    match answer() {
-        Ok(answer) => match std::io::stdout().write_all(&answer) {
+    let mut args = env::args_os();
+    let name = args.next().unwrap_or_default();
+    if Path::new(&name).file_name() == Some(OsStr::new(proxy::NAME)) {
+        return proxy::main(args);
+    }
+    match answer(args) {
+        Ok(answer) => match io::stdout().write_all(&answer) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {
             // containerd shows this line to its user. If it cannot be written, nobody is there to
             // read.
-            let _ = writeln!(std::io::stderr(), "{error:#}");
+            let _ = writeln!(io::stderr(), "{error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
+/// The arguments as text.
+///
+/// # Errors
+///
+/// Fails when one of them is none.
+fn texts(args: env::ArgsOs) -> anyhow::Result<Vec<String>> {
+    args.map(|arg| arg.into_string())
+        .collect::<Result<_, _>>()
+        .map_err(|arg| anyhow!("the argument {arg:?} is not UTF-8"))
+}
+
 /// Does what the command line asks for and returns what is to be printed.
-fn answer() -> anyhow::Result<Vec<u8>> {
+fn answer(args: env::ArgsOs) -> anyhow::Result<Vec<u8>> {
     let asked = Moment::now();
-    let args: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|arg| {
-            arg.into_string().map_err(|arg| anyhow::anyhow!("the argument {arg:?} is not UTF-8"))
-        })
-        .collect::<Result<_, _>>()?;
+    let args = texts(args)?;
     let Invocation { flags, action } = flags::parse(&args)?;
     match action {
         Action::Version => Ok(format!("{PROGRAM}: version {VERSION}\n").into_bytes()),

@@ -16,7 +16,7 @@ use crate::server_process::{ASKED, TTRPC_ADDRESS};
 /// Runs until the sandbox has ended. What goes wrong is logged, since nobody reads what a server
 /// prints.
 pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
-    let listener = take_listener()?;
+    let listener = take_listener("`start`")?;
     // Fails only for the leader of a process group, which a server that was started by hand may be.
     let _ = rustix::process::setsid();
     let bundle =
@@ -31,7 +31,14 @@ pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
         tracing::warn!("cannot raise the limit of open files: {error}");
     }
     let socket = PathBuf::from(&flags.socket);
-    let served = serve(flags, listener, socket.clone());
+    let served = serve(ServeOptions {
+        listener,
+        namespace: flags.namespace,
+        id: flags.id,
+        ttrpc_address: env::var(TTRPC_ADDRESS).ok().filter(|address| !address.is_empty()),
+        socket: socket.clone(),
+        asked: env::var(ASKED).ok().and_then(|asked| asked.parse().ok()).map(Moment::from_nanos),
+    });
     if let Err(error) = &served {
         tracing::error!("the shim's server has failed: {error:#}");
     }
@@ -40,19 +47,17 @@ pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
     served
 }
 
-fn serve(flags: Flags, listener: UnixListener, socket: PathBuf) -> anyhow::Result<()> {
+/// Serves a sandbox until it has ended.
+///
+/// # Errors
+///
+/// Fails when the service cannot be begun or has failed.
+pub(crate) fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let served = runtime.block_on(kata_task::serve(ServeOptions {
-        listener,
-        namespace: flags.namespace,
-        id: flags.id,
-        ttrpc_address: env::var(TTRPC_ADDRESS).ok().filter(|address| !address.is_empty()),
-        socket,
-        asked: env::var(ASKED).ok().and_then(|asked| asked.parse().ok()).map(Moment::from_nanos),
-    }));
+    let served = runtime.block_on(kata_task::serve(options));
     // `delete` waits for this process, and not long. Whatever may still block a thread can be cut
     // anywhere, as by SIGKILL: an image is kept whole or not at all, and the next sweep goes on
     // with what one has left.
@@ -60,13 +65,17 @@ fn serve(flags: Flags, listener: UnixListener, socket: PathBuf) -> anyhow::Resul
     served
 }
 
-/// The socket arrives as standard input.
-fn take_listener() -> anyhow::Result<UnixListener> {
+/// The socket, which arrives as standard input from `starter`.
+///
+/// # Errors
+///
+/// Fails when standard input is no socket.
+pub(crate) fn take_listener(starter: &str) -> anyhow::Result<UnixListener> {
     let socket = descriptors::take_stdin().context("cannot take the socket from standard input")?;
     let listener = UnixListener::from(socket);
-    listener
-        .local_addr()
-        .context("standard input is no socket: the server is started by `start`, not by hand")?;
+    listener.local_addr().with_context(|| {
+        format!("standard input is no socket: this is started by {starter}, not by hand")
+    })?;
     Ok(listener)
 }
 

@@ -1,6 +1,6 @@
-//! The owner of a sandbox that no containerd shim owns: it holds the VM, the one channel to the
-//! agent, and the state, and serves the same task service on a unix socket. It ends when its last
-//! container is deleted.
+//! `kata-proxy`: the owner of a sandbox that no containerd shim owns. It holds the VM, the one
+//! channel to the agent, and the state, and serves the same task service on a unix socket. It ends
+//! when its last container is deleted.
 //!
 //! kata-shim starts it for the first container of a sandbox, with the listening socket as standard
 //! input. It holds nothing else of its caller's.
@@ -9,26 +9,31 @@ mod command_line;
 
 use std::env;
 use std::fs;
-use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use kata_linux::{descriptors, open_files};
+use kata_linux::open_files;
 use kata_task::ServeOptions;
 use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setsid};
 
+use crate::server::{serve, take_listener};
+use crate::{VERSION, texts};
 use command_line::{CommandLine, Invocation};
 
-fn main() -> ExitCode {
-    let command_line = match command_line::parse(env::args().skip(1)) {
+/// What this program is called when it is to be the owner.
+pub(crate) const NAME: &str = "kata-proxy";
+
+/// Runs until the sandbox has ended.
+pub(crate) fn main(args: env::ArgsOs) -> ExitCode {
+    let command_line = match texts(args).and_then(command_line::parse) {
         Ok(Invocation::Version) => {
-            println!("kata-proxy version {}", env!("CARGO_PKG_VERSION"));
+            println!("{NAME} version {VERSION}");
             return ExitCode::SUCCESS;
         }
         Ok(Invocation::Serve(command_line)) => command_line,
         Err(error) => {
-            eprintln!("kata-proxy: {error:#}");
+            eprintln!("{NAME}: {error:#}");
             return ExitCode::FAILURE;
         }
     };
@@ -37,7 +42,7 @@ fn main() -> ExitCode {
     let served = run(command_line);
     if let Err(error) = &served {
         tracing::error!("the sandbox's owner has failed: {error:#}");
-        eprintln!("kata-proxy: {error:#}");
+        eprintln!("{NAME}: {error:#}");
     }
     // The service removes it when all is well; a second time does no harm.
     let _ = fs::remove_file(socket);
@@ -45,10 +50,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command_line: CommandLine) -> anyhow::Result<()> {
-    let listener = UnixListener::from(descriptors::take_stdin()?);
-    listener
-        .local_addr()
-        .context("standard input is no socket: kata-proxy is started by kata-shim, not by hand")?;
+    let listener = take_listener("kata-shim")?;
     // Fails only for the leader of a process group, which one that was started by hand may be.
     let _ = setsid();
     // kata-shim has signals wait, and its children inherit that: SIGTERM would never come.
@@ -59,20 +61,12 @@ fn run(command_line: CommandLine) -> anyhow::Result<()> {
     ensure!(getppid() == parent, "the caller has gone away already");
     env::set_current_dir("/").context("cannot leave the bundle")?;
     open_files::raise_limit().context("cannot raise the limit of open files")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let served = runtime.block_on(kata_task::serve(ServeOptions {
+    serve(ServeOptions {
         listener,
         namespace: String::new(),
         id: command_line.sandbox,
         ttrpc_address: None,
         socket: command_line.socket,
         asked: None,
-    }));
-    // Not held up by a thread that keeps an image or sweeps: both can be cut anywhere, as by
-    // SIGKILL.
-    runtime.shutdown_background();
-    served
+    })
 }
