@@ -70,6 +70,12 @@ pub(crate) const INABILITIES: &[Inability] = &[
     },
     Inability {
         file: "kill",
+        test: "container_ends_while_there_is_no_containerd",
+        hypervisors: &[Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: COPIES_FILES,
+    },
+    Inability {
+        file: "kill",
         test: "file_server_is_killed_while_idle",
         hypervisors: WITHOUT_SERVER,
         why: NO_SERVER,
