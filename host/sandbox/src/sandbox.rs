@@ -88,6 +88,9 @@ struct Shared {
     vcpus: tokio::sync::Mutex<Vcpus>,
     /// The same, for a VM's memory may have to be moved.
     place: tokio::sync::Mutex<Place>,
+    /// Held while a container is frozen or thawed: of two requests that are on their way at once
+    /// nobody would know which one the guest has done last.
+    freezing: tokio::sync::Mutex<()>,
     processes: Mutex<Processes>,
     /// A process is no longer on its way: it was made or started, or could not be.
     arrived: Notify,
@@ -133,6 +136,7 @@ impl Sandbox {
             network: tokio::sync::Mutex::new(network),
             memory: tokio::sync::Mutex::new(Memory::new(plan.memory)),
             vcpus: tokio::sync::Mutex::new(Vcpus::new(plan.vcpus)),
+            freezing: tokio::sync::Mutex::default(),
             processes: Mutex::default(),
             arrived: Notify::new(),
             events,
@@ -462,16 +466,11 @@ impl Sandbox {
         }
     }
 
-    /// Freezes a running container. One of which it is not known whether it is frozen counts as if
+    /// Freezes a running container, after whatever freezes or thaws one already. One of which it is not known whether it is frozen counts as if
     /// it were, so that it can be thawed.
     pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
-        {
-            let mut processes = self.shared.processes();
-            processes.ledger.may_pause(container)?;
-            // Already now, so that whoever wants it thawed before the guest answers is not told
-            // that it runs.
-            processes.ledger.set_paused(container, true);
-        }
+        let _turn = self.shared.freezing.lock().await;
+        self.shared.processes().ledger.may_pause(container)?;
         let paused = self.unless_gone(self.shared.agent.pause_container(container)).await;
         let may_be =
             matches!(paused, Ok(()) | Err(SandboxError::Agent(AgentError::Deadline { .. })));
@@ -479,8 +478,9 @@ impl Sandbox {
         paused
     }
 
-    /// Thaws a frozen container.
+    /// Thaws a frozen container, after whatever freezes or thaws one already.
     pub async fn resume(&self, container: &str) -> Result<(), SandboxError> {
+        let _turn = self.shared.freezing.lock().await;
         self.shared.processes().ledger.may_resume(container)?;
         match self.unless_gone(self.shared.agent.resume_container(container)).await {
             // It is not frozen: an earlier request has been late, and has done it.

@@ -220,6 +220,7 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, req: api::PauseRequest) -> Answer<Empty> {
+        tracing::info!(id = %req.id, "pause");
         let sandbox = self.owner.sandbox()?.clone();
         let id = req.id.clone();
         whole(async move { sandbox.pause(&id).await }).await?;
@@ -228,6 +229,7 @@ impl Task for TaskService {
     }
 
     async fn resume(&self, _: &TtrpcContext, req: api::ResumeRequest) -> Answer<Empty> {
+        tracing::info!(id = %req.id, "resume");
         let sandbox = self.owner.sandbox()?.clone();
         let id = req.id.clone();
         whole(async move { sandbox.resume(&id).await }).await?;

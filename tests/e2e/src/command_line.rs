@@ -244,12 +244,18 @@ impl CommandLine {
 
     /// Waits until the container has written `text`.
     pub fn says(&self, name: &str, text: &str) -> Result<()> {
-        holds(&self.file(&format!("{name}.out")), text)
+        holds(&self.file(&format!("{name}.out")), text, 1)
     }
 
     /// Waits until the proxy of the container's own sandbox has logged `text`.
     pub fn logs(&self, name: &str, text: &str) -> Result<()> {
-        holds(&self.file(&format!("state/.sandboxes/{}/proxy.log", self.id(name))), text)
+        self.logs_times(name, text, 1)
+    }
+
+    /// The same, until it has done so `times`.
+    pub fn logs_times(&self, name: &str, text: &str, times: usize) -> Result<()> {
+        let log = self.file(&format!("state/.sandboxes/{}/proxy.log", self.id(name)));
+        holds(&log, text, times)
     }
 
     /// Waits until the process in the pid file has ended.
@@ -336,11 +342,11 @@ impl CommandLine {
 }
 
 /// Waits until the file, which exists, holds `text`.
-fn holds(file: &Path, text: &str) -> Result<()> {
+fn holds(file: &Path, text: &str, times: usize) -> Result<()> {
     let watch = Watch::new()?;
     watch.writes_to(file)?;
     let read = || fs::read_to_string(file).unwrap_or_default();
-    let found = || Ok(read().contains(text).then_some(()));
+    let found = || Ok((read().matches(text).count() >= times).then_some(()));
     let found = until(&watch, Deadline::for_command(), found)?;
     found.with_context(|| format!("{} does not say {text:?}: {}", file.display(), read()))
 }

@@ -161,6 +161,39 @@ fn stand_in_is_killed_while_its_process_is_being_started() -> Result<()> {
     })
 }
 
+/// Whether the guest has done by then what it was asked for is chance: the next command asks again.
+#[test]
+fn what_a_killed_command_has_left_half_done_can_be_asked_for_again() -> Result<()> {
+    if !only_a_vm("a VMM that stands still") {
+        return Ok(());
+    }
+    CommandLine::scenario(Runtime::Kata, |host| {
+        host.run_idle("c")?;
+        let id = host.id("c");
+        let vmm = host.await_part(Part::Vmm)?;
+        let killed = |word: &str, times: usize| {
+            vmm.signal(Signal::STOP)?;
+            let command = host.attach(&[word, &id], Input::Nothing)?;
+            host.logs_times("c", &format!("msg=\"{word}\""), times)?;
+            command.signal(Signal::KILL)?;
+            command.wait_until(soon())?;
+            vmm.signal(Signal::CONT)
+        };
+        killed("pause", 1)?;
+        assert_eq!(host.status("c")?, "paused");
+        host.succeed(&["resume", &id])?;
+        assert_eq!(host.succeed(&["exec", &id, "echo", "runs"])?.trim(), "runs");
+        host.succeed(&["pause", &id])?;
+        killed("resume", 2)?;
+        assert_eq!(host.status("c")?, "paused");
+        host.succeed(&["pause", &id])?;
+        assert_eq!(host.status("c")?, "paused");
+        host.succeed(&["resume", &id])?;
+        assert_eq!(host.succeed(&["exec", &id, "echo", "runs"])?.trim(), "runs");
+        host.succeed(&["delete", "--force", &id]).map(drop)
+    })
+}
+
 /// Nobody would stand for it, so it is taken back, and it is told.
 #[test]
 fn stand_in_is_killed_while_its_added_process_is_being_started() -> Result<()> {
