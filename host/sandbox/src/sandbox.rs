@@ -466,8 +466,8 @@ impl Sandbox {
         }
     }
 
-    /// Freezes a running container, after whatever freezes or thaws one already. One of which it is not known whether it is frozen counts as if
-    /// it were, so that it can be thawed.
+    /// Freezes a running container, after whatever freezes or thaws one already. One of which it is
+    /// not known whether it is frozen counts as if it were, so that it can be thawed.
     pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
         let _turn = self.shared.freezing.lock().await;
         self.shared.processes().ledger.may_pause(container)?;

@@ -416,13 +416,9 @@ fn what_comes_beside_an_interface_is_taken_along_or_refused() -> Result<()> {
             host.create("c", &bundle)?;
             wire.inside(ONE_MORE)?;
             let started = host.call(&["start", &host.id("c")])?;
-            if hypervisor_under_test()? == "clh" {
-                started.success()?;
-            } else {
-                let said = started.failure()?;
-                let sentence = "the network interface net1 came after the VM had booted";
-                assert!(said.contains(sentence), "{said}");
-            }
+            let said = started.failure()?;
+            let sentence = "the network interface net1 came after the VM had booted";
+            assert!(said.contains(sentence), "{said}");
             host.succeed(&["delete", "--force", &host.id("c")])?;
         }
         Ok(())
