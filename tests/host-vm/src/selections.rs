@@ -57,6 +57,18 @@ pub(crate) const INABILITIES: &[Inability] = &[
         why: "the host sees nothing of what a container writes to its root file system",
     },
     Inability {
+        file: "network",
+        test: "macvtap_carries_the_same",
+        hypervisors: &[Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: NO_MACVTAP,
+    },
+    Inability {
+        file: "network",
+        test: "namespace_with_a_macvtap_survives_the_same_deaths",
+        hypervisors: &[Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: NO_MACVTAP,
+    },
+    Inability {
         file: "ends",
         test: "guest_that_halts_is_told",
         hypervisors: &[Hypervisor::Krun],
@@ -183,6 +195,7 @@ const SOAK: &str = "`make soak` runs it, with QEMU";
 const NOT_ITS_KERNEL: &str =
     "they need drivers that a distribution's kernel has not, or not in the test's initial ramdisk";
 const COPIES_FILES: &str = "it also tests shared files, and they copy them";
+const NO_MACVTAP: &str = "it opens taps by their names, and a macvtap is a file";
 const NO_SERVER: &str = "there is no file server beside them";
 const SILENCE: &str = "its end is told by its silence alone, which takes five minutes";
 /// Nested guests of a microvm may hang, so that the driver does not choose one under KVM; see
