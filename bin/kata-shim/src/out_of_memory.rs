@@ -8,8 +8,9 @@
 //!
 //! ```text
 //!   kata-shim                         victim (this program again), the first whom the killer takes
-//!     starts it ────────────────────▶ enters the group, touches memory, limits it to a little more than all others use
-//!     waits for its end                ✝ by the host's kernel: the watcher has its event
+//!     starts it ────────────────────▶ enters the group, limits it to a little more than all others use,
+//!     waits for its end               touches memory, lowers the limit as they leave
+//!                                      ✝ by the host's kernel: the watcher has its event
 //!     takes the limit away, leaves the group, exits
 //! ```
 //!
@@ -149,7 +150,7 @@ fn call_the_killer(dir: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// Fails when the group cannot be entered or limited. It has not touched any memory then.
+/// Fails when the group cannot be entered or limited at first. It has not touched any memory then.
 pub(crate) fn run_out_in(dir: &Path) -> anyhow::Result<()> {
     let group = Group::at(dir).context("the cgroup has no memory controller")?;
     // The most there is (proc_pid_oom_score_adj(5)).
@@ -170,12 +171,19 @@ pub(crate) fn run_out_in(dir: &Path) -> anyhow::Result<()> {
         taken.push(vec![1_u8; MOUTHFUL]);
         // A VM that ends meanwhile leaves room, which would take long to fill.
         let own = u64::try_from(taken.len() * MOUTHFUL)?;
-        let lower = group.used()?.saturating_sub(own).saturating_add(HEADROOM);
+        let lower = group.used().map_or(limit, |used| limit_beside(used, own));
         if lower < limit && group.limit(lower).is_ok() {
             limit = lower;
         }
     }
     Ok(())
+}
+
+/// The limit of a group that uses `used` bytes, of which the victim has `own`. It is never below
+/// what is used, which version 1 would refuse.
+fn limit_beside(used: u64, own: u64) -> u64 {
+    let beside = used.saturating_sub(own).saturating_add(HEADROOM);
+    beside.max(used.saturating_add(MOUTHFUL as u64))
 }
 
 #[cfg(test)]
@@ -189,6 +197,16 @@ mod tests {
         for other in ["--sandbox-dir /s --container c", "--run-out-of-memory-in", "x"] {
             assert_eq!(asked_for(words(other)), None, "{other}");
         }
+    }
+
+    #[test]
+    fn limit_follows_what_others_leave_and_is_never_below_what_is_used() {
+        let mib = 1_u64 << 20;
+        assert_eq!(limit_beside(130 * mib, 2 * mib), 144 * mib);
+        assert_eq!(limit_beside(32 * mib, 2 * mib), 46 * mib);
+        // What is counted may come late.
+        assert_eq!(limit_beside(mib, 2 * mib), 16 * mib);
+        assert_eq!(limit_beside(40 * mib, 30 * mib), 41 * mib);
     }
 
     #[test]

@@ -64,6 +64,9 @@ pub(crate) struct Container {
     /// Mount points of its own storages.
     pub(crate) storages: Vec<PathBuf>,
     changing: Mutex<Changing>,
+    /// Held while it is frozen or thawed, which may take a while: one at a time, in the order in
+    /// which that was asked for.
+    pub(crate) freezing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -117,6 +120,7 @@ impl Container {
             init: Arc::new(init),
             storages,
             changing: Mutex::new(changing),
+            freezing: tokio::sync::Mutex::default(),
         }
     }
 

@@ -289,9 +289,10 @@ impl Agent {
         rustix::fs::sync();
     }
 
-    /// Freezes or thaws a container.
+    /// Freezes or thaws a container, when what was asked for before is done.
     pub(crate) async fn set_paused(&self, id: &str, paused: bool) -> ttrpc::Result<()> {
         let container = self.container(id)?;
+        let _turn = container.freezing.lock().await;
         let after = match (container.phase(), paused) {
             (Phase::Created, true) => Ok(Phase::Paused { started: false }),
             (Phase::Running, true) => Ok(Phase::Paused { started: true }),

@@ -89,7 +89,8 @@ struct Shared {
     /// The same, for a VM's memory may have to be moved.
     place: tokio::sync::Mutex<Place>,
     /// Held while a container is frozen or thawed: of two requests that are on their way at once
-    /// nobody would know which one the guest has done last.
+    /// nobody would know which one the guest has done last. One for all containers, for it is the
+    /// guest that takes long, if anything does.
     freezing: tokio::sync::Mutex<()>,
     processes: Mutex<Processes>,
     /// A process is no longer on its way: it was made or started, or could not be.
@@ -470,7 +471,12 @@ impl Sandbox {
     /// not known whether it is frozen counts as if it were, so that it can be thawed.
     pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
         let _turn = self.shared.freezing.lock().await;
-        self.shared.processes().ledger.may_pause(container)?;
+        {
+            let mut processes = self.shared.processes();
+            processes.ledger.may_pause(container)?;
+            // Already now, so that nothing is started in it while the guest freezes it.
+            processes.ledger.set_paused(container, true);
+        }
         let paused = self.unless_gone(self.shared.agent.pause_container(container)).await;
         let may_be =
             matches!(paused, Ok(()) | Err(SandboxError::Agent(AgentError::Deadline { .. })));

@@ -341,7 +341,7 @@ impl CommandLine {
     }
 }
 
-/// Waits until the file, which exists, holds `text`.
+/// Waits until the file, which exists, holds `text` that many times.
 fn holds(file: &Path, text: &str, times: usize) -> Result<()> {
     let watch = Watch::new()?;
     watch.writes_to(file)?;

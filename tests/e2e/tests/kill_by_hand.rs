@@ -9,6 +9,8 @@
 //!     kill        ▪       ▪       ▪  │
 //!     delete      ▪       ▪       ▪  ┘
 //! ```
+//!
+//! And of a command itself, when the guest has been asked.
 
 use std::fs;
 use std::time::Duration;

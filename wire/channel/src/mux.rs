@@ -30,9 +30,9 @@ const EXTRA_WINDOW: usize = 16 * 1024 * 1024;
 const FRAME_BODY: usize = 32 * 1024 - 12;
 
 /// Buffers of the carrier, so that a frame's header and body cost one system call. From this size
-/// on glibc has the kernel map them (mallopt(3), `M_MMAP_THRESHOLD`): they take what was ever in
-/// them, some pages in an idle sandbox. Smaller ones take the place of what was freed before, all
-/// of which is in memory already.
+/// on glibc has the kernel map them, unless something larger was freed before (mallopt(3),
+/// `M_MMAP_THRESHOLD`): they take what was ever in them, some pages in an idle sandbox. Smaller
+/// ones take the place of what was freed before, all of which is in memory already.
 const CARRIER_BUFFER: usize = 128 * 1024;
 
 /// A request to the driver for a new stream.
