@@ -33,9 +33,9 @@ use kata_linux::identity::ProcessIdentity;
 const FLAG: &str = "--run-out-of-memory-in";
 
 /// How much more than all others in it use the group may have meanwhile, in bytes. So much, all of
-/// it the victim's in the end, that the killer does not take a VMM that is on its way out: it counts
-/// what a process has in memory, for a VMM also some 50 MiB of files that another group paid for,
-/// and for the victim what it has and the group's limit (proc_pid_oom_score_adj(5)).
+/// it the victim's in the end, that the killer does not take a VMM that is on its way out: it
+/// counts what a process has in memory, for a VMM also some 50 MiB of files that another group paid
+/// for, and for the victim what it has and the group's limit (proc_pid_oom_score_adj(5)).
 const HEADROOM: u64 = 64 << 20;
 
 /// How much the victim takes at a time, in bytes.
