@@ -164,7 +164,7 @@ pub(crate) fn run_out_in(dir: &Path) -> anyhow::Result<()> {
     if let (Some(file), Ok(used)) = (group.files.reclaim, group.read(group.files.usage)) {
         let _ = group.write(file, &used);
     }
-    let mut limit = group.used()?.saturating_add(HEADROOM);
+    let mut limit = limit_beside(group.used()?, 0);
     group.limit(limit)?;
     // Caches that are left make room for it first, but it cannot have more than all of the group.
     let mouthfuls = usize::try_from(limit)? / MOUTHFUL + 1;
