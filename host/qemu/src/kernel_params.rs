@@ -85,7 +85,13 @@ fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
         // host makes useless; the kernel would then wait for ever, and silently. So a guest that
         // cannot be told is given another machine (`machine.rs`).
         params.push("no_timer_check".into());
-        params.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+        if let Some(khz) = tsc_khz {
+            params.push(format!("tsc_early_khz={khz}"));
+            // There is only the tick to check the counter against, and a guest that waits for the
+            // processor misses ticks. The kernel would then take the counter for wrong, and count
+            // time by ticks alone: too slowly, and to a hundredth of a second.
+            params.push("tsc=reliable".into());
+        }
     }
     params
 }
@@ -112,6 +118,7 @@ mod tests {
         let line = command_line(&circumstances(Accelerator::Tcg));
         for param in [
             "tsc_early_khz=2600123",
+            "tsc=reliable",
             "lapic_timer_hz=1000000000",
             "early_cr4=1",
             "no_timer_check",
@@ -140,7 +147,7 @@ mod tests {
     #[test]
     fn kvm_guest_keeps_its_mitigations() {
         let line = command_line(&circumstances(Accelerator::Kvm));
-        for param in ["mitigations", "tsc_early_khz", "early_cr4"] {
+        for param in ["mitigations", "tsc", "early_cr4"] {
             assert!(!line.contains(param), "{line}");
         }
     }

@@ -130,6 +130,14 @@ fn guest_that_stands_still_is_ended() -> Result<()> {
     })
 }
 
+/// Of which a guest that has stood still has missed some.
+fn counts_more_than_ticks(container: &Container<'_>) -> Result<()> {
+    let file = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let clock = container.exec(["cat", file]).output()?.success()?;
+    ensure!(!clock.contains("jiffies"), "the guest's clock is {clock}");
+    Ok(())
+}
+
 #[test]
 fn guest_that_is_busy_or_paused_or_stood_still_for_a_moment_is_not_ended() -> Result<()> {
     if !only_a_vm("a guest that stands still") {
@@ -150,6 +158,7 @@ fn guest_that_is_busy_or_paused_or_stood_still_for_a_moment_is_not_ended() -> Re
         containerd.run(["sleep", "7"]).output()?.success()?;
         container.resume()?;
         assert_eq!(container.exec(["echo", "alive"]).output()?.success()?, "alive\n");
+        counts_more_than_ticks(&container)?;
         container.remove()
     })
 }
