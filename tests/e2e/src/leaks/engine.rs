@@ -12,8 +12,8 @@ use crate::mark::Mark;
 use crate::process;
 
 /// As long as a name may stay that could be another test's, which has come after this one and goes
-/// with it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// with it: there is a test whose container runs Docker.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Programs that are there as long as a daemon is.
 const DAEMONS: &[&str] = &["dockerd", "containerd"];
