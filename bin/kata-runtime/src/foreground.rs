@@ -9,9 +9,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// Signals that are not passed on: a child's end, a reader's, and the terminal's size, which the
-/// stand-in hears itself.
-const OWN: [Signal; 3] = [Signal::SIGCHLD, Signal::SIGPIPE, Signal::SIGWINCH];
+/// Signals that are not passed on: a child's end, and a reader's.
+const OWN: [Signal; 2] = [Signal::SIGCHLD, Signal::SIGPIPE];
 
 /// Signals that wait to be passed on, from now on.
 #[derive(Debug)]

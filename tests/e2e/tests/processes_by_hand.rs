@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{CommandLine, IDLE, Input, Runtime, only_a_vm};
+use kata_e2e::{Client, CommandLine, Deadline, IDLE, Input, Runtime, Spec, only_a_vm};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -18,6 +18,16 @@ fn is_in_guest(host: &CommandLine, words: &str) -> Result<bool> {
     Ok(host.succeed(&["exec", &host.id("c"), "ps", "-o", "args"])?.contains(words))
 }
 
+/// For who looks there for a process's limits and interfaces.
+fn is_where_the_container_is(host: &CommandLine, pid: u32) -> Result<()> {
+    let first = host.pid("c")?;
+    let cgroups = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup"));
+    assert_eq!(cgroups(pid)?, cgroups(first)?);
+    let network = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net"));
+    assert_eq!(network(pid)?, network(first)?);
+    Ok(())
+}
+
 /// As Podman stops what it has added to a container.
 #[test]
 fn process_that_was_added_is_ended_by_its_pid() -> Result<()> {
@@ -25,6 +35,7 @@ fn process_that_was_added_is_ended_by_its_pid() -> Result<()> {
         host.run_idle("c")?;
         for how in [Signal::TERM, Signal::KILL] {
             let pid = host.exec_detached("c", &["sleep", "2000"])?;
+            is_where_the_container_is(host, pid)?;
             assert!(is_in_guest(host, "sleep 2000")?);
             signal(pid, how)?;
             CommandLine::ends_pid(pid)?;
@@ -46,6 +57,45 @@ fn signal_to_an_exec_in_the_foreground_is_its_processs() -> Result<()> {
         assert_eq!(exec.wait()?.code, 5);
         assert_eq!(host.status("c")?, "running");
         host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
+    })
+}
+
+/// A shell without a prompt and without line editing.
+const READS_COMMANDS: &str =
+    "stty -echo; echo ready; while :; do read -r line && eval \"$line\"; done";
+
+/// As a person types into it: the size comes through, control-C is a signal to the process and to
+/// nobody else, and the caller's terminal is in the end what it was.
+fn serves_its_callers_terminal(mut client: Client) -> Result<()> {
+    client.expect("ready")?;
+    ensure!(client.has_raw_terminal()?, "the caller's terminal heeds what is typed");
+    client.resize(41, 123)?;
+    client.write("until stty size | grep -x '41 123'; do :; done\n")?;
+    client.expect("41 123")?;
+    client
+        .write("trap 'echo caught; exit 5' INT; echo wai${x}ting; while :; do sleep 0.1; done\n")?;
+    client.expect("waiting")?;
+    client.write([3])?;
+    client.expect("caught")?;
+    ensure!(client.ends(Deadline::for_command())?, "it does not end");
+    ensure!(!client.has_raw_terminal()?, "the caller's terminal stays raw");
+    assert_eq!(client.wait()?.code, 5);
+    Ok(())
+}
+
+#[test]
+fn terminal_of_a_command_in_the_foreground_is_its_callers() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let in_terminal = |spec: Spec| spec.set("/process/terminal", json!(true));
+        let bundle = host.bundle("c", READS_COMMANDS, in_terminal)?.display().to_string();
+        let run = host.attach(&["run", "--bundle", &bundle, &host.id("c")], Input::Terminal)?;
+        run.expect("ready")?;
+        let exec = ["exec", "--tty", &host.id("c"), "sh", "-c", READS_COMMANDS];
+        serves_its_callers_terminal(host.attach(&exec, Input::Terminal)?)?;
+        assert_eq!(host.status("c")?, "running");
+        serves_its_callers_terminal(run)?;
+        assert_eq!(host.status("c")?, "gone");
+        Ok(())
     })
 }
 
