@@ -5,14 +5,17 @@
 //!     create      ▪       ▪       ▪     command_line.rs
 //!     start       ▪       ▪       ▪  ┐
 //!     exec        ▪       ▪       ▪  │
-//!     pause       ▪       ▪       ▪  ├  while the command runs
+//!     pause       ▪       ▪       ▪  │
+//!     resume      ▪       ▪       ▪  ├  while the command runs
+//!     update      ▪       ▪       ▪  │
 //!     kill        ▪       ▪       ▪  │
 //!     delete      ▪       ▪       ▪  ┘
 //! ```
 //!
-//! And of a command itself, when the guest has been asked.
+//! And of a command itself, when the guest has been asked; and of the parts of a pod's sandbox.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -20,13 +23,15 @@ use kata_e2e::{CommandLine, Deadline, IDLE, Input, Part, Runtime, Spec, only_a_v
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-/// Each command, and whether the container has to be started before.
-const MOMENTS: &[(&[&str], bool)] = &[
-    (&["start", "ID"], false),
-    (&["exec", "ID", "sleep", "1000"], true),
-    (&["pause", "ID"], true),
-    (&["kill", "ID", "TERM"], true),
-    (&["delete", "--force", "ID"], true),
+/// Each command, and those that come before it.
+const MOMENTS: &[(&[&str], &[&str])] = &[
+    (&["start", "ID"], &[]),
+    (&["exec", "ID", "sleep", "1000"], &["start"]),
+    (&["pause", "ID"], &["start"]),
+    (&["resume", "ID"], &["start", "pause"]),
+    (&["update", "--memory", "64m", "ID"], &["start"]),
+    (&["kill", "ID", "TERM"], &["start"]),
+    (&["delete", "--force", "ID"], &["start"]),
 ];
 
 /// How long whatever belongs to a sandbox may live on without the part that was killed.
@@ -43,14 +48,14 @@ fn killed_meanwhile(part: Part) -> Result<()> {
     if !only_a_vm("parts that can be killed") {
         return Ok(());
     }
-    for (words, is_started) in MOMENTS {
+    for (words, before) in MOMENTS {
         let moment = || format!("{part:?} is killed during {}", words[0]);
         CommandLine::scenario(Runtime::Kata, |host| {
             let bundle = host.bundle("c", IDLE, |spec| spec)?;
             let id = host.id("c");
             host.create("c", &bundle)?;
-            if *is_started {
-                host.succeed(&["start", &id])?;
+            for word in *before {
+                host.succeed(&[word, &id])?;
             }
             let processes = host.processes()?;
             let victim = processes.iter().find(|one| one.is(part)).context("there is none")?;
@@ -224,40 +229,86 @@ fn stand_in_is_killed_while_its_added_process_is_being_started() -> Result<()> {
     })
 }
 
+/// Makes and starts a pod, whose first container has the name `pod`, and its other members. Returns
+/// a bundle for each of these.
+fn start_pod(host: &CommandLine, members: &[&str]) -> Result<Vec<PathBuf>> {
+    let annotated = |name: &str, annotations| {
+        host.bundle(name, IDLE, |spec| spec.set("/annotations", annotations))
+    };
+    let start = |name: &str, bundle: &Path| {
+        host.create(name, bundle)?;
+        host.succeed(&["start", &host.id(name)]).map(drop)
+    };
+    start("pod", &annotated("pod", json!({ "io.kubernetes.cri.container-type": "sandbox" }))?)?;
+    let of_pod = json!({
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.sandbox-id": host.id("pod"),
+    });
+    let started = members.iter().map(|name| {
+        let bundle = annotated(name, of_pod.clone())?;
+        start(name, &bundle)?;
+        Ok(bundle)
+    });
+    started.collect()
+}
+
+/// Also of the first, whose id is the sandbox's.
 #[test]
 fn pod_survives_the_stand_in_of_a_member() -> Result<()> {
     if !only_a_vm("a pod that is one VM") {
         return Ok(());
     }
-    CommandLine::scenario(Runtime::Kata, |host| {
-        let annotated = |name: &str, annotations| {
-            host.bundle(name, IDLE, |spec| spec.set("/annotations", annotations))
-        };
-        let pod = annotated("pod", json!({ "io.kubernetes.cri.container-type": "sandbox" }))?;
-        let of_pod = json!({
-            "io.kubernetes.cri.container-type": "container",
-            "io.kubernetes.cri.sandbox-id": host.id("pod"),
-        });
-        host.create("pod", &pod)?;
-        host.succeed(&["start", &host.id("pod")])?;
-        for name in ["one", "two"] {
-            host.create(name, &annotated(name, of_pod.clone())?)?;
-            host.succeed(&["start", &host.id(name)])?;
-        }
-        kill(host.pid("one")?)?;
-        host.ends("one")?;
-        assert_eq!(host.status("one")?, "stopped");
-        for name in ["pod", "two"] {
-            assert_eq!(host.status(name)?, "running", "{name}");
-            assert_eq!(host.succeed(&["exec", &host.id(name), "echo", "here"])?, "here\n");
-        }
-        host.succeed(&["delete", &host.id("one")])?;
-        host.create("one", &annotated("one", of_pod)?)?;
-        for name in ["one", "two", "pod"] {
-            host.succeed(&["delete", "--force", &host.id(name)])?;
-        }
-        Ok(())
-    })
+    for victim in ["one", "pod"] {
+        CommandLine::scenario(Runtime::Kata, |host| {
+            let bundles = start_pod(host, &["one", "two"])?;
+            kill(host.pid(victim)?)?;
+            host.ends(victim)?;
+            assert_eq!(host.status(victim)?, "stopped");
+            host.succeed(&["delete", &host.id(victim)])?;
+            for name in ["pod", "one", "two"].into_iter().filter(|name| *name != victim) {
+                assert_eq!(host.status(name)?, "running", "{name}");
+                assert_eq!(host.succeed(&["exec", &host.id(name), "echo", "here"])?, "here\n");
+            }
+            if victim == "one" {
+                host.create("one", &bundles[0])?;
+            }
+            for name in ["one", "two", "pod"] {
+                host.succeed(&["delete", "--force", &host.id(name)])?;
+            }
+            Ok(())
+        })
+        .with_context(|| format!("the stand-in of {victim} is killed"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_member_of_a_pod_ends_with_its_sandbox() -> Result<()> {
+    if !only_a_vm("a pod that is one VM") {
+        return Ok(());
+    }
+    for part in [Part::Proxy, Part::Vmm] {
+        CommandLine::scenario(Runtime::Kata, |host| {
+            start_pod(host, &["one", "two"])?;
+            let processes = host.processes()?;
+            let victim = processes.iter().find(|one| one.is(part)).context("there is none")?;
+            victim.signal(Signal::KILL)?;
+            for process in &processes {
+                assert!(process.ends(soon())?, "this lives on: {}", process.describe());
+            }
+            for name in ["one", "two", "pod"] {
+                assert_eq!(host.status(name)?, "stopped", "{name}");
+                host.succeed(&["delete", &host.id(name)])?;
+            }
+            // And the names can be used again.
+            start_pod(host, &["one"])?;
+            ["one", "pod"]
+                .iter()
+                .try_for_each(|name| host.succeed(&["delete", "--force", &host.id(name)]).map(drop))
+        })
+        .with_context(|| format!("{part:?} is killed"))?;
+    }
+    Ok(())
 }
 
 /// Podman stops a container by its signal, and if that finds nobody, by a look at the state.

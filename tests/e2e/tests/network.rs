@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kata_e2e::{
-    Client, CommandLine, Configuration, Container, Containerd, Deadline, Image, Input, Part, Run,
-    Runtime, Scenario, Spec, Wire, has_macvtap, hypervisor_under_test, only_a_vm, parts_of,
+    Client, CommandLine, Configuration, Container, Containerd, Deadline, IDLE, Image, Input, Part,
+    Run, Runtime, Scenario, Spec, Wire, has_macvtap, hypervisor_under_test, only_a_vm, parts_of,
     picture_of_this_machine, scenario,
 };
 use rustix::process::Signal;
@@ -30,6 +30,10 @@ fn carries_everything(containerd: &Containerd) -> Result<()> {
     wire.inside("ip neighbour add 10.99.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent")?;
     wire.inside("ip route add 192.0.2.0/24 dev eth0 scope link src 10.99.0.2")?;
     wire.inside("ip route add 198.51.100.0/24 via 203.0.113.9 dev eth0 onlink")?;
+    wire.inside("ip neighbour add fd99::77 lladdr 02:00:00:00:00:78 dev eth0 nud permanent")?;
+    wire.inside("ip route add 2001:db8:1::/48 dev eth0")?;
+    wire.inside("ip route add 2001:db8:2::/48 via fd99::9 dev eth0")?;
+    wire.inside("ip route add 2001:db8:3::/48 via 2001:db8:ffff::9 dev eth0 onlink")?;
     let before = wire.picture()?;
 
     let container = run_in(containerd, &wire)?;
@@ -45,7 +49,11 @@ fn carries_everything(containerd: &Containerd) -> Result<()> {
         "192.0.2.0/24 dev eth0 scope link  src 10.99.0.2",
         "198.51.100.0/24 via 203.0.113.9 dev eth0 onlink",
         "default via fd99::1 dev eth0",
+        "2001:db8:1::/48 dev eth0",
+        "2001:db8:2::/48 via fd99::9 dev eth0",
+        "2001:db8:3::/48 via 2001:db8:ffff::9 dev eth0",
         "10.99.0.77 dev eth0 lladdr 02:00:00:00:00:77",
+        "fd99::77 dev eth0 lladdr 02:00:00:00:00:78",
     ] {
         assert!(routes.contains(part), "{part} is missing in: {routes}");
     }
@@ -258,6 +266,31 @@ fn namespace_with_a_macvtap_survives_the_same_deaths() -> Result<()> {
     for part in [Part::Vmm, Part::Shim] {
         with_model("macvtap", |containerd| is_left_clean_by_the_death_of(part, containerd))
             .with_context(|| format!("{part:?} is killed"))?;
+    }
+    Ok(())
+}
+
+/// Where it is the next `delete` that takes away what a dead proxy has left.
+#[test]
+fn namespace_survives_the_same_deaths_by_hand() -> Result<()> {
+    if !only_a_vm("parts of a sandbox") {
+        return Ok(());
+    }
+    for part in [Part::Proxy, Part::Vmm] {
+        CommandLine::scenario(Runtime::Kata, |host| {
+            let wire = Wire::by_hand(host)?;
+            let before = wire.picture()?;
+            let bundle = host.bundle("c", IDLE, |spec| spec.in_network(&wire.path()))?;
+            host.create("c", &bundle)?;
+            host.succeed(&["start", &host.id("c")])?;
+            assert_ne!(wire.picture()?, before, "nothing was joined");
+            host.await_part(part)?.signal(Signal::KILL)?;
+            host.ends("c")?;
+            host.succeed(&["delete", &host.id("c")])?;
+            assert_eq!(wire.picture()?, before);
+            Ok(())
+        })
+        .with_context(|| format!("{part:?} is killed"))?;
     }
     Ok(())
 }
