@@ -55,9 +55,40 @@ const ORDERS: &str = "
     delete --force ID
 
     make
+    pause ID
+    state ID
+    ps --format json ID
+    update --pids-limit 50 ID
+    events --stats ID
+    kill ID 0
+    delete --force ID
+
+    make
     kill ID KILL
     ends
     start ID
+    delete ID
+
+    make
+    events --stats ID
+    checkpoint ID
+    run --bundle BUNDLE ID
+    kill --all ID 9
+    ends
+    checkpoint ID
+    delete ID
+
+    make
+    start ID
+    pause ID
+    checkpoint ID
+    run --bundle BUNDLE ID
+    delete --force ID
+
+    make
+    start ID
+    kill --all ID 9
+    ends
     delete ID
 
     make
@@ -178,6 +209,10 @@ const CRUN_DIFFERS: &[(&str, &str, &str)] = &[
         "0, of what is not paused, too; or it runs then, since it was started while paused",
     ),
     ("pause ID", "paused", "0, of what is paused, too; a created one stays `created`"),
+    ("state ID", "paused", STAYS_CREATED),
+    ("ps --format json ID", "paused", STAYS_CREATED),
+    ("update --pids-limit 50 ID", "paused", STAYS_CREATED),
+    ("kill ID 0", "paused", STAYS_CREATED),
     ("start ID", "paused", "0: a created one that is paused starts, and runs when it is resumed"),
     ("exec ID true", "paused", "1"),
     ("delete ID", "gone", "1, where it runs since it was started while paused"),
@@ -201,6 +236,7 @@ const CRUN_DIFFERS: &[(&str, &str, &str)] = &[
     ("exec --pid-file /no-such-directory/pid --detach ID sleep 1000", "running", "1"),
     ("kill ID NONSENSE", "running", "0: it takes words that are no signals"),
     ("update --memory 64m ID", "running", "1: it takes sizes in bytes only"),
+    ("events --stats ID", "created", "1: it has no such command"),
     ("events --stats ID", "running", "1: it has no such command"),
     ("events --stats ID", "paused", "1: it has no such command"),
     ("exec ID true", "stopped", "1"),
@@ -211,6 +247,8 @@ const CRUN_DIFFERS: &[(&str, &str, &str)] = &[
     ("state --no-such-flag ID", "gone", "64"),
     ("--no-such-flag state ID", "gone", "64"),
 ];
+
+const STAYS_CREATED: &str = "one that was not started stays `created` while it is paused";
 
 /// Words that engines look for, or that say which of several refusals it is.
 const WORDS: &[&str] = &[
@@ -228,6 +266,7 @@ const WORDS: &[&str] = &[
     "no such file or directory",
     "must be an absolute path",
     "without setting console socket",
+    "cannot use console socket if",
     "invalid size",
     "greater than 0",
     "pid field",
@@ -427,6 +466,27 @@ fn every_order_of_commands_ends_as_with_runc_and_where_crun_differs_is_known() -
         assert!(differs, "crun does as runc does: {command} ({status})");
     }
     shows(&page(&kata, &crun))
+}
+
+/// As with runc; under crun it is killed once it is resumed.
+#[test]
+fn paused_container_that_is_killed_ends_although_nobody_resumes_it() -> Result<()> {
+    CommandLine::scenario(Runtime::under_test(), |host| {
+        let (id, bundle) = (host.id("c"), host.bundle("c", "exec sleep 1000", |spec| spec)?);
+        for before in [["pause"].as_slice(), &["start", "pause"]] {
+            host.create("c", &bundle)?;
+            for word in before {
+                host.succeed(&[word, &id])?;
+            }
+            host.succeed(&["kill", &id, "KILL"])?;
+            host.ends("c")?;
+            assert_eq!(host.status("c")?, "stopped", "{before:?}");
+            let resumed = host.call(&["resume", &id])?;
+            assert!(resumed.error_text().contains("container not paused"), "{resumed}");
+            host.succeed(&["delete", &id])?;
+        }
+        Ok(())
+    })
 }
 
 /// Compares the page with the published one, or publishes it.
