@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -119,6 +120,9 @@ fn a_kick_speeds_the_kernel_up_and_the_end_restores_it() {
     let before = values(&sysfs);
     let daemon = Daemon::start(directory.path(), &sysfs);
     daemon.kick();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&daemon.socket), 0o660, "others than root and its group may kick");
+    assert_eq!(mode(daemon.socket.parent().unwrap()), 0o750);
     let [run, pages, sleep] = values(&sysfs);
     assert_eq!((run, sleep), (1, 1));
     assert!(pages > 0, "nothing is looked at");

@@ -42,7 +42,11 @@ pub fn check(option: Option<&Path>) -> Vec<Finding> {
             found.push(Finding::failed("configuration", detail, remedy));
         }
     }
-    found.extend([cgroups(), run_dir(Path::new(RUN_DIR)), ksm()]);
+    found.extend([
+        cgroups(),
+        run_dir(Path::new(RUN_DIR)),
+        ksm(Path::new(KSM), Path::new(kata_ksm_api::SOCKET)),
+    ]);
     found
 }
 
@@ -197,19 +201,21 @@ fn run_dir(path: &Path) -> Finding {
     }
 }
 
-/// Merged pages leak data between tenants; that is said whatever is set.
-fn ksm() -> Finding {
+/// Merged pages leak data between tenants; that is said whatever is set: in the kernel's file, or
+/// by a throttler, which listens at `throttler`.
+fn ksm(kernel: &Path, throttler: &Path) -> Finding {
     const PROBE: &str = "ksm";
-    let Ok(run) = fs::read_to_string(KSM) else {
+    let Ok(run) = fs::read_to_string(kernel) else {
         return Finding::good(PROBE, "this kernel merges no pages");
     };
     if run.trim() == "1" {
         let remedy = format!(
-            "where tenants do not trust each other: echo 2 >{KSM}, and no kata-ksm-throttler"
+            "where tenants do not trust each other: echo 2 >{}, and no kata-ksm-throttler",
+            kernel.display()
         );
         return Finding::warning(PROBE, format!("on: {KSM_COST}"), remedy);
     }
-    if Path::new(kata_ksm_api::SOCKET).exists() {
+    if throttler.exists() {
         let detail = format!("kata-ksm-throttler switches it on while VMs start: {KSM_COST}");
         let remedy =
             "where tenants do not trust each other: systemctl disable --now kata-ksm-throttler";
@@ -244,6 +250,26 @@ mod tests {
         assert!(configuration.detail.contains("configuration.toml:2"), "{}", configuration.detail);
         assert!(found.iter().any(|one| one.probe == "ksm"));
         assert!(!found.iter().any(|one| one.probe == "hypervisor"));
+    }
+
+    #[test]
+    fn what_merged_pages_cost_is_said_and_warned_of_where_pages_are_merged() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, socket) = (dir.path().join("run"), dir.path().join("socket"));
+        let none = ksm(&run, &socket);
+        assert_eq!((none.outcome, none.detail.contains(KSM_COST)), (Outcome::Good, false));
+        let told = |outcome| {
+            let finding = ksm(&run, &socket);
+            assert_eq!(finding.outcome, outcome);
+            assert!(finding.detail.contains(KSM_COST), "{}", finding.detail);
+            finding.remedy
+        };
+        fs::write(&run, "0\n").unwrap();
+        assert_eq!(told(Outcome::Good), None);
+        fs::write(&socket, "").unwrap();
+        assert!(told(Outcome::Warning).unwrap().contains("disable --now kata-ksm-throttler"));
+        fs::write(&run, "1\n").unwrap();
+        assert!(told(Outcome::Warning).unwrap().contains(&format!("echo 2 >{}", run.display())));
     }
 
     #[test]

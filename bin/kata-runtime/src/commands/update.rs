@@ -106,3 +106,52 @@ fn from_flags(args: &UpdateArgs) -> Result<LinuxResources> {
     }
     Ok(resources)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn told(flags: &str) -> Value {
+        let words = format!("kata-runtime update {flags} c");
+        let Command::Update(args) = Cli::try_parse_from(words.split_whitespace()).unwrap().command
+        else {
+            panic!("{words} is another command")
+        };
+        serde_json::to_value(from_flags(&args).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn each_flag_sets_what_the_specification_calls_so_and_nothing_else() {
+        let none = json!({ "cpu": {}, "memory": {} });
+        assert_eq!(told(""), none);
+        for (flag, pointer, value) in [
+            ("--cpu-period 50000", "/cpu/period", json!(50000)),
+            ("--cpu-quota -1", "/cpu/quota", json!(-1)),
+            ("--cpu-share 5", "/cpu/shares", json!(5)),
+            ("--cpu-burst 6", "/cpu/burst", json!(6)),
+            ("--cpu-idle 1", "/cpu/idle", json!(1)),
+            ("--cpu-rt-period 7", "/cpu/realtimePeriod", json!(7)),
+            ("--cpu-rt-runtime 8", "/cpu/realtimeRuntime", json!(8)),
+            ("--cpuset-cpus 0-1", "/cpu/cpus", json!("0-1")),
+            ("--cpuset-mems 0", "/cpu/mems", json!("0")),
+            ("--memory 64m", "/memory/limit", json!(64 << 20)),
+            ("--memory-reservation 1k", "/memory/reservation", json!(1024)),
+            ("--memory-swap -1", "/memory/swap", json!(-1)),
+            ("--pids-limit 9", "/pids/limit", json!(9)),
+            ("--blkio-weight 10", "/blockIO/weight", json!(10)),
+        ] {
+            let mut all = told(flag);
+            assert_eq!(all.pointer(pointer), Some(&value), "{flag}: {all}");
+            let (group, name) = pointer[1..].split_once('/').unwrap();
+            all[group].as_object_mut().unwrap().remove(name);
+            all.as_object_mut()
+                .unwrap()
+                .retain(|name, _| ["cpu", "memory"].contains(&name.as_str()));
+            assert_eq!(all, none, "{flag}");
+        }
+    }
+}

@@ -171,6 +171,28 @@ fn has_networks(docker: &Engine) -> Result<()> {
     docker.succeed("network rm net").map(drop)
 }
 
+/// As a compose file has them: each known to the other by its name, with files of the host's.
+#[test]
+fn two_services_of_a_project_find_each_other_also_after_a_restart() -> Result<()> {
+    docker(|docker| {
+        let data = docker.file("project");
+        fs::create_dir(&data)?;
+        fs::write(data.join("greeting"), "hello\n")?;
+        docker.succeed("network create net")?;
+        let volume = format!("--volume {}:/data:ro", data.display());
+        let serve = "while :; do nc -l -p 80 < /data/greeting; done";
+        docker.start("backend", &format!("--network net {volume}"), serve)?;
+        let ask = "while :; do nc backend 80 < /dev/null; sleep 0.1; done";
+        docker.start("frontend", "--network net", ask)?;
+        docker.says("frontend", "hello")?;
+        fs::write(data.join("greeting"), "hello again\n")?;
+        docker.succeed("restart -t 0 backend")?;
+        docker.says("frontend", "hello again")?;
+        docker.succeed("rm --force backend frontend")?;
+        docker.succeed("network rm net").map(drop)
+    })
+}
+
 #[test]
 fn container_is_in_two_networks() -> Result<()> {
     docker(is_in_two_networks)
