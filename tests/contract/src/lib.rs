@@ -35,7 +35,7 @@ macro_rules! contract {
             death_of_the_vmm_is_an_event,
             vm_that_is_dropped_leaves_nothing,
             panic_ends_the_vm_and_is_its_last_word,
-            several_processors_come_up,
+            guest_is_as_large_as_it_is_to_be,
             files_are_shared,
             image_is_booted_from,
             disks_are_taken_as_the_capabilities_say,

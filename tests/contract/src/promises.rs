@@ -142,11 +142,24 @@ pub async fn panic_ends_the_vm_and_is_its_last_word(subject: Subject) -> Result<
     Ok(())
 }
 
-/// A guest with two processors gets as far as one with one.
-pub async fn several_processors_come_up(subject: Subject) -> Result<()> {
-    let mut bench = Bench::new(subject, "smp").await?;
-    bench.spec.vcpus = 2;
-    let (vm, _agent) = bench.boot_to_agent().await?;
+/// A guest has the processors and the memory that are its own, but for what its kernel keeps.
+pub async fn guest_is_as_large_as_it_is_to_be(subject: Subject) -> Result<()> {
+    let mut bench = Bench::new(subject, "size").await?;
+    (bench.spec.vcpus, bench.spec.memory_mib) = (2, 384);
+    let (vm, agent) = bench.boot_to_agent().await?;
+    if bench.subject.guest.has_kernel {
+        let metrics = agent.get_metrics().await?;
+        let values = |of: &str| -> Vec<f64> {
+            let lines = metrics.lines().filter_map(|line| line.strip_prefix(of));
+            lines.filter_map(|rest| rest.rsplit(' ').next()?.parse().ok()).collect()
+        };
+        // A line for each, and one for all of them.
+        let processors = metrics.matches(",item=\"idle\"}").count() - 1;
+        ensure!(processors == 2, "it has {processors} processors: {metrics}");
+        let memory = values("kata_guest_meminfo{item=\"memtotal\"}").into_iter().sum::<f64>();
+        let mib = memory / f64::from(1 << 20);
+        ensure!((300.0..=384.0).contains(&mib), "it has {mib} MiB");
+    }
     vm.stop().await;
     Ok(())
 }

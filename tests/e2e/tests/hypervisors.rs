@@ -65,12 +65,15 @@ fn runtimes_name_chooses_krun_or_tells_what_it_lacks_here() -> Result<()> {
 }
 
 #[test]
-fn cloud_hypervisor_is_refused_where_there_is_no_kvm() -> Result<()> {
+fn cloud_hypervisor_and_firecracker_are_refused_where_there_is_no_kvm() -> Result<()> {
     if kvm_obstacle().is_none() {
         eprintln!("left out, for KVM works here: what is said where it does not");
         return Ok(());
     }
-    is_refused("clh", "or use QEMU, which does without")
+    for hypervisor in ["clh", "fc"] {
+        is_refused(hypervisor, "or use QEMU, which does without")?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -57,6 +57,12 @@ pub(crate) const INABILITIES: &[Inability] = &[
         why: "the host sees nothing of what a container writes to its root file system",
     },
     Inability {
+        file: "mounts",
+        test: "bind_mounts_are_shared_both_ways",
+        hypervisors: &[Hypervisor::Firecracker, Hypervisor::Jailer],
+        why: COPIES,
+    },
+    Inability {
         file: "network",
         test: "macvtap_carries_the_same",
         hypervisors: &[Hypervisor::Firecracker, Hypervisor::Jailer],
@@ -273,7 +279,7 @@ const VMM_AND_SHIM: Choice = Only(
 /// Every test file there is, in the order in which they run.
 pub(crate) const TABLE: &[Row] = &[
     // The drivers alone.
-    row("qemu", [Only(&["on_q35"], MICROVM), OTHER, OTHER, OTHER, OTHER]),
+    row("qemu", [Whole, OTHER, OTHER, OTHER, OTHER]),
     row("krun", [OTHER, Whole, OTHER, OTHER, OTHER]),
     row("clh", [OTHER, OTHER, Whole, OTHER, OTHER]),
     // Also in the jailer's cell, where that is there.
@@ -300,7 +306,7 @@ pub(crate) const TABLE: &[Row] = &[
             LIVES_AND_STANDS_STILL,
             LIVES_AND_STANDS_STILL,
             LIVES_AND_STANDS_STILL,
-            Never(JAILED),
+            ByHand(JAILED),
         ],
     ),
     row(
@@ -320,7 +326,7 @@ pub(crate) const TABLE: &[Row] = &[
             Only(&["half_closed_input_reaches_the_process"], ABOVE),
             STREAM,
             STREAM,
-            Never(JAILED),
+            ByHand(JAILED),
         ],
     ),
     row(
@@ -346,11 +352,11 @@ pub(crate) const TABLE: &[Row] = &[
             ByHand(TIME),
             Only(&["bind_mounts_are_shared_both_ways"], TIME),
             ByHand(TIME),
-            Never(COPIES),
-            Never(COPIES),
+            ByHand(TIME),
+            ByHand(JAILED),
         ],
     ),
-    row("pods", [MEMBERS, MEMBERS, ByHand(TIME), MEMBERS, Never(JAILED)]),
+    row("pods", [MEMBERS, MEMBERS, ByHand(TIME), MEMBERS, ByHand(JAILED)]),
     row(
         "block",
         [
@@ -366,7 +372,7 @@ pub(crate) const TABLE: &[Row] = &[
             DISKS_AT_BOOT,
             DISKS_THAT_COME_AND_GO,
             DISKS_OF_FIRECRACKER,
-            Never(JAILED),
+            Only(&["device_mappers_thin_device_becomes_a_disk"], JAILED),
         ],
     ),
     qemu("users", Only(&["every_vmm_is_a_nobody_of_its_own"], TIME)),
@@ -386,7 +392,7 @@ pub(crate) const TABLE: &[Row] = &[
             // A reset is the one way out that its guests have, and what they say tells the ends
             // apart; a power-off is noticed by their silence.
             Only(&["guest_that_panics", "guest_that_powers_off"], TIME),
-            Never(JAILED),
+            ByHand(JAILED),
         ],
     ),
     row(
@@ -448,7 +454,7 @@ pub(crate) const TABLE: &[Row] = &[
     qemu("failures", ByHand(ABOVE)),
     qemu("file_server", ByHand(ABOVE)),
     qemu("guest", ByHand(ABOVE)),
-    qemu("huge_pages", ByHand(TIME)),
+    qemu("huge_pages", Whole),
     qemu(
         "template",
         Only(&["sandboxes_go_on_from_one_guest_and_have_nothing_of_it_in_common"], TIME),
