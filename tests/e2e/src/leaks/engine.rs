@@ -11,9 +11,12 @@ use crate::engine::Engine;
 use crate::mark::Mark;
 use crate::process;
 
+/// As long as what carries this test's names may stay.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// As long as a name may stay that could be another test's, which has come after this one and goes
 /// with it: there is a test whose container runs Docker.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(300);
 
 /// Programs that are there as long as a daemon is.
 const DAEMONS: &[&str] = &["dockerd", "containerd"];
@@ -43,17 +46,19 @@ impl<'a> EngineTraces<'a> {
     pub(crate) fn vanish(&self) -> Result<()> {
         // What comes while this waits is another test's.
         let came = Machine::since(&self.before);
-        let mut directories: Vec<PathBuf> = Machine::places().map(Path::to_owned).collect();
-        directories.extend(self.of_containers());
+        let mut directories: Vec<PathBuf> = self.of_containers().collect();
         directories.extend(cgroups::parents(self.engine.mark()));
         wait_until_none(&directories, PATIENCE, || {
             let mut left = self.processes_and_mounts()?;
             let is_daemon = |program: &Path| DAEMONS.iter().any(|name| program.ends_with(name));
             left.processes.retain(|process| !is_daemon(&process.program));
-            left.others.extend(came.left());
             left.others.extend(cgroups::left(self.engine.mark()));
             left.others.extend(self.files());
             Ok(left)
+        })?;
+        let places: Vec<PathBuf> = Machine::places().map(Path::to_owned).collect();
+        wait_until_none(&places, PATIENCE_WITH_OTHERS, || {
+            Ok(Left { processes: Vec::new(), others: came.left() })
         })
     }
 
