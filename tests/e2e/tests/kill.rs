@@ -2,7 +2,7 @@
 //! everything, and nothing is left.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kata_e2e::{
@@ -376,4 +376,32 @@ fn shim_and_containerd_are_killed() -> Result<()> {
 #[test]
 fn vmm_and_containerd_are_killed() -> Result<()> {
     everything_dies_with_containerd(Part::Vmm)
+}
+
+/// A process that waits for the answer of a file server cannot die, and what waits for it is not to
+/// wait for ever.
+#[test]
+fn container_that_cannot_die_ends_with_its_sandbox() -> Result<()> {
+    if !only_a_vm("a file server") {
+        return Ok(());
+    }
+    scenario(|containerd| {
+        let shared = containerd.directory().join("shared");
+        fs::create_dir(&shared)?;
+        let script = "echo up; read line; touch /shared/file";
+        let run = containerd.shell(script).stdin(Input::Pipe);
+        let (mut client, container) = run.bind(&shared, "/shared", "rbind:rw").attach_and_keep()?;
+        client.expect("up\n")?;
+        let servers = parts_of(containerd.mark(), Part::FileServer)?;
+        let [server] = servers.as_slice() else { bail!("not one server: {servers:?}") };
+        server.signal(Signal::STOP)?;
+        client.write("now\n")?;
+        let before = Instant::now();
+        // One that does nothing goes the same way first: by its end the process waits.
+        container.kill("CONT")?;
+        container.kill("KILL")?;
+        assert_eq!(client.wait_until(Deadline::after(Duration::from_secs(150)))?.code, 137);
+        ensure!(before.elapsed() > Duration::from_secs(50), "it has died by itself");
+        container.remove()
+    })
 }

@@ -94,6 +94,12 @@ pub(crate) const INABILITIES: &[Inability] = &[
     },
     Inability {
         file: "kill",
+        test: "container_that_cannot_die_ends_with_its_sandbox",
+        hypervisors: WITHOUT_SERVER,
+        why: NO_SERVER,
+    },
+    Inability {
+        file: "kill",
         test: "file_server_is_killed_while_idle",
         hypervisors: WITHOUT_SERVER,
         why: NO_SERVER,
