@@ -30,6 +30,9 @@ A sandbox that needs what its hypervisor lacks is rejected with an error before 
 ";
 
 const TAIL: &str = "
+Two machines can less: QEMU's `microvm`, where `machine_type` asks for it, takes no disks and no memory later; and Firecracker takes a writable disk that is a
+file, as a snapshotter's may be, in no pod, and with `jailer_path` not at all. Either is rejected.
+
 A container is paused with each of them: the guest's kernel freezes its processes, and the VM runs on.
 
 ## Who may talk to the agent
