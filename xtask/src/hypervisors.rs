@@ -30,8 +30,8 @@ A sandbox that needs what its hypervisor lacks is rejected with an error before 
 ";
 
 const TAIL: &str = "
-Two machines can less: QEMU's `microvm`, where `machine_type` asks for it, takes no disks and no memory later; and Firecracker takes a writable disk that is a
-file, as a snapshotter's may be, in no pod, and with `jailer_path` not at all. Either is rejected.
+Two machines can do less. QEMU's `microvm`, where `machine_type` asks for it, takes no disks at boot and no more memory, and with KVM nothing that comes later.
+Firecracker takes a writable disk that is a file, as a snapshotter's may be, in no pod, and with `jailer_path` not at all.
 
 A container is paused with each of them: the guest's kernel freezes its processes, and the VM runs on.
 

@@ -18,6 +18,8 @@ pub(crate) struct Circumstances<'a> {
     /// Frequency of the host's time stamp counter, where it is known: an emulated microvm is not
     /// chosen where it is not.
     pub(crate) tsc_khz: Option<u32>,
+    /// Whether the host's kernel trusts that counter.
+    pub(crate) tsc_trusted: bool,
     pub(crate) debug: bool,
     /// Whether the agent is reached by vsock.
     pub(crate) vsock: bool,
@@ -31,8 +33,8 @@ pub(crate) struct Circumstances<'a> {
 
 /// The kernel's command line.
 pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
-    let Circumstances { machine, accelerator, tsc_khz, debug, vsock, more_memory, vcpus, extra } =
-        *circumstances;
+    let Circumstances { machine, accelerator, tsc_khz, tsc_trusted, .. } = *circumstances;
+    let Circumstances { debug, vsock, more_memory, vcpus, extra, .. } = *circumstances;
     let mut params: Vec<String> = [
         "console=ttyS0",
         // A guest that panics or reboots ends its VM: by a triple fault, which takes no device, and
@@ -55,7 +57,7 @@ pub(crate) fn command_line(circumstances: &Circumstances<'_>) -> String {
     }
     params.extend(vcpus.kernel_parameter());
     if accelerator == Accelerator::Tcg {
-        params.extend(emulation_params(machine, tsc_khz));
+        params.extend(emulation_params(machine, tsc_khz, tsc_trusted));
     }
     kernel_command_line(strings(&params), debug, strings(extra))
 }
@@ -64,7 +66,7 @@ fn strings(words: &[String]) -> impl Iterator<Item = &str> {
     words.iter().map(String::as_str)
 }
 
-fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
+fn emulation_params(machine: Machine, tsc_khz: Option<u32>, tsc_trusted: bool) -> Vec<String> {
     // The leaks that mitigations close do not exist between guest code that is translated; their
     // costs do. Patching the lock prefixes away on one processor costs a translating emulator more
     // than it ever wins.
@@ -85,11 +87,12 @@ fn emulation_params(machine: Machine, tsc_khz: Option<u32>) -> Vec<String> {
         // host makes useless; the kernel would then wait for ever, and silently. So a guest that
         // cannot be told is given another machine (`machine.rs`).
         params.push("no_timer_check".into());
-        if let Some(khz) = tsc_khz {
-            params.push(format!("tsc_early_khz={khz}"));
-            // There is only the tick to check the counter against, and a guest that waits for the
-            // processor misses ticks. The kernel would then take the counter for wrong, and count
-            // time by ticks alone: too slowly, and to a hundredth of a second.
+        params.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+        // There is only the tick to check the counter against, and a guest that waits for the
+        // processor misses ticks. The kernel would then take the counter for wrong, and count time
+        // by ticks alone: too slowly, and to a hundredth of a second. Of several processors it
+        // would not take the counter at all. QEMU has one for all of them, which is the host's.
+        if tsc_khz.is_some() && tsc_trusted {
             params.push("tsc=reliable".into());
         }
     }
@@ -105,6 +108,7 @@ mod tests {
             machine: Machine::Microvm,
             accelerator,
             tsc_khz: Some(2_600_123),
+            tsc_trusted: true,
             debug: false,
             vsock: false,
             more_memory: false,
@@ -128,6 +132,12 @@ mod tests {
         ] {
             assert!(line.split(' ').any(|word| word == param), "{param} is missing in: {line}");
         }
+    }
+
+    #[test]
+    fn counter_is_as_good_to_the_guest_as_it_is_to_the_host() {
+        let with = Circumstances { tsc_trusted: false, ..circumstances(Accelerator::Tcg) };
+        assert!(!command_line(&with).contains("reliable"));
     }
 
     #[test]

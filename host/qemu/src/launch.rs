@@ -146,6 +146,7 @@ fn kernel_command_line(
         machine,
         accelerator: host.accelerator,
         tsc_khz: host.tsc_khz,
+        tsc_trusted: host.tsc_trusted,
         debug: spec.debug,
         vsock,
         more_memory: spec.most_memory_mib.is_some(),

@@ -87,6 +87,7 @@ struct Host {
     accelerator: Accelerator,
     /// Frequency of the time stamp counter, where an emulated guest must be told.
     tsc_khz: Option<u32>,
+    tsc_trusted: bool,
     /// Whether QEMU runs as root.
     root: bool,
     /// Why it does although it should not.
@@ -114,7 +115,8 @@ impl Qemu {
             tracing::warn!("{obstacle}: QEMU runs as root, without a capability");
         }
         let root = !settings.rootless || obstacle.is_some();
-        Self { settings, host: Host { accelerator, tsc_khz, root, obstacle } }
+        let tsc_trusted = kata_linux::tsc::is_trusted();
+        Self { settings, host: Host { accelerator, tsc_khz, tsc_trusted, root, obstacle } }
     }
 }
 

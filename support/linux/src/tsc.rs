@@ -12,6 +12,17 @@ pub fn host_khz() -> Option<u32> {
     imp::host_khz()
 }
 
+/// The clocks that the kernel may count time by; one that it found to be wrong is not among them
+/// (Documentation/ABI/testing/sysfs-devices-system-clocksource).
+const CLOCKS: &str = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
+
+/// Whether this host's kernel takes the counter for one that counts time evenly, on all processors
+/// alike. Not, where that cannot be read.
+#[must_use]
+pub fn is_trusted() -> bool {
+    std::fs::read_to_string(CLOCKS).is_ok_and(|all| all.split_whitespace().any(|one| one == "tsc"))
+}
+
 #[cfg(target_arch = "x86_64")]
 mod imp {
     #![expect(unsafe_code, reason = "reading the time stamp counter")]

@@ -388,7 +388,7 @@ fn container_that_cannot_die_ends_with_its_sandbox() -> Result<()> {
     scenario(|containerd| {
         let shared = containerd.directory().join("shared");
         fs::create_dir(&shared)?;
-        let script = "echo up; read line; touch /shared/file";
+        let script = "echo up; read line; echo now; touch /shared/file";
         let run = containerd.shell(script).stdin(Input::Pipe);
         let (mut client, container) = run.bind(&shared, "/shared", "rbind:rw").attach_and_keep()?;
         client.expect("up\n")?;
@@ -396,6 +396,7 @@ fn container_that_cannot_die_ends_with_its_sandbox() -> Result<()> {
         let [server] = servers.as_slice() else { bail!("not one server: {servers:?}") };
         server.signal(Signal::STOP)?;
         client.write("now\n")?;
+        client.expect("now\n")?;
         let before = Instant::now();
         // One that does nothing goes the same way first: by its end the process waits.
         container.kill("CONT")?;

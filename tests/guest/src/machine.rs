@@ -196,7 +196,7 @@ impl Setup {
     }
 
     fn kernel_parameters(&self) -> String {
-        let tsc = tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}"));
+        let tsc = tsc::host_khz().map(|khz| format!("tsc_early_khz={khz} tsc=reliable"));
         let fixed = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests cgroup_no_v1=all mitigations=off noreplace-smp \
                      no_timer_check agent.power=reset agent.log=debug agent.log_vport=1025 agent.debug_console agent.debug_console_vport=1026";
         let root = self.image.as_ref().map(|_| {

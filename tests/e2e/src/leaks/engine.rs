@@ -46,7 +46,9 @@ impl<'a> EngineTraces<'a> {
     pub(crate) fn vanish(&self) -> Result<()> {
         // What comes while this waits is another test's.
         let came = Machine::since(&self.before);
-        let mut directories: Vec<PathBuf> = self.of_containers().collect();
+        let places: Vec<PathBuf> = Machine::places().map(Path::to_owned).collect();
+        let mut directories = places.clone();
+        directories.extend(self.of_containers());
         directories.extend(cgroups::parents(self.engine.mark()));
         wait_until_none(&directories, PATIENCE, || {
             let mut left = self.processes_and_mounts()?;
@@ -54,9 +56,11 @@ impl<'a> EngineTraces<'a> {
             left.processes.retain(|process| !is_daemon(&process.program));
             left.others.extend(cgroups::left(self.engine.mark()));
             left.others.extend(self.files());
+            let marks = self.marks();
+            let is_own = |name: &String| marks.iter().any(|mark| mark.is_in(name.as_bytes()));
+            left.others.extend(came.left().into_iter().filter(is_own));
             Ok(left)
         })?;
-        let places: Vec<PathBuf> = Machine::places().map(Path::to_owned).collect();
         wait_until_none(&places, PATIENCE_WITH_OTHERS, || {
             Ok(Left { processes: Vec::new(), others: came.left() })
         })
@@ -69,12 +73,18 @@ impl<'a> EngineTraces<'a> {
 
     fn processes_and_mounts(&self) -> Result<Left> {
         let mut left = Left { processes: Vec::new(), others: Vec::new() };
-        let ids = self.engine.ids();
-        for mark in ids.iter().map(|id| Mark::of(id)).chain([self.engine.mark().clone()]) {
+        for mark in self.marks() {
             left.processes.extend(process::marked(&mark)?);
             left.others.extend(mounts(&mark)?.into_iter().filter(|line| !self.is_engines(line)));
         }
         Ok(left)
+    }
+
+    /// What this test's things have in their names: its mark, or the id of a container that it
+    /// knows.
+    fn marks(&self) -> Vec<Mark> {
+        let ids = self.engine.ids();
+        ids.iter().map(|id| Mark::of(id)).chain([self.engine.mark().clone()]).collect()
     }
 
     /// Mounts that are the engine's own: Podman's of its storage, Docker's of its data and network

@@ -180,9 +180,11 @@ fn two_services_of_a_project_find_each_other_also_after_a_restart() -> Result<()
         fs::write(data.join("greeting"), "hello\n")?;
         docker.succeed("network create net")?;
         let volume = format!("--volume {}:/data:ro", data.display());
-        let serve = "while :; do nc -l -p 80 < /data/greeting; done";
+        // It reads the file once, so that what it says tells which start it is of.
+        let serve =
+            "greeting=$(cat /data/greeting); while :; do echo \"$greeting\" | nc -l -p 80; done";
         docker.start("backend", &format!("--network net {volume}"), serve)?;
-        let ask = "while :; do nc backend 80 < /dev/null; sleep 0.1; done";
+        let ask = "while :; do timeout 5 nc backend 80 < /dev/null; sleep 0.1; done";
         docker.start("frontend", "--network net", ask)?;
         docker.says("frontend", "hello")?;
         fs::write(data.join("greeting"), "hello again\n")?;

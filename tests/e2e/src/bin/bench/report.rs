@@ -16,7 +16,7 @@ pub(crate) struct Target {
     pub(crate) name: &'static str,
     pub(crate) value: f64,
     pub(crate) unit: &'static str,
-    /// What the value must not exceed.
+    /// What the value must not exceed, to a hundredth.
     pub(crate) at_most: f64,
 }
 
@@ -205,6 +205,12 @@ mod tests {
         let json = json(&values, &targets, Path::new("/k")).unwrap();
         assert!(json.contains("\"at_most\": 1.5") && json.contains("\"who\": \"floor\""), "{json}");
         assert!(json.contains("\"why\": \"no ptrace\""), "{json}");
+    }
+
+    #[test]
+    fn target_is_met_as_exactly_as_it_is_printed() {
+        let target = |value| Target { name: "ratio", value, unit: "", at_most: 1.0 };
+        assert!(target(1.004).is_met() && !target(1.006).is_met());
     }
 
     #[test]
