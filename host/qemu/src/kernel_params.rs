@@ -18,7 +18,7 @@ pub(crate) struct Circumstances<'a> {
     /// Frequency of the host's time stamp counter, where it is known: an emulated microvm is not
     /// chosen where it is not.
     pub(crate) tsc_khz: Option<u32>,
-    /// Whether the host's kernel trusts that counter.
+    /// Whether it is known, and the host's kernel trusts that counter.
     pub(crate) tsc_trusted: bool,
     pub(crate) debug: bool,
     /// Whether the agent is reached by vsock.
@@ -92,7 +92,7 @@ fn emulation_params(machine: Machine, tsc_khz: Option<u32>, tsc_trusted: bool) -
         // processor misses ticks. The kernel would then take the counter for wrong, and count time
         // by ticks alone: too slowly, and to a hundredth of a second. Of several processors it
         // would not take the counter at all. QEMU has one for all of them, which is the host's.
-        if tsc_khz.is_some() && tsc_trusted {
+        if tsc_trusted {
             params.push("tsc=reliable".into());
         }
     }

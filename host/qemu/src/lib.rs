@@ -87,6 +87,7 @@ struct Host {
     accelerator: Accelerator,
     /// Frequency of the time stamp counter, where an emulated guest must be told.
     tsc_khz: Option<u32>,
+    /// Whether it is known, and trusted by the host's kernel.
     tsc_trusted: bool,
     /// Whether QEMU runs as root.
     root: bool,
@@ -115,7 +116,7 @@ impl Qemu {
             tracing::warn!("{obstacle}: QEMU runs as root, without a capability");
         }
         let root = !settings.rootless || obstacle.is_some();
-        let tsc_trusted = kata_linux::tsc::is_trusted();
+        let tsc_trusted = tsc_khz.is_some() && kata_linux::tsc::is_trusted();
         Self { settings, host: Host { accelerator, tsc_khz, tsc_trusted, root, obstacle } }
     }
 }

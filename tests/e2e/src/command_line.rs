@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::{self, Client, Input, Output};
@@ -39,6 +39,10 @@ enum Caller {
 
 /// A script that says that it is up, and does nothing from then on.
 pub const IDLE: &str = "echo up; exec sleep 1000";
+
+/// A script that does what it reads, without a prompt and without line editing.
+pub const READS_COMMANDS: &str =
+    "stty -echo; echo ready; while :; do read -r line && eval \"$line\"; done";
 
 /// A script that says `up`, and at SIGTERM `bye`, and ends then with code 3.
 pub const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait";
@@ -178,12 +182,32 @@ impl CommandLine {
 
     /// Has a container run that does nothing ([`IDLE`]).
     pub fn run_idle(&self, name: &str) -> Result<()> {
-        let bundle = self.bundle(name, IDLE, |spec| spec)?;
+        self.run_idle_with(name, |spec| spec)
+    }
+
+    /// The same with another specification.
+    pub fn run_idle_with(&self, name: &str, change: impl FnOnce(Spec) -> Spec) -> Result<()> {
+        let bundle = self.bundle(name, IDLE, change)?;
         self.create(name, &bundle)?;
         self.succeed(&["start", &self.id(name)]).map(drop)
     }
 
-    /// The same with flags before the command.
+    /// Has a pod run, whose first container has the name `pod`, does nothing, and is alone in it.
+    pub fn run_pod(&self) -> Result<()> {
+        let annotations = json!({ "io.kubernetes.cri.container-type": "sandbox" });
+        self.run_idle_with("pod", |spec| spec.set("/annotations", annotations))
+    }
+
+    /// Has a further member of that pod run.
+    pub fn run_member(&self, name: &str, change: impl FnOnce(Spec) -> Spec) -> Result<()> {
+        let annotations = json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": self.id("pod"),
+        });
+        self.run_idle_with(name, |spec| change(spec.set("/annotations", annotations)))
+    }
+
+    /// As [`CommandLine::create`] with flags before the command.
     pub fn create_with(&self, name: &str, bundle: &Path, flags: &[&str]) -> Result<()> {
         let out = File::create(self.file(&format!("{name}.out"))).context("cannot make a file")?;
         let pid_file = self.file(&format!("{name}.pid"));

@@ -55,7 +55,7 @@ mod watch;
 mod wire;
 
 pub use client::{Client, Input, Output};
-pub use command_line::{CommandLine, IDLE, SERVER};
+pub use command_line::{CommandLine, IDLE, READS_COMMANDS, SERVER};
 pub use configuration::{Configuration, hypervisor_under_test};
 pub use container::{Container, Exec};
 pub use containerd::{Containerd, Daemon};

@@ -15,7 +15,6 @@
 //! And of a command itself, when the guest has been asked; and of the parts of a pod's sandbox.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -229,27 +228,10 @@ fn stand_in_is_killed_while_its_added_process_is_being_started() -> Result<()> {
     })
 }
 
-/// Makes and starts a pod, whose first container has the name `pod`, and its other members. Returns
-/// a bundle for each of these.
-fn start_pod(host: &CommandLine, members: &[&str]) -> Result<Vec<PathBuf>> {
-    let annotated = |name: &str, annotations| {
-        host.bundle(name, IDLE, |spec| spec.set("/annotations", annotations))
-    };
-    let start = |name: &str, bundle: &Path| {
-        host.create(name, bundle)?;
-        host.succeed(&["start", &host.id(name)]).map(drop)
-    };
-    start("pod", &annotated("pod", json!({ "io.kubernetes.cri.container-type": "sandbox" }))?)?;
-    let of_pod = json!({
-        "io.kubernetes.cri.container-type": "container",
-        "io.kubernetes.cri.sandbox-id": host.id("pod"),
-    });
-    let started = members.iter().map(|name| {
-        let bundle = annotated(name, of_pod.clone())?;
-        start(name, &bundle)?;
-        Ok(bundle)
-    });
-    started.collect()
+/// A pod of three containers: `pod`, which is the first, `one` and `two`.
+fn run_pod_of_three(host: &CommandLine) -> Result<()> {
+    host.run_pod()?;
+    ["one", "two"].into_iter().try_for_each(|name| host.run_member(name, |spec| spec))
 }
 
 /// Also of the first, whose id is the sandbox's.
@@ -260,7 +242,7 @@ fn pod_survives_the_stand_in_of_a_member() -> Result<()> {
     }
     for victim in ["one", "pod"] {
         CommandLine::scenario(Runtime::Kata, |host| {
-            let bundles = start_pod(host, &["one", "two"])?;
+            run_pod_of_three(host)?;
             kill(host.pid(victim)?)?;
             host.ends(victim)?;
             assert_eq!(host.status(victim)?, "stopped");
@@ -270,7 +252,7 @@ fn pod_survives_the_stand_in_of_a_member() -> Result<()> {
                 assert_eq!(host.succeed(&["exec", &host.id(name), "echo", "here"])?, "here\n");
             }
             if victim == "one" {
-                host.create("one", &bundles[0])?;
+                host.run_member("one", |spec| spec)?;
             }
             for name in ["one", "two", "pod"] {
                 host.succeed(&["delete", "--force", &host.id(name)])?;
@@ -289,7 +271,7 @@ fn every_member_of_a_pod_ends_with_its_sandbox() -> Result<()> {
     }
     for part in [Part::Proxy, Part::Vmm] {
         CommandLine::scenario(Runtime::Kata, |host| {
-            start_pod(host, &["one", "two"])?;
+            run_pod_of_three(host)?;
             let processes = host.processes()?;
             let victim = processes.iter().find(|one| one.is(part)).context("there is none")?;
             victim.signal(Signal::KILL)?;
@@ -301,7 +283,8 @@ fn every_member_of_a_pod_ends_with_its_sandbox() -> Result<()> {
                 host.succeed(&["delete", &host.id(name)])?;
             }
             // And the names can be used again.
-            start_pod(host, &["one"])?;
+            host.run_pod()?;
+            host.run_member("one", |spec| spec)?;
             ["one", "pod"]
                 .iter()
                 .try_for_each(|name| host.succeed(&["delete", "--force", &host.id(name)]).map(drop))

@@ -6,12 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kata_e2e::{
-    CommandLine, Container, Containerd, Input, Part, Runtime, only_a_vm, parts_of, scenario,
+    CommandLine, Container, Containerd, Input, Part, READS_COMMANDS, Runtime, only_a_vm, parts_of,
+    scenario,
 };
-
-/// A shell without a prompt and without line editing.
-const READS_COMMANDS: &str =
-    "stty -echo; echo ready; while :; do read -r line && eval \"$line\"; done";
 
 #[test]
 fn output_and_exit_code_reach_the_client() -> Result<()> {

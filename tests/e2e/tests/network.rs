@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kata_e2e::{
-    Client, CommandLine, Configuration, Container, Containerd, Deadline, IDLE, Image, Input, Part,
-    Run, Runtime, Scenario, Spec, Wire, has_macvtap, hypervisor_under_test, only_a_vm, parts_of,
+    Client, CommandLine, Configuration, Container, Containerd, Deadline, Image, Input, Part, Run,
+    Runtime, Scenario, Spec, Wire, has_macvtap, hypervisor_under_test, only_a_vm, parts_of,
     picture_of_this_machine, scenario,
 };
 use rustix::process::Signal;
@@ -280,9 +280,7 @@ fn namespace_survives_the_same_deaths_by_hand() -> Result<()> {
         CommandLine::scenario(Runtime::Kata, |host| {
             let wire = Wire::by_hand(host)?;
             let before = wire.picture()?;
-            let bundle = host.bundle("c", IDLE, |spec| spec.in_network(&wire.path()))?;
-            host.create("c", &bundle)?;
-            host.succeed(&["start", &host.id("c")])?;
+            host.run_idle_with("c", |spec| spec.in_network(&wire.path()))?;
             assert_ne!(wire.picture()?, before, "nothing was joined");
             host.await_part(part)?.signal(Signal::KILL)?;
             host.ends("c")?;

@@ -4,27 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use kata_e2e::{CommandLine, IDLE, Image, Part, Process, Runtime, Spec, only_a_vm};
+use kata_e2e::{CommandLine, Image, Part, Process, Runtime, Spec, only_a_vm};
 use serde_json::json;
-
-/// Makes and starts a pod that has no member yet.
-fn start_pod(host: &CommandLine) -> Result<()> {
-    let annotations = json!({ "io.kubernetes.cri.container-type": "sandbox" });
-    let bundle = host.bundle("pod", IDLE, |spec| spec.set("/annotations", annotations))?;
-    host.create("pod", &bundle)?;
-    host.succeed(&["start", &host.id("pod")]).map(drop)
-}
-
-/// Makes and starts a member of it.
-fn start(host: &CommandLine, name: &str, change: impl FnOnce(Spec) -> Spec) -> Result<()> {
-    let annotations = json!({
-        "io.kubernetes.cri.container-type": "container",
-        "io.kubernetes.cri.sandbox-id": host.id("pod"),
-    });
-    let bundle = host.bundle(name, IDLE, |spec| change(spec.set("/annotations", annotations)))?;
-    host.create(name, &bundle)?;
-    host.succeed(&["start", &host.id(name)]).map(drop)
-}
 
 fn shell(host: &CommandLine, name: &str, script: &str) -> Result<String> {
     host.succeed(&["exec", &host.id(name), "sh", "-c", script])
@@ -58,12 +39,12 @@ fn member_that_is_made_again_at_once_has_its_new_root_and_the_old_one_is_let_go(
             Ok(root)
         };
         let roots = [root("first")?, root("second")?];
-        start_pod(host)?;
+        host.run_pod()?;
         let server = file_server(host)?;
         let before = server.lost_mounts()?;
         for round in 0..4 {
             let root = &roots[round % 2];
-            start(host, "member", |spec| spec.set("/root/path", json!(root)))?;
+            host.run_member("member", |spec| spec.set("/root/path", json!(root)))?;
             let which = shell(host, "member", "cat /which")?;
             assert!(root.ends_with(&which), "in round {round} it has the {which} root");
             delete(host, &["member"])?;
@@ -88,12 +69,12 @@ fn directory_that_one_member_only_reads_and_another_writes_is_as_each_of_them_ha
             });
             move |spec: Spec| spec.push("/mounts", mount)
         };
-        start_pod(host)?;
+        host.run_pod()?;
         // Each of them is there first once.
         for (first, second) in [("reader", "writer"), ("writer", "reader")] {
             for name in [first, second] {
                 let way = if name == "reader" { "ro" } else { "rw" };
-                start(host, name, with_data(way))?;
+                host.run_member(name, with_data(way))?;
             }
             let written = format!("by the {second}");
             shell(host, "writer", &format!("echo {written} > /data/file"))?;

@@ -5,7 +5,9 @@ use std::os::fd::AsRawFd;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use kata_e2e::{Client, CommandLine, Deadline, IDLE, Input, Runtime, Spec, only_a_vm};
+use kata_e2e::{
+    Client, CommandLine, Deadline, IDLE, Input, READS_COMMANDS, Runtime, Spec, only_a_vm,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -59,10 +61,6 @@ fn signal_to_an_exec_in_the_foreground_is_its_processs() -> Result<()> {
         host.succeed(&["delete", "--force", &host.id("c")]).map(drop)
     })
 }
-
-/// A shell without a prompt and without line editing.
-const READS_COMMANDS: &str =
-    "stty -echo; echo ready; while :; do read -r line && eval \"$line\"; done";
 
 /// As a person types into it: the size comes through, control-C is a signal to the process and to
 /// nobody else, and the caller's terminal is in the end what it was.
